@@ -1,0 +1,42 @@
+# Everything below runs in .venv, made on the first call; PYTHON is the interpreter it is made with.
+PYTHON ?= python3
+BIN := .venv/bin
+TINY_DATA := dataset/tiny/benchmark/benchmark.json
+NPROC ?= 1
+
+.PHONY: install demo test lint train eval data clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	touch $@
+
+demo: install
+	$(BIN)/python demo.py
+
+test: lint
+	$(BIN)/pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+data: $(TINY_DATA)
+
+$(TINY_DATA): | install
+	$(BIN)/minigpt4 tiny data --out dataset/tiny
+
+train: install data
+	$(BIN)/torchrun --nproc-per-node $(NPROC) train.py --cfg-path train_configs/minigpt4_tiny_stage1_pretrain.yaml
+	$(BIN)/torchrun --nproc-per-node $(NPROC) train.py --cfg-path train_configs/minigpt4_tiny_stage2_finetune.yaml
+
+# the shipped projection, or your own: make eval CKPT=output/minigpt4_tiny_stage2_finetune/checkpoint_best
+eval: install data
+	$(BIN)/python evaluate.py --cfg-path eval_configs/minigpt4_tiny_benchmark.yaml $(if $(CKPT),--options model.ckpt=$(CKPT))
+
+clean:
+	rm -rf .venv build *.egg-info output dataset/tiny
