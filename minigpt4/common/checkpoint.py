@@ -1,0 +1,104 @@
+"""The only file that reads or writes weights on disk."""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from iopath.common.file_io import HTTPURLHandler, PathManager
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from minigpt4.common.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_WEIGHTS = "model.safetensors"  # in a checkpoint folder
+_manager = PathManager()
+_manager.register_handler(HTTPURLHandler())
+
+
+def local_file(key: str, path: str) -> Path:
+    """Returns a local file (or folder) for a path or URL; a URL is downloaded once into the user's cache.
+
+    Raises:
+        UserError: there is no such file. `key` is the config key that names it.
+    """
+    if not path.startswith(("http://", "https://")) and not Path(path).expanduser().exists():
+        raise UserError(
+            f"{key}: '{path}' does not exist. Set {key} to a file or folder that does; see README \"Real weights\"."
+        )
+    return Path(_manager.get_local_path(os.path.expanduser(path)))
+
+
+def load_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Reads a `.safetensors` file, a `.pth` file of the original (`{"model": ...}` or bare), or a checkpoint folder.
+
+    Raises:
+        UserError: the file is damaged, or holds more than tensors.
+    """
+    path = Path(path)
+    file = path / _WEIGHTS if path.is_dir() else path
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
+        raise UserError(f"{file} can't be read as weights: {str(error).splitlines()[0]}") from error
+    return state.get("model", state)
+
+
+@dataclass
+class LoadReport:
+    """What a checkpoint gave: names loaded, and names in the file that the model has no use for."""
+
+    path: str
+    loaded: list[str]
+    ignored: list[str]
+
+    def __str__(self) -> str:
+        return (
+            f"checkpoint {self.path}: loaded {', '.join(self.loaded)}; ignored {', '.join(self.ignored) or 'nothing'}"
+        )
+
+
+def load_checkpoint(model: nn.Module, path: str | Path) -> LoadReport:
+    """Loads the trainable weights of a model.
+
+    Frozen parts come from their own files; buffers of the original (`inv_freq`, `position_ids`) are ignored.
+
+    Raises:
+        UserError: a trainable weight is missing, a shape differs, or the file holds an unknown weight.
+    """
+    state = load_tensors(path)
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    ignored = sorted(key for key in state if key.endswith((".inv_freq", ".position_ids")))
+    weights = {key: value for key, value in state.items() if key not in set(ignored)}
+    missing, unknown = sorted(trainable.keys() - weights.keys()), sorted(weights.keys() - trainable.keys())
+    if missing or unknown:
+        raise UserError(
+            f"model.ckpt: {path} does not hold this model's trainable weights: missing {missing[:3]}, "
+            f"unknown {unknown[:3]}."
+        )
+    for name, parameter in trainable.items():
+        if weights[name].shape != parameter.shape:
+            raise UserError(
+                f"model.ckpt: {path}: {name} is {list(weights[name].shape)}, this model has {list(parameter.shape)}. "
+                "Use the checkpoint that was trained with this LLM (model.llama_model)."
+            )
+        parameter.data.copy_(weights[name])
+    report = LoadReport(str(path), sorted(weights), ignored)
+    logger.info("%s", report)
+    return report
+
+
+def save_checkpoint(model: nn.Module, folder: str | Path) -> None:
+    """Writes the trainable weights to `folder/model.safetensors`, atomically."""
+    file = Path(folder) / _WEIGHTS
+    file.parent.mkdir(parents=True, exist_ok=True)
+    trainable = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+    temporary = file.with_suffix(".tmp")
+    save_file(trainable, temporary)
+    os.replace(temporary, file)

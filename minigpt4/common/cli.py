@@ -1,0 +1,34 @@
+"""What the entry points share: arguments, and errors as one line."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from minigpt4.common.errors import UserError
+
+
+def config_parser(description: str, default: str | None = None) -> argparse.ArgumentParser:
+    """A parser with the arguments of every entry point: `--cfg-path` and `--options`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "--cfg-path", default=default, required=default is None, help=f"YAML file of the run (default: {default})"
+    )
+    parser.add_argument(
+        "--options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override keys, e.g. run.max_epoch=2",
+    )
+    return parser
+
+
+def run(main: Callable[[], object]) -> None:
+    """Runs an entry point: a `UserError` becomes one line on stderr (of rank 0) and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)

@@ -1,0 +1,303 @@
+"""Configuration: YAML layers merged in order and checked against the dataclasses below, where every default lives."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import minigpt4
+from minigpt4.common.errors import UserError, did_you_mean
+
+_PACKAGE = Path(minigpt4.__file__).parent
+_CONFIGS = _PACKAGE / "configs"
+_ARCH_ALIASES = {"minigpt4": "mini_gpt4"}  # the original's later spelling
+
+
+@dataclass
+class VitConfig:
+    """Sizes of the vision tower; the defaults are EVA-ViT-g's."""
+
+    patch_size: int = 14
+    embed_dim: int = 1408
+    depth: int = 39  # blocks used; the 40th in the file is not
+    num_heads: int = 16
+    mlp_ratio: float = 4.3637
+
+
+@dataclass
+class QformerConfig:
+    """Sizes of the Q-Former; the defaults are BLIP-2's."""
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    cross_attention_frequency: int = 2
+
+
+@dataclass
+class ModelConfig:
+    """The model: where its parts' weights are, how they are built, how prompts look."""
+
+    arch: str = "mini_gpt4"
+    model_type: str = "pretrain_vicuna0"
+
+    image_size: int = 224
+    vit_model: str = "eva_clip_g"  # file or URL; eva_clip_g: the original's URL
+    vit: VitConfig = field(default_factory=VitConfig)
+    vit_precision: Literal["fp16", "bf16", "fp32"] = "fp16"
+    drop_path_rate: float = 0.0
+    use_grad_checkpoint: bool = False
+    freeze_vit: bool = True
+
+    has_qformer: bool = True
+    q_former_model: str = ""  # file or URL; also holds ln_vision
+    qformer: QformerConfig = field(default_factory=QformerConfig)
+    num_query_token: int = 32
+    freeze_qformer: bool = True
+
+    llama_model: str = ""  # folder or hub id of any Hugging Face causal LM
+    llm_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    low_resource: bool = False  # the LLM in 8 bits
+
+    ckpt: str | None = None  # trained weights: file, URL or checkpoint folder
+
+    conversation: str = "vicuna_v0"  # the chat's template, minigpt4/conversation/conversation.py
+    prompt: str = ""  # legal in the original's files, where nothing reads it
+    prompt_path: str = ""  # training prompts, one a line
+    prompt_template: str = "{}"
+    chat_template: bool = False  # wrap a sample's own instruction in prompt_template too
+    max_txt_len: int = 32
+    end_sym: str = "\n"
+
+
+@dataclass
+class ProcessorConfig:
+    """One processor. What is null is the processor's own default."""
+
+    name: str = ""
+    image_size: int | None = None
+    min_scale: float | None = None
+    max_scale: float | None = None
+    random_resized_crop: bool | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    prompt: str | None = None
+    max_words: int | None = None
+
+    def kwargs(self) -> dict[str, Any]:
+        """The values that are set, as keyword arguments of the processor's class."""
+        return {key: value for key, value in vars(self).items() if key != "name" and value is not None}
+
+
+@dataclass
+class ProcessorsConfig:
+    train: ProcessorConfig = field(default_factory=ProcessorConfig)
+    eval: ProcessorConfig = field(default_factory=ProcessorConfig)
+
+
+@dataclass
+class PreprocessConfig:
+    """The processors that the model was trained with: the default of every dataset, and what a chat uses."""
+
+    vis_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig)
+    text_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig)
+
+
+@dataclass
+class BuildInfo:
+    storage: str = ""  # where the training split lies
+    valid_storage: str | None = None  # where the validation split lies
+
+
+@dataclass
+class DatasetConfig:
+    data_type: str = "images"
+    build_info: BuildInfo = field(default_factory=BuildInfo)
+    vis_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig)
+    text_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig)
+    sample_ratio: float = 1.0
+    batch_size: int | None = None  # null: run.batch_size_train
+
+
+@dataclass
+class EvaluationDatasetConfig:
+    eval_file_path: str = ""
+    img_path: str = ""
+    max_new_tokens: int = 20
+    batch_size: int = 10
+
+
+@dataclass
+class RunConfig:
+    """How training and evaluation run. Learning rates are per step of the optimizer."""
+
+    task: str = "image_text_pretrain"
+    runner: str = "runner_base"
+    name: str = ""
+    job_name: str = "minigpt4"
+    output_dir: str = "output"
+    save_path: str | None = None  # where evaluation writes; null: output_dir
+
+    lr_sched: str = "linear_warmup_cosine_lr"
+    init_lr: float = 1e-4
+    min_lr: float = 0.0
+    warmup_lr: float = -1.0  # negative: init_lr
+    warmup_steps: int = 0
+    lr_decay_rate: float = 1.0  # per epoch, of linear_warmup_step_lr
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float | None = None
+    accum_grad_iters: int = 1
+
+    max_epoch: int = 1
+    iters_per_epoch: int | None = None  # null: once through the data
+    batch_size_train: int = 64
+    batch_size_eval: int = 64
+    num_workers: int = 4
+    log_freq: int = 50
+
+    seed: int = 42
+    amp: bool = False
+    device: str = "auto"
+    valid_splits: list[str] = field(default_factory=list)
+    controls: list[str] = field(default_factory=list)  # what evaluation repeats with sight taken away
+    resume_ckpt_path: str | None = None
+    wandb_log: bool = False
+
+    # legal in the original's files, decided elsewhere: by the entry point, and by torchrun's environment
+    train_splits: list[str] = field(default_factory=lambda: ["train"])
+    test_splits: list[str] = field(default_factory=list)
+    evaluate: bool = False
+    world_size: int = 1
+    dist_url: str = "env://"
+    distributed: bool = True
+
+
+@dataclass
+class EnvConfig:
+    cache_root: str = "~/.cache/minigpt4"
+    package_dir: str = str(_PACKAGE)
+
+
+@dataclass
+class Config:
+    """A whole run: `load_config` builds it, everything else only reads it."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    datasets: dict[str, DatasetConfig] = field(default_factory=dict)
+    evaluation_datasets: dict[str, EvaluationDatasetConfig] = field(default_factory=dict)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    env: EnvConfig = field(default_factory=EnvConfig)
+
+
+def load_config(path: str | Path, options: list[str] | None = None) -> Config:
+    """Merges default < model YAML < dataset YAMLs < the file < options, and checks keys and types.
+
+    Args:
+        path: the YAML file of a run.
+        options: `key=value` pairs (or the original's `key value ...`), keys in dotted form.
+
+    Raises:
+        UserError: a file is missing, a key unknown, a type wrong, a dataset or model type unknown.
+    """
+    user = _read(Path(path))
+    overrides = _parse_options(options or [])
+    asked: Any = OmegaConf.merge(user, overrides)
+    layers: list[tuple[str, Any]] = [("configs/default.yaml", _read(_CONFIGS / "default.yaml"))]
+    model = asked.get("model") or {}
+    layers.append(_model_layer(model.get("arch", ModelConfig.arch), model.get("model_type", ModelConfig.model_type)))
+    layers += [_dataset_layer(name) for name in asked.get("datasets") or {}]
+    layers += [(str(path), user), ("--options", overrides)]
+
+    config = _merge(OmegaConf.structured(Config), layers)
+    for dataset in config.datasets.values():
+        for kind in ("vis_processor", "text_processor"):
+            for split, default in config.preprocess[kind].items():
+                dataset[kind][split] = _override(default, dataset[kind][split])
+    try:
+        return OmegaConf.to_object(config)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {_one_line(error)}") from None
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Writes the resolved configuration as YAML; `load_config` reads it back to the same."""
+    OmegaConf.save(OmegaConf.structured(config), path)
+
+
+def _read(path: Path) -> DictConfig:
+    if not path.is_file():
+        raise UserError(
+            f"config file '{path}' does not exist. Set --cfg-path to a YAML file, such as those in train_configs/."
+        )
+    try:
+        content = OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} is not valid YAML: {_one_line(error)}") from None
+    if not isinstance(content, DictConfig):
+        raise UserError(f"{path}: expected groups such as model:, datasets: and run:, found a list.")
+    return content
+
+
+def _parse_options(options: list[str]) -> DictConfig:
+    if options and "=" not in options[0]:
+        if len(options) % 2:
+            raise UserError(f"--options: '{options[-1]}' has no value. Write key=value, for example run.max_epoch=2.")
+        options = [f"{key}={value}" for key, value in zip(options[::2], options[1::2], strict=True)]
+    for option in options:
+        if "=" not in option:
+            raise UserError(f"--options: '{option}' has no value. Write key=value, for example run.max_epoch=2.")
+    try:
+        return OmegaConf.from_dotlist(options)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"--options: {_one_line(error)}") from None
+
+
+def _model_layer(arch: str, model_type: str) -> tuple[str, DictConfig]:
+    folder = _CONFIGS / "models" / _ARCH_ALIASES.get(arch, arch)
+    if not folder.is_dir():
+        known = {p.name for p in folder.parent.iterdir()} | _ARCH_ALIASES.keys()
+        raise UserError(f"model.arch: '{arch}' is unknown.{did_you_mean(arch, known)}")
+    file = folder / f"{model_type}.yaml"
+    if not file.is_file():
+        known = {p.stem for p in folder.glob("*.yaml")}
+        raise UserError(f"model.model_type: '{model_type}' is unknown for {arch}.{did_you_mean(model_type, known)}")
+    return f"configs/models/{folder.name}/{file.name}", _read(file)
+
+
+def _dataset_layer(name: str) -> tuple[str, DictConfig]:
+    file = _CONFIGS / "datasets" / name / "defaults.yaml"
+    if not file.is_file():
+        known = {p.parent.name for p in (_CONFIGS / "datasets").glob("*/defaults.yaml")}
+        raise UserError(f"datasets.{name}: no such dataset.{did_you_mean(name, known)}")
+    return f"configs/datasets/{name}/defaults.yaml", _read(file)
+
+
+def _merge(config: Any, layers: list[tuple[str, Any]]) -> Any:
+    for source, layer in layers:
+        try:
+            config = OmegaConf.merge(config, layer)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{source}: {_one_line(error)}") from None
+    return config
+
+
+def _override(default: DictConfig, entry: DictConfig) -> DictConfig:
+    """A dataset's processor: what it sets wins over the model's default; naming another processor starts anew."""
+    if entry.name not in ("", default.name):
+        return entry
+    own = {key: value for key, value in entry.items() if value not in (None, "")}
+    return cast(DictConfig, OmegaConf.merge(default, own))
+
+
+def _one_line(error: Exception) -> str:
+    """The message's first line and the full key, without the lines about internal object types."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    keys = [line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")]
+    detail = [line for line in lines[1:] if not line.startswith(("full_key:", "object_type=", "reference_type="))]
+    return (f"{keys[0]}: " if keys and keys[0] else "") + " ".join(lines[:1] + detail)

@@ -1,0 +1,80 @@
+"""One table of everything that a YAML file names. A look-up imports the kind's package: nothing registers by chance."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from functools import partialmethod
+from typing import Any, TypeVar
+
+from minigpt4.common.errors import UserError, did_you_mean
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+_PACKAGES = {
+    "model": "minigpt4.models",
+    "builder": "minigpt4.datasets.builders",
+    "processor": "minigpt4.processors",
+    "task": "minigpt4.tasks",
+    "runner": "minigpt4.runners",
+    "lr_scheduler": "minigpt4.common.optims",
+}
+
+
+class Registry:
+    """Maps (kind, name) to a class, with the decorator and look-up names of LAVIS."""
+
+    def __init__(self) -> None:
+        self._table: dict[str, dict[str, Any]] = {kind: {} for kind in _PACKAGES}
+        self._imported: set[str] = set()
+
+    def register(self, kind: str, *names: str) -> Callable[[T], T]:
+        """Decorator: registers a class under one or more names. A name taken by another class is our bug."""
+
+        def wrap(item: T) -> T:
+            for name in names:
+                taken = self._table[kind].setdefault(name, item)
+                assert taken.__qualname__ == item.__qualname__, f"{kind} '{name}' is taken by {taken}"
+            return item
+
+        return wrap
+
+    def get(self, kind: str, name: str) -> Any:
+        """Returns what is registered under the name.
+
+        Raises:
+            UserError: nothing is; the message lists the names that are.
+        """
+        self._import(kind)
+        if name not in self._table[kind]:
+            raise UserError(f"'{name}' is not a registered {kind}.{did_you_mean(name, self._table[kind])}")
+        return self._table[kind][name]
+
+    def names(self, kind: str) -> list[str]:
+        """Lists the names registered for a kind."""
+        self._import(kind)
+        return sorted(self._table[kind])
+
+    def _import(self, kind: str) -> None:
+        if kind in self._imported:
+            return
+        package = importlib.import_module(_PACKAGES[kind])
+        for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+        self._imported.add(kind)
+
+    register_model = partialmethod(register, "model")
+    register_builder = partialmethod(register, "builder")
+    register_processor = partialmethod(register, "processor")
+    register_task = partialmethod(register, "task")
+    register_runner = partialmethod(register, "runner")
+    register_lr_scheduler = partialmethod(register, "lr_scheduler")
+
+    get_model_class = partialmethod(get, "model")
+    get_builder_class = partialmethod(get, "builder")
+    get_processor_class = partialmethod(get, "processor")
+    get_task_class = partialmethod(get, "task")
+    get_runner_class = partialmethod(get, "runner")
+    get_lr_scheduler_class = partialmethod(get, "lr_scheduler")
+
+
+registry = Registry()
