@@ -1,0 +1,37 @@
+"""What every model shares: construction from a config, frozen parts that stay frozen, counting."""
+
+import torch
+from torch import nn
+from typing_extensions import Self
+
+from minigpt4.common.config import Config
+
+
+class BaseModel(nn.Module):
+    """Base of all registered models. `forward(samples)` returns a dict with the scalar `loss`."""
+
+    @classmethod
+    def from_config(cls, config: Config) -> Self:
+        """Builds the model and loads its weights.
+
+        Raises:
+            UserError: a file is missing or does not fit; all paths are checked before the first is read.
+        """
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets training mode for what trains; frozen parts stay in eval mode (no dropout, no drop path)."""
+        super().train(mode)
+        for module in self.children():
+            if not any(p.requires_grad for p in module.parameters()):
+                module.eval()
+        return self
+
+    def count_parameters(self) -> tuple[int, int]:
+        """Returns (trainable, all)."""
+        sizes = [(p.numel(), p.requires_grad) for p in self.parameters()]
+        return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)

@@ -1,0 +1,85 @@
+"""Splices image embeddings into text: pure functions from token ids and tensors to padded LLM inputs.
+
+A layout is a list of ids: a token id, or `IMAGE_ROW` where one row of an image embedding goes. Rows fill the slots in
+order, so a batch needs no index beyond its layouts.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from minigpt4.common.errors import UserError
+
+IMAGE_PLACEHOLDER = "<ImageHere>"
+IMAGE_ROW = -1  # no token id is negative
+IGNORE = -100  # label that the loss skips
+
+
+def prompt_layout(prompt: str, encode: Callable[[str], list[int]], rows_per_image: int) -> list[int]:
+    """Lays out one prompt: text around each `<ImageHere>` is encoded by itself, an empty text gives nothing."""
+    layout: list[int] = []
+    for index, text in enumerate(prompt.split(IMAGE_PLACEHOLDER)):
+        if index:
+            layout += [IMAGE_ROW] * rows_per_image
+        if text:
+            layout += encode(text)
+    return layout
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, side: str = "right") -> tuple[Tensor, Tensor]:
+    """Pads id lists to tensors: ids [B, T] and a mask [B, T] that is 1 on what was there, 0 on padding."""
+    length = max(map(len, rows))
+    ids = torch.full((len(rows), length), value, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        where = slice(length - len(row), None) if side == "left" else slice(len(row))
+        ids[index, where] = torch.tensor(row, dtype=torch.long)
+        mask[index, where] = 1
+    return ids, mask
+
+
+def splice(ids: Tensor, images: Tensor | None, embed_tokens: Callable[[Tensor], Tensor]) -> Tensor:
+    """Embeds layouts.
+
+    Args:
+        ids: layouts [B, T], padded.
+        images: image embeddings [N, rows, D] of the whole batch in order of appearance; None when there are none.
+        embed_tokens: the LLM's input embedding, [B, T] -> [B, T, D].
+
+    Returns:
+        Embeddings [B, T, D]; gradients flow into `images`.
+
+    Raises:
+        UserError: placeholders and images differ in number.
+    """
+    is_image = ids == IMAGE_ROW
+    slots, rows = int(is_image.sum()), 0 if images is None else images.shape[0] * images.shape[1]
+    if slots != rows:
+        per_image = images.shape[1] if images is not None else 1
+        given = 0 if images is None else images.shape[0]
+        raise UserError(
+            f"prompts hold {slots // per_image} {IMAGE_PLACEHOLDER} but {given} images were given. Write one "
+            f"{IMAGE_PLACEHOLDER} for each image."
+        )
+    embeds = embed_tokens(ids.masked_fill(is_image, 0))
+    if images is None:
+        return embeds
+    return embeds.masked_scatter(is_image.unsqueeze(-1), images.to(embeds.dtype))
+
+
+def training_batch(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], bos: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Joins prompt layouts and answer ids of a batch, one BOS in front where the LLM has one.
+
+    Returns:
+        ids [B, T], mask [B, T] and labels [B, T]: the answer's ids, `IGNORE` on everything else.
+    """
+    start = [] if bos is None else [bos]
+    pairs = list(zip(prompts, answers, strict=True))
+    layouts = [[*start, *prompt, *answer] for prompt, answer in pairs]
+    targets = [[IGNORE] * (len(start) + len(prompt)) + list(answer) for prompt, answer in pairs]
+    ids, mask = pad(layouts, value=0)
+    labels, _ = pad(targets, value=IGNORE)
+    return ids, mask, labels

@@ -1,0 +1,89 @@
+"""EVA-ViT, the frozen vision tower (EVA: Fang et al. 2022, arXiv:2211.07636, section 2; BLIP-2, section 3.1)."""
+
+import logging
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from timm.models.eva import Eva
+from torch import Tensor, nn
+
+from minigpt4.common.checkpoint import load_tensors
+from minigpt4.common.config import VitConfig
+from minigpt4.common.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def build_vit(config: VitConfig, image_size: int, drop_path_rate: float = 0.0, grad_checkpoint: bool = False) -> Eva:
+    """Builds the tower with random weights: images [B, 3, H, W] -> tokens [B, 1 + H*W / patch_size**2, embed_dim].
+
+    The class token comes first. There is no final norm and no head: BLIP-2 reads the output of the last block that it
+    keeps (`depth` 39 of EVA-ViT-g's 40). Parameter names are those of the original's `eva_vit_g.pth`.
+    """
+    vit = Eva(
+        img_size=image_size,
+        patch_size=config.patch_size,
+        num_classes=0,
+        global_pool="",
+        embed_dim=config.embed_dim,
+        depth=config.depth,
+        num_heads=config.num_heads,
+        mlp_ratio=config.mlp_ratio,
+        qkv_bias=True,
+        drop_path_rate=drop_path_rate,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+    )
+    vit.norm = nn.Identity()
+    vit.set_grad_checkpointing(grad_checkpoint)
+    return vit
+
+
+def load_vit_weights(vit: Eva, path: str | Path) -> None:
+    """Loads weights in the original's names, strictly.
+
+    `norm.*`, `head.*` and blocks past `depth` are the only keys left unused. Position embeddings of another image
+    size are interpolated.
+
+    Raises:
+        UserError: a key is missing or unknown, or a shape differs.
+    """
+    state = load_tensors(path)
+    depth = len(vit.blocks)
+    unused = {k for k in state if k.startswith(("norm.", "head.", "fc_norm.")) or _block_index(k) >= depth}
+    state = {key: value.float() for key, value in state.items() if key not in unused}
+    if "pos_embed" in state:
+        state["pos_embed"] = interpolate_pos_embed(state["pos_embed"], vit.patch_embed.grid_size)
+    expected = {key for key in vit.state_dict() if not key.endswith("k_bias")}  # EVA has no key bias: timm's is zero
+    if state.keys() != expected:
+        missing, unknown = sorted(expected - state.keys())[:3], sorted(state.keys() - expected)[:3]
+        raise UserError(f"model.vit_model: {path} is no EVA-ViT of depth {depth}: missing {missing}, unknown {unknown}")
+    try:
+        vit.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        problem = str(error).splitlines()[-1].strip()
+        raise UserError(f"model.vit_model: {path} does not fit model.vit: {problem}") from None
+    logger.info("ViT: %d tensors from %s, unused: %s", len(state), path, sorted(unused) or "none")
+
+
+def _block_index(key: str) -> int:
+    return int(key.split(".")[1]) if key.startswith("blocks.") else -1
+
+
+def interpolate_pos_embed(pos_embed: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Resizes position embeddings [1, 1 + h*h, D] to [1, 1 + grid[0]*grid[1], D], bicubic; the class row is kept."""
+    cls_row, rows = pos_embed[:, :1], pos_embed[:, 1:]
+    side = round(rows.shape[1] ** 0.5)
+    if (side, side) == grid:
+        return pos_embed
+    square = rows.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    square = F.interpolate(square, size=grid, mode="bicubic", align_corners=False)
+    return torch.cat([cls_row, square.flatten(2).transpose(1, 2)], dim=1)
+
+
+def convert_weights(vit: nn.Module, dtype: torch.dtype) -> None:
+    """Converts conv and linear layers only, as the original: LayerNorms, q/v biases and embeddings stay fp32."""
+    for module in vit.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(dtype)
