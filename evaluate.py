@@ -1,0 +1,29 @@
+"""Evaluate: python evaluate.py --cfg-path eval_configs/minigpt4_tiny_benchmark.yaml [--options model.ckpt=X]"""
+
+from minigpt4.common.cli import config_parser, run
+
+
+def main() -> None:
+    parser = config_parser(
+        "Evaluate a model, as a YAML file says.", default="eval_configs/minigpt4_tiny_benchmark.yaml"
+    )
+    args = parser.parse_args()
+
+    from minigpt4.common.config import load_config
+
+    config = load_config(args.cfg_path, args.options)  # wrong configs fail before the slow imports below
+
+    from minigpt4.common.dist_utils import distributed, pick_device
+    from minigpt4.common.logger import setup_logger
+    from minigpt4.common.registry import registry
+
+    device = pick_device(config.run.device)
+    with distributed(device):
+        setup_logger()
+        task = registry.get_task_class(config.run.task)(config)
+        datasets = task.build_eval_datasets()
+        task.evaluate(task.build_model().to(device).eval(), datasets)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,58 @@
+"""Builders: one short class for each dataset name, saying what kind of files it is."""
+
+from typing import Any, ClassVar
+
+from torch.utils.data import Dataset
+
+from minigpt4.common.config import DatasetConfig
+from minigpt4.common.errors import UserError
+from minigpt4.common.registry import registry
+from minigpt4.datasets.datasets.align import CCSBUAlignDataset
+from minigpt4.datasets.datasets.shards import ShardedCaptionDataset
+from minigpt4.processors import build_processor
+
+
+class DatasetBuilder:
+    """Builds the splits of one dataset from its config block."""
+
+    dataset_class: ClassVar[Any]
+
+    def __init__(self, name: str, config: DatasetConfig):
+        self.name, self.config = name, config
+
+    def build(self, split: str, seed: int) -> Dataset:
+        """Builds `train` with the training processors, `val` with those of evaluation.
+
+        Raises:
+            UserError: the config names no such split, or its files are missing.
+        """
+        sources = {"train": ("storage", "train"), "val": ("valid_storage", "eval")}
+        if split not in sources:
+            raise UserError(f"run: datasets.{self.name} has no split '{split}'. Known: train, val.")
+        key, mode = sources[split]
+        storage = getattr(self.config.build_info, key)
+        if not storage:
+            raise UserError(f"datasets.{self.name}.build_info.{key}: not set. Set it to where the {split} split lies.")
+        return self.dataset_class(
+            key=f"datasets.{self.name}.build_info.{key}",
+            storage=storage,
+            vis_processor=build_processor(getattr(self.config.vis_processor, mode)),
+            text_processor=build_processor(getattr(self.config.text_processor, mode)),
+            training=split == "train",
+            seed=seed,
+        )
+
+
+@registry.register_builder("laion")
+class LaionBuilder(DatasetBuilder):
+    dataset_class = ShardedCaptionDataset
+
+
+@registry.register_builder("cc_sbu")
+class CCSBUBuilder(DatasetBuilder):
+    dataset_class = ShardedCaptionDataset
+
+
+@registry.register_builder("cc_sbu_align")
+class CCSBUAlignBuilder(DatasetBuilder):
+    dataset_class = CCSBUAlignDataset

@@ -1,0 +1,73 @@
+"""From datasets to batches: collation, endless loaders, and a mixture that all ranks draw alike."""
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+
+from minigpt4.common.dist_utils import rank, world_size
+from minigpt4.common.errors import UserError
+
+Batch = dict[str, Any]
+
+
+def collate(samples: list[dict[str, Any]]) -> Batch:
+    """Stacks tensors, lists everything else; a key that no sample sets is left out."""
+    batch: Batch = {}
+    for key in dict.fromkeys(key for sample in samples for key in sample):
+        values: list[Any] = [sample.get(key) for sample in samples]
+        if isinstance(values[0], torch.Tensor):
+            batch[key] = torch.stack(values)
+        elif any(value is not None for value in values):
+            batch[key] = values
+    return batch
+
+
+def build_loader(dataset: Dataset, batch_size: int, num_workers: int, training: bool, seed: int) -> DataLoader:
+    """A loader of this rank's share. Training shuffles and drops the incomplete last batch.
+
+    Raises:
+        UserError: the share does not fill one training batch.
+    """
+    sampler: DistributedSampler | None = None
+    if not isinstance(dataset, IterableDataset):
+        sampler = DistributedSampler(dataset, world_size(), rank(), shuffle=training, seed=seed)  # type: ignore[arg-type]
+        if training and len(sampler) < batch_size:
+            raise UserError(
+                f"run.batch_size_train: {batch_size} is more than the {len(sampler)} samples that each of "
+                f"{world_size()} processes gets. Use a smaller batch or more data."
+            )
+    generator = torch.Generator().manual_seed(seed + rank())  # seeds the workers' own random numbers
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=collate,
+        drop_last=training,
+        generator=generator,
+        persistent_workers=num_workers > 0,
+    )
+
+
+def forever(loader: DataLoader) -> Iterator[Batch]:
+    """Repeats a loader, shuffled anew each time."""
+    epoch = 0
+    while True:
+        if isinstance(loader.sampler, DistributedSampler):
+            loader.sampler.set_epoch(epoch)
+        yield from loader
+        epoch += 1
+
+
+def mixture(loaders: Sequence[DataLoader], ratios: Sequence[float], seed: int) -> Iterator[Batch]:
+    """Draws each batch from one loader, chosen in proportion to the ratios.
+
+    The choice depends on the seed alone: ranks share it, so all draw the same dataset at each step.
+    """
+    streams = [forever(loader) for loader in loaders]
+    choices = random.Random(seed)
+    while True:
+        yield next(choices.choices(streams, weights=ratios)[0])

@@ -1,0 +1,79 @@
+"""Image-caption pairs in webdataset shards (LAION, CC, SBU): `KEY.jpg` beside `KEY.json` with a `caption`."""
+
+import glob
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import webdataset as wds
+from torch.utils.data import IterableDataset
+
+from minigpt4.common.errors import UserError
+
+
+def expand_shards(key: str, storage: str) -> list[str]:
+    """Expands brace lists, globs and folders to shard names; URLs and pipes are left to webdataset.
+
+    Raises:
+        UserError: a local shard does not exist.
+    """
+    names = wds.shardlists.expand_urls(storage)
+    if storage.startswith("pipe:") or "://" in storage:
+        return names
+    found = [
+        sorted(glob.glob(f"{name}/*.tar")) if not name.endswith(".tar") else sorted(glob.glob(name)) for name in names
+    ]
+    missing = [name for name, files in zip(names, found, strict=True) if not files]
+    if missing:
+        raise UserError(
+            f"{key}: '{missing[0]}' does not exist ({len(missing)} of {len(names)} shards). "
+            "Set it to shards such as data/{00000..00099}.tar"
+        )
+    return [file for files in found for file in files]
+
+
+class ShardedCaptionDataset(IterableDataset):
+    """Streams samples {image, answer} from shards.
+
+    For training the stream is endless: every worker of every rank draws shards with replacement, from the seed, and
+    shuffles within a buffer. Otherwise it passes once, in order, each sample going to one worker of one rank.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        storage: str,
+        vis_processor: Callable[..., Any],
+        text_processor: Callable[[str], str],
+        training: bool,
+        seed: int,
+    ):
+        self.vis_processor, self.text_processor = vis_processor, text_processor
+        shards = expand_shards(key, storage)
+        open_shards = wds.tarfile_to_samples(handler=wds.warn_and_continue)
+        if training:
+            source = [
+                wds.ResampledShards(shards, seed=seed, deterministic=True),
+                open_shards,
+                wds.shuffle(1000, seed=seed),
+            ]
+        else:
+            source = [wds.SimpleShardList(shards), open_shards, _own_share]
+        self.pipeline = wds.DataPipeline(
+            *source,
+            wds.decode("pilrgb", handler=wds.warn_and_continue),
+            wds.to_tuple("jpg;jpeg;png;webp", "json", handler=wds.warn_and_continue),
+            wds.map(self._sample, handler=wds.warn_and_continue),
+        )
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.pipeline)
+
+    def _sample(self, pair: tuple[Any, dict[str, Any]]) -> dict[str, Any]:
+        image, record = pair
+        return {"image": self.vis_processor(image), "answer": self.text_processor(record["caption"])}
+
+
+def _own_share(samples: Iterator[Any]) -> Iterator[Any]:
+    rank, ranks, worker, workers = wds.utils.pytorch_worker_info()
+    return islice(samples, rank * workers + worker, None, ranks * workers)

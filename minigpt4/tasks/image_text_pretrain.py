@@ -1,0 +1,51 @@
+"""The training task: build model and data from the config, compute a batch's loss."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from minigpt4.common.config import Config
+from minigpt4.common.errors import UserError
+from minigpt4.common.registry import registry
+from minigpt4.models.base_model import BaseModel
+
+
+@registry.register_task("image_text_pretrain")
+class ImageTextPretrainTask:
+    """Aligns the model with image-text pairs or instructions. Says what is computed; a runner says how."""
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    def build_datasets(self, split: str) -> dict[str, Dataset]:
+        """Builds one split of every dataset that has it. For `val` those are the ones with a `valid_storage`."""
+        config = self.config
+        datasets = {
+            name: registry.get_builder_class(name)(name, block).build(split, config.run.seed)
+            for name, block in config.datasets.items()
+            if split == "train" or block.build_info.valid_storage
+        }
+        if not datasets:
+            raise UserError(f"datasets: none has a '{split}' split. Name one, with build_info.valid_storage for val.")
+        return datasets
+
+    def build_model(self) -> BaseModel:
+        return registry.get_model_class(self.config.model.arch).from_config(self.config)
+
+    def train_step(self, model: nn.Module, samples: dict[str, Any]) -> Tensor:
+        """The loss of one batch, ready for backward."""
+        return model(samples)["loss"]
+
+    def valid_step(self, model: nn.Module, samples: dict[str, Any]) -> Tensor:
+        """The loss of one batch of a validation split."""
+        return model(samples)["loss"]
+
+    def build_eval_datasets(self) -> Any:
+        raise UserError(
+            "run.task: image_text_pretrain evaluates nothing. Set run.task=vqa and name evaluation_datasets."
+        )
+
+    def evaluate(self, model: BaseModel, datasets: Any) -> dict[str, Any]:
+        """Scores a model; `datasets` are those of `build_eval_datasets`."""
+        raise NotImplementedError

@@ -1,0 +1,113 @@
+"""Evaluation by questions with one right answer: exact match, by question type, with controls."""
+
+import json
+import logging
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from minigpt4.common.config import EvaluationDatasetConfig
+from minigpt4.common.dist_utils import all_gather, is_main, rank, world_size
+from minigpt4.common.errors import UserError, did_you_mean
+from minigpt4.common.registry import registry
+from minigpt4.conversation.conversation import IMAGE, Turn
+from minigpt4.datasets.data_utils import collate
+from minigpt4.datasets.datasets.vqa import VQADataset
+from minigpt4.models.base_model import BaseModel
+from minigpt4.models.minigpt_base import MiniGPTBase
+from minigpt4.processors import build_processor
+from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
+
+logger = logging.getLogger(__name__)
+
+CONTROLS = ("untrained_projection", "shuffled_images", "blank_images")
+Predictions = list[dict[str, Any]]
+
+
+def normalize(answer: str) -> str:
+    """What exact match compares: lower case, one space between words, no full stop at the end."""
+    return re.sub(r"\s+", " ", answer.lower()).strip().rstrip(".").strip()
+
+
+def score(predictions: Predictions) -> dict[str, float]:
+    """Accuracy by question type, and `overall` over all questions."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    for p in predictions:
+        hit = normalize(p["prediction"]) == normalize(p["answer"])
+        right[p["question_type"]].append(hit)
+        right["overall"].append(hit)
+    return {name: sum(hits) / len(hits) for name, hits in sorted(right.items())}
+
+
+@registry.register_task("vqa")
+class VQATask(ImageTextPretrainTask):
+    """Asks every question of `evaluation_datasets`, greedily, in the model's own conversation format."""
+
+    def build_eval_datasets(self) -> dict[str, dict[str, VQADataset]]:
+        """Builds {dataset: {condition: questions}} for the condition "trained" and each of `run.controls`."""
+        run = self.config.run
+        unknown = [control for control in run.controls if control not in CONTROLS]
+        if unknown:
+            raise UserError(f"run.controls: '{unknown[0]}' is unknown.{did_you_mean(unknown[0], CONTROLS)}")
+        if not self.config.evaluation_datasets:
+            raise UserError("evaluation_datasets: none is named. Name one with eval_file_path and img_path.")
+        processor = build_processor(self.config.preprocess.vis_processor.eval)
+        return {
+            name: {
+                condition: VQADataset(name, block.eval_file_path, block.img_path, processor, condition)
+                for condition in ("trained", *run.controls)
+            }
+            for name, block in self.config.evaluation_datasets.items()
+        }
+
+    def evaluate(self, model: BaseModel, datasets: dict[str, dict[str, VQADataset]]) -> dict[str, Any]:
+        """Returns {dataset: {condition: {question type: accuracy}}}, logs it as tables and writes it.
+
+        A control repeats the evaluation with sight taken away: what it still gets right was guessed. Written to the
+        output folder: `evaluation.json`, and each condition's answers in `<dataset>_<condition>.jsonl`.
+        """
+        assert isinstance(model, MiniGPTBase)
+        folder = Path(self.config.run.save_path or self.config.run.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        results: dict[str, dict[str, dict[str, float]]] = {name: {} for name in datasets}
+        for name, conditions in datasets.items():
+            for condition, dataset in conditions.items():
+                with model.untrained_projection(condition == "untrained_projection"):
+                    predictions = self._predict(model, self.config.evaluation_datasets[name], dataset, condition)
+                results[name][condition] = score(predictions)
+                if is_main():
+                    lines = [json.dumps(p, ensure_ascii=False) + "\n" for p in predictions]
+                    (folder / f"{name}_{condition}.jsonl").write_text("".join(lines), encoding="utf-8")
+            logger.info("%s, %d questions\n%s", name, len(conditions["trained"]), table(results[name]))
+        if is_main():
+            (folder / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
+        return results
+
+    def _predict(
+        self, model: MiniGPTBase, block: EvaluationDatasetConfig, dataset: VQADataset, condition: str
+    ) -> Predictions:
+        share = Subset(dataset, range(rank(), len(dataset), world_size()))
+        loader = DataLoader(share, block.batch_size, collate_fn=collate, num_workers=self.config.run.num_workers)
+        predictions: Predictions = []
+        for batch in tqdm(loader, desc=condition, disable=not is_main()):
+            prompts = [model.template.prompt([Turn(f"{IMAGE} {question}")]) for question in batch["question"]]
+            answers = model.generate(batch["image"].to(model.device), prompts, max_new_tokens=block.max_new_tokens)
+            keys = ("image_id", "question", "answer", "question_type")
+            rows = zip(*(batch[key] for key in keys), answers, strict=True)
+            predictions += [dict(zip((*keys, "prediction"), row, strict=True)) for row in rows]
+        return all_gather(predictions)
+
+
+def table(scores: dict[str, dict[str, float]]) -> str:
+    """Draws {condition: {type: accuracy}} as a Markdown table, one row a question type."""
+    columns = list(scores)
+    rows = [["accuracy (%)", *columns]]
+    for kind in sorted(scores[columns[0]], key=lambda k: (k == "overall", k)):
+        rows.append([kind, *(f"{100 * scores[column][kind]:.1f}" for column in columns)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])

@@ -1,0 +1,27 @@
+"""Train: torchrun --nproc-per-node N train.py --cfg-path train_configs/X.yaml [--options run.max_epoch=2 ...]"""
+
+from minigpt4.common.cli import config_parser, run
+
+
+def main() -> None:
+    args = config_parser("Align a vision tower with an LLM, as a YAML file says.").parse_args()
+
+    from minigpt4.common.config import load_config
+
+    config = load_config(args.cfg_path, args.options)  # wrong configs fail before the slow imports below
+
+    from minigpt4.common.dist_utils import distributed, pick_device
+    from minigpt4.common.logger import setup_logger
+    from minigpt4.common.registry import registry
+
+    device = pick_device(config.run.device)
+    with distributed(device):
+        setup_logger()
+        task = registry.get_task_class(config.run.task)(config)
+        datasets = {split: task.build_datasets(split) for split in ("train", *config.run.valid_splits)}
+        model = task.build_model().to(device)
+        registry.get_runner_class(config.run.runner)(config, task, model, datasets).train()
+
+
+if __name__ == "__main__":
+    run(main)
