@@ -4,6 +4,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from iopath.common.file_io import HTTPURLHandler, PathManager
@@ -11,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from minigpt4.common.errors import UserError
+from minigpt4.common.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +46,12 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{file} can't be read as weights: {str(error).splitlines()[0]}") from error
-    return state.get("model", state)
+    except (SafetensorError, UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        raise UserError(f"{file} can't be read as weights: {first_line(error)}") from error
+    state = state.get("model", state) if isinstance(state, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{file} can't be read as weights: expected names and tensors.")
+    return state
 
 
 @dataclass
@@ -88,6 +92,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> LoadReport:
                 f"model.ckpt: {path}: {name} is {list(weights[name].shape)}, this model has {list(parameter.shape)}. "
                 "Use the checkpoint that was trained with this LLM (model.llama_model)."
             )
+    for name, parameter in trainable.items():  # only once all fit
         parameter.data.copy_(weights[name])
     report = LoadReport(str(path), sorted(weights), ignored)
     logger.info("%s", report)

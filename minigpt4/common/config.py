@@ -232,9 +232,7 @@ def save_config(config: Config, path: str | Path) -> None:
 
 def _read(path: Path) -> DictConfig:
     if not path.is_file():
-        raise UserError(
-            f"config file '{path}' does not exist. Set --cfg-path to a YAML file, such as those in train_configs/."
-        )
+        raise UserError(f"config file '{path}' does not exist. Set --cfg-path to one, such as those in train_configs/.")
     try:
         content = OmegaConf.load(path)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:

@@ -13,7 +13,7 @@ from transformers import (
 )
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
-from minigpt4.common.errors import UserError
+from minigpt4.common.errors import UserError, first_line
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -62,7 +62,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
             return LlamaSentencePieceTokenizer(vocab_file=str(vocab_file))
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"model.llama_model: no tokenizer in '{path}': {str(error).splitlines()[0]}") from error
+        raise UserError(f"model.llama_model: no tokenizer in '{path}': {first_line(error)}") from error
 
 
 def load_llm(path: str, dtype: str = "auto", low_resource: bool = False) -> PreTrainedModel:
@@ -81,5 +81,5 @@ def load_llm(path: str, dtype: str = "auto", low_resource: bool = False) -> PreT
     except ImportError as error:
         raise UserError("model.low_resource: True needs bitsandbytes. Install it: pip install bitsandbytes") from error
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"model.llama_model: no causal LM in '{path}': {str(error).splitlines()[0]}") from error
+        raise UserError(f"model.llama_model: no causal LM in '{path}': {first_line(error)}") from error
     return llm.requires_grad_(False)

@@ -1,0 +1,117 @@
+"""load_config: the order of layers, defaults in one place, and errors that name the key, the value and the cure."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minigpt4.common.config import Config, load_config, save_config
+from minigpt4.common.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+STAGE1 = ROOT / "train_configs" / "minigpt4_tiny_stage1_pretrain.yaml"
+CONFIGS = sorted(ROOT.glob("train_configs/*.yaml")) + sorted(ROOT.glob("eval_configs/*.yaml"))
+UPSTREAM = sorted((Path(__file__).parents[1] / "fixtures" / "upstream").glob("*.yaml"))
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS + UPSTREAM, ids=lambda p: p.name)
+def test_every_config_loads_and_survives_saving(path, tmp_path):
+    config = load_config(path)
+    save_config(config, tmp_path / "resolved.yaml")
+    assert load_config(tmp_path / "resolved.yaml") == config
+
+
+def test_order_default_model_dataset_file_options(tmp_path):
+    path = write(tmp_path, "model: {model_type: tiny, max_txt_len: 7}\ndatasets: {laion: {}}\nrun: {seed: 1}\n")
+    config = load_config(path, ["run.seed=2"])
+    assert config.model.arch == Config().model.arch  # a default of the dataclass
+    assert config.preprocess.text_processor.train.name == "blip_caption"  # default.yaml
+    assert config.model.image_size == 112  # the model's YAML
+    assert "laion_dataset" in config.datasets["laion"].build_info.storage  # the dataset's YAML
+    assert config.model.max_txt_len == 7  # the file
+    assert config.run.seed == 2  # --options
+
+
+def test_options_may_be_spelt_as_pairs():
+    assert load_config(STAGE1, ["run.seed", "3", "model.max_txt_len", "9"]).run.seed == 3
+
+
+def test_datasets_take_the_models_processors_unless_they_name_another(tmp_path):
+    text = "model: {model_type: tiny}\ndatasets:\n  laion: {}\n  cc_sbu: {vis_processor: {train: {image_size: 56}}}\n"
+    text += "  cc_sbu_align: {vis_processor: {train: {name: blip2_image_eval, image_size: 28}}}\n"
+    config = load_config(write(tmp_path, text))
+    laion, cc, align = (config.datasets[n].vis_processor.train for n in ("laion", "cc_sbu", "cc_sbu_align"))
+    assert (laion.name, laion.image_size, laion.random_resized_crop) == ("blip2_image_train", 112, False)
+    assert (cc.image_size, cc.random_resized_crop) == (56, False)
+    assert align.kwargs() == {"image_size": 28}
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("model: {model_type: tiny}\nrun: {batch_size_trian: 4}", ["run.batch_size_trian", "batch_size_train"]),
+        ("model: {model_type: tiny}\nrun: {max_epoch: many}", ["run.max_epoch", "many"]),
+        ("model: {model_type: tiny, vit: {dpeth: 3}}", ["model.vit.dpeth", "depth"]),
+        ("model: {model_type: tiny, vit_precision: fp8}", ["model.vit_precision", "fp8"]),
+        ("model: {model_type: tinny}", ["model.model_type", "tinny", "Did you mean 'tiny'"]),
+        ("model: {arch: mini_gpt5}", ["model.arch", "mini_gpt5", "Did you mean"]),
+        ("model: {model_type: tiny}\ndatasets: {lion: {}}", ["datasets.lion", "Did you mean 'laion'"]),
+        ("model: {model_type: tiny, ckpt: '${nowhere.at_all}'}", ["nowhere"]),
+        ("model: [1, 2", ["not valid YAML"]),
+        ("- a list", ["expected groups"]),
+        ("", []),
+    ],
+)
+def test_wrong_files_give_one_clear_line(text, parts, tmp_path):
+    path = write(tmp_path, text)
+    if not parts:  # an empty file is a run with nothing but defaults
+        assert load_config(path).run.seed == Config().run.seed
+        return
+    with pytest.raises(UserError) as error:
+        load_config(path)
+    assert "\n" not in str(error.value)
+    assert all(part in str(error.value) for part in parts), str(error.value)
+
+
+@pytest.mark.parametrize("options", [["run.seed"], ["run.seed=1", "run.amp"], ["run.sed=1"], ["run.seed=x"]])
+def test_wrong_options_are_named(options):
+    with pytest.raises(UserError, match="--options"):
+        load_config(STAGE1, options)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(alphabet=st.characters(codec="utf-8"), max_size=60))
+def test_any_text_as_a_file_loads_or_is_a_user_error(text):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.yaml"
+        path.write_text(text, encoding="utf-8")
+        try:
+            load_config(path)
+        except UserError as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "demo.py"])
+def test_entry_points_help_is_instant_and_errors_exit_with_2(script):
+    started = time.perf_counter()
+    shown = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0 and "--cfg-path" in shown.stdout
+    assert time.perf_counter() - started < 5  # 0.1 s alone; the machine may be busy
+    wrong = subprocess.run(
+        [sys.executable, script, "--cfg-path", "no/such.yaml"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert wrong.returncode == 2
+    assert wrong.stderr.splitlines() == [
+        "error: config file 'no/such.yaml' does not exist. Set --cfg-path to one, such as those in train_configs/."
+    ]

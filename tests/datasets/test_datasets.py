@@ -1,0 +1,184 @@
+"""Datasets: the real file formats, the split over workers and ranks, and errors that name the file."""
+
+import json
+import os
+
+import pytest
+import torch
+import webdataset as wds
+from PIL import Image
+
+from minigpt4.common.config import BuildInfo, DatasetConfig, ProcessorConfig, ProcessorsConfig
+from minigpt4.common.errors import UserError
+from minigpt4.common.registry import registry
+from minigpt4.datasets.data_utils import build_loader, collate, forever, mixture
+from minigpt4.datasets.datasets.shards import expand_shards
+from minigpt4.datasets.datasets.vqa import VQADataset
+
+
+def picture(value: int) -> Image.Image:
+    return Image.new("RGB", (20, 16), (value, 0, 0))
+
+
+@pytest.fixture
+def shards(tmp_path) -> str:
+    for shard in range(3):
+        with wds.TarWriter(str(tmp_path / f"{shard:05d}.tar")) as tar:
+            for i in range(8):
+                key = shard * 8 + i
+                tar.write({"__key__": f"{key:04d}", "jpg": picture(key), "json": {"caption": f"Picture {key}!"}})
+    return str(tmp_path / "{00000..00002}.tar")
+
+
+@pytest.fixture
+def align_folder(tmp_path) -> str:
+    (tmp_path / "image").mkdir()
+    for i in range(6):
+        picture(i).save(tmp_path / "image" / f"{i}.jpg")
+    annotations = [{"image_id": str(i), "caption": f"Picture {i}!"} for i in range(6)]
+    annotations[0]["instruction"] = "Which number?"
+    (tmp_path / "filter_cap.json").write_text(json.dumps({"annotations": annotations}))
+    return str(tmp_path)
+
+
+def build(name: str, storage: str, split: str = "train", valid: str | None = None):
+    images = ProcessorConfig("blip2_image_eval", image_size=28)
+    config = DatasetConfig(
+        build_info=BuildInfo(storage, valid),
+        vis_processor=ProcessorsConfig(images, images),
+        text_processor=ProcessorsConfig(ProcessorConfig("blip_caption"), ProcessorConfig("blip_caption")),
+    )
+    return registry.get_builder_class(name)(name, config).build(split, seed=3)
+
+
+def captions(loader, batches: int) -> list[str]:
+    stream = iter(loader)
+    return [caption for _ in range(batches) for caption in next(stream)["answer"]]
+
+
+@pytest.mark.parametrize("name", ["laion", "cc_sbu"])
+def test_shards_give_processed_samples_without_end(name, shards):
+    dataset = build(name, shards)
+    loader = build_loader(dataset, batch_size=8, num_workers=0, training=True, seed=3)
+    batch = next(iter(loader))
+    assert batch["image"].shape == (8, 3, 28, 28)
+    assert all(answer.startswith("picture ") for answer in batch["answer"])  # blip_caption
+    assert len(captions(loader, 12)) == 96  # four times what there is
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_repeat_with_the_seed(shards, workers):
+    first, second = (
+        captions(build_loader(build("laion", shards), 8, workers, training=True, seed=3), 6) for _ in range(2)
+    )
+    assert first == second
+    assert len(set(first)) > 12  # shuffled, not one sample again and again
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_validation_shards_are_passed_once_by_all_workers_and_ranks_together(shards, workers, ranks, monkeypatch):
+    seen = []
+    for rank in range(ranks):
+        monkeypatch.setitem(os.environ, "RANK", str(rank))
+        monkeypatch.setitem(os.environ, "WORLD_SIZE", str(ranks))
+        dataset = build("laion", "unused", split="val", valid=shards)
+        for batch in build_loader(dataset, 5, workers, training=False, seed=0):
+            seen += batch["answer"]
+    assert sorted(seen) == sorted(f"picture {i}" for i in range(24))
+
+
+def test_shard_names(shards, tmp_path):
+    expected = [str(tmp_path / f"0000{i}.tar") for i in range(3)]
+    for storage in (shards, str(tmp_path), str(tmp_path / "*.tar")):
+        assert expand_shards("k", storage) == expected
+    assert expand_shards("k", "pipe:cat x.tar") == ["pipe:cat x.tar"]
+    with pytest.raises(UserError, match="k: '.*00003.tar' does not exist \\(1 of 4 shards\\)"):
+        expand_shards("k", str(tmp_path / "{00000..00003}.tar"))
+
+
+def test_align_folder(align_folder):
+    dataset = build("cc_sbu_align", align_folder)
+    assert len(dataset) == 6
+    assert dataset[0]["answer"] == "Picture 0!"  # descriptions keep case and punctuation
+    assert dataset[0]["instruction_input"] == "<Img><ImageHere></Img> Which number?"
+    assert dataset[1]["instruction_input"] is None
+    batch = collate([dataset[0], dataset[1]])
+    assert batch["instruction_input"] == ["<Img><ImageHere></Img> Which number?", None]
+    assert "instruction_input" not in collate([dataset[1], dataset[2]])
+
+
+def test_align_folder_errors(align_folder, tmp_path):
+    with pytest.raises(UserError, match="datasets.cc_sbu_align.build_info.storage: '/no/where' holds no filter_cap"):
+        build("cc_sbu_align", "/no/where")
+    with pytest.raises(UserError, match="datasets.cc_sbu_align.build_info.valid_storage: not set"):
+        build("cc_sbu_align", align_folder, split="val")
+    (tmp_path / "image" / "3.jpg").unlink()
+    with pytest.raises(UserError, match="1 of 6 images .*3.jpg"):
+        build("cc_sbu_align", align_folder)
+    for text in ("[]", "{", '{"annotations": [{"caption": "x"}]}', '{"annotations": []}'):
+        (tmp_path / "filter_cap.json").write_text(text)
+        with pytest.raises(UserError, match="filter_cap.json"):
+            build("cc_sbu_align", align_folder)
+
+
+def test_batches_larger_than_the_data_are_refused(align_folder):
+    with pytest.raises(UserError, match="run.batch_size_train: 7 is more than the 6 samples"):
+        build_loader(build("cc_sbu_align", align_folder), 7, 0, training=True, seed=0)
+
+
+def test_epochs_of_a_map_style_dataset_are_shuffled_anew(align_folder):
+    stream = forever(build_loader(build("cc_sbu_align", align_folder), 6, 0, training=True, seed=0))
+    first, second = (next(stream)["answer"] for _ in range(2))
+    assert sorted(first) == sorted(second) and first != second
+
+
+def test_a_mixture_follows_its_ratios_and_its_seed(align_folder):
+    class Loader(list):
+        sampler = None
+
+    def draw() -> list[str]:
+        stream = mixture([Loader("a"), Loader("b")], [1, 3], seed=5)
+        return [next(stream) for _ in range(400)]
+
+    drawn = draw()
+    assert drawn == draw()
+    assert 260 < drawn.count("b") < 340
+
+
+@pytest.fixture
+def questions(tmp_path) -> dict[str, str]:
+    (tmp_path / "image").mkdir()
+    for i in range(3):
+        picture(80 * i).save(tmp_path / "image" / f"{i}.png")
+    records = [
+        {"image": f"{i}.png", "question": "?", "answer": str(i), "question_type": "t"} for i in range(3) for _ in "ab"
+    ]
+    (tmp_path / "q.json").write_text(json.dumps(records))
+    return {"name": "x", "eval_file_path": str(tmp_path / "q.json"), "img_path": str(tmp_path / "image")}
+
+
+def test_vqa_controls_take_the_image_away(questions):
+    def show(control: str) -> list[int]:
+        dataset = VQADataset(
+            vis_processor=lambda image: torch.tensor(image.getpixel((0, 0))[0]), control=control, **questions
+        )
+        return [int(dataset[i]["image"]) for i in range(len(dataset))]
+
+    assert show("none") == [0, 0, 80, 80, 160, 160]
+    assert show("blank_images") == [0] * 6
+    assert all(shown != own for shown, own in zip(show("shuffled_images"), show("none"), strict=True))
+
+
+def test_vqa_errors(questions, tmp_path):
+    def load(**changes):
+        VQADataset(vis_processor=lambda image: image, control="none", **(questions | changes))
+
+    with pytest.raises(UserError, match="evaluation_datasets.x.eval_file_path: '/no/where'"):
+        load(eval_file_path="/no/where")
+    with pytest.raises(UserError, match="evaluation_datasets.x.img_path: 3 of 3 images"):
+        load(img_path="/no/where")
+    for text in ("[]", "{", '[{"image": "0.png"}]', '["x"]'):
+        (tmp_path / "q.json").write_text(text)
+        with pytest.raises(UserError, match="q.json"):
+            load()

@@ -1,0 +1,101 @@
+"""The model's construction from configs, what trains, and generation in batches."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from minigpt4.common.config import Config
+from minigpt4.common.errors import UserError
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.minigpt_base import read_prompts
+
+
+def test_only_the_projection_trains(parity_model):
+    assert {n for n, p in parity_model.named_parameters() if p.requires_grad} == {
+        "llama_proj.weight",
+        "llama_proj.bias",
+    }
+    trainable, total = parity_model.count_parameters()
+    assert trainable == 64 * 64 + 64 and total > trainable
+
+
+def test_frozen_towers_stay_in_eval_mode(parity_model):
+    parity_model.train()
+    assert not any(m.training for m in parity_model.Qformer.modules())
+    assert not parity_model.llama_model.training and parity_model.llama_proj.training
+    parity_model.eval()
+
+
+@pytest.mark.parametrize("key", ["vit_model", "q_former_model", "ckpt", "llama_model", "prompt_path"])
+def test_missing_files_are_named_before_anything_is_loaded(key, parity_config, monkeypatch):
+    def fail(*args, **kwargs):
+        raise AssertionError("something was loaded")
+
+    if key != "prompt_path":
+        monkeypatch.setattr("minigpt4.models.minigpt4.load_llm", fail)
+    config = Config(model=dataclasses.replace(parity_config, **{key: "/no/such/file"}))
+    with pytest.raises(UserError, match=f"model.{key}: '/no/such/file'"):
+        MiniGPT4.from_config(config)
+
+
+def test_files_of_another_size_are_refused(parity_config):
+    vit = dataclasses.replace(parity_config.vit, embed_dim=48)
+    with pytest.raises(UserError, match="model.vit_model: .* does not fit model.vit"):
+        MiniGPT4.from_config(Config(model=dataclasses.replace(parity_config, vit=vit)))
+    vit = dataclasses.replace(parity_config.vit, depth=5)
+    with pytest.raises(UserError, match="no EVA-ViT of depth 5: missing"):
+        MiniGPT4.from_config(Config(model=dataclasses.replace(parity_config, vit=vit)))
+    with pytest.raises(UserError, match="model.q_former_model: .* does not fit"):
+        MiniGPT4.from_config(Config(model=dataclasses.replace(parity_config, num_query_token=9)))
+    with pytest.raises(UserError, match="model.conversation: 'vicuna_v9' is unknown. Did you mean"):
+        MiniGPT4.from_config(Config(model=dataclasses.replace(parity_config, conversation="vicuna_v9")))
+
+
+def test_batches_answer_as_one_by_one(parity_model):
+    torch.manual_seed(0)
+    images = torch.randn(3, 3, 56, 56)
+    texts = [
+        "###Human: <Img><ImageHere></Img> What? ###Assistant: ",
+        "###Human: hello ###Assistant: ",
+        "###Human: <Img><ImageHere></Img><Img><ImageHere></Img> Compare the two, at length. ###Assistant: ",
+    ]
+    batch = parity_model.generate(images, texts, max_new_tokens=12)
+    single = [
+        parity_model.generate(images[:1], texts[:1], max_new_tokens=12)[0],
+        parity_model.generate(None, texts[1:2], max_new_tokens=12)[0],
+        parity_model.generate(images[1:], texts[2:], max_new_tokens=12)[0],
+    ]
+    assert batch == single
+
+
+def test_generation_stops_each_row_at_its_stop_string(parity_model, monkeypatch):
+    assert parity_model.cut(" a red 7###Human: more") == "a red 7"
+    assert parity_model.cut("plain ") == "plain"
+    sampled = [
+        (torch.manual_seed(1), parity_model.generate(None, ["hi "], do_sample=True, temperature=2.0))[1]
+        for _ in range(2)
+    ]
+    assert sampled[0] == sampled[1]  # a seed reproduces
+
+
+def test_untrained_projection_is_a_control_and_leaves_no_trace(parity_model):
+    trained = parity_model.llama_proj
+    with parity_model.untrained_projection():
+        assert parity_model.llama_proj is not trained
+        first = parity_model.llama_proj.weight.clone()
+    with parity_model.untrained_projection():
+        assert torch.equal(parity_model.llama_proj.weight, first)
+    with parity_model.untrained_projection(active=False):
+        assert parity_model.llama_proj is trained
+    assert parity_model.llama_proj is trained
+
+
+def test_prompt_files(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("<Img><ImageHere></Img> Describe.\nno placeholder\n\n")
+    assert read_prompts(str(file), "Q: {} A: ") == ["Q: <Img><ImageHere></Img> Describe. A: "]
+    assert read_prompts("", "{}") == []
+    file.write_text("nothing\n")
+    with pytest.raises(UserError, match="holds <ImageHere>"):
+        read_prompts(str(file), "{}")

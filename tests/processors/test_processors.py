@@ -1,0 +1,58 @@
+"""Processors give the original's pixels and captions."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from minigpt4.common.config import ProcessorConfig
+from minigpt4.common.errors import UserError
+from minigpt4.processors import build_processor
+from tests.conftest import PARITY, golden, golden_json
+
+SPEC = golden_json("5_processors")
+
+
+@pytest.mark.parametrize("name", [n for n in golden("5_processors") if n.startswith("eval.")])
+def test_images_equal_the_recorded_ones(name):
+    _, image, size = name.split(".")
+    picture = Image.open(PARITY / "images" / f"{image}.png").convert("RGB")
+    pixels = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=int(size)))(picture)
+    torch.testing.assert_close(pixels, golden("5_processors")[name], atol=1e-6, rtol=0)
+
+
+def test_own_mean_and_std():
+    spec = SPEC["custom_mean_std"]
+    picture = Image.open(PARITY / "images" / f"{spec['image']}.png")
+    config = ProcessorConfig("blip2_image_eval", image_size=28, mean=spec["mean"], std=spec["std"])
+    expected = golden("5_processors")["eval_custom_mean_std.28"]
+    torch.testing.assert_close(build_processor(config)(picture), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("group", SPEC["blip_caption"], ids=lambda g: str(g["config"]))
+def test_captions_equal_the_recorded_ones(group):
+    processor = build_processor(ProcessorConfig("blip_caption", **group["config"]))
+    for case in group["cases"]:
+        assert processor(case["in"]) == case["out"]
+
+
+@given(st.text())
+def test_captions_have_no_upper_case_and_at_most_50_words(text):
+    caption = build_processor(ProcessorConfig("blip_caption"))(text)
+    assert len(caption.split(" ")) <= 50
+    assert not set(caption) & set('.!"()*#:;~')
+
+
+def test_the_training_crop_is_random_and_can_be_switched_off():
+    picture = Image.effect_noise((80, 60), 90).convert("RGB")
+    crop = build_processor(ProcessorConfig("blip2_image_train", image_size=56))
+    plain = build_processor(ProcessorConfig("blip2_image_train", image_size=56, random_resized_crop=False))
+    evaluation = build_processor(ProcessorConfig("blip2_image_eval", image_size=56))
+    assert not torch.equal(crop(picture), crop(picture))
+    assert torch.equal(plain(picture), evaluation(picture))
+
+
+def test_a_key_of_another_processor_is_refused():
+    with pytest.raises(UserError, match="processor blip2_image_eval: .*max_words"):
+        build_processor(ProcessorConfig("blip2_image_eval", max_words=3))

@@ -1,0 +1,138 @@
+"""The runner: the original's numbers, what it writes, accumulation, clipping, several processes."""
+
+import copy
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import Dataset
+
+from minigpt4.common.checkpoint import load_checkpoint
+from minigpt4.common.config import Config, DatasetConfig, RunConfig
+from minigpt4.common.errors import UserError
+from minigpt4.runners.runner_base import RunnerBase
+from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
+from tests.conftest import golden, golden_json
+
+
+class Pictures(Dataset):
+    """Random pictures with short answers."""
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict:
+        generator = torch.Generator().manual_seed(index)
+        return {"image": torch.randn(3, 56, 56, generator=generator), "answer": f"a dog {index}"}
+
+
+@pytest.fixture
+def model(parity_model, parity_config):
+    fresh = copy.deepcopy(parity_model)
+    fresh.max_txt_len, fresh.end_sym, fresh.prompt_list = 32, "\n", []
+    load_checkpoint(fresh, parity_config.ckpt)
+    return fresh
+
+
+def runner(model, folder, valid: bool = False, **run) -> RunnerBase:
+    settings = {"batch_size_train": 4, "batch_size_eval": 3, "num_workers": 0, "output_dir": str(folder)}
+    config = Config(datasets={"pictures": DatasetConfig()}, run=RunConfig(**(settings | run)))
+    datasets = {"train": {"pictures": Pictures(8)}}
+    if valid:
+        config.run.valid_splits = ["val"]
+        datasets["val"] = {"pictures": Pictures(7)}
+    return RunnerBase(config, ImageTextPretrainTask(config), model, datasets)
+
+
+def test_six_steps_equal_those_of_the_original(model, tmp_path):
+    spec, data = golden_json("6_training")["training_runs"]["vicuna0_stage1"], golden("6_training")
+    images = golden("3_images")["images_int8"].float() / 32
+    trained = runner(model, tmp_path, weight_decay=0.05)
+    model.train()
+    for i, (answers, lr) in enumerate(zip(spec["batches"], spec["lr_used"], strict=True)):
+        batch = {"image": images[:2] if i % 2 == 0 else images[2:4], "answer": answers}
+        loss = trained._train_iteration(batch, lr, update=True)
+        assert loss.item() == pytest.approx(spec["losses"][i], abs=2e-5)
+    for name in ("weight", "bias"):
+        expected = data[f"vicuna0_stage1.final.llama_proj.{name}"]
+        torch.testing.assert_close(model.llama_proj.get_parameter(name).data, expected, atol=1e-5, rtol=0)
+
+
+def test_a_run_writes_log_plot_config_and_trainable_weights_only(model, tmp_path):
+    frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    before = model.llama_proj.weight.clone()
+    runner(model, tmp_path, valid=True, max_epoch=2, log_freq=1, init_lr=1e-3).train()
+
+    assert not torch.equal(model.llama_proj.weight, before)
+    assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {"checkpoint_0", "checkpoint_1", "checkpoint_best", "config.yaml", "log.txt", "loss.png"}
+    weights = load_file(tmp_path / "checkpoint_1" / "model.safetensors")
+    assert weights.keys() == {"llama_proj.weight", "llama_proj.bias"}
+    assert torch.equal(weights["llama_proj.weight"], model.llama_proj.weight)
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+    records = [json.loads(line) for line in (tmp_path / "log.txt").read_text().splitlines()]
+    steps = [r for r in records if "train_loss" in r]
+    epochs = [r for r in records if "val_loss" in r]
+    assert [r["step"] for r in steps] == [1, 2, 3, 4]
+    assert [r["epoch"] for r in epochs] == [0, 1]
+    assert epochs[0]["epoch_loss"] == pytest.approx((steps[0]["train_loss"] + steps[1]["train_loss"]) / 2)
+    assert "max_epoch: 2" in (tmp_path / "config.yaml").read_text()
+
+
+def test_the_best_checkpoint_is_the_one_with_the_lowest_validation_loss(model, tmp_path, monkeypatch):
+    trained = runner(model, tmp_path, valid=True, max_epoch=3)
+    losses = iter([2.0, 1.0, 3.0])
+    monkeypatch.setattr(trained, "validate", lambda: next(losses))
+    trained.train()
+    best, second, last = (
+        load_file(tmp_path / f"checkpoint_{n}" / "model.safetensors")["llama_proj.weight"] for n in ("best", 1, 2)
+    )
+    assert torch.equal(best, second) and not torch.equal(best, last)
+
+
+def test_validation_loss_is_the_mean_over_samples(model, tmp_path):
+    trained = runner(model, tmp_path, valid=True)
+    model.eval()
+    with torch.no_grad():
+        samples = [Pictures(7)[i] for i in range(7)]
+        sizes, total = (3, 3, 1), 0.0
+        for start, size in zip((0, 3, 6), sizes, strict=True):
+            part = samples[start : start + size]
+            batch = {"image": torch.stack([s["image"] for s in part]), "answer": [s["answer"] for s in part]}
+            total += model(batch)["loss"].item() * size
+    assert trained.validate() == pytest.approx(total / 7, abs=1e-5)
+
+
+def test_accumulated_batches_equal_one_large_batch(model, tmp_path):
+    other = copy.deepcopy(model)
+    samples = [Pictures(8)[i] for i in range(4)]
+    for sample in samples:
+        sample["answer"] = "a dog"  # equal lengths: the mean over tokens is then the mean over batches
+    parts = [{"image": torch.stack([s["image"] for s in samples[i : i + 2]]), "answer": ["a dog"] * 2} for i in (0, 2)]
+    large = {"image": torch.stack([s["image"] for s in samples]), "answer": ["a dog"] * 4}
+    halves = runner(model, tmp_path / "a", accum_grad_iters=2)
+    assert [halves._updates(i) for i in range(2)] == [False, True]
+    assert runner(copy.deepcopy(model), tmp_path / "c", accum_grad_iters=5)._updates(1)  # the epoch's last
+    for i, part in enumerate(parts):
+        halves._train_iteration(part, 1e-2, update=i == 1)
+    runner(other, tmp_path / "b")._train_iteration(large, 1e-2, update=True)
+    torch.testing.assert_close(model.llama_proj.weight, other.llama_proj.weight, atol=1e-6, rtol=0)
+
+
+def test_gradients_are_clipped(model, tmp_path, monkeypatch):
+    seen = []
+    trained = runner(model, tmp_path, max_grad_norm=0.01)
+    monkeypatch.setattr(trained.optimizer, "step", lambda: seen.append(model.llama_proj.weight.grad.norm().item()))
+    trained._train_iteration({"image": torch.randn(2, 3, 56, 56), "answer": ["a", "b"]}, 1e-2, update=True)
+    assert 0 < seen[0] <= 0.01 + 1e-6
+
+
+def test_resuming_is_refused_in_words(model, tmp_path):
+    with pytest.raises(UserError, match="run.resume_ckpt_path: not supported yet"):
+        runner(model, tmp_path, resume_ckpt_path="x")
