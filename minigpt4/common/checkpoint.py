@@ -21,17 +21,34 @@ _manager = PathManager()
 _manager.register_handler(HTTPURLHandler())
 
 
-def local_file(key: str, path: str) -> Path:
-    """Returns a local file (or folder) for a path or URL; a URL is downloaded once into the user's cache.
+def local_files(paths: dict[str, str], cache_root: str) -> dict[str, Path]:
+    """Maps {config key: path or URL} to {config key: local file or folder}.
+
+    All local paths are checked before the first URL is downloaded, once, into `cache_root`.
 
     Raises:
-        UserError: there is no such file. `key` is the config key that names it.
+        UserError: there is no such file, or it could not be downloaded.
     """
-    if not path.startswith(("http://", "https://")) and not Path(path).expanduser().exists():
+    for key, path in paths.items():
+        if not _is_url(path) and not Path(path).expanduser().exists():
+            raise UserError(f"{key}: '{path}' does not exist. Set it to a file or folder; see README 'Real weights'.")
+    return {key: _fetch(key, path, cache_root) for key, path in paths.items()}
+
+
+def _is_url(path: str) -> bool:
+    return path.startswith(("http://", "https://"))
+
+
+def _fetch(key: str, path: str, cache_root: str) -> Path:
+    if not _is_url(path):
+        return Path(path).expanduser()
+    logger.info("%s: %s", key, path)
+    try:
+        return Path(_manager.get_local_path(path, cache_dir=os.path.expanduser(cache_root)))
+    except OSError as error:
         raise UserError(
-            f"{key}: '{path}' does not exist. Set {key} to a file or folder that does; see README \"Real weights\"."
-        )
-    return Path(_manager.get_local_path(os.path.expanduser(path)))
+            f"{key}: {path} can't be downloaded ({first_line(error)}). Get the file by other means and set {key} to it."
+        ) from error
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Self
 
-from minigpt4.common.checkpoint import load_checkpoint, local_file
+from minigpt4.common.checkpoint import load_checkpoint, local_files
 from minigpt4.common.config import Config, ModelConfig
 from minigpt4.common.errors import UserError
 from minigpt4.common.registry import registry
@@ -44,14 +44,15 @@ class MiniGPT4(MiniGPTBase):
         c = config.model
         if not c.has_qformer:
             raise UserError("model.has_qformer: False is not supported yet. Use a model type with a Q-Former.")
-        vit_file = local_file("model.vit_model", _WELL_KNOWN.get(c.vit_model, c.vit_model))
-        qformer_file = local_file("model.q_former_model", c.q_former_model)
-        ckpt_file = local_file("model.ckpt", c.ckpt) if c.ckpt else None
         check_llm_path(c.llama_model)
+        paths = {"model.vit_model": _WELL_KNOWN.get(c.vit_model, c.vit_model), "model.q_former_model": c.q_former_model}
+        if c.ckpt:
+            paths["model.ckpt"] = c.ckpt
+        files = local_files(paths, config.env.cache_root)
         model = cls(c, load_llm(c.llama_model, c.llm_dtype, c.low_resource), load_tokenizer(c.llama_model))
-        model._load_towers(c, vit_file, qformer_file)
-        if ckpt_file:
-            load_checkpoint(model, ckpt_file)
+        model._load_towers(c, files["model.vit_model"], files["model.q_former_model"])
+        if c.ckpt:
+            load_checkpoint(model, files["model.ckpt"])
         return model
 
     def _load_towers(self, config: ModelConfig, vit_file: Path, qformer_file: Path) -> None:

@@ -36,6 +36,8 @@ class RunnerBase:
         run = config.run
         if run.resume_ckpt_path:
             raise UserError("run.resume_ckpt_path: not supported yet. Set model.ckpt to start from a run's weights.")
+        if run.wandb_log:
+            logger.warning("run.wandb_log: not supported yet; log.txt and loss.png hold the run's numbers")
         self.config, self.run, self.task = config, run, task
         seed_everything(run.seed + dist_utils.rank())
         self.output_dir = Path(run.output_dir)

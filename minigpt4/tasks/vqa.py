@@ -10,7 +10,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from minigpt4.common.config import EvaluationDatasetConfig
+from minigpt4.common.config import EvaluationDatasetConfig, save_config
 from minigpt4.common.dist_utils import all_gather, is_main, rank, world_size
 from minigpt4.common.errors import UserError, did_you_mean
 from minigpt4.common.registry import registry
@@ -73,6 +73,8 @@ class VQATask(ImageTextPretrainTask):
         assert isinstance(model, MiniGPTBase)
         folder = Path(self.config.run.save_path or self.config.run.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
+        if is_main():
+            save_config(self.config, folder / "config.yaml")
         results: dict[str, dict[str, dict[str, float]]] = {name: {} for name in datasets}
         for name, conditions in datasets.items():
             for condition, dataset in conditions.items():

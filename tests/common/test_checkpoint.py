@@ -1,13 +1,16 @@
 """Checkpoints: only trainable weights, strict loading, damaged and foreign files refused in one line."""
 
+import functools
 import pickle
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from minigpt4.common.checkpoint import load_checkpoint, load_tensors, local_file, save_checkpoint
+from minigpt4.common.checkpoint import load_checkpoint, load_tensors, local_files, save_checkpoint
 from minigpt4.common.errors import UserError
 
 
@@ -73,7 +76,23 @@ def test_damaged_files_and_code_in_pickles_are_refused(name, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_missing_file_is_named_with_its_key(tmp_path):
+def test_all_paths_are_checked_before_anything_is_downloaded(tmp_path):
+    url = "http://127.0.0.1:9/weights.pth"  # nobody listens there
     with pytest.raises(UserError, match="model.ckpt: '/no/where' does not exist"):
-        local_file("model.ckpt", "/no/where")
-    assert local_file("model.ckpt", str(tmp_path)) == tmp_path
+        local_files({"model.vit_model": url, "model.ckpt": "/no/where"}, str(tmp_path))
+    with pytest.raises(UserError, match="model.vit_model: .* can't be downloaded .* set model.vit_model to it"):
+        local_files({"model.vit_model": url}, str(tmp_path))
+    assert local_files({"model.ckpt": str(tmp_path)}, "unused") == {"model.ckpt": tmp_path}
+
+
+def test_a_url_is_downloaded_once_into_the_cache(tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "w.safetensors").write_bytes(b"weights")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path / "site")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/w.safetensors"
+        first = local_files({"k": url}, str(tmp_path / "cache"))["k"]
+        server.shutdown()
+    assert first.read_bytes() == b"weights" and first.is_relative_to(tmp_path / "cache")
+    assert local_files({"k": url}, str(tmp_path / "cache"))["k"] == first  # the server is gone

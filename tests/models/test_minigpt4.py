@@ -69,14 +69,30 @@ def test_batches_answer_as_one_by_one(parity_model):
     assert batch == single
 
 
-def test_generation_stops_each_row_at_its_stop_string(parity_model, monkeypatch):
+def test_generation_stops_each_row_at_its_own_stop_string(parity_model, monkeypatch):
+    texts = ["###Human: hello ###Assistant: ", "###Human: a dog ###Assistant: "]
+
+    def answers(stop: str) -> list[str]:
+        monkeypatch.setattr(parity_model, "template", dataclasses.replace(parity_model.template, stop=(stop,)))
+        return parity_model.generate(None, texts, max_new_tokens=16)
+
+    whole = answers("no such text")
+    stop = whole[0][4:6]
+    assert stop not in whole[1]
+    assert answers(stop) == [whole[0].split(stop)[0].strip(), whole[1]]
+
+
+def test_a_seed_reproduces_sampling(parity_model):
+    def sample(seed: int) -> list[str]:
+        torch.manual_seed(seed)
+        return parity_model.generate(None, ["hi "], do_sample=True, temperature=2.0)
+
+    assert sample(1) == sample(1) != sample(2)
+
+
+def test_answers_are_cut_at_the_stop_string(parity_model):
     assert parity_model.cut(" a red 7###Human: more") == "a red 7"
     assert parity_model.cut("plain ") == "plain"
-    sampled = [
-        (torch.manual_seed(1), parity_model.generate(None, ["hi "], do_sample=True, temperature=2.0))[1]
-        for _ in range(2)
-    ]
-    assert sampled[0] == sampled[1]  # a seed reproduces
 
 
 def test_untrained_projection_is_a_control_and_leaves_no_trace(parity_model):

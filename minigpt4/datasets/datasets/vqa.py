@@ -36,7 +36,10 @@ class VQADataset(Dataset):
         key = f"evaluation_datasets.{name}"
         file = Path(eval_file_path)
         if not file.is_file():
-            raise UserError(f"{key}.eval_file_path: '{file}' does not exist. Set it to a JSON list of questions.")
+            raise UserError(
+                f"{key}.eval_file_path: '{file}' does not exist. Set it to a JSON list of questions "
+                "(`minigpt4 tiny data` writes the tiny one)."
+            )
         try:
             self.records: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
