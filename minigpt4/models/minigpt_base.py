@@ -9,7 +9,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from minigpt4.common.config import ModelConfig
@@ -141,7 +147,6 @@ class MiniGPTBase(BaseModel):
             min_new_tokens=min_new_tokens,
             num_beams=num_beams,
             do_sample=do_sample,
-            repetition_penalty=repetition_penalty,
             length_penalty=length_penalty,
             bos_token_id=bos,
             eos_token_id=eos,
@@ -153,6 +158,8 @@ class MiniGPTBase(BaseModel):
             inputs_embeds=splice(ids, images, embedding_of(self.llama_model)),
             attention_mask=mask,
             generation_config=config,
+            # generate's own option skips as many new tokens as the prompt has embeddings
+            logits_processor=LogitsProcessorList([RepetitionPenaltyLogitsProcessor(repetition_penalty)]),
             tokenizer=self.llama_tokenizer,
             streamer=streamer,
         )

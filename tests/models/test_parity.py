@@ -129,16 +129,19 @@ def test_a_samples_instruction_beats_the_prompt_list(parity_model):
 
 
 @torch.inference_mode()
-def test_batch_generation_gives_the_recorded_tokens(parity_model):
-    data, spec = golden("3_vicuna0"), golden_json("3_vicuna0")["generate"]
-    prompts = spec["prompts"]
-    ids, mask = pad([[1, *prompt_layout(p, parity_model.encode_text, 8)] for p in prompts], 0, side="left")
-    recorded = data["generate.greedy.inputs_layout"].long()
-    assert torch.equal(ids[mask.bool()], recorded[mask.bool()].clamp(min=IMAGE_ROW))
-
+@pytest.mark.parametrize("run", ["greedy", "greedy_single", "greedy_rep_penalty"])
+def test_generation_gives_the_recorded_tokens(run, parity_model):
+    spec = golden_json("3_vicuna0")["generate"]
+    recorded = spec["runs"][run]
+    prompts = spec["prompts"][: len(recorded["ids"])]
     images = image(golden("3_images")["images_int8"][: len(prompts)])
-    answers = parity_model.generate(images, prompts, max_new_tokens=data["generate.greedy.ids"].shape[1] - 1)
-    expected = parity_model.llama_tokenizer.batch_decode(
-        data["generate.greedy.ids"].long().tolist(), skip_special_tokens=True
-    )
+    expected = parity_model.llama_tokenizer.batch_decode(recorded["ids"], skip_special_tokens=True)
+    answers = parity_model.generate(images, prompts, **recorded["kwargs"])
     assert answers == [parity_model.cut(text) for text in expected]
+
+
+def test_generation_reads_the_recorded_inputs(parity_model):
+    prompts = golden_json("3_vicuna0")["generate"]["prompts"]
+    ids, mask = pad([[1, *prompt_layout(p, parity_model.encode_text, 8)] for p in prompts], 0, side="left")
+    recorded = golden("3_vicuna0")["generate.greedy.inputs_layout"].long()
+    assert torch.equal(ids[mask.bool()], recorded[mask.bool()].clamp(min=IMAGE_ROW))
