@@ -1,0 +1,197 @@
+"""A session: streaming, what is never shown, failures, restarts, several images."""
+
+import threading
+
+import pytest
+import torch
+from PIL import Image
+
+from minigpt4.common.config import ProcessorConfig
+from minigpt4.common.errors import UserError
+from minigpt4.conversation.chat import Chat, RestartedError
+from minigpt4.conversation.conversation import IMAGE
+from minigpt4.processors import build_processor
+
+PROCESSOR = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=56))
+
+
+@pytest.fixture
+def chat(parity_model) -> Chat:
+    return Chat(parity_model, PROCESSOR)
+
+
+@pytest.fixture
+def script(parity_model, monkeypatch):
+    """Makes the model say given pieces; an exception among them is raised. Returns the calls it got."""
+
+    def install(*pieces):
+        calls = []
+
+        def generate(images, texts, *, streamer=None, **options):
+            calls.append((images, texts[0], options))
+            for piece in pieces:
+                if isinstance(piece, Exception):
+                    raise piece
+                if streamer:
+                    streamer.on_finalized_text(piece)
+            if streamer:
+                streamer.end()
+            return [parity_model.cut("".join(pieces))]
+
+        monkeypatch.setattr(parity_model, "generate", generate)
+        return calls
+
+    return install
+
+
+def picture(color: str) -> Image.Image:
+    return Image.new("RGB", (40, 30), color)
+
+
+def test_stream_grows_to_the_answer(chat, parity_model):
+    options = {"max_new_tokens": 40, "min_new_tokens": 40}
+    chat.upload_img(picture("red"))
+    texts = list(chat.stream("What is this?", **options))
+    again = Chat(parity_model, PROCESSOR)
+    again.upload_img(picture("red"))
+    assert len(texts) > 3
+    assert all(len(shorter) < len(longer) for shorter, longer in zip(texts[:-2], texts[1:-1], strict=True))
+    assert texts[-1] == again.answer("What is this?", **options) == chat.turns[0].answer
+
+
+def test_second_turn_reads_the_first(chat, script):
+    calls = script("a red 7")
+    chat.answer("Which digit?")
+    chat.answer("Sure?")
+    assert calls[1][1].endswith("Human: Which digit?###Assistant: a red 7###Human: Sure?###Assistant: ")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "shown"),
+    [
+        (("a red", " 7 #", "#", "# Human: more"), ["a red", "a red 7", "a red 7"]),
+        (("a red 7##", "#"), ["a red 7", "a red 7"]),
+        (("C#", " 7"), ["C", "C# 7", "C# 7"]),
+        (("", "###"), [""]),
+    ],
+)
+def test_half_a_stop_marker_is_never_shown(chat, script, pieces, shown):
+    script(*pieces)
+    assert list(chat.stream("?")) == shown
+
+
+@pytest.mark.parametrize("pieces", [(), ("half an", " answer")])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_failure_reaches_the_caller_and_takes_the_turn_back(chat, script, pieces, beams):
+    chat.upload_img(picture("red"))
+    script(*pieces, RuntimeError("out of memory"))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(chat.stream("Which digit?", num_beams=beams))
+    assert chat.turns == []
+
+    calls = script("a red 7")
+    assert chat.answer("Which digit?") == "a red 7"
+    assert calls[0][1].count(IMAGE) == 1  # the image is shown again
+
+
+def test_failure_without_a_word_from_the_streamer_does_not_hang(chat, parity_model, monkeypatch):
+    monkeypatch.setattr(parity_model, "generate", lambda *args, **options: ["silent"])
+    assert chat.answer("?") == "silent"
+
+
+def test_images_are_placed_where_they_were_shown(chat, script):
+    calls = script("fine")
+    chat.upload_img(picture("red"))
+    chat.upload_img(picture("blue"))
+    chat.answer("First?")
+    chat.answer("Second?")
+    chat.upload_img(picture("green"))
+    chat.answer("Third?")
+    assert [turn.question for turn in chat.turns] == [f"{IMAGE} {IMAGE} First?", "Second?", f"{IMAGE} Third?"]
+    assert [len(images) for images, _, _ in calls] == [2, 2, 3]
+    assert torch.equal(calls[2][0][:2], calls[0][0])
+
+
+def test_several_images_with_the_real_model(chat):
+    chat.upload_img(picture("red"))
+    chat.upload_img(picture("blue"))
+    assert isinstance(chat.answer("Compare.", max_new_tokens=3), str)
+    assert isinstance(chat.answer("And now?", max_new_tokens=3, num_beams=2), str)
+
+
+def test_image_shown_while_answering_belongs_to_the_next_question(chat, script):
+    calls = script("one", " two")
+    stream = chat.stream("First?")
+    next(stream)
+    chat.upload_img(picture("red"))
+    list(stream)
+    chat.answer("Second?")
+    assert calls[1][1].count(IMAGE) == 1
+    assert chat.turns[1].question.startswith(IMAGE)
+
+
+def test_a_typed_placeholder_is_not_an_image(chat):
+    assert isinstance(chat.answer("What is <ImageHere>?", max_new_tokens=2), str)
+
+
+def test_sessions_share_nothing(parity_model, script):
+    calls = script("fine")
+    one, two = Chat(parity_model, PROCESSOR), Chat(parity_model, PROCESSOR)
+    one.upload_img(picture("red"))
+    two.upload_img(picture("blue"))
+    one.answer("About red?")
+    two.answer("About blue?")
+    assert "red" not in calls[1][1]
+    assert not torch.equal(calls[0][0], calls[1][0])
+    one.restart()
+    assert (len(one.turns), len(two.turns), len(two.images)) == (0, 1, 1)
+
+
+def test_restart_ends_the_answer_under_way(chat, script):
+    chat.upload_img(picture("red"))
+    script("one", " two", " three")
+    old = chat.stream("Old?")
+    assert next(old) == "one"
+    chat.restart()
+    new = chat.stream("New?")
+    assert next(new) == "one"
+    with pytest.raises(RestartedError):
+        next(old)
+    assert list(new)[-1] == "one two three"
+    assert [turn.question for turn in chat.turns] == ["New?"]
+
+
+def test_one_question_at_a_time(chat, script):
+    script("one", " two")
+    stream = chat.stream("First?")
+    next(stream)
+    with pytest.raises(UserError, match="still being answered"):
+        chat.answer("Second?")
+    list(stream)
+    assert [turn.answer for turn in chat.turns] == ["one two"]
+
+
+def test_abandoned_stream_takes_the_turn_back_and_ends_the_generation(chat, parity_model, monkeypatch):
+    ended = threading.Event()
+
+    def endless(images, texts, *, streamer, **options):
+        try:
+            streamer.put(torch.zeros(1, 0, dtype=torch.long))
+            while True:
+                streamer.put(torch.tensor(parity_model.encode_text("word "))[:1])
+                streamer.on_finalized_text("word ")
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(parity_model, "generate", endless)
+    stream = chat.stream("Tell me everything.")
+    next(stream)
+    stream.close()
+    assert ended.wait(5)
+    assert chat.turns == []
+
+
+def test_beams_answer_in_one_piece(chat, script):
+    calls = script("a", " b")
+    assert list(chat.stream("?", num_beams=3)) == ["a b"]
+    assert calls[0][2] == {"num_beams": 3, "max_new_tokens": 300}
