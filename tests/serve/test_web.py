@@ -11,6 +11,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from minigpt4.common.config import ProcessorConfig
+from minigpt4.common.config import Config
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.chat import Chat
 from minigpt4.processors import build_processor
@@ -209,13 +210,13 @@ def test_pictures_are_read_the_right_way_up(tmp_path):
 
 def test_address_in_use_is_one_line():
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="--port .* in use"):
-        web.serve("missing.yaml", [], port=taken.getsockname()[1])
+        web.serve(Config(), port=taken.getsockname()[1])
 
 
 @pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 70000), ("no.such.host.invalid", 7860)])
 def test_address_that_cannot_be_is_one_line(host, port):
     with pytest.raises(UserError, match="Choose another"):
-        web.serve("missing.yaml", [], host=host, port=port)
+        web.serve(Config(), host=host, port=port)
 
 
 def test_text_is_shown_as_text(client, picture, echo):
