@@ -10,8 +10,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from minigpt4.common.config import ProcessorConfig
-from minigpt4.common.config import Config
+from minigpt4.common.config import Config, ProcessorConfig
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.chat import Chat
 from minigpt4.processors import build_processor
