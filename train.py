@@ -10,13 +10,14 @@ def main() -> None:
 
     config = load_config(args.cfg_path, args.options)  # wrong configs fail before the slow imports below
 
-    from minigpt4.common.dist_utils import distributed, pick_device
+    from minigpt4.common.dist_utils import distributed, pick_device, seed_everything
     from minigpt4.common.logger import setup_logger
     from minigpt4.common.registry import registry
 
     device = pick_device(config.run.device)
     with distributed(device):
         setup_logger()
+        seed_everything(config.run.seed)  # every rank builds the same untrained projection
         task = registry.get_task_class(config.run.task)(config)
         datasets = {split: task.build_datasets(split) for split in ("train", *config.run.valid_splits)}
         model = task.build_model().to(device)

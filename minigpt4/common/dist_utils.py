@@ -1,10 +1,12 @@
-"""Where this process runs: device, rank, and what ranks exchange. Never reads the config."""
+"""Where this process runs: device, rank, seed, and what ranks exchange. Never reads the config."""
 
 import os
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -53,6 +55,13 @@ def distributed(device: torch.device) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python's, NumPy's and torch's random numbers."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def rank() -> int:

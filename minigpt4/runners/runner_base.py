@@ -1,12 +1,10 @@
 """The runner by epochs: loaders, optimizer, schedule, the loop, validation, checkpoints, the log."""
 
 import logging
-import random
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -39,7 +37,7 @@ class RunnerBase:
         if run.wandb_log:
             logger.warning("run.wandb_log: not supported yet; log.txt and loss.png hold the run's numbers")
         self.config, self.run, self.task = config, run, task
-        seed_everything(run.seed + dist_utils.rank())
+        dist_utils.seed_everything(run.seed + dist_utils.rank())  # ranks draw different prompts
         self.output_dir = Path(run.output_dir)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self.log = RunLog(self.output_dir)
@@ -144,12 +142,6 @@ class RunnerBase:
 
     def _mean(self, losses: Tensor) -> float:
         return (dist_utils.all_reduce_sum(losses.mean()) / dist_utils.world_size()).item()
-
-
-def seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def epoch_length(loaders: list[DataLoader]) -> int:
