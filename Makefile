@@ -36,7 +36,8 @@ train: install data
 
 # the shipped projection, or your own: make eval CKPT=output/minigpt4_tiny_stage2_finetune/checkpoint_best
 eval: install data
-	$(BIN)/python evaluate.py --cfg-path eval_configs/minigpt4_tiny_benchmark.yaml $(if $(CKPT),--options model.ckpt=$(CKPT))
+	$(BIN)/python evaluate.py --cfg-path eval_configs/minigpt4_tiny_benchmark.yaml \
+		$(if $(CKPT),--options model.ckpt=$(CKPT) run.output_dir=$(CKPT)/evaluation)
 
 clean:
 	rm -rf .venv build *.egg-info output dataset/tiny

@@ -18,10 +18,12 @@ def main() -> None:
     with distributed(device):
         setup_logger()
         seed_everything(config.run.seed)  # every rank builds the same untrained projection
+        runner_class = registry.get_runner_class(config.run.runner)
+        runner_class.check(config)
         task = registry.get_task_class(config.run.task)(config)
         datasets = {split: task.build_datasets(split) for split in ("train", *config.run.valid_splits)}
         model = task.build_model().to(device)
-        registry.get_runner_class(config.run.runner)(config, task, model, datasets).train()
+        runner_class(config, task, model, datasets).train()
 
 
 if __name__ == "__main__":

@@ -30,5 +30,9 @@ def run(main: Callable[[], object]) -> None:
         main()
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
-            sys.stderr.write(f"error: {error}\n")
+            # a worker process of a loader sends its traceback along; the error is its last line
+            message = str(error).strip()
+            if message.startswith("Caught UserError"):
+                message = message.splitlines()[-1].partition("UserError: ")[2]
+            sys.stderr.write(f"error: {message}\n")
         sys.exit(2)

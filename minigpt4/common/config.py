@@ -115,7 +115,7 @@ class BuildInfo:
 
 @dataclass
 class DatasetConfig:
-    data_type: str = "images"
+    data_type: str = "images"  # legal in the original's files, without effect
     build_info: BuildInfo = field(default_factory=BuildInfo)
     vis_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig)
     text_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig)
@@ -137,8 +137,6 @@ class RunConfig:
 
     task: str = "image_text_pretrain"
     runner: str = "runner_base"
-    name: str = ""
-    job_name: str = "minigpt4"
     output_dir: str = "output"
     save_path: str | None = None  # where evaluation writes; null: output_dir
 
@@ -168,7 +166,9 @@ class RunConfig:
     resume_ckpt_path: str | None = None
     wandb_log: bool = False
 
-    # legal in the original's files, decided elsewhere: by the entry point, and by torchrun's environment
+    # legal in the original's files, without effect: the entry point and torchrun's environment decide
+    name: str = ""
+    job_name: str = ""
     train_splits: list[str] = field(default_factory=lambda: ["train"])
     test_splits: list[str] = field(default_factory=list)
     evaluate: bool = False
@@ -207,11 +207,13 @@ def load_config(path: str | Path, options: list[str] | None = None) -> Config:
     """
     user = _read(Path(path))
     overrides = _parse_options(options or [])
-    asked: Any = OmegaConf.merge(user, overrides)
+    asked = _merge(_merge(OmegaConf.create(), [(str(path), user)]), [("--options", overrides)])
+    model, datasets = _group(path, asked, "model"), _group(path, asked, "datasets")
+    arch = _name("model.arch", model.get("arch", ModelConfig.arch))
+    model_type = _name("model.model_type", model.get("model_type", ModelConfig.model_type))
     layers: list[tuple[str, Any]] = [("configs/default.yaml", _read(_CONFIGS / "default.yaml"))]
-    model = asked.get("model") or {}
-    layers.append(_model_layer(model.get("arch", ModelConfig.arch), model.get("model_type", ModelConfig.model_type)))
-    layers += [_dataset_layer(name) for name in asked.get("datasets") or {}]
+    layers.append(_model_layer(arch, model_type))
+    layers += [_dataset_layer(_name("datasets", name)) for name in datasets]
     layers += [(str(path), user), ("--options", overrides)]
 
     config = _merge(OmegaConf.structured(Config), layers)
@@ -220,9 +222,11 @@ def load_config(path: str | Path, options: list[str] | None = None) -> Config:
             for split, default in config.preprocess[kind].items():
                 dataset[kind][split] = _override(default, dataset[kind][split])
     try:
-        return OmegaConf.to_object(config)  # type: ignore[return-value]
+        checked = cast(Config, OmegaConf.to_object(config))
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {_one_line(error)}") from None
+    _check_values(checked)
+    return checked
 
 
 def save_config(config: Config, path: str | Path) -> None:
@@ -254,6 +258,53 @@ def _parse_options(options: list[str]) -> DictConfig:
         return OmegaConf.from_dotlist(options)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"--options: {_one_line(error)}") from None
+
+
+def _group(path: str | Path, layer: Any, key: str) -> dict[str, Any]:
+    group = cast(dict[str, Any], OmegaConf.to_container(layer, resolve=False)).get(key) or {}
+    if not isinstance(group, dict):
+        raise UserError(f"{path}: {key}: expected keys and values below it, found '{group}'.")
+    return group
+
+
+def _name(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise UserError(f"{key}: expected a name, found '{value}'.")
+    return value
+
+
+def _check_values(config: Config) -> None:
+    """Refuses values of the right type that can't work."""
+    run = config.run
+    least_one = {
+        "run.log_freq": run.log_freq,
+        "run.accum_grad_iters": run.accum_grad_iters,
+        "run.batch_size_train": run.batch_size_train,
+        "run.batch_size_eval": run.batch_size_eval,
+        "run.max_epoch": run.max_epoch,
+        "run.iters_per_epoch": run.iters_per_epoch,
+        **{f"datasets.{name}.batch_size": d.batch_size for name, d in config.datasets.items()},
+        **{f"evaluation_datasets.{name}.batch_size": d.batch_size for name, d in config.evaluation_datasets.items()},
+    }
+    for key, value in least_one.items():
+        if value is not None and value < 1:
+            raise UserError(f"{key}: {value} is too small. Set it to 1 or more.")
+    for key, value in {"run.seed": run.seed, "run.num_workers": run.num_workers}.items():
+        if value < 0:
+            raise UserError(f"{key}: {value} is negative. Set it to 0 or more.")
+    for name, dataset in config.datasets.items():
+        for split, processor in vars(dataset.vis_processor).items():
+            if processor.image_size not in (None, config.model.image_size):
+                raise UserError(
+                    f"datasets.{name}.vis_processor.{split}.image_size: {processor.image_size}, but model.image_size "
+                    f"is {config.model.image_size}. Remove the first."
+                )
+    try:
+        config.model.prompt_template.format("")
+    except (KeyError, IndexError, ValueError):
+        raise UserError(
+            f"model.prompt_template: '{config.model.prompt_template}' is no template. Write {{}} where the prompt goes."
+        ) from None
 
 
 def _model_layer(arch: str, model_type: str) -> tuple[str, DictConfig]:

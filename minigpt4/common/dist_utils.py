@@ -34,9 +34,11 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cpu":
         return device
     index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", "0"))
-    if index >= torch.accelerator.device_count():
+    # all ranks refuse what one of them lacks: only rank 0 shows errors
+    needed = max(index + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if needed > torch.accelerator.device_count():
         raise UserError(
-            f"run.device: '{name}' number {index} does not exist, this machine has {torch.accelerator.device_count()}. "
+            f"run.device: {name} needs {needed} devices, this machine has {torch.accelerator.device_count()}. "
             "Start fewer processes (torchrun --nproc-per-node)."
         )
     return torch.device(device.type, index)

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -11,6 +12,20 @@ class UserError(Exception):
 def first_line(error: BaseException) -> str:
     """An exception's message as one line; its type where it has no message."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
+def make_folder(key: str, folder: Path) -> None:
+    """Makes a folder and those above it.
+
+    Raises:
+        UserError: it can't be made. `key` is the config key or argument that names it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{key}: '{folder}' can't be made ({error.strerror}). Set it to a folder you may write to."
+        ) from None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

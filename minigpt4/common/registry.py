@@ -49,11 +49,6 @@ class Registry:
             raise UserError(f"'{name}' is not a registered {kind}.{did_you_mean(name, self._table[kind])}")
         return self._table[kind][name]
 
-    def names(self, kind: str) -> list[str]:
-        """Lists the names registered for a kind."""
-        self._import(kind)
-        return sorted(self._table[kind])
-
     def _import(self, kind: str) -> None:
         if kind in self._imported:
             return

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset
 
 from minigpt4.common.dist_utils import rank, world_size
 from minigpt4.common.errors import UserError
@@ -32,9 +32,11 @@ def build_loader(dataset: Dataset, batch_size: int, num_workers: int, training: 
         UserError: the share does not fill one training batch.
     """
     sampler: DistributedSampler | None = None
-    if not isinstance(dataset, IterableDataset):
-        sampler = DistributedSampler(dataset, world_size(), rank(), shuffle=training, seed=seed)  # type: ignore[arg-type]
-        if training and len(sampler) < batch_size:
+    if not isinstance(dataset, IterableDataset) and not training:
+        dataset = Subset(dataset, range(rank(), len(dataset), world_size()))  # type: ignore[arg-type]
+    elif not isinstance(dataset, IterableDataset):
+        sampler = DistributedSampler(dataset, world_size(), rank(), seed=seed)  # type: ignore[arg-type]
+        if len(sampler) < batch_size:
             raise UserError(
                 f"run.batch_size_train: {batch_size} is more than the {len(sampler)} samples that each of "
                 f"{world_size()} processes gets. Use a smaller batch or more data."

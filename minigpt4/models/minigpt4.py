@@ -13,8 +13,9 @@ from minigpt4.common.checkpoint import load_checkpoint, local_files
 from minigpt4.common.config import Config, ModelConfig
 from minigpt4.common.errors import UserError
 from minigpt4.common.registry import registry
+from minigpt4.conversation.conversation import get_template
 from minigpt4.models.llm import DTYPES, check_llm_path, load_llm, load_tokenizer
-from minigpt4.models.minigpt_base import MiniGPTBase
+from minigpt4.models.minigpt_base import MiniGPTBase, read_prompts
 from minigpt4.models.qformer import build_qformer, load_qformer_weights
 from minigpt4.models.vision import build_vit, convert_weights, load_vit_weights
 
@@ -45,6 +46,8 @@ class MiniGPT4(MiniGPTBase):
         if not c.has_qformer:
             raise UserError("model.has_qformer: False is not supported yet. Use a model type with a Q-Former.")
         check_llm_path(c.llama_model)
+        get_template(c.conversation)
+        read_prompts(c.prompt_path, c.prompt_template)
         paths = {"model.vit_model": _WELL_KNOWN.get(c.vit_model, c.vit_model), "model.q_former_model": c.q_former_model}
         if c.ckpt:
             paths["model.ckpt"] = c.ckpt

@@ -105,7 +105,9 @@ class MiniGPTBase(BaseModel):
         return [self._draw_prompt() for _ in samples["answer"]]
 
     def _draw_prompt(self) -> str:
-        return random.choice(self.prompt_list) if self.prompt_list else IMAGE_PLACEHOLDER
+        if not self.prompt_list:
+            return IMAGE_PLACEHOLDER
+        return random.choice(self.prompt_list) if self.training else self.prompt_list[0]  # validation repeats
 
     @torch.inference_mode()
     def generate(

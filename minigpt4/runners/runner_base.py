@@ -1,6 +1,7 @@
 """The runner by epochs: loaders, optimizer, schedule, the loop, validation, checkpoints, the log."""
 
 import logging
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from minigpt4.common import dist_utils
 from minigpt4.common.checkpoint import save_checkpoint
 from minigpt4.common.config import Config, save_config
-from minigpt4.common.errors import UserError
+from minigpt4.common.errors import UserError, make_folder
 from minigpt4.common.logger import RunLog, plot_loss
 from minigpt4.common.optims import build_optimizer, build_schedule
 from minigpt4.common.registry import registry
@@ -24,6 +25,8 @@ from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 
 logger = logging.getLogger(__name__)
 
+BEST = "checkpoint_best"
+
 
 @registry.register_runner("runner_base")
 class RunnerBase:
@@ -32,15 +35,8 @@ class RunnerBase:
     def __init__(self, config: Config, task: ImageTextPretrainTask, model: BaseModel, datasets: dict[str, Any]):
         """`datasets` maps a split to {name: dataset}. The model is on its device."""
         run = config.run
-        if run.resume_ckpt_path:
-            raise UserError("run.resume_ckpt_path: not supported yet. Set model.ckpt to start from a run's weights.")
-        if run.wandb_log:
-            logger.warning("run.wandb_log: not supported yet; log.txt and loss.png hold the run's numbers")
         self.config, self.run, self.task = config, run, task
         dist_utils.seed_everything(run.seed + dist_utils.rank())  # ranks draw different prompts
-        self.output_dir = Path(run.output_dir)
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        self.log = RunLog(self.output_dir)
         loaders = self._train_loaders(datasets["train"])
         self.valid_loaders = [
             build_loader(dataset, run.batch_size_eval, min(run.num_workers, 1), training=False, seed=run.seed)
@@ -56,8 +52,30 @@ class RunnerBase:
         self.wrapped = model
         if dist_utils.world_size() > 1:
             self.wrapped = DistributedDataParallel(model, broadcast_buffers=False)  # type: ignore[assignment]
+        self.output_dir = Path(run.output_dir)
         if dist_utils.is_main():
+            make_folder("run.output_dir", self.output_dir)
+            shutil.rmtree(self.output_dir / BEST, ignore_errors=True)  # an earlier run's
             save_config(config, self.output_dir / "config.yaml")
+        self.log = RunLog(self.output_dir)  # last: a run that can't start leaves the earlier one's log
+
+    @staticmethod
+    def check(config: Config) -> None:
+        """Refuses, before anything is loaded, what this runner can't do.
+
+        Raises:
+            UserError: the config asks for it.
+        """
+        run = config.run
+        registry.get_lr_scheduler_class(run.lr_sched)
+        if run.resume_ckpt_path:
+            raise UserError("run.resume_ckpt_path: not supported yet. Set model.ckpt to start from a run's weights.")
+        if run.evaluate:
+            raise UserError("run.evaluate: True trains nothing. Use evaluate.py, or set run.evaluate=False.")
+        if unknown := set(run.valid_splits) - {"val"}:
+            raise UserError(f"run.valid_splits: '{min(unknown)}' is no validation split. Known: val.")
+        if run.wandb_log:
+            logger.warning("run.wandb_log: not supported yet; log.txt and loss.png hold the run's numbers")
 
     def _train_loaders(self, datasets: dict[str, Any]) -> list[DataLoader]:
         run = self.run
@@ -88,7 +106,7 @@ class RunnerBase:
                 save_checkpoint(self.model, self.output_dir / f"checkpoint_{epoch}")
                 if record.get("val_loss", 0.0) < best:
                     best = record.get("val_loss", best)
-                    save_checkpoint(self.model, self.output_dir / "checkpoint_best")
+                    save_checkpoint(self.model, self.output_dir / BEST)
                 plot_loss(self.output_dir)
             dist_utils.barrier()
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from minigpt4.common.config import EvaluationDatasetConfig, save_config
 from minigpt4.common.dist_utils import all_gather, is_main, rank, world_size
-from minigpt4.common.errors import UserError, did_you_mean
+from minigpt4.common.errors import UserError, did_you_mean, make_folder
 from minigpt4.common.registry import registry
 from minigpt4.conversation.conversation import IMAGE, Turn
 from minigpt4.datasets.data_utils import collate
@@ -72,7 +72,7 @@ class VQATask(ImageTextPretrainTask):
         """
         assert isinstance(model, MiniGPTBase)
         folder = Path(self.config.run.save_path or self.config.run.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder("run.output_dir", folder)
         if is_main():
             save_config(self.config, folder / "config.yaml")
         results: dict[str, dict[str, dict[str, float]]] = {name: {} for name in datasets}

@@ -48,13 +48,13 @@ def test_options_may_be_spelt_as_pairs():
 
 
 def test_datasets_take_the_models_processors_unless_they_name_another(tmp_path):
-    text = "model: {model_type: tiny}\ndatasets:\n  laion: {}\n  cc_sbu: {vis_processor: {train: {image_size: 56}}}\n"
-    text += "  cc_sbu_align: {vis_processor: {train: {name: blip2_image_eval, image_size: 28}}}\n"
+    text = "model: {model_type: tiny}\ndatasets:\n  laion: {}\n  cc_sbu: {vis_processor: {train: {max_scale: 0.9}}}\n"
+    text += "  cc_sbu_align: {vis_processor: {train: {name: blip2_image_eval, image_size: 112}}}\n"
     config = load_config(write(tmp_path, text))
     laion, cc, align = (config.datasets[n].vis_processor.train for n in ("laion", "cc_sbu", "cc_sbu_align"))
     assert (laion.name, laion.image_size, laion.random_resized_crop) == ("blip2_image_train", 112, False)
-    assert (cc.image_size, cc.random_resized_crop) == (56, False)
-    assert align.kwargs() == {"image_size": 28}
+    assert (cc.image_size, cc.max_scale, cc.random_resized_crop) == (112, 0.9, False)
+    assert align.kwargs() == {"image_size": 112}
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,23 @@ def test_datasets_take_the_models_processors_unless_they_name_another(tmp_path):
         ("model: {model_type: tiny, ckpt: '${nowhere.at_all}'}", ["nowhere"]),
         ("model: [1, 2", ["not valid YAML"]),
         ("- a list", ["expected groups"]),
+        ("model: {model_type: tiny, arch: {x: 3}}", ["model.arch: expected a name"]),
+        ("model: 5", ["model: expected keys and values below it, found '5'"]),
+        ("datasets: [laion]", ["datasets: expected keys"]),
+        ("datasets: laion", ["datasets: expected keys"]),
+        ("datasets: {3: {}}", ["datasets: expected a name, found '3'"]),
+        ("model: {arch: [1]}", ["model.arch: expected a name"]),
+        ("model: {arch: null}", ["model.arch: expected a name, found 'None'"]),
+        ("model: {model_type: 3}", ["model.model_type: expected a name, found '3'"]),
+        ("model: {arch: '${nowhere}'}", ["model.arch"]),
+        ("model: {model_type: tiny}\nrun: {log_freq: 0}", ["run.log_freq: 0 is too small"]),
+        ("model: {model_type: tiny}\nrun: {iters_per_epoch: 0}", ["run.iters_per_epoch: 0 is too small"]),
+        ("model: {model_type: tiny}\nrun: {seed: -1}", ["run.seed: -1 is negative"]),
+        ("model: {model_type: tiny, prompt_template: 'a {x} {}'}", ["model.prompt_template: 'a {x} {}'"]),
+        (
+            "model: {model_type: tiny}\ndatasets: {laion: {vis_processor: {train: {image_size: 224}}}}",
+            ["datasets.laion.vis_processor.train.image_size: 224, but model.image_size is 112. Remove the first."],
+        ),
         ("", []),
     ],
 )
@@ -84,7 +101,9 @@ def test_wrong_files_give_one_clear_line(text, parts, tmp_path):
     assert all(part in str(error.value) for part in parts), str(error.value)
 
 
-@pytest.mark.parametrize("options", [["run.seed"], ["run.seed=1", "run.amp"], ["run.sed=1"], ["run.seed=x"]])
+@pytest.mark.parametrize(
+    "options", [["run.seed"], ["run.seed=1", "run.amp"], ["run.sed=1"], ["run.seed=x"], ["model=5"]]
+)
 def test_wrong_options_are_named(options):
     with pytest.raises(UserError, match="--options"):
         load_config(STAGE1, options)
@@ -107,7 +126,7 @@ def test_entry_points_help_is_instant_and_errors_exit_with_2(script):
     started = time.perf_counter()
     shown = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 0 and "--cfg-path" in shown.stdout
-    assert time.perf_counter() - started < 5  # 0.1 s alone; the machine may be busy
+    assert time.perf_counter() - started < 1
     wrong = subprocess.run(
         [sys.executable, script, "--cfg-path", "no/such.yaml"], cwd=ROOT, capture_output=True, text=True
     )

@@ -88,6 +88,16 @@ def test_validation_shards_are_passed_once_by_all_workers_and_ranks_together(sha
     assert sorted(seen) == sorted(f"picture {i}" for i in range(24))
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_shards_without_captions_end_in_words_not_in_a_hang(tmp_path, workers):
+    with wds.TarWriter(str(tmp_path / "0.tar")) as tar:
+        tar.write({"__key__": "0", "jpg": picture(0), "json": {"text": "no caption"}})
+    loader = build_loader(build("laion", str(tmp_path / "0.tar")), 2, workers, training=True, seed=0)
+    with pytest.raises(UserError, match="100 samples in a row can't be used, the last because of KeyError"):
+        next(iter(loader))
+
+
 def test_shard_names(shards, tmp_path):
     expected = [str(tmp_path / f"0000{i}.tar") for i in range(3)]
     for storage in (shards, str(tmp_path), str(tmp_path / "*.tar")):
@@ -116,7 +126,13 @@ def test_align_folder_errors(align_folder, tmp_path):
     (tmp_path / "image" / "3.jpg").unlink()
     with pytest.raises(UserError, match="1 of 6 images .*3.jpg"):
         build("cc_sbu_align", align_folder)
-    for text in ("[]", "{", '{"annotations": [{"caption": "x"}]}', '{"annotations": []}'):
+    for text in (
+        "[]",
+        "{",
+        '{"annotations": [{"caption": "x"}]}',
+        '{"annotations": []}',
+        '{"annotations": [{"image_id": "0", "caption": null}]}',
+    ):
         (tmp_path / "filter_cap.json").write_text(text)
         with pytest.raises(UserError, match="filter_cap.json"):
             build("cc_sbu_align", align_folder)
@@ -178,7 +194,7 @@ def test_vqa_errors(questions, tmp_path):
         load(eval_file_path="/no/where")
     with pytest.raises(UserError, match="evaluation_datasets.x.img_path: 3 of 3 images"):
         load(img_path="/no/where")
-    for text in ("[]", "{", '[{"image": "0.png"}]', '["x"]'):
+    for text in ("[]", "{", '[{"image": "0.png"}]', '["x"]', "3", '[{"image": "0.png", "caption": "x"}]'):
         (tmp_path / "q.json").write_text(text)
         with pytest.raises(UserError, match="q.json"):
             load()

@@ -133,6 +133,25 @@ def test_gradients_are_clipped(model, tmp_path, monkeypatch):
     assert 0 < seen[0] <= 0.01 + 1e-6
 
 
-def test_resuming_is_refused_in_words(model, tmp_path):
-    with pytest.raises(UserError, match="run.resume_ckpt_path: not supported yet"):
-        runner(model, tmp_path, resume_ckpt_path="x")
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ({"resume_ckpt_path": "x"}, "run.resume_ckpt_path: not supported yet"),
+        ({"evaluate": True}, "run.evaluate: True trains nothing"),
+        ({"valid_splits": ["train"]}, "run.valid_splits: 'train' is no validation split"),
+        ({"lr_sched": "linear_warmup_cosin_lr"}, "Did you mean 'linear_warmup_cosine_lr'"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_loaded(run, message):
+    with pytest.raises(UserError, match=message):
+        RunnerBase.check(Config(run=RunConfig(**run)))
+
+
+def test_a_run_that_cannot_start_leaves_the_earlier_log(model, tmp_path):
+    (tmp_path / "log.txt").write_text("earlier")
+    with pytest.raises(UserError, match="batch_size"):
+        runner(model, tmp_path, batch_size_train=99)
+    assert (tmp_path / "log.txt").read_text() == "earlier"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="run.output_dir: .* can't be made"):
+        runner(model, tmp_path / "file" / "x")

@@ -19,7 +19,7 @@ class CCSBUAlignDataset(Dataset):
     a prompt of its own list.
 
     Raises:
-        UserError: the folder, its JSON file or an image is missing or malformed.
+        UserError: the folder's JSON file is missing or malformed, or an image is missing.
     """
 
     def __init__(
@@ -40,8 +40,10 @@ class CCSBUAlignDataset(Dataset):
             )
         try:
             self.annotations = json.loads(file.read_text(encoding="utf-8"))["annotations"]
-            names = {f"{a['image_id']}.jpg" for a in self.annotations if isinstance(a["caption"], str)}
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            names = {f"{a['image_id']}.jpg" for a in self.annotations}
+            if wrong := [a for a in self.annotations if not isinstance(a["caption"], str)]:
+                raise TypeError(f"no text in {wrong[0]}")
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise UserError(
                 f'{file}: expected {{"annotations": [{{"image_id", "caption"}}, ...]}}: {error!r}'
             ) from None

@@ -10,6 +10,8 @@ from torch.utils.data import IterableDataset
 
 from minigpt4.common.errors import UserError
 
+MOST_SKIPPED = 100
+
 
 def expand_shards(key: str, storage: str) -> list[str]:
     """Expands brace lists, globs and folders to shard names; URLs and pipes are left to webdataset.
@@ -48,7 +50,8 @@ class ShardedCaptionDataset(IterableDataset):
         training: bool,
         seed: int,
     ):
-        self.vis_processor, self.text_processor = vis_processor, text_processor
+        self.key, self.vis_processor, self.text_processor = key, vis_processor, text_processor
+        self.skipped = 0  # in a row
         shards = expand_shards(key, storage)
         open_shards = wds.tarfile_to_samples(handler=wds.warn_and_continue)
         if training:
@@ -61,9 +64,9 @@ class ShardedCaptionDataset(IterableDataset):
             source = [wds.SimpleShardList(shards), open_shards, _own_share]
         self.pipeline = wds.DataPipeline(
             *source,
-            wds.decode("pilrgb", handler=wds.warn_and_continue),
-            wds.to_tuple("jpg;jpeg;png;webp", "json", handler=wds.warn_and_continue),
-            wds.map(self._sample, handler=wds.warn_and_continue),
+            wds.decode("pilrgb", handler=self._skip),
+            wds.to_tuple("jpg;jpeg;png;webp", "json", handler=self._skip),
+            wds.map(self._sample, handler=self._skip),
         )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -71,7 +74,19 @@ class ShardedCaptionDataset(IterableDataset):
 
     def _sample(self, pair: tuple[Any, dict[str, Any]]) -> dict[str, Any]:
         image, record = pair
-        return {"image": self.vis_processor(image), "answer": self.text_processor(record["caption"])}
+        sample = {"image": self.vis_processor(image), "answer": self.text_processor(record["caption"])}
+        self.skipped = 0
+        return sample
+
+    def _skip(self, error: Exception) -> bool:
+        """Passes over an unusable sample; an endless stream of nothing else would hang."""
+        self.skipped += 1
+        if self.skipped >= MOST_SKIPPED:
+            raise UserError(
+                f"{self.key}: {self.skipped} samples in a row can't be used, the last because of {error!r}. "
+                "Shards need KEY.jpg and KEY.json with a caption."
+            )
+        return wds.warn_and_continue(error)
 
 
 def _own_share(samples: Iterator[Any]) -> Iterator[Any]:

@@ -14,6 +14,10 @@ from minigpt4.common.errors import UserError
 _KEYS = {"image", "question", "answer"}
 
 
+def _is_question(record: Any) -> bool:
+    return isinstance(record, dict) and record.keys() >= _KEYS and all(isinstance(record[k], str) for k in _KEYS)
+
+
 class VQADataset(Dataset):
     """Samples {image, question, answer, question_type} of a JSON list; `image` is a file name in `img_path`.
 
@@ -22,7 +26,7 @@ class VQADataset(Dataset):
             anything else the question's own.
 
     Raises:
-        UserError: the file or an image is missing or malformed.
+        UserError: the file is missing or malformed, or an image is missing.
     """
 
     def __init__(
@@ -42,9 +46,9 @@ class VQADataset(Dataset):
             )
         try:
             self.records: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{file} is not JSON: {error}") from None
-        if not self.records or any(not isinstance(r, dict) or r.keys() < _KEYS for r in self.records):
+        if not isinstance(self.records, list) or not self.records or not all(map(_is_question, self.records)):
             raise UserError(f"{file}: expected a list of {{image, question, answer, question_type}}.")
         names = sorted({record["image"] for record in self.records})
         missing = [n for n in names if not (Path(img_path) / n).is_file()]

@@ -3,9 +3,12 @@
 import argparse
 from pathlib import Path
 
+from minigpt4.common.errors import make_folder
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the subcommands to the parser of `minigpt4 tiny`."""
+    parser.set_defaults(main=main)
     commands = parser.add_subparsers(dest="tiny_command", required=True)
     data = commands.add_parser(
         "data", help="write the digit-scene data sets for both training stages and the benchmark"
@@ -20,8 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--seed", type=int, default=0, help="same seed, same files (default: %(default)s)")
 
 
-def main(args: argparse.Namespace) -> int:
-    """Runs the chosen subcommand and returns the exit code."""
+def main(args: argparse.Namespace) -> None:
+    """Runs the chosen subcommand.
+
+    Raises:
+        UserError: the folder can't be made.
+    """
+    make_folder("--out", args.out)
     if args.tiny_command == "data":
         from minigpt4.tools.tiny.data import write_all
 
@@ -30,4 +38,3 @@ def main(args: argparse.Namespace) -> int:
         from minigpt4.tools.tiny.pretrain import pretrain
 
         pretrain(args.out, args.seed, args.scale)
-    return 0
