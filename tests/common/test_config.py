@@ -102,7 +102,7 @@ def test_wrong_files_give_one_clear_line(text, parts, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [["run.seed"], ["run.seed=1", "run.amp"], ["run.sed=1"], ["run.seed=x"], ["model=5"]]
+    "options", [["run.seed"], ["run.seed=1", "run.amp"], ["run.sed=1"], ["run.seed=x"]]
 )
 def test_wrong_options_are_named(options):
     with pytest.raises(UserError, match="--options"):
