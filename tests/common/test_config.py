@@ -101,9 +101,7 @@ def test_wrong_files_give_one_clear_line(text, parts, tmp_path):
     assert all(part in str(error.value) for part in parts), str(error.value)
 
 
-@pytest.mark.parametrize(
-    "options", [["run.seed"], ["run.seed=1", "run.amp"], ["run.sed=1"], ["run.seed=x"]]
-)
+@pytest.mark.parametrize("options", [["run.seed"], ["run.seed=1", "run.amp"], ["run.sed=1"], ["run.seed=x"]])
 def test_wrong_options_are_named(options):
     with pytest.raises(UserError, match="--options"):
         load_config(STAGE1, options)

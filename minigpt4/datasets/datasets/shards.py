@@ -1,6 +1,7 @@
 """Image-caption pairs in webdataset shards (LAION, CC, SBU): `KEY.jpg` beside `KEY.json` with a `caption`."""
 
 import glob
+import logging
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
@@ -9,6 +10,8 @@ import webdataset as wds
 from torch.utils.data import IterableDataset
 
 from minigpt4.common.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 MOST_SKIPPED = 100
 
@@ -53,7 +56,7 @@ class ShardedCaptionDataset(IterableDataset):
         self.key, self.vis_processor, self.text_processor = key, vis_processor, text_processor
         self.skipped = 0  # in a row
         shards = expand_shards(key, storage)
-        open_shards = wds.tarfile_to_samples(handler=wds.warn_and_continue)
+        open_shards = wds.tarfile_to_samples(handler=self._skip)
         if training:
             source = [
                 wds.ResampledShards(shards, seed=seed, deterministic=True),
@@ -86,7 +89,8 @@ class ShardedCaptionDataset(IterableDataset):
                 f"{self.key}: {self.skipped} samples in a row can't be used, the last because of {error!r}. "
                 "Shards need KEY.jpg and KEY.json with a caption."
             )
-        return wds.warn_and_continue(error)
+        logger.warning("%s: skipped a sample: %r", self.key, error)
+        return True
 
 
 def _own_share(samples: Iterator[Any]) -> Iterator[Any]:
