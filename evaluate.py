@@ -22,7 +22,7 @@ def main() -> None:
         setup_logger()
         task = registry.get_task_class(config.run.task)(config)
         datasets = task.build_eval_datasets()
-        task.evaluate(task.build_model().to(device).eval(), datasets)
+        task.evaluate(task.build_model().place(device).eval(), datasets)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Fixtures: the golden data of the original, and a model of its sizes built through the product's own loading code."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,28 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minigpt4.common.config import Config, ModelConfig, QformerConfig, VitConfig
-from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.minigpt4 import MiniGPT4, MiniGPTv2
 
 PARITY = Path(__file__).parent / "fixtures" / "parity"
 torch.set_num_threads(2)
+
+
+DIFFERENCES: dict[tuple[str, str], tuple[float, float]] = {}  # (golden file, what): largest difference, tolerance
+
+
+def assert_recorded(file: str, what: str, ours: Tensor, recorded: Tensor, atol: float) -> None:
+    """Compares with golden data; the largest differences of a run are printed at its end."""
+    difference = (ours - recorded).abs().max().item()
+    seen, _ = DIFFERENCES.get((file, what), (0.0, 0.0))
+    DIFFERENCES[file, what] = (max(seen, difference), atol)
+    torch.testing.assert_close(ours, recorded, atol=atol, rtol=0)
+
+
+def pytest_terminal_summary(terminalreporter):
+    if DIFFERENCES:
+        terminalreporter.section("largest differences from the original")
+        for (file, what), (difference, atol) in sorted(DIFFERENCES.items()):
+            terminalreporter.line(f"{file:14} {what:32} {difference:8.1e} (tolerance {atol:.0e})")
 
 
 def golden(name: str) -> dict[str, Tensor]:
@@ -24,11 +43,9 @@ def golden_json(name: str) -> dict:
     return json.loads((PARITY / f"{name}.json").read_text())
 
 
-@pytest.fixture(scope="session")
-def parity_llm(tmp_path_factory) -> Path:
+def _llm_folder(folder: Path, flavour: str) -> Path:
     """A Hugging Face folder with the golden LLaMA and tokenizer."""
-    folder = tmp_path_factory.mktemp("llm")
-    sizes = golden_json("config")["llama_configs"]["vicuna0"]
+    sizes = golden_json("config")["llama_configs"][flavour]
     known = LlamaConfig().to_dict()
     llm = LlamaForCausalLM(LlamaConfig(**{k: v for k, v in sizes.items() if k in known and k != "dtype"}))
     weights = {k: v.float() for k, v in load_file(PARITY / "weights" / "llama.safetensors").items()}
@@ -36,6 +53,11 @@ def parity_llm(tmp_path_factory) -> Path:
     llm.save_pretrained(folder)
     (folder / "tokenizer.model").write_bytes((PARITY / "tokenizer" / "tokenizer.model").read_bytes())
     return folder
+
+
+@pytest.fixture(scope="session")
+def parity_llm(tmp_path_factory) -> Path:
+    return _llm_folder(tmp_path_factory.mktemp("vicuna0"), "vicuna0")
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +78,32 @@ def parity_config(parity_llm) -> ModelConfig:
 @pytest.fixture(scope="session")
 def parity_model(parity_config) -> MiniGPT4:
     return MiniGPT4.from_config(Config(model=parity_config)).eval()
+
+
+@pytest.fixture(scope="session")
+def parity_models(parity_model, parity_config, tmp_path_factory) -> dict[str, MiniGPT4]:
+    """The three flavours, by the names of their golden files."""
+    llama2 = replace(
+        parity_config,
+        has_qformer=False,
+        llama_model=str(_llm_folder(tmp_path_factory.mktemp("llama2"), "llama2")),
+        ckpt=str(PARITY / "weights" / "ckpt_llama2.safetensors"),
+        conversation="llama2",
+    )
+    v2 = replace(
+        llama2,
+        arch="minigpt_v2",
+        image_size=84,
+        lora_r=4,
+        lora_dropout=0.0,
+        ckpt=str(PARITY / "weights" / "ckpt_v2.safetensors"),
+        conversation="minigpt_v2",
+        prompt_template="[INST] {} [/INST]",
+        max_txt_len=64,
+        end_sym="</s>",
+    )
+    return {
+        "vicuna0": parity_model,
+        "llama2": MiniGPT4.from_config(Config(model=llama2)).eval(),
+        "v2": MiniGPTv2.from_config(Config(model=v2)).eval(),
+    }

@@ -2,7 +2,11 @@
 
 import logging
 import os
-from dataclasses import dataclass
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -17,30 +21,39 @@ from minigpt4.common.errors import UserError, first_line
 logger = logging.getLogger(__name__)
 
 _WEIGHTS = "model.safetensors"  # in a checkpoint folder
+_OUR_NAMES = (  # files' spellings -> the model's
+    (re.compile(r"^llm_(proj|model)\."), r"llama_\1."),  # MiniGPT4Qwen
+    (re.compile(r"\.lm_head\.0\."), ".lm_head."),  # the original's peft wraps it
+    (re.compile(r"\.(lora_[AB])\.weight$"), r".\1.default.weight"),  # files name no adapter, as peft's own
+)
+_SWITCHES = {
+    "lora_": "model.lora_r",
+    "Qformer.": "model.freeze_qformer",
+    "query_tokens": "model.freeze_qformer",
+    "visual_encoder.": "model.freeze_vit",
+    "ln_vision.": "model.freeze_vit",
+}
+_LLM_WIDTHS = {4096: " (7B)", 5120: " (13B)"}
+_IMAGE_WIDTHS = {768: " (Q-Former)", 5632: " (no Q-Former)"}
 _manager = PathManager()
 _manager.register_handler(HTTPURLHandler())
 
 
 def local_files(paths: dict[str, str], cache_root: str) -> dict[str, Path]:
-    """Maps {config key: path or URL} to {config key: local file or folder}.
-
-    All local paths are checked before the first URL is downloaded, once, into `cache_root`.
+    """Maps {config key: path or URL} to {config key: local file or folder}; URLs are downloaded once, to `cache_root`.
 
     Raises:
-        UserError: there is no such file, or it could not be downloaded.
+        UserError: a file could not be downloaded.
     """
-    for key, path in paths.items():
-        if not _is_url(path) and not Path(path).expanduser().exists():
-            raise UserError(f"{key}: '{path}' does not exist. Set it to a file or folder; see README 'Real weights'.")
     return {key: _fetch(key, path, cache_root) for key, path in paths.items()}
 
 
-def _is_url(path: str) -> bool:
+def is_url(path: str) -> bool:
     return path.startswith(("http://", "https://"))
 
 
 def _fetch(key: str, path: str, cache_root: str) -> Path:
-    if not _is_url(path):
+    if not is_url(path):
         return Path(path).expanduser()
     logger.info("%s: %s", key, path)
     try:
@@ -62,7 +75,8 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        # mapped: what the model leaves unused is not read
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except (SafetensorError, UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
         raise UserError(f"{file} can't be read as weights: {first_line(error)}") from error
     state = state.get("model", state) if isinstance(state, dict) else None
@@ -73,54 +87,113 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
 
 @dataclass
 class LoadReport:
-    """What a checkpoint gave: names loaded, and names in the file that the model has no use for."""
+    """Where a model's weights are from: names from each checkpoint file, sources of the parts as built."""
 
-    path: str
-    loaded: list[str]
-    ignored: list[str]
+    loaded: dict[str, list[str]] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+    as_built: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return (
-            f"checkpoint {self.path}: loaded {', '.join(self.loaded)}; ignored {', '.join(self.ignored) or 'nothing'}"
-        )
+        lines = []
+        for path, names in self.loaded.items():
+            parts = Counter(name.split(".")[0] for name in names)
+            lines.append(f"checkpoint {path}: " + ", ".join(f"{part} ({n} tensors)" for part, n in parts.items()))
+        lines += [f"ignored: {len(self.ignored)} buffers, such as {self.ignored[0]}"] if self.ignored else []
+        return "\n".join(lines + [f"as built: {part} from {source}" for part, source in self.as_built.items()])
 
 
-def load_checkpoint(model: nn.Module, path: str | Path) -> LoadReport:
-    """Loads the trainable weights of a model.
+def load_checkpoints(
+    model: nn.Module, paths: Sequence[str | Path], sources: Mapping[str, str] | None = None
+) -> LoadReport:
+    """Loads the trainable weights of a model from files that hold all of them together (none: they stay as built).
 
-    Frozen parts come from their own files; buffers of the original (`inv_freq`, `position_ids`) are ignored.
+    Later files win. Buffers of the original (`inv_freq`, `position_ids`) are ignored. `sources` says, for the report,
+    where each part (the first word of its parameters' names) got its weights before.
 
     Raises:
-        UserError: a trainable weight is missing, a shape differs, or the file holds an unknown weight.
+        UserError: a trainable weight is missing, a shape differs, or a file holds an unknown weight or none at all.
+            Nothing has changed then.
     """
-    state = load_tensors(path)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    ignored = sorted(key for key in state if key.endswith((".inv_freq", ".position_ids")))
-    weights = {key: value for key, value in state.items() if key not in set(ignored)}
-    missing, unknown = sorted(trainable.keys() - weights.keys()), sorted(weights.keys() - trainable.keys())
-    if missing or unknown:
+    weights: dict[str, Tensor] = {}
+    report = LoadReport()
+    for path in paths:
+        own, ignored = trained_weights(path)
+        if unknown := sorted(own.keys() - trainable.keys()):
+            raise UserError(f"model.ckpt: {path}: unknown {unknown[:3]}, this model does not train it.{_hint(unknown)}")
+        for name, value in own.items():
+            check_shape(path, name, value.shape, trainable[name].shape)
+        weights |= own
+        report.loaded[str(path)] = sorted(own)
+        report.ignored += ignored
+    missing = sorted(trainable.keys() - weights.keys())
+    if missing and paths:
         raise UserError(
-            f"model.ckpt: {path} does not hold this model's trainable weights: missing {missing[:3]}, "
-            f"unknown {unknown[:3]}."
+            f"model.ckpt: {', '.join(map(str, paths))}: missing {missing[:3]}, which this model trains.{_hint(missing)}"
         )
-    for name, parameter in trainable.items():
-        if weights[name].shape != parameter.shape:
-            raise UserError(
-                f"model.ckpt: {path}: {name} is {list(weights[name].shape)}, this model has {list(parameter.shape)}. "
-                "Use the checkpoint that was trained with this LLM (model.llama_model)."
-            )
-    for name, parameter in trainable.items():  # only once all fit
-        parameter.data.copy_(weights[name])
-    report = LoadReport(str(path), sorted(weights), ignored)
+    for name, value in weights.items():  # only once all fit
+        trainable[name].data.copy_(value)
+    as_built = {name.split(".")[0] for name, _ in model.named_parameters() if name not in weights}
+    report.as_built = {part: (sources or {}).get(part, "its initial values") for part in sorted(as_built)}
     logger.info("%s", report)
     return report
+
+
+def trained_weights(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
+    """A checkpoint's weights under our names, and the names of its buffers.
+
+    Raises:
+        UserError: the file can't be read, or holds no weights.
+    """
+    weights, buffers = {}, []
+    for key, value in load_tensors(path).items():
+        for pattern, name in _OUR_NAMES:
+            key = pattern.sub(name, key)
+        if key.endswith((".inv_freq", ".position_ids")):
+            buffers.append(key)
+        else:
+            weights[key] = value
+    if not weights:
+        raise UserError(f"model.ckpt: {path} holds no trained weights: loading it would change nothing.")
+    return weights, buffers
+
+
+def check_shape(path: str | Path, name: str, found: Sequence[int], own: Sequence[int]) -> None:
+    """Refuses a weight of another shape, and says in words which parts would fit together.
+
+    Raises:
+        UserError: the shapes differ.
+    """
+    if list(found) == list(own):
+        return
+    words = "use the checkpoint of a model with these settings."
+    if ".lora_" in name and min(found) != min(own):
+        words = f"its adapters have rank {min(found)}: set model.lora_r={min(found)}."
+    elif name.startswith("llama_proj.") and found[0] != own[0]:
+        theirs, ours = (f"{shape[0]}{_LLM_WIDTHS.get(shape[0], '')}" for shape in (found, own))
+        words = f"it was trained with an LLM of width {theirs}; this LLM has {ours}. Change the LLM or the checkpoint."
+    elif name.startswith("llama_proj."):
+        theirs, ours = (f"{shape[-1]}{_IMAGE_WIDTHS.get(shape[-1], '')}" for shape in (found, own))
+        words = (
+            f"it was trained with image embeddings of width {theirs}; this model's have {ours}. "
+            "Change model.has_qformer or the checkpoint."
+        )
+    raise UserError(f"model.ckpt: {path}: {name} is {list(found)}, this model has {list(own)}: {words}")
+
+
+def _hint(names: Sequence[str]) -> str:
+    return next((f" {key} says whether it trains." for part, key in _SWITCHES.items() if part in names[0]), "")
 
 
 def save_checkpoint(model: nn.Module, folder: str | Path) -> None:
     """Writes the trainable weights to `folder/model.safetensors`, atomically."""
     file = Path(folder) / _WEIGHTS
     file.parent.mkdir(parents=True, exist_ok=True)
-    trainable = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+    trainable = {
+        name.replace(".default.weight", ".weight"): p.detach().cpu().contiguous()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
     temporary = file.with_suffix(".tmp")
     save_file(trainable, temporary)
     os.replace(temporary, file)

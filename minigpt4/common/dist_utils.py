@@ -1,5 +1,6 @@
 """Where this process runs: device, rank, seed, and what ranks exchange. Never reads the config."""
 
+import importlib
 import os
 import random
 from collections.abc import Iterator
@@ -17,22 +18,31 @@ T = TypeVar("T")
 
 
 def pick_device(name: str) -> torch.device:
-    """Resolves `auto`, `cpu`, `cuda`, `cuda:N`, `mps`, ...; under torchrun each local rank gets its own accelerator.
+    """Resolves `auto`, `cpu`, `cuda`, `cuda:N`, `mps`, `npu`, ...; under torchrun each local rank gets its own.
 
     Raises:
-        UserError: the device is unknown or not there.
+        UserError: the device is unknown or not there, or its package is missing.
     """
+    if name.partition(":")[0] == "npu":
+        try:
+            importlib.import_module("torch_npu")  # which makes torch know the device
+        except ImportError as error:
+            raise UserError(
+                f"run.device: '{name}' needs torch_npu. Install the one for your torch: pip install torch-npu"
+            ) from error
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name == "auto":
         name = accelerator.type if accelerator else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"run.device: '{name}' is no device. Set run.device=auto, cpu, cuda or cuda:N.") from None
-    if device.type != "cpu" and (accelerator is None or accelerator.type != device.type):
-        raise UserError(f"run.device: '{name}' is not available on this machine. Set run.device=auto.")
+        raise UserError(
+            f"run.device: '{name}' is no device. Set run.device=auto, cpu, cuda, cuda:N, mps or npu."
+        ) from None
     if device.type == "cpu":
         return device
+    if accelerator is None or accelerator.type != device.type:
+        raise UserError(f"run.device: '{name}' is not available on this machine. Set run.device=auto.")
     index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", "0"))
     # all ranks refuse what one of them lacks: only rank 0 shows errors
     needed = max(index + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

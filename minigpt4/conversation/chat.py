@@ -66,7 +66,9 @@ class Chat:
         if turns and turns[-1].answer is None:
             raise UserError("The previous question is still being answered. Wait for its answer, or restart.")
         words = question.replace(IMAGE_PLACEHOLDER, "")  # only an upload makes a place for an image
-        turn = Turn(" ".join([IMAGE] * shown + [words]))
+        before = len(turns)
+        turns += [Turn(IMAGE) for _ in range(shown - 1)]  # as the original: each image but the last alone
+        turn = Turn(f"{IMAGE} {words}" if shown else words)
         turns.append(turn)
         self._new_images = 0
         try:
@@ -78,7 +80,7 @@ class Chat:
             turn.answer = text
         finally:
             if turn.answer is None:
-                turns.pop()
+                del turns[before:]
                 self._new_images += shown if self.turns is turns else 0
 
     def _generate(self, options: dict[str, Any]) -> Generator[str, None, None]:

@@ -1,14 +1,24 @@
 """Conversation templates: how a dialogue becomes the one string that the LLM reads. A template is data."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from minigpt4.common.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:  # slow to import
+    from transformers import PreTrainedTokenizerBase
 
 IMAGE = "<Img><ImageHere></Img>"
 
 _SYSTEM = (
     "Give the following image: <Img>ImageContent</Img>. "
     "You will be able to see the image once I provide it to you. Please answer my questions."
+)
+
+
+_VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 
 
@@ -22,39 +32,83 @@ class Turn:
 
 @dataclass(frozen=True)
 class Template:
-    """The strings around a dialogue: system, then for each turn user + question + assistant + answer + end."""
+    """The strings around a dialogue: system, then for each turn user + question + assistant + answer + end.
+
+    A turn without an answer that is not the last (an image shown before the question) is user + question + end.
+    """
 
     system: str
     user: str
     assistant: str
     end: str
     stop: tuple[str, ...]  # generation ends where one of these appears
+    learned: tuple[str, ...] = ()  # markers that training's loss counts outside answers too
+    before_answer: str = ""  # between assistant and an answer that is known
 
     def prompt(self, turns: list[Turn]) -> str:
         """Renders a dialogue; it ends where the answer of the last, unanswered turn begins."""
         text = self.system
         for turn in turns:
-            text += self.user + turn.question + self.assistant
-            if turn.answer is not None:
-                text += turn.answer + self.end
+            text += self.user + turn.question
+            if turn is turns[-1] or turn.answer is not None:
+                text += self.assistant
+            if turn is not turns[-1] or turn.answer is not None:
+                text += self.end if turn.answer is None else self.before_answer + turn.answer + self.end
         return text
+
+
+@dataclass(frozen=True)
+class TokenizerTemplate:
+    """The chat template that a tokenizer brings along, for any other LLM."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    stop: tuple[str, ...] = ()  # the end-of-sequence ids do it
+    learned: tuple[str, ...] = ()
+
+    def prompt(self, turns: list[Turn]) -> str:
+        """Renders a dialogue, without the BOS that generation puts in front."""
+        messages = []
+        for turn in turns:
+            messages.append({"role": "user", "content": turn.question})
+            if turn.answer is not None:
+                messages.append({"role": "assistant", "content": turn.answer})
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return str(text).removeprefix(self.tokenizer.bos_token or "")
 
 
 TEMPLATES = {
     "vicuna_v0": Template(_SYSTEM + "###", "Human: ", "###Assistant: ", "###", ("###",)),
+    # the first version, of May 2023: no space where the answer is to begin
+    "vicuna_v0_2023_05": Template(_SYSTEM + "###", "Human: ", "###Assistant:", "###", ("###",), before_answer=" "),
+    "vicuna_v1.1": Template(_VICUNA_SYSTEM + " ", "USER: ", " ASSISTANT: ", "</s>", ("</s>",)),
     "llama2": Template(_SYSTEM, "<s>[INST] ", " [/INST] ", "", ("</s>",)),
     "minigpt_v2": Template("", "<s>[INST] ", " [/INST]", "", ("</s>",)),
+    "chatml": Template(
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
+        "<|im_start|>user\n",
+        "<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_end|>\n",
+        ("<|im_end|>", "<|im_start|>"),
+        ("<|im_start|>", "<|im_end|>\n"),  # MiniGPT4Qwen's labels
+    ),
     # stage 2's prompt_template, turn after turn
     "tiny": Template("", "###Human: ", " ###Assistant: ", "", ("###",)),
 }
+TOKENIZER = "tokenizer"
 
 
-def get_template(name: str) -> Template:
-    """Returns the template that `model.conversation` names.
+def get_template(name: str, tokenizer: "PreTrainedTokenizerBase") -> Template | TokenizerTemplate:
+    """Returns the template that `model.conversation` names; `tokenizer` is the one that the tokenizer brings.
 
     Raises:
         UserError: there is none of that name.
     """
+    if name == TOKENIZER:
+        if not tokenizer.chat_template:
+            raise UserError(
+                f"model.conversation: this LLM's tokenizer brings no template. Known: {', '.join(TEMPLATES)}."
+            )
+        return TokenizerTemplate(tokenizer)
     if name not in TEMPLATES:
-        raise UserError(f"model.conversation: '{name}' is unknown.{did_you_mean(name, TEMPLATES)}")
+        raise UserError(f"model.conversation: '{name}' is unknown.{did_you_mean(name, [*TEMPLATES, TOKENIZER])}")
     return TEMPLATES[name]

@@ -23,6 +23,20 @@ class BaseModel(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    def place(self, device: torch.device) -> Self:
+        """Moves the model to the device, except for parts that are placed already: a mapped or quantized LLM."""
+        placed = {
+            name: part
+            for name, part in self.named_children()
+            if getattr(part, "is_quantized", False) or getattr(part, "hf_device_map", None)
+        }
+        for name in placed:
+            setattr(self, name, None)
+        self.to(device)
+        for name, part in placed.items():
+            setattr(self, name, part)
+        return self
+
     def train(self, mode: bool = True) -> Self:
         """Sets training mode for what trains; frozen parts stay in eval mode (no dropout, no drop path)."""
         super().train(mode)

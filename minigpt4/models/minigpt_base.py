@@ -1,13 +1,15 @@
 """What the MiniGPT models share: image embeddings spliced into a frozen LLM's prompt, for training and for chat."""
 
 import random
+import re
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
@@ -22,7 +24,8 @@ from minigpt4.common.config import ModelConfig
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import get_template
 from minigpt4.models.base_model import BaseModel
-from minigpt4.models.splice import IMAGE_PLACEHOLDER, pad, prompt_layout, splice, training_batch
+from minigpt4.models.llm import stop_ids
+from minigpt4.models.splice import IGNORE, IMAGE_PLACEHOLDER, Example, pad, prompt_layout, splice, training_batch
 
 
 class MiniGPTBase(BaseModel):
@@ -34,12 +37,19 @@ class MiniGPTBase(BaseModel):
         super().__init__()
         self.llama_model = llm
         self.llama_tokenizer = tokenizer
-        self.template = get_template(config.conversation)
+        self.template = get_template(config.conversation, tokenizer)
+        self.stop_ids = stop_ids(llm, tokenizer)
         self.end_sym = config.end_sym
         self.max_txt_len = config.max_txt_len
         self.prompt_template = config.prompt_template
+        # the original begins each later turn of a training conversation with a BOS
+        self.turn_template = config.turn_template or (tokenizer.bos_token or "") + config.prompt_template
         self.chat_template = config.chat_template
         self.prompt_list = read_prompts(config.prompt_path, config.prompt_template)
+
+    @property
+    def device(self) -> torch.device:
+        return self.llama_proj.weight.device  # the LLM may be spread over several
 
     @abstractmethod
     def encode_img(self, image: Tensor) -> Tensor:
@@ -56,7 +66,10 @@ class MiniGPTBase(BaseModel):
         Its outputs are as large as word embeddings from the first step on; nn.Linear's own scale suits no LLM in
         particular.
         """
-        words = embedding_of(self.llama_model).weight.detach().float()
+        embedding = embedding_of(self.llama_model)
+        some = range(0, embedding.num_embeddings, max(1, embedding.num_embeddings // 4096))
+        with torch.no_grad():  # what the layers see: Gemma scales its embeddings
+            words = embedding(torch.tensor(some, device=embedding.weight.device)).float()
         projection = nn.Linear(width, words.shape[1])
         nn.init.normal_(projection.weight, std=float(words.square().mean().sqrt()) / width**0.5)
         nn.init.zeros_(projection.bias)
@@ -82,19 +95,57 @@ class MiniGPTBase(BaseModel):
         """Computes the mean negative log-likelihood of the answers' tokens over the batch.
 
         Args:
-            samples: `image` [B, 3, H, W]; `answer`, B strings; `instruction_input`, B prompts with `<ImageHere>`
-                (optional; without it one of the configured prompts is drawn, and without those the image alone
-                is the prompt, as in stage 1).
+            samples: `image` [B, 3, H, W], or [B, n, 3, H, W] with `length` (B numbers: how many of the n images a
+                sample has); none for text alone. And either `answer` (B strings) with `instruction_input` (B prompts
+                with `<ImageHere>`; without it one of the configured prompts is drawn, and without those the image
+                alone is the prompt, as in stage 1), or a conversation: `conv_q` and `conv_a`, B strings of turns
+                joined by `connect_sym`.
         """
-        images = self.encode_img(samples["image"])
-        prompts = [prompt_layout(p, self.encode_text, self.rows_per_image) for p in self._prompts(samples)]
-        answers = [self.encode_text(a + self.end_sym)[: self.max_txt_len] for a in samples["answer"]]
-        ids, mask, labels = (
-            t.to(images.device) for t in training_batch(prompts, answers, self.llama_tokenizer.bos_token_id)
-        )
+        logits, labels = self._logits(self._examples(samples), self._encode_images(samples))
+        return {"loss": F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)}
+
+    def _logits(self, examples: list[Example], images: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits [B, T - 1, V] in fp32 and the labels [B, T - 1] that they predict."""
+        batch = training_batch(examples, self.llama_tokenizer.bos_token_id)
+        ids, mask, labels = (tensor.to(self.device) for tensor in batch)
         embeds = splice(ids, images, embedding_of(self.llama_model))
-        output = self.llama_model(inputs_embeds=embeds, attention_mask=mask, labels=labels, use_cache=False)
-        return {"loss": output.loss}
+        logits = self.llama_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).logits
+        return logits[:, :-1].float(), labels[:, 1:]
+
+    def _encode_images(self, samples: dict[str, Any]) -> Tensor | None:
+        """Embeddings [N, rows, D] of all images of a batch, in order of appearance; None without images."""
+        images = samples.get("image")
+        if images is None:
+            return None
+        if images.dim() == 5:
+            lengths = torch.as_tensor(samples.get("length", [images.shape[1]] * len(images)), device=images.device)
+            images = images[torch.arange(images.shape[1], device=images.device) < lengths[:, None]]
+        return self.encode_img(images)
+
+    def _examples(self, samples: dict[str, Any]) -> list[Example]:
+        """Training layouts of a batch: each a prompt and its answer, or the turns of a conversation."""
+        if "conv_q" in samples:
+            turns = zip(samples["conv_q"], samples["conv_a"], samples["connect_sym"], strict=True)
+            return [self._conversation(q.split(sym), a.split(sym)) for q, a, sym in turns]
+        pairs = zip(self._prompts(samples), samples["answer"], strict=True)
+        return [self._prompt(prompt) + self._answer(answer)[: self.max_txt_len] for prompt, answer in pairs]
+
+    def _conversation(self, questions: list[str], answers: list[str]) -> Example:
+        """The first question is the prompt; max_txt_len limits all that follows it together."""
+        rest = self._answer(answers[0])
+        for question, answer in zip(questions[1:], answers[1:], strict=True):
+            rest += self._prompt(self.turn_template.format(question)) + self._answer(answer)
+        return self._prompt(self.prompt_template.format(questions[0])) + rest[: self.max_txt_len]
+
+    def _prompt(self, text: str) -> Example:
+        """A prompt's layout; the loss counts nothing of it but the template's own markers, where it says so."""
+        markers = self.template.learned
+        pieces = re.split("(" + "|".join(map(re.escape, markers)) + ")", text) if markers else [text]
+        layouts = [(prompt_layout(piece, self.encode_text, self.rows_per_image), piece in markers) for piece in pieces]
+        return [(i, learned) for layout, learned in layouts for i in layout]
+
+    def _answer(self, text: str) -> Example:
+        return [(i, True) for i in self.encode_text(text + self.end_sym)]
 
     def _prompts(self, samples: dict[str, Any]) -> list[str]:
         """The prompts of a batch: a sample's own instruction beats the configured list (as in the original)."""
@@ -103,6 +154,49 @@ class MiniGPTBase(BaseModel):
             # a sample of a mixed file may come without one
             return [wrap(text) if text else self._draw_prompt() for text in samples["instruction_input"]]
         return [self._draw_prompt() for _ in samples["answer"]]
+
+    @torch.inference_mode()
+    def multi_select(
+        self,
+        images: Tensor | None,
+        texts: Sequence[str],
+        answers: Sequence[Sequence[str]],
+        length_norm: Literal["mean", "sum", "original"] = "mean",
+    ) -> list[list[int]]:
+        """Ranks each prompt's candidate answers, the most likely first.
+
+        Args:
+            images: [B, 3, H, W], one for each prompt.
+            texts: B prompts.
+            answers: B lists of candidates; their lengths may differ.
+            length_norm: what is compared: the mean or the sum of the tokens' log-likelihoods, or the original's mean
+                over all positions of the padded batch, under which a rank depends on the other rows.
+        """
+        most = max(map(len, answers))
+        losses = torch.full((len(texts), most), float("inf"))
+        for candidate in range(most):
+            rows = [i for i, own in enumerate(answers) if candidate < len(own)]
+            samples: dict[str, Any] = {
+                "instruction_input": [texts[i] for i in rows],
+                "answer": [answers[i][candidate] for i in rows],
+            }
+            if images is not None:
+                samples["image"] = images[rows]
+            losses[rows, candidate] = self._losses(samples, length_norm)
+        return [losses[i].argsort()[: len(own)].tolist() for i, own in enumerate(answers)]
+
+    def _losses(self, samples: dict[str, Any], length_norm: str) -> Tensor:
+        """Negative log-likelihood of each sample's answer, [B]."""
+        examples = self._examples(samples)
+        logits, labels = self._logits(examples, self._encode_images(samples))
+        losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none").sum(1).cpu()
+        learned = torch.tensor([sum(learned for _, learned in example) for example in examples])
+        if length_norm == "mean":
+            return losses / learned
+        if length_norm == "original":  # it pads prompts and answers each to their longest
+            prompts = torch.tensor(list(map(len, examples))) - learned
+            return losses / (prompts.max() + learned.max())
+        return losses
 
     def _draw_prompt(self) -> str:
         if not self.prompt_list:
@@ -143,7 +237,6 @@ class MiniGPTBase(BaseModel):
         layouts = [start + prompt_layout(text, self.encode_text, self.rows_per_image) for text in texts]
         ids, mask = (t.to(self.device) for t in pad(layouts, value=0, side="left"))
         sampling = {"temperature": temperature, "top_p": top_p} if do_sample else {}
-        eos = self.llama_tokenizer.eos_token_id
         config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens,
@@ -151,9 +244,9 @@ class MiniGPTBase(BaseModel):
             do_sample=do_sample,
             length_penalty=length_penalty,
             bos_token_id=bos,
-            eos_token_id=eos,
-            pad_token_id=self.llama_tokenizer.pad_token_id if self.llama_tokenizer.pad_token_id is not None else eos,
-            stop_strings=list(self.template.stop),
+            eos_token_id=self.stop_ids or None,
+            pad_token_id=(self.stop_ids or [0])[0],  # any id: masked before the prompt, cut off after the end
+            stop_strings=list(self.template.stop) or None,
             **sampling,
         )
         tokens = cast(Any, self.llama_model).generate(

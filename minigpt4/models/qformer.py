@@ -32,7 +32,7 @@ def build_qformer(
 ) -> tuple[Blip2QFormerModel, nn.Parameter]:
     """Builds Q-Former and query tokens [1, num_query_token, hidden_size] with random weights.
 
-    `encoder_width` is the width of the vision tower's tokens.
+    `encoder_width` is the width of the vision tower's tokens. On the meta device only the query tokens have memory.
     """
     qformer = Blip2QFormerModel(
         Blip2QFormerConfig(
@@ -46,7 +46,7 @@ def build_qformer(
             layer_norm_eps=1e-12,
         )
     )
-    query_tokens = nn.Parameter(torch.zeros(1, num_query_token, config.hidden_size).normal_(std=0.02))
+    query_tokens = nn.Parameter(torch.zeros(1, num_query_token, config.hidden_size, device="cpu").normal_(std=0.02))
     return qformer, query_tokens
 
 
@@ -76,6 +76,8 @@ def load_qformer_weights(
 ) -> None:
     """Loads `query_tokens`, `ln_vision.*` and `Qformer.*` of a BLIP-2 checkpoint in the original's names, strictly.
 
+    The Q-Former may be on the meta device: the file's tensors, in fp32, become its own.
+
     Raises:
         UserError: a key is missing or unknown, or a shape differs.
     """
@@ -87,8 +89,9 @@ def load_qformer_weights(
     tower = from_original_names({key: value for key, value in used.items() if key.startswith("Qformer.")})
     rest = {key: value for key, value in used.items() if not key.startswith("Qformer.")}
     try:
-        parts.load_state_dict(rest | {f"Qformer.{key}": value for key, value in tower.items()})
+        parts.load_state_dict(rest | {f"Qformer.{key}": value for key, value in tower.items()}, assign=True)
     except RuntimeError as error:
         problem = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
         raise UserError(f"model.q_former_model: {path} does not fit model.qformer and model.vit: {problem}") from None
+    query_tokens.data = parts.get_parameter("query_tokens").data  # which stays the caller's parameter
     logger.info("Q-Former: %d tensors from %s, unused: %s", len(used), path, unused or "none")

@@ -68,18 +68,17 @@ def splice(ids: Tensor, images: Tensor | None, embed_tokens: Callable[[Tensor], 
     return embeds.masked_scatter(is_image.unsqueeze(-1), images.to(embeds.dtype))
 
 
-def training_batch(
-    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], bos: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Joins prompt layouts and answer ids of a batch, one BOS in front where the LLM has one.
+Example = list[tuple[int, bool]]  # a training layout: ids, and whether the loss counts them
+
+
+def training_batch(examples: Sequence[Example], bos: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Pads training layouts, one BOS in front where the LLM has one.
 
     Returns:
-        ids [B, T], mask [B, T] and labels [B, T]: the answer's ids, `IGNORE` on everything else.
+        ids [B, T], mask [B, T] and labels [B, T]: the id where the loss counts it, `IGNORE` on everything else.
     """
-    start = [] if bos is None else [bos]
-    pairs = list(zip(prompts, answers, strict=True))
-    layouts = [[*start, *prompt, *answer] for prompt, answer in pairs]
-    targets = [[IGNORE] * (len(start) + len(prompt)) + list(answer) for prompt, answer in pairs]
-    ids, mask = pad(layouts, value=0)
-    labels, _ = pad(targets, value=IGNORE)
+    start: Example = [] if bos is None else [(bos, False)]
+    rows = [start + example for example in examples]
+    ids, mask = pad([[i for i, _ in row] for row in rows], value=0)
+    labels, _ = pad([[i if learned else IGNORE for i, learned in row] for row in rows], value=IGNORE)
     return ids, mask, labels

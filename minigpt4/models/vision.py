@@ -10,10 +10,12 @@ from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from minigpt4.common.checkpoint import load_tensors
-from minigpt4.common.config import VitConfig
+from minigpt4.common.config import ModelConfig, VitConfig
 from minigpt4.common.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+JOINED = 4  # patch tokens in one row for the LLM, where there is no Q-Former
 
 
 def build_vit(config: VitConfig, image_size: int, drop_path_rate: float = 0.0, grad_checkpoint: bool = False) -> Eva:
@@ -41,10 +43,10 @@ def build_vit(config: VitConfig, image_size: int, drop_path_rate: float = 0.0, g
 
 
 def load_vit_weights(vit: Eva, path: str | Path) -> None:
-    """Loads weights in the original's names, strictly.
+    """Loads weights in the original's names, strictly, into a tower that may be on the meta device.
 
-    `norm.*`, `head.*` and blocks past `depth` are the only keys left unused. Position embeddings of another image
-    size are interpolated.
+    The file's tensors become the tower's, on the CPU and in the dtypes that the tower was built in. `norm.*`, `head.*`
+    and blocks past `depth` are the only keys left unused. Position embeddings of another image size are interpolated.
 
     Raises:
         UserError: a key is missing or unknown, or a shape differs.
@@ -52,19 +54,26 @@ def load_vit_weights(vit: Eva, path: str | Path) -> None:
     state = load_tensors(path)
     depth = len(vit.blocks)
     unused = {k for k in state if k.startswith(("norm.", "head.", "fc_norm.")) or _block_index(k) >= depth}
-    state = {key: value.float() for key, value in state.items() if key not in unused}
+    built = vit.state_dict()
     if "pos_embed" in state:
-        state["pos_embed"] = interpolate_pos_embed(state["pos_embed"], vit.patch_embed.grid_size)
-    expected = {key for key in vit.state_dict() if not key.endswith("k_bias")}  # EVA has no key bias: timm's is zero
-    if state.keys() != expected:
-        missing, unknown = sorted(expected - state.keys())[:3], sorted(state.keys() - expected)[:3]
+        state["pos_embed"] = interpolate_pos_embed(state["pos_embed"].float(), vit.patch_embed.grid_size)
+    used = {key: value for key, value in state.items() if key not in unused}
+    if used.keys() != built.keys():
+        missing, unknown = sorted(built.keys() - used.keys())[:3], sorted(used.keys() - built.keys())[:3]
         raise UserError(f"model.vit_model: {path} is no EVA-ViT of depth {depth}: missing {missing}, unknown {unknown}")
     try:
-        vit.load_state_dict(state, strict=False)
+        vit.load_state_dict({key: value.to(built[key].dtype) for key, value in used.items()}, assign=True)
     except RuntimeError as error:
         problem = str(error).splitlines()[-1].strip()
         raise UserError(f"model.vit_model: {path} does not fit model.vit: {problem}") from None
-    logger.info("ViT: %d tensors from %s, unused: %s", len(state), path, sorted(unused) or "none")
+    for name, buffer in vit.named_buffers():  # timm's k_bias, which no file holds: EVA's keys have no bias
+        vit.get_submodule(name.rpartition(".")[0]).k_bias = torch.zeros_like(buffer, device="cpu")
+    logger.info("ViT: %d tensors from %s, unused: %s", len(used), path, sorted(unused) or "none")
+
+
+def feature_width(config: ModelConfig) -> int:
+    """Width of the rows that the projection reads: the Q-Former's outputs, or joined patch tokens."""
+    return config.qformer.hidden_size if config.has_qformer else config.vit.embed_dim * JOINED
 
 
 def _block_index(key: str) -> int:

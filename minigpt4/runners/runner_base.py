@@ -153,7 +153,7 @@ class RunnerBase:
             for batch in loader:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.run.amp):
                     loss = self.task.valid_step(self.model, to_device(batch, self.device))
-                count = len(batch["answer"])
+                count = len(next(iter(batch.values())))
                 total += torch.stack([loss.to(total.dtype) * count, torch.full_like(total[0], count)])
         dist_utils.all_reduce_sum(total)
         return (total[0] / total[1].clamp(min=1)).item()

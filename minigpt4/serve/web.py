@@ -74,7 +74,7 @@ def serve(config: Config, host: str = "127.0.0.1", port: int = 7860, share: bool
     _check_address(host, port)  # before the minutes that loading can take
     device = pick_device(config.run.device)
     processor = build_processor(config.preprocess.vis_processor.eval)
-    model = registry.get_model_class(config.model.arch).from_config(config).to(device).eval()
+    model = registry.get_model_class(config.model.arch).from_config(config).place(device).eval()
     name = config.model.model_type
     examples = sorted((Path(config.env.package_dir) / "assets" / name / "examples").glob("*.jpg"))
     page = build_page(model, processor, examples, guide=_GUIDES.get(name, _ANY_MODEL))

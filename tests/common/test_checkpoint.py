@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from minigpt4.common.checkpoint import load_checkpoint, load_tensors, local_files, save_checkpoint
+from minigpt4.common.checkpoint import check_shape, load_checkpoints, load_tensors, local_files, save_checkpoint
 from minigpt4.common.errors import UserError
 
 
@@ -25,8 +25,8 @@ def test_only_trainable_weights_are_written_and_come_back(tmp_path):
     save_checkpoint(source, tmp_path / "checkpoint_0")
     assert load_file(tmp_path / "checkpoint_0" / "model.safetensors").keys() == {"llama_proj.weight", "llama_proj.bias"}
     before = target["frozen"].weight.clone()
-    report = load_checkpoint(target, tmp_path / "checkpoint_0")
-    assert report.loaded == ["llama_proj.bias", "llama_proj.weight"]
+    report = load_checkpoints(target, [tmp_path / "checkpoint_0"])
+    assert report.loaded == {str(tmp_path / "checkpoint_0"): ["llama_proj.bias", "llama_proj.weight"]}
     assert torch.equal(target["llama_proj"].weight, source["llama_proj"].weight)
     assert torch.equal(target["frozen"].weight, before)
     assert [p.name for p in (tmp_path / "checkpoint_0").iterdir()] == ["model.safetensors"]
@@ -37,7 +37,7 @@ def test_the_originals_pth_with_its_buffers_loads(tmp_path):
     weights = {k: v for k, v in source.state_dict().items() if k.startswith("llama_proj")}
     buffer = {"llama_model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
     torch.save({"model": weights | buffer, "epoch": 3}, tmp_path / "checkpoint_3.pth")
-    report = load_checkpoint(model(), tmp_path / "checkpoint_3.pth")
+    report = load_checkpoints(model(), [tmp_path / "checkpoint_3.pth"])
     assert report.ignored == list(buffer)
 
 
@@ -56,8 +56,80 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing(change, message, tmp_pat
     save_file(weights, tmp_path / "x.safetensors")
     before = {k: v.clone() for k, v in target.state_dict().items()}
     with pytest.raises(UserError, match=message):
-        load_checkpoint(target, tmp_path / "x.safetensors")
+        load_checkpoints(target, [tmp_path / "x.safetensors"])
     assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "own", "words"),
+    [
+        ("llama_proj.weight", [4096, 768], [5120, 768], r"LLM of width 4096 \(7B\); this LLM has 5120 \(13B\)"),
+        ("llama_proj.bias", [64], [48], "LLM of width 64; this LLM has 48"),
+        ("llama_proj.weight", [64, 5632], [64, 768], r"width 5632 \(no Q-Former\); this model's have 768 \(Q-Former\)"),
+        ("llama_model.q_proj.lora_B.default.weight", [4096, 64], [4096, 16], "rank 64: set model.lora_r=64"),
+        ("query_tokens", [1, 32, 768], [1, 8, 768], "use the checkpoint of a model with these settings"),
+    ],
+)
+def test_a_wrong_shape_is_explained_in_words(name, found, own, words):
+    with pytest.raises(UserError, match=words) as error:
+        check_shape("x.pth", name, found, own)
+    assert "\n" not in str(error.value)
+    check_shape("x.pth", name, found, found)
+
+
+def test_a_list_of_files_is_loaded_in_order_and_covers_all_together(tmp_path):
+    target = model()
+    target["Qformer"] = nn.Linear(2, 2)
+    files = [tmp_path / name for name in ("stage1.pth", "qformer.safetensors", "stage2.safetensors")]
+    save_checkpoint(nn.ModuleDict({"llama_proj": nn.Linear(2, 3)}), tmp_path)
+    torch.save({key: value + 1 for key, value in load_file(tmp_path / "model.safetensors").items()}, files[0])  # flat
+    save_file({"Qformer.weight": torch.ones(2, 2), "Qformer.bias": torch.ones(2)}, files[1])
+    save_file({"llama_proj.bias": torch.full((3,), 7.0)}, files[2])
+    report = load_checkpoints(target, files, {"frozen": "frozen.pth"})
+    assert target["llama_proj"].bias.tolist() == [7, 7, 7] and target["Qformer"].bias.tolist() == [1, 1]
+    assert torch.equal(target["llama_proj"].weight, torch.load(files[0])["llama_proj.weight"])
+    assert [names[0] for names in report.loaded.values()] == ["llama_proj.bias", "Qformer.bias", "llama_proj.bias"]
+    assert report.as_built == {"frozen": "frozen.pth"}
+    with pytest.raises(UserError, match=r"missing \['llama_proj.weight'\], .* trains.$"):
+        load_checkpoints(target, files[1:])
+    with pytest.raises(UserError, match=r"missing \['Qformer.bias', .* model.freeze_qformer says whether it trains"):
+        load_checkpoints(target, files[:1])
+
+
+def test_other_spellings_of_the_same_weights_load(tmp_path):
+    """MiniGPT4Qwen's names, and those that the original's peft gives to adapters and the LLM's head."""
+    target = nn.Module()
+    target.llama_proj = nn.Linear(1, 1, bias=False)
+    target.llama_model = nn.ModuleDict({"lm_head": nn.Linear(1, 1, bias=False), "q": nn.Module()})
+    target.llama_model["q"].lora_A = nn.ModuleDict({"default": nn.Linear(1, 1, bias=False)})
+    for projection, adapter in (("llm_proj", "lora_A"), ("llama_proj", "lora_A.default")):
+        names = [f"{projection}.weight", f"llama_model.q.{adapter}.weight", "llama_model.lm_head.0.weight"]
+        values = torch.rand(3)
+        torch.save({name: value.view(1, 1) for name, value in zip(names, values, strict=True)}, tmp_path / "x.pth")
+        load_checkpoints(target, [tmp_path / "x.pth"])
+        own = target.llama_proj, target.llama_model["q"].lora_A["default"], target.llama_model["lm_head"]
+        assert [layer.weight.item() for layer in own] == values.tolist()
+
+
+def test_a_checkpoint_that_changes_nothing_is_an_error(tmp_path):
+    torch.save({"model": {"llama_model.layers.0.rotary_emb.inv_freq": torch.ones(4)}}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="x.pth holds no trained weights: loading it would change nothing"):
+        load_checkpoints(model(), [tmp_path / "x.pth"])
+
+
+def test_the_report_says_what_is_from_where(tmp_path):
+    weights = {k: v for k, v in model().state_dict().items() if k.startswith("llama_proj")}
+    torch.save(weights | {"x.inv_freq": torch.ones(4)}, tmp_path / "x.pth")
+    assert str(load_checkpoints(model(), [tmp_path / "x.pth"], {"frozen": "vit.pth"})).splitlines() == [
+        f"checkpoint {tmp_path / 'x.pth'}: llama_proj (2 tensors)",
+        "ignored: 1 buffers, such as x.inv_freq",
+        "as built: frozen from vit.pth",
+    ]
+    without = load_checkpoints(model(), [], {"frozen": "vit.pth"})
+    assert str(without).splitlines() == [
+        "as built: frozen from vit.pth",
+        "as built: llama_proj from its initial values",
+    ]
 
 
 class Evil:
@@ -76,10 +148,8 @@ def test_damaged_files_and_code_in_pickles_are_refused(name, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_all_paths_are_checked_before_anything_is_downloaded(tmp_path):
+def test_a_failed_download_is_an_error_with_a_cure(tmp_path):
     url = "http://127.0.0.1:9/weights.pth"  # nobody listens there
-    with pytest.raises(UserError, match="model.ckpt: '/no/where' does not exist"):
-        local_files({"model.vit_model": url, "model.ckpt": "/no/where"}, str(tmp_path))
     with pytest.raises(UserError, match="model.vit_model: .* can't be downloaded .* set model.vit_model to it"):
         local_files({"model.vit_model": url}, str(tmp_path))
     assert local_files({"model.ckpt": str(tmp_path)}, "unused") == {"model.ckpt": tmp_path}

@@ -107,7 +107,7 @@ def test_images_are_placed_where_they_were_shown(chat, script):
     chat.answer("Second?")
     chat.upload_img(picture("green"))
     chat.answer("Third?")
-    assert [turn.question for turn in chat.turns] == [f"{IMAGE} {IMAGE} First?", "Second?", f"{IMAGE} Third?"]
+    assert [t.question for t in chat.turns] == [IMAGE, f"{IMAGE} First?", "Second?", f"{IMAGE} Third?"]
     assert [len(images) for images, _, _ in calls] == [2, 2, 3]
     assert torch.equal(calls[2][0][:2], calls[0][0])
 

@@ -57,9 +57,10 @@ def test_a_prompt_may_begin_or_end_with_an_image():
 
 
 @pytest.mark.parametrize("bos", [None, 1])
-def test_labels_are_the_answers_ids_and_nothing_else(bos):
-    ids, mask, labels = training_batch([[5, IMAGE_ROW], [6]], [[7, 8], [9]], bos)
+def test_labels_are_what_is_learned_and_nothing_else(bos):
+    examples = [[(5, False), (IMAGE_ROW, False), (7, True), (8, True)], [(6, False), (4, False), (9, True)]]
+    ids, mask, labels = training_batch(examples, bos)
     assert labels[labels != IGNORE].tolist() == [7, 8, 9]
     assert ids[labels != IGNORE].tolist() == [7, 8, 9]
-    assert mask.sum().item() == 6 + (2 if bos else 0)
+    assert mask.sum().item() == 7 + (2 if bos else 0)
     assert (labels[mask == 0] == IGNORE).all()

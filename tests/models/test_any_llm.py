@@ -1,0 +1,138 @@
+"""Any causal LM can be aligned and talked to: one conformance test over small random models of many families."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    Phi3Config,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from minigpt4.common.config import Config
+from minigpt4.conversation.conversation import IMAGE, Turn
+from minigpt4.models.minigpt4 import MiniGPT4
+
+SMALL = {
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+}
+GROUPED = SMALL | {"num_key_value_heads": 2}
+FAMILIES = {
+    "llama": LlamaConfig(**GROUPED, tie_word_embeddings=True),
+    "qwen2": Qwen2Config(**GROUPED),
+    "qwen3": Qwen3Config(**GROUPED, head_dim=12),
+    "mistral": MistralConfig(**GROUPED, sliding_window=None),
+    "phi3": Phi3Config(**GROUPED, pad_token_id=0),
+    "gemma2": Gemma2Config(**GROUPED, head_dim=12, query_pre_attn_scalar=12),
+    "gemma3": Gemma3TextConfig(**GROUPED, head_dim=12, query_pre_attn_scalar=12),
+    "gpt_neox": GPTNeoXConfig(**SMALL),
+    "opt": OPTConfig(
+        hidden_size=48, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=48, pad_token_id=0
+    ),
+}
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+CHATML += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+
+def tokenizer_without_bos_and_pad() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=290, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(["a small dog on the grass"], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
+    fast.chat_template = CHATML
+    return fast
+
+
+@pytest.fixture(params=FAMILIES, scope="module")
+def model(request, parity_config, tmp_path_factory):
+    from dataclasses import replace
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp(request.param)
+    tokenizer = tokenizer_without_bos_and_pad()
+    sizes = FAMILIES[request.param]
+    sizes.vocab_size, sizes.bos_token_id, sizes.eos_token_id = len(tokenizer) + 6, None, tokenizer.eos_token_id
+    llm = AutoModelForCausalLM.from_config(sizes)
+    llm.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    config = replace(parity_config, llama_model=str(folder), ckpt=None, conversation="chatml", end_sym="<|im_end|>")
+    return MiniGPT4.from_config(Config(model=config)).eval()
+
+
+def test_a_training_step_moves_only_the_projection(model):
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    samples = {"image": torch.randn(2, 3, 56, 56), "answer": ["a dog", "the grass"]}
+    first = model(samples)["loss"]
+    first.backward()
+    optimizer.step()
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {"llama_proj.weight", "llama_proj.bias"}
+    assert model(samples)["loss"] < first
+
+
+def test_soft_tokens_begin_as_large_as_words(model):
+    with torch.no_grad():
+        embedding = model.llama_model.get_input_embeddings()
+        words = embedding(torch.arange(embedding.num_embeddings)).square().mean().sqrt()
+        soft = model.new_projection(64)(torch.randn(500, 64)).square().mean().sqrt()
+    assert 0.8 < (soft / words).item() < 1.25
+
+
+def test_batches_answer_as_one_by_one(model):
+    images = torch.randn(2, 3, 56, 56)
+    prompts = [
+        model.template.prompt([Turn(f"{IMAGE} What is it?", "a dog"), Turn("Where?")]),
+        model.template.prompt([Turn("hello")]),
+        model.template.prompt([Turn(f"{IMAGE} Describe the small dog on the grass, at length.")]),
+    ]
+    batch = model.generate(images, prompts, max_new_tokens=8)
+    single = [
+        model.generate(images[:1], prompts[:1], max_new_tokens=8)[0],
+        model.generate(None, prompts[1:2], max_new_tokens=8)[0],
+        model.generate(images[1:], prompts[2:], max_new_tokens=8)[0],
+    ]
+    assert batch == single
+
+
+def test_generation_stops_at_the_end_of_the_turn(model, monkeypatch):
+    """The LLM is made to say "a dog<|im_end|>" and more; nothing of the rest is shown."""
+    said = model.encode_text("a dog<|im_end|> the grass")
+    wanted = iter(said)
+
+    def forced(module, args, kwargs, output):
+        output.logits[:] = -1e4
+        output.logits[..., next(wanted)] = 1e4
+        return output
+
+    handle = model.llama_model.register_forward_hook(forced, with_kwargs=True)
+    try:
+        assert model.generate(None, [model.template.prompt([Turn("hello")])], max_new_tokens=8) == ["a dog"]
+    finally:
+        handle.remove()
+    assert len(list(wanted)) == len(model.encode_text(" the grass"))
+
+
+def test_the_tokenizers_own_template_equals_chatml(model):
+    from minigpt4.conversation.conversation import get_template
+
+    own = get_template("tokenizer", model.llama_tokenizer).prompt([Turn("hi", "yo"), Turn("bye")])
+    system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    assert system + own == get_template("chatml", model.llama_tokenizer).prompt([Turn("hi", "yo"), Turn("bye")])

@@ -1,0 +1,72 @@
+"""An LLM in 8 or 4 bits, or with a device map: its loss is close to fp32's, it stays frozen and where it is."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from minigpt4.common.config import Config, RunConfig
+from minigpt4.models.base_model import BaseModel
+from minigpt4.models.llm import pick_dtype
+from minigpt4.models.minigpt4 import MiniGPT4
+
+PROMPT = "###Human: <Img><ImageHere></Img> What is it? ###Assistant: "
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "weights", "tolerance"),
+    [
+        ({"quantization": "8bit"}, torch.int8, 0.01),
+        ({"low_resource": True}, torch.int8, 0.01),
+        ({"quantization": "4bit"}, torch.uint8, 0.05),
+        ({"device_map": "auto", "llm_dtype": "bf16"}, torch.bfloat16, 0.01),
+    ],
+)
+def test_training_and_generation(options, weights, tolerance, parity_config, parity_model):
+    config = Config(model=replace(parity_config, **options), run=RunConfig(device="cpu"))
+    model = MiniGPT4.from_config(config).eval().place(CPU)
+    assert model.llama_model.model.layers[0].self_attn.q_proj.weight.dtype == weights
+    torch.manual_seed(0)
+    samples = {"image": torch.randn(2, 3, 56, 56), "answer": ["a small dog", "hello there"]}
+    samples["instruction_input"] = [PROMPT, PROMPT]
+    with torch.no_grad():
+        expected = parity_model(samples)["loss"]
+    loss = model(samples)["loss"]
+    loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=tolerance, atol=0)
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == {"llama_proj.weight", "llama_proj.bias"}
+    answers = model.generate(samples["image"], samples["instruction_input"], max_new_tokens=4)
+    assert len(answers) == 2 and all(answers)
+
+
+@pytest.mark.parametrize(
+    ("device", "check", "dtype"),
+    [
+        ("cuda", lambda including_emulation=True: including_emulation, torch.float16),  # a T4
+        ("cuda", lambda including_emulation=True: True, torch.bfloat16),
+        ("npu", lambda: True, torch.bfloat16),
+        ("mps", None, torch.float16),
+        ("cpu", lambda: True, torch.float32),
+    ],
+)
+def test_auto_dtype_is_bf16_where_the_device_has_it(device, check, dtype, monkeypatch):
+    module = SimpleNamespace(is_bf16_supported=check) if check else SimpleNamespace()
+    monkeypatch.setattr(torch, "get_device_module", lambda _: module)
+    assert pick_dtype("auto", SimpleNamespace(type=device)) == dtype
+    assert pick_dtype("fp16", SimpleNamespace(type=device)) == torch.float16
+
+
+@pytest.mark.parametrize("attribute", ["is_quantized", "hf_device_map"])
+def test_place_moves_all_but_what_is_placed_already(attribute):
+    model = BaseModel()
+    model.llm, model.projection, model.queries = nn.Linear(1, 1), nn.Linear(1, 1), nn.Parameter(torch.ones(1))
+    order = list(model.state_dict())
+    setattr(model.llm, attribute, {"": "cpu"})
+    model.place(torch.device("meta"))
+    assert [n for n, p in model.named_parameters() if not p.is_meta] == ["llm.weight", "llm.bias"]
+    assert list(model.state_dict()) == order
+    delattr(model.llm, attribute)
+    assert all(p.is_meta for p in model.place(torch.device("meta")).parameters())
