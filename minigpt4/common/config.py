@@ -9,11 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import minigpt4
+from minigpt4.common.aliases import NAMES, translate
 from minigpt4.common.errors import UserError, did_you_mean
 
 _PACKAGE = Path(minigpt4.__file__).parent
 _CONFIGS = _PACKAGE / "configs"
-_ARCH_ALIASES = {"minigpt4": "mini_gpt4"}  # the original's later spelling
 
 
 @dataclass
@@ -61,17 +61,28 @@ class ModelConfig:
 
     llama_model: str = ""  # folder or hub id of any Hugging Face causal LM
     llm_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    low_resource: bool = False  # the LLM in 8 bits
+    low_resource: bool = False  # the original's spelling of quantization: 8bit
+    quantization: Literal["8bit", "4bit", "none"] = "none"
+    device_map: str | None = None  # auto: spread the LLM over all devices
+    lora_r: int = 0  # rank of the trained adapters on the LLM; 0: none
+    lora_alpha: int = 16
+    lora_dropout: float = 0.05
 
-    ckpt: str | None = None  # trained weights: file, URL or checkpoint folder
+    ckpt: str | list[str] | None = None  # trained weights: file, URL or checkpoint folder; a list is loaded in order
 
     conversation: str = "vicuna_v0"  # the chat's template, minigpt4/conversation/conversation.py
     prompt: str = ""  # legal in the original's files, where nothing reads it
     prompt_path: str = ""  # training prompts, one a line
     prompt_template: str = "{}"
+    turn_template: str | None = None  # of later turns in training conversations; null: BOS and prompt_template
     chat_template: bool = False  # wrap a sample's own instruction in prompt_template too
     max_txt_len: int = 32
     end_sym: str = "\n"
+
+    @property
+    def ckpts(self) -> list[str]:
+        """`ckpt` as a list."""
+        return [self.ckpt] if isinstance(self.ckpt, str) and self.ckpt else list(self.ckpt or [])
 
 
 @dataclass
@@ -111,6 +122,7 @@ class PreprocessConfig:
 class BuildInfo:
     storage: str = ""  # where the training split lies
     valid_storage: str | None = None  # where the validation split lies
+    images: str | None = None  # folder of the images, where storage is a file that names them
 
 
 @dataclass
@@ -205,8 +217,8 @@ def load_config(path: str | Path, options: list[str] | None = None) -> Config:
     Raises:
         UserError: a file is missing, a key unknown, a type wrong, a dataset or model type unknown.
     """
-    user = _read(Path(path))
-    overrides = _parse_options(options or [])
+    user = _translated(str(path), _read(Path(path)))
+    overrides = _translated("--options", _parse_options(options or []))
     asked = _merge(_merge(OmegaConf.create(), [(str(path), user)]), [("--options", overrides)])
     model, datasets = _group(path, asked, "model"), _group(path, asked, "datasets")
     arch = _name("model.arch", model.get("arch", ModelConfig.arch))
@@ -244,6 +256,12 @@ def _read(path: Path) -> DictConfig:
     if not isinstance(content, DictConfig):
         raise UserError(f"{path}: expected groups such as model:, datasets: and run:, found a list.")
     return content
+
+
+def _translated(source: str, layer: DictConfig) -> DictConfig:
+    plain = OmegaConf.to_container(layer, resolve=False)
+    assert isinstance(plain, dict)
+    return OmegaConf.create(translate(source, cast(dict[str, Any], plain)))
 
 
 def _parse_options(options: list[str]) -> DictConfig:
@@ -308,9 +326,9 @@ def _check_values(config: Config) -> None:
 
 
 def _model_layer(arch: str, model_type: str) -> tuple[str, DictConfig]:
-    folder = _CONFIGS / "models" / _ARCH_ALIASES.get(arch, arch)
+    folder = _CONFIGS / "models" / arch
     if not folder.is_dir():
-        known = {p.name for p in folder.parent.iterdir()} | _ARCH_ALIASES.keys()
+        known = {p.name for p in folder.parent.iterdir()} | NAMES["model.arch"].keys()
         raise UserError(f"model.arch: '{arch}' is unknown.{did_you_mean(arch, known)}")
     file = folder / f"{model_type}.yaml"
     if not file.is_file():

@@ -16,7 +16,7 @@ from minigpt4.common.errors import UserError
 ROOT = Path(__file__).parents[2]
 STAGE1 = ROOT / "train_configs" / "minigpt4_tiny_stage1_pretrain.yaml"
 CONFIGS = sorted(ROOT.glob("train_configs/*.yaml")) + sorted(ROOT.glob("eval_configs/*.yaml"))
-UPSTREAM = sorted((Path(__file__).parents[1] / "fixtures" / "upstream").glob("*.yaml"))
+COMPAT = Path(__file__).parents[1] / "fixtures" / "compat"  # the originals' files, unchanged
 
 
 def write(folder: Path, text: str) -> Path:
@@ -25,7 +25,7 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", CONFIGS + UPSTREAM, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", CONFIGS + sorted(COMPAT.glob("*.yaml")), ids=lambda p: p.name)
 def test_every_config_loads_and_survives_saving(path, tmp_path):
     config = load_config(path)
     save_config(config, tmp_path / "resolved.yaml")
@@ -47,6 +47,17 @@ def test_options_may_be_spelt_as_pairs():
     assert load_config(STAGE1, ["run.seed", "3", "model.max_txt_len", "9"]).run.seed == 3
 
 
+@pytest.mark.parametrize(
+    ("text", "ckpts"), [("null", []), ("''", []), ("a.pth", ["a.pth"]), ("[a.pth, b]", ["a.pth", "b"])]
+)
+def test_ckpt_is_one_path_or_a_list(text, ckpts, tmp_path):
+    config = load_config(write(tmp_path, f"model: {{model_type: tiny, ckpt: {text}}}"))
+    assert config.model.ckpts == ckpts
+    assert load_config(STAGE1, [f"model.ckpt={text}"]).model.ckpt == config.model.ckpt
+    save_config(config, tmp_path / "resolved.yaml")
+    assert load_config(tmp_path / "resolved.yaml") == config
+
+
 def test_datasets_take_the_models_processors_unless_they_name_another(tmp_path):
     text = "model: {model_type: tiny}\ndatasets:\n  laion: {}\n  cc_sbu: {vis_processor: {train: {max_scale: 0.9}}}\n"
     text += "  cc_sbu_align: {vis_processor: {train: {name: blip2_image_eval, image_size: 112}}}\n"
@@ -57,6 +68,32 @@ def test_datasets_take_the_models_processors_unless_they_name_another(tmp_path):
     assert align.kwargs() == {"image_size": 112}
 
 
+def test_minigpt4qwens_spellings_become_ours():
+    one = load_config(COMPAT / "minigpt4qwen__lavis__projects__instruction_tuning__train.yaml")
+    assert (one.model.arch, one.model.model_type, one.model.conversation) == ("mini_gpt4", "qwen7b_chat", "chatml")
+    assert one.model.llama_model == "ckpt/Qwen7B-chat"
+    assert one.model.q_former_model == "ckpt/blip2/blip2_pretrained_flant5xxl.pth"
+    assert (one.model.lora_r, one.model.ckpt, one.model.max_txt_len) == (0, None, 256)
+    assert (one.run.max_grad_norm, one.run.accum_grad_iters) == (1.0, 16)
+    assert one.datasets["minigpt4_instruction"].text_processor.train.name == "base_instruction"
+    two = load_config(COMPAT / "minigpt4qwen__lavis__projects__deepspeed__train_zero2_3090x4.yaml")
+    assert (two.run.runner, two.run.task) == ("runner_base", "image_text_pretrain")
+    assert (two.run.max_grad_norm, two.run.accum_grad_iters, two.run.batch_size_train) == (1.0, 16, 2)
+    assert (two.run.init_lr, two.run.betas, two.run.amp) == (1e-4, (0.9, 0.99), True)
+
+
+def test_a_foreign_key_that_asks_for_what_there_is_not_is_refused(tmp_path):
+    path = write(tmp_path, "model: {arch: minigpt4qwen, unfreeze_pos_embed: True}")
+    with pytest.raises(UserError, match="model.unfreeze_pos_embed: True is not supported. Set it to False"):
+        load_config(path)
+
+
+def test_environment_variables_work_in_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("WEIGHTS", "/mnt/w")
+    path = write(tmp_path, "model: {model_type: tiny, ckpt: '${oc.env:WEIGHTS}/p.pth'}")
+    assert load_config(path).model.ckpt == "/mnt/w/p.pth"
+
+
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
@@ -64,6 +101,7 @@ def test_datasets_take_the_models_processors_unless_they_name_another(tmp_path):
         ("model: {model_type: tiny}\nrun: {max_epoch: many}", ["run.max_epoch", "many"]),
         ("model: {model_type: tiny, vit: {dpeth: 3}}", ["model.vit.dpeth", "depth"]),
         ("model: {model_type: tiny, vit_precision: fp8}", ["model.vit_precision", "fp8"]),
+        ("model: {model_type: tiny, ckpt: 3}", ["model.ckpt", "'3'", "str, list[str]"]),
         ("model: {model_type: tinny}", ["model.model_type", "tinny", "Did you mean 'tiny'"]),
         ("model: {arch: mini_gpt5}", ["model.arch", "mini_gpt5", "Did you mean"]),
         ("model: {model_type: tiny}\ndatasets: {lion: {}}", ["datasets.lion", "Did you mean 'laion'"]),

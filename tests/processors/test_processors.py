@@ -9,7 +9,7 @@ from PIL import Image
 from minigpt4.common.config import ProcessorConfig
 from minigpt4.common.errors import UserError
 from minigpt4.processors import build_processor
-from tests.conftest import PARITY, golden, golden_json
+from tests.conftest import PARITY, assert_recorded, golden, golden_json
 
 SPEC = golden_json("5_processors")
 
@@ -19,7 +19,7 @@ def test_images_equal_the_recorded_ones(name):
     _, image, size = name.split(".")
     picture = Image.open(PARITY / "images" / f"{image}.png").convert("RGB")
     pixels = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=int(size)))(picture)
-    torch.testing.assert_close(pixels, golden("5_processors")[name], atol=1e-6, rtol=0)
+    assert_recorded("5_processors", "pixels", pixels, golden("5_processors")[name], 1e-6)
 
 
 def test_own_mean_and_std():
@@ -51,6 +51,17 @@ def test_the_training_crop_is_random_and_can_be_switched_off():
     evaluation = build_processor(ProcessorConfig("blip2_image_eval", image_size=56))
     assert not torch.equal(crop(picture), crop(picture))
     assert torch.equal(plain(picture), evaluation(picture))
+
+
+@pytest.mark.parametrize("seed", golden_json("7_v1")["train_transform"]["torch_seeds"])
+def test_the_training_crop_equals_that_of_the_first_version(seed):
+    spec = golden_json("7_v1")["train_transform"]
+    picture = Image.open(PARITY / "images" / spec["image"])
+    processor = build_processor(ProcessorConfig("blip2_image_train", image_size=spec["image_size"]))
+    torch.manual_seed(seed)
+    assert_recorded(
+        "7_v1", "pixels of the training crop", processor(picture), golden("7_v1")[f"train_transform.seed{seed}"], 1e-6
+    )
 
 
 def test_a_key_of_another_processor_is_refused():

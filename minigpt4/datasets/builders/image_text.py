@@ -8,6 +8,7 @@ from minigpt4.common.config import DatasetConfig
 from minigpt4.common.errors import UserError
 from minigpt4.common.registry import registry
 from minigpt4.datasets.datasets.align import CCSBUAlignDataset
+from minigpt4.datasets.datasets.instruction import InstructionDataset
 from minigpt4.datasets.datasets.shards import ShardedCaptionDataset
 from minigpt4.processors import build_processor
 
@@ -33,7 +34,9 @@ class DatasetBuilder:
         storage = getattr(self.config.build_info, key)
         if not storage:
             raise UserError(f"datasets.{self.name}.build_info.{key}: not set. Set it to where the {split} split lies.")
+        extra = {"images": self.config.build_info.images} if self.config.build_info.images else {}
         return self.dataset_class(
+            **extra,
             key=f"datasets.{self.name}.build_info.{key}",
             storage=storage,
             vis_processor=build_processor(getattr(self.config.vis_processor, mode)),
@@ -51,6 +54,16 @@ class LaionBuilder(DatasetBuilder):
 @registry.register_builder("cc_sbu")
 class CCSBUBuilder(DatasetBuilder):
     dataset_class = ShardedCaptionDataset
+
+
+@registry.register_builder("minigpt4_instruction")
+class MiniGPT4InstructionBuilder(DatasetBuilder):
+    dataset_class = InstructionDataset
+
+
+@registry.register_builder("llava_instruction")
+class LlavaInstructionBuilder(DatasetBuilder):
+    dataset_class = InstructionDataset
 
 
 @registry.register_builder("cc_sbu_align")
