@@ -3,9 +3,12 @@
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable
 
 from minigpt4.common.errors import UserError
+
+PATIENCE = 3.0  # seconds
 
 
 def config_parser(description: str, default: str | None = None) -> argparse.ArgumentParser:
@@ -25,14 +28,19 @@ def config_parser(description: str, default: str | None = None) -> argparse.Argu
 
 
 def run(main: Callable[[], object]) -> None:
-    """Runs an entry point: a `UserError` becomes one line on stderr (of rank 0) and exit code 2."""
+    """Runs an entry point: a `UserError` becomes one line on stderr and exit code 2.
+
+    Ranks mostly fail alike, and torchrun ends them all when the first exits. So the others wait: if rank 0 failed too,
+    they never come to say it again; if not, they say what only they know.
+    """
     try:
         main()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            # a worker process of a loader sends its traceback along; the error is its last line
-            message = str(error).strip()
-            if message.startswith("Caught UserError"):
-                message = message.splitlines()[-1].partition("UserError: ")[2]
-            sys.stderr.write(f"error: {message}\n")
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(PATIENCE)
+        # a worker process of a loader sends its traceback along; the error is its last line
+        message = str(error).strip()
+        if message.startswith("Caught UserError"):
+            message = message.splitlines()[-1].partition("UserError: ")[2]
+        sys.stderr.write(f"error: {message}\n")
         sys.exit(2)

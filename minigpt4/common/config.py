@@ -1,5 +1,6 @@
 """Configuration: YAML layers merged in order and checked against the dataclasses below, where every default lives."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -238,6 +239,7 @@ def load_config(path: str | Path, options: list[str] | None = None) -> Config:
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {_one_line(error)}") from None
     _check_values(checked)
+    _expand_home(checked)
     return checked
 
 
@@ -248,7 +250,7 @@ def save_config(config: Config, path: str | Path) -> None:
 
 def _read(path: Path) -> DictConfig:
     if not path.is_file():
-        raise UserError(f"config file '{path}' does not exist. Set --cfg-path to one, such as those in train_configs/.")
+        raise UserError(f"config file '{path}' does not exist. Start from the repository's folder, or set --cfg-path.")
     try:
         content = OmegaConf.load(path)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
@@ -289,6 +291,17 @@ def _name(key: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise UserError(f"{key}: expected a name, found '{value}'.")
     return value
+
+
+def _expand_home(config: Config) -> None:
+    """`~` in paths: a shell leaves it alone within `key=~/path`."""
+    places: list[tuple[Any, str]] = [(config.model, "llama_model"), (config.model, "prompt_path")]
+    places += [(config.run, "output_dir"), (config.run, "save_path")]
+    places += [(d.build_info, key) for d in config.datasets.values() for key in ("storage", "valid_storage", "images")]
+    places += [(d, key) for d in config.evaluation_datasets.values() for key in ("eval_file_path", "img_path")]
+    for node, key in places:
+        if value := getattr(node, key):
+            setattr(node, key, os.path.expanduser(value))
 
 
 def _check_values(config: Config) -> None:

@@ -1,5 +1,6 @@
 """Image processors: PIL image -> normalised tensor [3, image_size, image_size]."""
 
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -7,10 +8,24 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
+from minigpt4.common.errors import UserError
 from minigpt4.common.registry import registry
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def open_image(path: Path) -> Image.Image:
+    """Reads a picture as RGB.
+
+    Raises:
+        UserError: the file is no picture, or a damaged one.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"{path} can't be read as a picture: {error}. Remove it and its records, or mend it.") from None
 
 
 def _compose(resize: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> transforms.Compose:

@@ -55,7 +55,7 @@ _GUIDES = {
     "tiny": Guide(
         "This tiny model knows one kind of picture: colored handwritten digits on a dark ground. Ask it which digits "
         "there are, how many, where, and in what color. About other pictures it makes things up.",
-        ("Describe this image in detail.", "How many digits are there?", "What color is the digit on the left?"),
+        ("Describe this image in detail.", "How many digits are there?", "Is there a yellow digit?"),
     ),
 }
 _ANY_MODEL = Guide(

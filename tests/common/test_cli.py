@@ -1,8 +1,8 @@
-"""What the entry points share: one line for a user's error, from rank 0, exit code 2."""
+"""What the entry points share: a user's error is one line and exit code 2."""
 
 import pytest
 
-from minigpt4.common.cli import run
+from minigpt4.common import cli
 from minigpt4.common.errors import UserError, did_you_mean, first_line
 
 
@@ -13,19 +13,22 @@ def fail(message: str):
     return main
 
 
-@pytest.mark.parametrize(("rank", "shown"), [("0", "error: no such thing\n"), ("1", "")])
-def test_rank_0_shows_the_error_and_all_exit_with_2(rank, shown, monkeypatch, capsys):
+@pytest.mark.parametrize(("rank", "waited"), [("0", []), ("1", [cli.PATIENCE])])
+def test_errors_are_one_line_and_exit_code_2_and_rank_0_speaks_first(rank, waited, monkeypatch, capsys):
+    naps: list[float] = []
     monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(cli.time, "sleep", naps.append)
     with pytest.raises(SystemExit) as ended:
-        run(fail("no such thing"))
+        cli.run(fail("no such thing"))
     assert ended.value.code == 2
-    assert capsys.readouterr().err == shown
+    assert naps == waited
+    assert capsys.readouterr().err == "error: no such thing\n"
 
 
 def test_an_error_of_a_loaders_worker_is_shown_without_its_traceback(capsys):
     text = "Caught UserError in DataLoader worker process 0.\nOriginal Traceback:\n  x\nminigpt4.UserError: bad shard"
     with pytest.raises(SystemExit):
-        run(fail(text))
+        cli.run(fail(text))
     assert capsys.readouterr().err == "error: bad shard\n"
 
 

@@ -43,6 +43,18 @@ def test_order_default_model_dataset_file_options(tmp_path):
     assert config.run.seed == 2  # --options
 
 
+def test_the_home_folder_is_expanded_in_paths(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    options = ["run.output_dir=~/out", "datasets.cc_sbu.build_info.storage=~/d/0.tar", "model.llama_model=~/llm"]
+    config = load_config(STAGE1, options)
+    storage = config.datasets["cc_sbu"].build_info.storage
+    assert (config.run.output_dir, storage, config.model.llama_model) == (
+        "/home/me/out",
+        "/home/me/d/0.tar",
+        "/home/me/llm",
+    )
+
+
 def test_options_may_be_spelt_as_pairs():
     assert load_config(STAGE1, ["run.seed", "3", "model.max_txt_len", "9"]).run.seed == 3
 
@@ -168,5 +180,5 @@ def test_entry_points_help_is_instant_and_errors_exit_with_2(script):
     )
     assert wrong.returncode == 2
     assert wrong.stderr.splitlines() == [
-        "error: config file 'no/such.yaml' does not exist. Set --cfg-path to one, such as those in train_configs/."
+        "error: config file 'no/such.yaml' does not exist. Start from the repository's folder, or set --cfg-path."
     ]

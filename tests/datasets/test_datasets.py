@@ -139,6 +139,12 @@ def test_align_folder_errors(align_folder, tmp_path):
             build("cc_sbu_align", align_folder)
 
 
+def test_a_damaged_picture_is_named(align_folder, tmp_path):
+    (tmp_path / "image" / "2.jpg").write_bytes(b"garbage")
+    with pytest.raises(UserError, match="2.jpg can't be read as a picture"):
+        build("cc_sbu_align", align_folder)[2]
+
+
 def test_instructions_of_one_and_of_several_turns(align_folder, tmp_path):
     records = [
         {"image": "0.jpg", "instruction": "What?", "output": "a dog", "source": "x"},

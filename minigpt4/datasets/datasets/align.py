@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch.utils.data import Dataset
 
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import IMAGE
+from minigpt4.processors.image import open_image
 
 
 class CCSBUAlignDataset(Dataset):
@@ -56,8 +56,7 @@ class CCSBUAlignDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         annotation = self.annotations[index]
-        with Image.open(self.images / f"{annotation['image_id']}.jpg") as image:
-            pixels = self.vis_processor(image.convert("RGB"))
+        pixels = self.vis_processor(open_image(self.images / f"{annotation['image_id']}.jpg"))
         question = annotation.get("instruction")
         return {
             "image": pixels,

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch.utils.data import Dataset
 
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import IMAGE
 from minigpt4.models.splice import IMAGE_PLACEHOLDER
+from minigpt4.processors.image import open_image
 
 _BETWEEN_TURNS = "\x1e"  # a record separator: no text holds it
 
@@ -55,8 +55,7 @@ class InstructionDataset(Dataset):
         questions = [self.text_processor(question) for question in record.instruction]
         if IMAGE_PLACEHOLDER not in questions[0]:
             questions[0] = f"{IMAGE} {questions[0]}"
-        with Image.open(self.images / record.image) as image:
-            pixels = self.vis_processor(image.convert("RGB"))
+        pixels = self.vis_processor(open_image(self.images / record.image))
         return {
             "image": pixels,
             "image_id": record.image,

@@ -32,7 +32,7 @@ def expand_shards(key: str, storage: str) -> list[str]:
     if missing:
         raise UserError(
             f"{key}: '{missing[0]}' does not exist ({len(missing)} of {len(names)} shards). "
-            "Set it to shards such as data/{00000..00099}.tar"
+            "Set it to shards such as data/{00000..00099}.tar (`minigpt4 tiny data` writes the tiny ones)."
         )
     return [file for files in found for file in files]
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from minigpt4.common.errors import UserError
+from minigpt4.processors.image import open_image
 
 _KEYS = {"image", "question", "answer"}
 
@@ -66,8 +67,7 @@ class VQADataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.records[index]
         name = self.other[record["image"]] if self.control == "shuffled_images" else record["image"]
-        with Image.open(self.folder / name) as file:
-            image = file.convert("RGB")
+        image = open_image(self.folder / name)
         if self.control == "blank_images":
             image = Image.new("RGB", image.size)
         return {
