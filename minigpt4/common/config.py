@@ -1,6 +1,5 @@
 """Configuration: YAML layers merged in order and checked against the dataclasses below, where every default lives."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -11,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import minigpt4
 from minigpt4.common.aliases import NAMES, translate
+from minigpt4.common.config_values import check_values, expand_home
 from minigpt4.common.errors import UserError, did_you_mean
 
 _PACKAGE = Path(minigpt4.__file__).parent
@@ -238,8 +238,8 @@ def load_config(path: str | Path, options: list[str] | None = None) -> Config:
         checked = cast(Config, OmegaConf.to_object(config))
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {_one_line(error)}") from None
-    _check_values(checked)
-    _expand_home(checked)
+    check_values(checked)
+    expand_home(checked)
     return checked
 
 
@@ -291,51 +291,6 @@ def _name(key: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise UserError(f"{key}: expected a name, found '{value}'.")
     return value
-
-
-def _expand_home(config: Config) -> None:
-    """`~` in paths: a shell leaves it alone within `key=~/path`."""
-    places: list[tuple[Any, str]] = [(config.model, "llama_model"), (config.model, "prompt_path")]
-    places += [(config.run, "output_dir"), (config.run, "save_path")]
-    places += [(d.build_info, key) for d in config.datasets.values() for key in ("storage", "valid_storage", "images")]
-    places += [(d, key) for d in config.evaluation_datasets.values() for key in ("eval_file_path", "img_path")]
-    for node, key in places:
-        if value := getattr(node, key):
-            setattr(node, key, os.path.expanduser(value))
-
-
-def _check_values(config: Config) -> None:
-    """Refuses values of the right type that can't work."""
-    run = config.run
-    least_one = {
-        "run.log_freq": run.log_freq,
-        "run.accum_grad_iters": run.accum_grad_iters,
-        "run.batch_size_train": run.batch_size_train,
-        "run.batch_size_eval": run.batch_size_eval,
-        "run.max_epoch": run.max_epoch,
-        "run.iters_per_epoch": run.iters_per_epoch,
-        **{f"datasets.{name}.batch_size": d.batch_size for name, d in config.datasets.items()},
-        **{f"evaluation_datasets.{name}.batch_size": d.batch_size for name, d in config.evaluation_datasets.items()},
-    }
-    for key, value in least_one.items():
-        if value is not None and value < 1:
-            raise UserError(f"{key}: {value} is too small. Set it to 1 or more.")
-    for key, value in {"run.seed": run.seed, "run.num_workers": run.num_workers}.items():
-        if value < 0:
-            raise UserError(f"{key}: {value} is negative. Set it to 0 or more.")
-    for name, dataset in config.datasets.items():
-        for split, processor in vars(dataset.vis_processor).items():
-            if processor.image_size not in (None, config.model.image_size):
-                raise UserError(
-                    f"datasets.{name}.vis_processor.{split}.image_size: {processor.image_size}, but model.image_size "
-                    f"is {config.model.image_size}. Remove the first."
-                )
-    try:
-        config.model.prompt_template.format("")
-    except (KeyError, IndexError, ValueError):
-        raise UserError(
-            f"model.prompt_template: '{config.model.prompt_template}' is no template. Write {{}} where the prompt goes."
-        ) from None
 
 
 def _model_layer(arch: str, model_type: str) -> tuple[str, DictConfig]:
