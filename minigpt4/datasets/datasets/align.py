@@ -36,7 +36,8 @@ class CCSBUAlignDataset(Dataset):
         file = Path(storage) / "filter_cap.json"
         if not file.is_file():
             raise UserError(
-                f"{key}: '{storage}' holds no filter_cap.json. Set it to a folder with filter_cap.json and image/."
+                f"{key}: '{storage}' holds no filter_cap.json. Set it to a folder with filter_cap.json and image/ "
+                "(`minigpt4 tiny data` writes the tiny one)."
             )
         try:
             self.annotations = json.loads(file.read_text(encoding="utf-8"))["annotations"]
