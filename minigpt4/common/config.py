@@ -1,8 +1,7 @@
-"""Configuration: YAML layers merged in order and checked against the dataclasses below, where every default lives."""
+"""Configuration: YAML layers merged in order and checked against the dataclasses of `config_schema`."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -10,202 +9,41 @@ from omegaconf.errors import OmegaConfBaseException
 
 import minigpt4
 from minigpt4.common.aliases import NAMES, translate
+from minigpt4.common.config_schema import (
+    BuildInfo,
+    Config,
+    DatasetConfig,
+    EnvConfig,
+    EvaluationDatasetConfig,
+    ModelConfig,
+    PreprocessConfig,
+    ProcessorConfig,
+    ProcessorsConfig,
+    QformerConfig,
+    RunConfig,
+    VitConfig,
+)
 from minigpt4.common.config_values import check_values, expand_home
 from minigpt4.common.errors import UserError, did_you_mean
 
-_PACKAGE = Path(minigpt4.__file__).parent
-_CONFIGS = _PACKAGE / "configs"
+__all__ = [
+    "BuildInfo",
+    "Config",
+    "DatasetConfig",
+    "EnvConfig",
+    "EvaluationDatasetConfig",
+    "ModelConfig",
+    "PreprocessConfig",
+    "ProcessorConfig",
+    "ProcessorsConfig",
+    "QformerConfig",
+    "RunConfig",
+    "VitConfig",
+    "load_config",
+    "save_config",
+]
 
-
-@dataclass
-class VitConfig:
-    """Sizes of the vision tower; the defaults are EVA-ViT-g's."""
-
-    patch_size: int = 14
-    embed_dim: int = 1408
-    depth: int = 39  # blocks used; the 40th in the file is not
-    num_heads: int = 16
-    mlp_ratio: float = 4.3637
-
-
-@dataclass
-class QformerConfig:
-    """Sizes of the Q-Former; the defaults are BLIP-2's."""
-
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    cross_attention_frequency: int = 2
-
-
-@dataclass
-class ModelConfig:
-    """The model: where its parts' weights are, how they are built, how prompts look."""
-
-    arch: str = "mini_gpt4"
-    model_type: str = "pretrain_vicuna0"
-
-    image_size: int = 224
-    vit_model: str = "eva_clip_g"  # file or URL; eva_clip_g: the original's URL
-    vit: VitConfig = field(default_factory=VitConfig)
-    vit_precision: Literal["fp16", "bf16", "fp32"] = "fp16"
-    drop_path_rate: float = 0.0
-    use_grad_checkpoint: bool = False
-    freeze_vit: bool = True
-
-    has_qformer: bool = True
-    q_former_model: str = ""  # file or URL; also holds ln_vision
-    qformer: QformerConfig = field(default_factory=QformerConfig)
-    num_query_token: int = 32
-    freeze_qformer: bool = True
-
-    llama_model: str = ""  # folder or hub id of any Hugging Face causal LM
-    llm_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    low_resource: bool = False  # the original's spelling of quantization: 8bit
-    quantization: Literal["8bit", "4bit", "none"] = "none"
-    device_map: str | None = None  # auto: spread the LLM over all devices
-    lora_r: int = 0  # rank of the trained adapters on the LLM; 0: none
-    lora_alpha: int = 16
-    lora_dropout: float = 0.05
-
-    ckpt: str | list[str] | None = None  # trained weights: file, URL or checkpoint folder; a list is loaded in order
-
-    conversation: str = "vicuna_v0"  # the chat's template, minigpt4/conversation/conversation.py
-    prompt: str = ""  # legal in the original's files, where nothing reads it
-    prompt_path: str = ""  # training prompts, one a line
-    prompt_template: str = "{}"
-    turn_template: str | None = None  # of later turns in training conversations; null: BOS and prompt_template
-    chat_template: bool = False  # wrap a sample's own instruction in prompt_template too
-    max_txt_len: int = 32
-    end_sym: str = "\n"
-
-    @property
-    def ckpts(self) -> list[str]:
-        """`ckpt` as a list."""
-        return [self.ckpt] if isinstance(self.ckpt, str) and self.ckpt else list(self.ckpt or [])
-
-
-@dataclass
-class ProcessorConfig:
-    """One processor. What is null is the processor's own default."""
-
-    name: str = ""
-    image_size: int | None = None
-    min_scale: float | None = None
-    max_scale: float | None = None
-    random_resized_crop: bool | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
-    prompt: str | None = None
-    max_words: int | None = None
-
-    def kwargs(self) -> dict[str, Any]:
-        """The values that are set, as keyword arguments of the processor's class."""
-        return {key: value for key, value in vars(self).items() if key != "name" and value is not None}
-
-
-@dataclass
-class ProcessorsConfig:
-    train: ProcessorConfig = field(default_factory=ProcessorConfig)
-    eval: ProcessorConfig = field(default_factory=ProcessorConfig)
-
-
-@dataclass
-class PreprocessConfig:
-    """The processors that the model was trained with: the default of every dataset, and what a chat uses."""
-
-    vis_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig)
-    text_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig)
-
-
-@dataclass
-class BuildInfo:
-    storage: str = ""  # where the training split lies
-    valid_storage: str | None = None  # where the validation split lies
-    images: str | None = None  # folder of the images, where storage is a file that names them
-
-
-@dataclass
-class DatasetConfig:
-    data_type: str = "images"  # legal in the original's files, without effect
-    build_info: BuildInfo = field(default_factory=BuildInfo)
-    vis_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig)
-    text_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig)
-    sample_ratio: float = 1.0
-    batch_size: int | None = None  # null: run.batch_size_train
-
-
-@dataclass
-class EvaluationDatasetConfig:
-    eval_file_path: str = ""
-    img_path: str = ""
-    max_new_tokens: int = 20
-    batch_size: int = 10
-
-
-@dataclass
-class RunConfig:
-    """How training and evaluation run. Learning rates are per step of the optimizer."""
-
-    task: str = "image_text_pretrain"
-    runner: str = "runner_base"
-    output_dir: str = "output"
-    save_path: str | None = None  # where evaluation writes; null: output_dir
-
-    lr_sched: str = "linear_warmup_cosine_lr"
-    init_lr: float = 1e-4
-    min_lr: float = 0.0
-    warmup_lr: float = -1.0  # negative: init_lr
-    warmup_steps: int = 0
-    lr_decay_rate: float = 1.0  # per epoch, of linear_warmup_step_lr
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: float | None = None
-    accum_grad_iters: int = 1
-
-    max_epoch: int = 1
-    iters_per_epoch: int | None = None  # null: once through the data
-    batch_size_train: int = 64
-    batch_size_eval: int = 64
-    num_workers: int = 4
-    log_freq: int = 50
-
-    seed: int = 42
-    amp: bool = False
-    device: str = "auto"
-    valid_splits: list[str] = field(default_factory=list)
-    controls: list[str] = field(default_factory=list)  # what evaluation repeats with sight taken away
-    resume_ckpt_path: str | None = None
-    wandb_log: bool = False
-
-    # legal in the original's files, without effect: the entry point and torchrun's environment decide
-    name: str = ""
-    job_name: str = ""
-    train_splits: list[str] = field(default_factory=lambda: ["train"])
-    test_splits: list[str] = field(default_factory=list)
-    evaluate: bool = False
-    world_size: int = 1
-    dist_url: str = "env://"
-    distributed: bool = True
-
-
-@dataclass
-class EnvConfig:
-    cache_root: str = "~/.cache/minigpt4"
-    package_dir: str = str(_PACKAGE)
-
-
-@dataclass
-class Config:
-    """A whole run: `load_config` builds it, everything else only reads it."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    datasets: dict[str, DatasetConfig] = field(default_factory=dict)
-    evaluation_datasets: dict[str, EvaluationDatasetConfig] = field(default_factory=dict)
-    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
-    run: RunConfig = field(default_factory=RunConfig)
-    env: EnvConfig = field(default_factory=EnvConfig)
+_CONFIGS = Path(minigpt4.__file__).parent / "configs"
 
 
 def load_config(path: str | Path, options: list[str] | None = None) -> Config:

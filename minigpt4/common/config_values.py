@@ -1,15 +1,13 @@
 """What the types of a config can't say: values that can't work are refused, `~` in paths is expanded."""
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from minigpt4.common.config_schema import Config
 from minigpt4.common.errors import UserError
 
-if TYPE_CHECKING:  # which imports this module
-    from minigpt4.common.config import Config
 
-
-def expand_home(config: "Config") -> None:
+def expand_home(config: Config) -> None:
     """`~` in paths: a shell leaves it alone within `key=~/path`."""
     places: list[tuple[Any, str]] = [(config.model, "llama_model"), (config.model, "prompt_path")]
     places += [(config.run, "output_dir"), (config.run, "save_path")]
@@ -20,7 +18,7 @@ def expand_home(config: "Config") -> None:
             setattr(node, key, os.path.expanduser(value))
 
 
-def check_values(config: "Config") -> None:
+def check_values(config: Config) -> None:
     """Refuses values of the right type that can't work."""
     run = config.run
     least_one = {
