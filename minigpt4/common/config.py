@@ -1,11 +1,13 @@
 """Configuration: YAML layers merged in order and checked against the dataclasses of `config_schema`."""
 
+import re
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 import minigpt4
 from minigpt4.common.aliases import NAMES, translate
@@ -169,8 +171,20 @@ def _override(default: DictConfig, entry: DictConfig) -> DictConfig:
 
 
 def _one_line(error: Exception) -> str:
-    """The message's first line and the full key, without the lines about internal object types."""
+    """The full key and what is wrong with it, without the lines about internal object types."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     keys = [line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")]
     detail = [line for line in lines[1:] if not line.startswith(("full_key:", "object_type=", "reference_type="))]
-    return (f"{keys[0]}: " if keys and keys[0] else "") + " ".join(lines[:1] + detail)
+    message = " ".join(lines[:1] + detail)
+    if match := re.search(r"Invalid value '(.*)', expected one of (\[.*\])", message):  # of a Literal
+        names = re.findall("'(.*?)'", match[2])
+        message = f"'{match[1]}' is unknown.{did_you_mean(match[1], names)}"
+    elif isinstance(error, ConfigKeyError) and (place := _places().get(error.key)):
+        message = f"{message.partition('. Did you mean')[0]}. Did you mean '{place}'?"
+    return (f"{keys[0]}: " if keys and keys[0] else "") + message
+
+
+def _places() -> dict[Any, str]:
+    """{key: group.key}, for a key outside its group."""
+    groups = [group for group in fields(Config) if is_dataclass(group.type)]
+    return {key.name: f"{group.name}.{key.name}" for group in groups for key in fields(cast(Any, group.type))}

@@ -164,8 +164,9 @@ class RunConfig:
     seed: int = 42
     amp: bool = False
     device: str = "auto"
-    valid_splits: list[str] = field(default_factory=list)
-    controls: list[str] = field(default_factory=list)  # what evaluation repeats with sight taken away
+    valid_splits: list[Literal["val"]] = field(default_factory=list)
+    # what evaluation repeats with sight taken away
+    controls: list[Literal["untrained_projection", "shuffled_images", "blank_images"]] = field(default_factory=list)
     resume_ckpt_path: str | None = None
     wandb_log: bool = False
 

@@ -4,7 +4,8 @@ import os
 from typing import Any
 
 from minigpt4.common.config_schema import Config
-from minigpt4.common.errors import UserError
+from minigpt4.common.errors import UserError, did_you_mean
+from minigpt4.conversation.conversation import TEMPLATES, TOKENIZER
 
 
 def expand_home(config: Config) -> None:
@@ -44,6 +45,9 @@ def check_values(config: Config) -> None:
                     f"datasets.{name}.vis_processor.{split}.image_size: {processor.image_size}, but model.image_size "
                     f"is {config.model.image_size}. Remove the first."
                 )
+    known = [*TEMPLATES, TOKENIZER]
+    if (conversation := config.model.conversation) not in known:
+        raise UserError(f"model.conversation: '{conversation}' is unknown.{did_you_mean(conversation, known)}")
     try:
         config.model.prompt_template.format("")
     except (KeyError, IndexError, ValueError):

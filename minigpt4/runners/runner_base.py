@@ -72,8 +72,6 @@ class RunnerBase:
             raise UserError("run.resume_ckpt_path: not supported yet. Set model.ckpt to start from a run's weights.")
         if run.evaluate:
             raise UserError("run.evaluate: True trains nothing. Use evaluate.py, or set run.evaluate=False.")
-        if unknown := set(run.valid_splits) - {"val"}:
-            raise UserError(f"run.valid_splits: '{min(unknown)}' is no validation split. Known: val.")
         if run.wandb_log:
             logger.warning("run.wandb_log: not supported yet; log.txt and loss.png hold the run's numbers")
 

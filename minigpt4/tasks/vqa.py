@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from minigpt4.common.config import EvaluationDatasetConfig, save_config
 from minigpt4.common.dist_utils import all_gather, is_main, rank, world_size
-from minigpt4.common.errors import UserError, did_you_mean, make_folder
+from minigpt4.common.errors import UserError, make_folder
 from minigpt4.common.registry import registry
 from minigpt4.conversation.conversation import IMAGE, Turn
 from minigpt4.datasets.data_utils import collate
@@ -24,7 +24,6 @@ from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 
 logger = logging.getLogger(__name__)
 
-CONTROLS = ("untrained_projection", "shuffled_images", "blank_images")
 Predictions = list[dict[str, Any]]
 
 
@@ -49,17 +48,13 @@ class VQATask(ImageTextPretrainTask):
 
     def build_eval_datasets(self) -> dict[str, dict[str, VQADataset]]:
         """Builds {dataset: {condition: questions}} for the condition "trained" and each of `run.controls`."""
-        run = self.config.run
-        unknown = [control for control in run.controls if control not in CONTROLS]
-        if unknown:
-            raise UserError(f"run.controls: '{unknown[0]}' is unknown.{did_you_mean(unknown[0], CONTROLS)}")
         if not self.config.evaluation_datasets:
             raise UserError("evaluation_datasets: none is named. Name one with eval_file_path and img_path.")
         processor = build_processor(self.config.preprocess.vis_processor.eval)
         return {
             name: {
                 condition: VQADataset(name, block.eval_file_path, block.img_path, processor, condition)
-                for condition in ("trained", *run.controls)
+                for condition in ("trained", *self.config.run.controls)
             }
             for name, block in self.config.evaluation_datasets.items()
         }

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
@@ -112,7 +113,19 @@ def test_environment_variables_work_in_paths(tmp_path, monkeypatch):
         ("model: {model_type: tiny}\nrun: {batch_size_trian: 4}", ["run.batch_size_trian", "batch_size_train"]),
         ("model: {model_type: tiny}\nrun: {max_epoch: many}", ["run.max_epoch", "many"]),
         ("model: {model_type: tiny, vit: {dpeth: 3}}", ["model.vit.dpeth", "depth"]),
-        ("model: {model_type: tiny, vit_precision: fp8}", ["model.vit_precision", "fp8"]),
+        (
+            "model: {model_type: tiny, vit_precision: fp8}",
+            ["model.vit_precision: 'fp8' is unknown. Known: bf16, fp16, fp32."],
+        ),
+        ("model: {model_type: tiny, vit_precision: '${model.arch}'}", ["vit_precision: 'mini_gpt4' is unknown"]),
+        ("model: {model_type: tiny, quantization: 8bits}", ["model.quantization: '8bits'", "Did you mean '8bit'?"]),
+        ("model: {model_type: tiny, llm_dtype: 16}", ["model.llm_dtype: '16' is unknown", "Known: auto, bf16, "]),
+        ("model: {model_type: tiny, conversation: tinny}", ["model.conversation: 'tinny' is", "Did you mean 'tiny'?"]),
+        ("run: {valid_splits: [vall]}", ["run.valid_splits[0]: 'vall' is unknown", "Did you mean 'val'?"]),
+        ("run: {controls: [blank_image]}", ["run.controls[0]: 'blank_image'", "Did you mean 'blank_images'?"]),
+        ("max_epoch: 1", ["max_epoch: ", "Did you mean 'run.max_epoch'?"]),
+        ("modle: {ckpt: a}", ["modle: ", "Did you mean: 'model'?"]),
+        ("model: {max_epoch: 1}", ["model.max_epoch: ", "Did you mean 'run.max_epoch'?"]),
         ("model: {model_type: tiny, ckpt: 3}", ["model.ckpt", "'3'", "str, list[str]"]),
         ("model: {model_type: tinny}", ["model.model_type", "tinny", "Did you mean 'tiny'"]),
         ("model: {arch: mini_gpt5}", ["model.arch", "mini_gpt5", "Did you mean"]),
@@ -149,6 +162,14 @@ def test_wrong_files_give_one_clear_line(text, parts, tmp_path):
         load_config(path)
     assert "\n" not in str(error.value)
     assert all(part in str(error.value) for part in parts), str(error.value)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from([(g.name, k.name) for g in fields(Config) if is_dataclass(g.type) for k in fields(g.type)]))
+def test_a_key_without_its_group_is_told_where_it_belongs(place):
+    group, key = place
+    with pytest.raises(UserError, match=rf"^--options: {key}: .* Did you mean '{group}\.{key}'\?$"):
+        load_config(STAGE1, [f"{key}=1"])
 
 
 @pytest.mark.parametrize("options", [["run.seed"], ["run.seed=1", "run.amp"], ["run.sed=1"], ["run.seed=x"]])

@@ -140,7 +140,6 @@ def test_gradients_are_clipped(model, tmp_path, monkeypatch):
     [
         ({"resume_ckpt_path": "x"}, "run.resume_ckpt_path: not supported yet"),
         ({"evaluate": True}, "run.evaluate: True trains nothing"),
-        ({"valid_splits": ["train"]}, "run.valid_splits: 'train' is no validation split"),
         ({"lr_sched": "linear_warmup_cosin_lr"}, "Did you mean 'linear_warmup_cosine_lr'"),
     ],
 )

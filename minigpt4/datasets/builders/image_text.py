@@ -25,12 +25,9 @@ class DatasetBuilder:
         """Builds `train` with the training processors, `val` with those of evaluation.
 
         Raises:
-            UserError: the config names no such split, or its files are missing.
+            UserError: its files are missing.
         """
-        sources = {"train": ("storage", "train"), "val": ("valid_storage", "eval")}
-        if split not in sources:
-            raise UserError(f"run: datasets.{self.name} has no split '{split}'. Known: train, val.")
-        key, mode = sources[split]
+        key, mode = {"train": ("storage", "train"), "val": ("valid_storage", "eval")}[split]
         storage = getattr(self.config.build_info, key)
         if not storage:
             raise UserError(f"datasets.{self.name}.build_info.{key}: not set. Set it to where the {split} split lies.")
