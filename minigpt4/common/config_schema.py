@@ -151,6 +151,7 @@ class RunConfig:
     lr_decay_rate: float = 1.0  # per epoch, of linear_warmup_step_lr
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
     max_grad_norm: float | None = None
     accum_grad_iters: int = 1
 

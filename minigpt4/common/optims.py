@@ -29,7 +29,7 @@ def build_optimizer(model: nn.Module, run: RunConfig) -> Optimizer:
     plain = [p for n, p in trainable if p.ndim < 2 or "bias" in n]
     decayed = [p for n, p in trainable if not (p.ndim < 2 or "bias" in n)]
     groups = [{"params": decayed, "weight_decay": run.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return AdamW([g for g in groups if g["params"]], lr=run.init_lr, betas=run.betas)
+    return AdamW([g for g in groups if g["params"]], lr=run.init_lr, betas=run.betas, eps=run.eps)
 
 
 def build_schedule(run: RunConfig, iters_per_epoch: int) -> Schedule:

@@ -83,7 +83,7 @@ def test_datasets_take_the_models_processors_unless_they_name_another(tmp_path):
 
 def test_minigpt4qwens_spellings_become_ours():
     one = load_config(COMPAT / "minigpt4qwen__lavis__projects__instruction_tuning__train.yaml")
-    assert (one.model.arch, one.model.model_type, one.model.conversation) == ("mini_gpt4", "qwen7b_chat", "chatml")
+    assert (one.model.arch, one.model.model_type, one.model.conversation) == ("mini_gpt4", "pretrain_qwen", "chatml")
     assert one.model.llama_model == "ckpt/Qwen7B-chat"
     assert one.model.q_former_model == "ckpt/blip2/blip2_pretrained_flant5xxl.pth"
     assert (one.model.lora_r, one.model.ckpt, one.model.max_txt_len) == (0, None, 256)
@@ -93,6 +93,7 @@ def test_minigpt4qwens_spellings_become_ours():
     assert (two.run.runner, two.run.task) == ("runner_base", "image_text_pretrain")
     assert (two.run.max_grad_norm, two.run.accum_grad_iters, two.run.batch_size_train) == (1.0, 16, 2)
     assert (two.run.init_lr, two.run.betas, two.run.amp) == (1e-4, (0.9, 0.99), True)
+    assert two.run.eps == 1e-7
 
 
 def test_a_foreign_key_that_asks_for_what_there_is_not_is_refused(tmp_path):
