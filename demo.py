@@ -11,8 +11,10 @@ def main() -> None:
     args = parser.parse_args()
 
     from minigpt4.common.config import load_config
+    from minigpt4.common.config_names import check_names
 
     config = load_config(args.cfg_path, args.options)  # wrong configs fail before the slow imports below
+    check_names(config)
 
     from minigpt4.serve.web import serve
 

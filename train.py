@@ -7,8 +7,10 @@ def main() -> None:
     args = config_parser("Align a vision tower with an LLM, as a YAML file says.").parse_args()
 
     from minigpt4.common.config import load_config
+    from minigpt4.common.config_names import check_names
 
     config = load_config(args.cfg_path, args.options)  # wrong configs fail before the slow imports below
+    check_names(config)
 
     from minigpt4.common.dist_utils import distributed, pick_device, seed_everything
     from minigpt4.common.logger import setup_logger

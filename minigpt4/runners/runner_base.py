@@ -67,7 +67,6 @@ class RunnerBase:
             UserError: the config asks for it.
         """
         run = config.run
-        registry.get_lr_scheduler_class(run.lr_sched)
         if run.resume_ckpt_path:
             raise UserError("run.resume_ckpt_path: not supported yet. Set model.ckpt to start from a run's weights.")
         if run.evaluate:

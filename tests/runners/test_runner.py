@@ -140,7 +140,6 @@ def test_gradients_are_clipped(model, tmp_path, monkeypatch):
     [
         ({"resume_ckpt_path": "x"}, "run.resume_ckpt_path: not supported yet"),
         ({"evaluate": True}, "run.evaluate: True trains nothing"),
-        ({"lr_sched": "linear_warmup_cosin_lr"}, "Did you mean 'linear_warmup_cosine_lr'"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_loaded(run, message):
