@@ -61,6 +61,7 @@ class ModelConfig:
     freeze_qformer: bool = True
 
     llama_model: str = ""  # folder or hub id of any Hugging Face causal LM
+    trust_remote_code: bool = False  # run the code that its folder or hub page brings (the first Qwen needs it)
     llm_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     low_resource: bool = False  # the original's spelling of quantization: 8bit
     quantization: Literal["8bit", "4bit", "none"] = "none"
