@@ -78,7 +78,8 @@ class ModelConfig:
     prompt_template: str = "{}"
     turn_template: str | None = None  # of later turns in training conversations; null: BOS and prompt_template
     chat_template: bool = False  # wrap a sample's own instruction in prompt_template too
-    max_txt_len: int = 32
+    max_txt_len: int = 32  # tokens of an answer that training reads
+    max_context_len: int | None = None  # tokens of prompt and answer together; null: the LLM's own window
     end_sym: str = "\n"
 
     @property

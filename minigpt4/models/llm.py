@@ -176,6 +176,11 @@ def stop_ids(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[i
     return [own]
 
 
+def window_of(llm: PreTrainedModel) -> float:
+    """How many tokens the LLM reads at once; infinite where its config says nothing."""
+    return getattr(llm.config.get_text_config(), "max_position_embeddings", None) or float("inf")
+
+
 def add_lora(llm: PreTrainedModel, rank: int, alpha: int, dropout: float) -> PreTrainedModel:
     """Adds trainable low-rank adapters to the query and value projections (LoRA: Hu et al. 2021); rank 0 adds none.
 
