@@ -1,8 +1,11 @@
 """Fixtures: the golden data of the original, and a model of its sizes built through the product's own loading code."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before it is imported: no test asks the network
 
 import pytest
 import torch

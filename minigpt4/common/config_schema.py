@@ -51,6 +51,7 @@ class ModelConfig:
     freeze_qformer: bool = True
 
     llama_model: str = ""  # folder or hub id of any Hugging Face causal LM
+    trust_remote_code: bool = False  # run the code that its folder or hub page brings (the first Qwen needs it)
     llm_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     low_resource: bool = False  # the original's spelling of quantization: 8bit
     quantization: Literal["8bit", "4bit", "none"] = "none"
@@ -67,7 +68,8 @@ class ModelConfig:
     prompt_template: str = "{}"
     turn_template: str | None = None  # of later turns in training conversations; null: BOS and prompt_template
     chat_template: bool = False  # wrap a sample's own instruction in prompt_template too
-    max_txt_len: int = 32
+    max_txt_len: int = 32  # tokens of an answer that training reads
+    max_context_len: int | None = None  # tokens of prompt and answer together; null: the LLM's own window
     end_sym: str = "\n"
 
     @property

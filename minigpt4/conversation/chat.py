@@ -38,6 +38,7 @@ class Chat:
         """Forgets everything said and shown; an answer under way ends with a `RestartedError`."""
         self.turns: list[Turn] = []
         self.images: list[Tensor] = []  # embeddings [1, rows, D], in order of appearance
+        self.forgotten = 0  # turns whose words the last prompt had no room for
         self._new_images = 0
 
     @torch.inference_mode()
@@ -59,7 +60,7 @@ class Chat:
         and the generation ends.
 
         Raises:
-            UserError: the previous question is still being answered.
+            UserError: the previous question is still being answered, or this one is too long.
             RestartedError: a restart came before the end.
         """
         turns, shown = self.turns, self._new_images
@@ -84,9 +85,9 @@ class Chat:
                 self._new_images += shown if self.turns is turns else 0
 
     def _generate(self, options: dict[str, Any]) -> Generator[str, None, None]:
-        prompt = self.model.template.prompt(self.turns)
-        images = torch.cat(self.images) if self.images else None
         options = {"max_new_tokens": 300, **options}
+        prompt = self._prompt(options["max_new_tokens"])
+        images = torch.cat(self.images) if self.images else None
         if options.get("num_beams", 1) > 1:  # no beam is final before the end
             yield self.model.generate(images, [prompt], **options)[0]
             return
@@ -103,6 +104,24 @@ class Chat:
             yield job.result()
         finally:
             job.abandoned = True
+
+    def _prompt(self, max_new_tokens: int) -> str:
+        """The dialogue as the model reads it: of a too long one the oldest turns lose their words, never an image."""
+        turns, self.forgotten = list(self.turns), 0
+        while True:
+            prompt = self.model.template.prompt(turns)
+            excess = len(self.model.layout(prompt)) + max_new_tokens - self.model.max_context_len
+            if excess <= 0:
+                return prompt
+            oldest = next((i for i, turn in enumerate(turns[:-1]) if turn.answer is not None), None)
+            if oldest is None:
+                raise UserError(
+                    f"The message is {excess} tokens too long: the model reads {self.model.max_context_len} at once, "
+                    f"{max_new_tokens} of them kept for its answer. Shorten it, show fewer images, or ask for a "
+                    "shorter answer."
+                )
+            turns[oldest : oldest + 1] = [Turn(IMAGE)] * turns[oldest].question.count(IMAGE)
+            self.forgotten += 1
 
     def _shown(self, text: str) -> str:
         """The text without a stop string, nor the beginning of one that may still arrive."""

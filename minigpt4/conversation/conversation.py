@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from minigpt4.common.errors import UserError, did_you_mean
+from jinja2 import TemplateError
+
+from minigpt4.common.errors import UserError, did_you_mean, first_line
 
 if TYPE_CHECKING:  # slow to import
     from transformers import PreTrainedTokenizerBase
@@ -66,13 +68,28 @@ class TokenizerTemplate:
     learned: tuple[str, ...] = ()
 
     def prompt(self, turns: list[Turn]) -> str:
-        """Renders a dialogue, without the BOS that generation puts in front."""
-        messages = []
+        """Renders a dialogue, without the BOS that generation puts in front.
+
+        Turns without an answer join the next message: many templates demand that user and assistant alternate.
+
+        Raises:
+            UserError: the template refuses the dialogue.
+        """
+        messages, asked = [], list[str]()
         for turn in turns:
-            messages.append({"role": "user", "content": turn.question})
+            asked.append(turn.question)
+            if turn.answer is not None or turn is turns[-1]:
+                messages.append({"role": "user", "content": "\n".join(asked)})
+                asked = []
             if turn.answer is not None:
                 messages.append({"role": "assistant", "content": turn.answer})
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise UserError(
+                f"model.conversation: the template of this LLM's tokenizer refuses the dialogue ({first_line(error)}). "
+                f"Known: {', '.join(TEMPLATES)}."
+            ) from error
         return str(text).removeprefix(self.tokenizer.bos_token or "")
 
 

@@ -2,12 +2,13 @@
 
 import json
 import logging
-import re
 from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -23,6 +24,7 @@ from minigpt4.common.errors import UserError, first_line
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]  # all but the weights
 
 
 class LlamaSentencePieceTokenizer(SentencePieceBackend):
@@ -33,8 +35,10 @@ class LlamaSentencePieceTokenizer(SentencePieceBackend):
     """
 
     def __init__(self, vocab_file: str, **kwargs):
-        specials = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-        super().__init__(vocab_file=vocab_file, legacy=True, special_tokens_pattern="bos", **(specials | kwargs))
+        # those of the vocabulary; some folders' settings say otherwise (eos "", bos "</s>", legacy False)
+        kwargs |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        kwargs |= {"legacy": True, "special_tokens_pattern": "bos"}
+        super().__init__(vocab_file=vocab_file, **kwargs)
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Joins pieces; byte pieces become UTF-8. Special tokens break the text as they do in encoding."""
@@ -48,37 +52,63 @@ class LlamaSentencePieceTokenizer(SentencePieceBackend):
         return text + self.sp_model.decode(piece)
 
 
-def is_hub_id(path: str) -> bool:
-    """Whether a path has the form of a hub id (`owner/name`) and is no folder."""
-    return bool(re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", path)) and not Path(path).is_dir()
+def llm_folder(path: str) -> Path:
+    """A local folder with an LLM's settings and tokenizer. Of a hub id those files are fetched, the weights are not.
 
-
-def check_llm_path(path: str) -> None:
-    """Refuses, before anything is loaded, what is neither a folder nor a hub id."""
-    if not is_hub_id(path) and not (Path(path) / "config.json").is_file():
+    Raises:
+        UserError: it is neither a folder with a `config.json` nor a hub id that can be reached.
+    """
+    folder, reason = Path(path), ""
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(path, allow_patterns=_SMALL_FILES))
+        except HFValidationError:
+            pass  # a path, or a placeholder
+        except (OSError, ValueError) as error:
+            reason = f", nor is there a model of that name on the hub ({first_line(error)})"
+    if not (folder / "config.json").is_file():
         raise UserError(
-            f"model.llama_model: '{path}' is no folder with a config.json. Set it to the folder of a Hugging Face "
-            "causal LM or to a hub id; see README 'Real weights'."
+            f"model.llama_model: '{path}' is no folder with a config.json{reason}. Set it to the folder of a Hugging "
+            "Face causal LM or to a hub id; see README 'Real weights'."
         )
+    return folder
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Loads a tokenizer: sentencepiece itself for LLaMA-family folders with a `tokenizer.model`, else AutoTokenizer.
 
-    A tokenizer without a pad token keeps none: padding is known by position (mask), never by id.
+    One without a pad token pads with `<unk>` or the end of sequence, under the mask. The model itself never uses it:
+    its padding is known by position.
+
+    Raises:
+        UserError: the folder holds none that can be loaded.
     """
-    vocab_file = Path(path) / "tokenizer.model"
     try:
-        if vocab_file.is_file() and _family(path) == "llama":  # Gemma's and others' have special tokens of their own
-            return LlamaSentencePieceTokenizer(vocab_file=str(vocab_file))
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"model.llama_model: no tokenizer in '{path}': {first_line(error)}") from error
+        tokenizer = _llama_tokenizer(Path(folder)) or AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise UserError(f"model.llama_model: no tokenizer in '{folder}': {reason_of(error)}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
 
 
-def _family(path: str) -> str:
-    config = Path(path) / "config.json"
-    return json.loads(config.read_text(encoding="utf-8")).get("model_type", "llama") if config.is_file() else "llama"
+def _llama_tokenizer(folder: Path) -> LlamaSentencePieceTokenizer | None:
+    """None for other families, and where the vocabulary begins texts with another token (Yi's `<|startoftext|>`)."""
+    config = folder / "config.json"
+    family = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else "llama"
+    if family != "llama" or not (folder / "tokenizer.model").is_file():
+        return None
+    tokenizer = LlamaSentencePieceTokenizer.from_pretrained(str(folder))
+    pieces = tokenizer.sp_model
+    return tokenizer if pieces.id_to_piece(pieces.bos_id()) == tokenizer.bos_token else None
+
+
+def reason_of(error: Exception) -> str:
+    """Why something was not loaded, with the cure where that is ours to name."""
+    cure = " Set model.trust_remote_code=True if you trust its code." if "trust_remote_code" in str(error) else ""
+    return first_line(error) + cure
 
 
 def load_llm(config: ModelConfig, device: torch.device) -> PreTrainedModel:
@@ -92,7 +122,10 @@ def load_llm(config: ModelConfig, device: torch.device) -> PreTrainedModel:
         UserError: the folder holds no causal LM, or bitsandbytes is missing.
     """
     path, quantization = config.llama_model, quantization_of(config)
-    kwargs: dict[str, Any] = {"dtype": pick_dtype(config.llm_dtype, device)}
+    kwargs: dict[str, Any] = {
+        "dtype": pick_dtype(config.llm_dtype, device),
+        "trust_remote_code": config.trust_remote_code,  # False, not None: that would ask on the terminal
+    }
     if quantization == "8bit":
         kwargs["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
         # it says at every step of every layer that it computes in fp16
@@ -105,10 +138,8 @@ def load_llm(config: ModelConfig, device: torch.device) -> PreTrainedModel:
         kwargs["device_map"] = config.device_map or {"": device}
     try:
         llm = AutoModelForCausalLM.from_pretrained(path, **kwargs)
-    except ImportError as error:
-        raise UserError(f"model.quantization: {quantization} needs bitsandbytes: pip install bitsandbytes") from error
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"model.llama_model: no causal LM in '{path}': {first_line(error)}") from error
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise UserError(f"model.llama_model: no causal LM in '{path}': {reason_of(error)}") from error
     return llm.requires_grad_(False)
 
 
@@ -143,6 +174,11 @@ def stop_ids(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[i
         return [own, *(i for i in listed if i != own)]
     logger.warning("the LLM's config says eos %s, its tokenizer %s: the tokenizer's is used", named, own)
     return [own]
+
+
+def window_of(llm: PreTrainedModel) -> float:
+    """How many tokens the LLM reads at once; infinite where its config says nothing."""
+    return getattr(llm.config.get_text_config(), "max_position_embeddings", None) or float("inf")
 
 
 def add_lora(llm: PreTrainedModel, rank: int, alpha: int, dropout: float) -> PreTrainedModel:

@@ -49,7 +49,8 @@ class MiniGPT4(MiniGPTBase):
         c = config.model
         files = preflight(config)
         llm = load_llm(c, pick_device(config.run.device))
-        model = cls(c, add_lora(llm, c.lora_r, c.lora_alpha, c.lora_dropout), load_tokenizer(c.llama_model))
+        tokenizer = load_tokenizer(files["model.llama_model"], c.trust_remote_code)
+        model = cls(c, add_lora(llm, c.lora_r, c.lora_alpha, c.lora_dropout), tokenizer)
         model._load_towers(c, files)
         qformer_file = str(files.get("model.q_former_model", "its initial values"))
         sources = dict.fromkeys(("query_tokens", "Qformer", "ln_vision"), qformer_file)

@@ -24,7 +24,7 @@ from minigpt4.common.config import ModelConfig
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import get_template
 from minigpt4.models.base_model import BaseModel
-from minigpt4.models.llm import stop_ids
+from minigpt4.models.llm import stop_ids, window_of
 from minigpt4.models.splice import IGNORE, IMAGE_PLACEHOLDER, Example, pad, prompt_layout, splice, training_batch
 
 
@@ -41,6 +41,7 @@ class MiniGPTBase(BaseModel):
         self.stop_ids = stop_ids(llm, tokenizer)
         self.end_sym = config.end_sym
         self.max_txt_len = config.max_txt_len
+        self.max_context_len = config.max_context_len or window_of(llm)
         self.prompt_template = config.prompt_template
         # the original begins each later turn of a training conversation with a BOS
         self.turn_template = config.turn_template or (tokenizer.bos_token or "") + config.prompt_template
@@ -91,6 +92,11 @@ class MiniGPTBase(BaseModel):
         """Token ids without BOS or EOS."""
         return self.llama_tokenizer.encode(text, add_special_tokens=False)
 
+    def layout(self, prompt: str) -> list[int]:
+        """What the LLM reads of a prompt, BOS included: token ids and image rows (see `splice`)."""
+        bos = self.llama_tokenizer.bos_token_id
+        return ([] if bos is None else [bos]) + prompt_layout(prompt, self.encode_text, self.rows_per_image)
+
     def forward(self, samples: dict[str, Any]) -> dict[str, Tensor]:
         """Computes the mean negative log-likelihood of the answers' tokens over the batch.
 
@@ -108,6 +114,11 @@ class MiniGPTBase(BaseModel):
         """Logits [B, T - 1, V] in fp32 and the labels [B, T - 1] that they predict."""
         batch = training_batch(examples, self.llama_tokenizer.bos_token_id)
         ids, mask, labels = (tensor.to(self.device) for tensor in batch)
+        if (excess := ids.shape[1] - self.max_context_len) > 0:
+            raise UserError(
+                f"a training sample is {excess} tokens longer than the {self.max_context_len} that the LLM reads at "
+                "once. Shorten its prompt, or lower model.max_txt_len."
+            )
         embeds = splice(ids, images, embedding_of(self.llama_model))
         logits = self.llama_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).logits
         return logits[:, :-1].float(), labels[:, 1:]
@@ -228,22 +239,28 @@ class MiniGPTBase(BaseModel):
             streamer: receives the tokens of a batch of one; not with beams.
 
         Returns:
-            B answers, each cut at its own stop string.
+            B answers, each cut at its own stop string; none is longer than the LLM's window has room for.
+
+        Raises:
+            UserError: a prompt is too long, or placeholders and images differ in number.
         """
         if images is not None and images.dim() == 4:
             images = self.encode_img(images)
-        bos = self.llama_tokenizer.bos_token_id
-        start = [] if bos is None else [bos]
-        layouts = [start + prompt_layout(text, self.encode_text, self.rows_per_image) for text in texts]
+        layouts = [self.layout(text) for text in texts]
+        if (room := self.max_context_len - max(map(len, layouts))) < 1:
+            raise UserError(
+                f"a prompt is {1 - room} tokens longer than the LLM can read and answer (it reads "
+                f"{self.max_context_len} at once). Shorten it, or show fewer images."
+            )
         ids, mask = (t.to(self.device) for t in pad(layouts, value=0, side="left"))
         sampling = {"temperature": temperature, "top_p": top_p} if do_sample else {}
         config = GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens,
+            max_new_tokens=min(max_new_tokens, room),
+            min_new_tokens=min(min_new_tokens, room),
             num_beams=num_beams,
             do_sample=do_sample,
             length_penalty=length_penalty,
-            bos_token_id=bos,
+            bos_token_id=self.llama_tokenizer.bos_token_id,
             eos_token_id=self.stop_ids or None,
             pad_token_id=(self.stop_ids or [0])[0],  # any id: masked before the prompt, cut off after the end
             stop_strings=list(self.template.stop) or None,

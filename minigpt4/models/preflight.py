@@ -1,11 +1,13 @@
 """What can be known before gigabytes are read: paths, tokenizer, sizes that must fit, and the memory that it takes."""
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
+import psutil
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
@@ -14,9 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from minigpt4.common.checkpoint import check_shape, is_url, local_files, trained_weights
 from minigpt4.common.config import Config, ModelConfig
 from minigpt4.common.dist_utils import pick_device
-from minigpt4.common.errors import UserError, first_line
+from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import get_template
-from minigpt4.models.llm import DTYPES, check_llm_path, is_hub_id, load_tokenizer, pick_dtype, quantization_of
+from minigpt4.models.llm import DTYPES, llm_folder, load_tokenizer, pick_dtype, quantization_of, reason_of
 from minigpt4.models.minigpt_base import embedding_of, read_prompts
 from minigpt4.models.qformer import build_qformer
 from minigpt4.models.vision import build_vit, convert_weights, feature_width
@@ -43,33 +45,36 @@ def preflight(config: Config) -> dict[str, Path]:
     """Checks all that a model's config names, logs what the weights will take, then downloads what is at a URL.
 
     Returns:
-        {config key: local file or folder} of the towers and checkpoints.
+        {config key: local file or folder} of the towers, the checkpoints and the LLM (of a hub id a folder without
+        its weights).
 
     Raises:
         UserError: with one line for each problem, and its cure.
     """
-    c, device = config.model, pick_device(config.run.device)
-    paths, problems = weight_paths(c), _Problems()
+    c, paths, problems = config.model, weight_paths(config.model), _Problems()
     for key, path in paths.items():
         with problems.collect():
             check_path(key, path)
     with problems.collect():
         read_prompts(c.prompt_path, c.prompt_template)
-    llm = None
+    device = folder = llm = None
     with problems.collect():
-        llm = llm_outline(c.llama_model)
-    if llm is not None:
+        device = pick_device(config.run.device)
+    with problems.collect():
+        folder = llm_folder(c.llama_model)
+        llm = llm_outline(folder, c.trust_remote_code)
+    if folder is not None and llm is not None:
         with problems.collect():
-            check_tokenizer(c, llm)
+            check_tokenizer(c, folder, llm)
         for path in c.ckpts:
             with problems.collect():
                 check_projection(c, llm, path)
-    if problems:
+        if device is not None:
+            with problems.collect():
+                check_memory(memory_of_devices(c, llm, device))
+    if folder is None or problems:
         raise UserError("\n".join(problems))
-    parts = memory_of_parts(c, llm, device)
-    sizes = ", ".join(f"{part} {size / 1e9:.2f} GB" for part, size in parts.items())
-    logger.info("weights on %s: %s; together %.2f GB", device, sizes, sum(parts.values()) / 1e9)
-    return local_files(paths, config.env.cache_root)
+    return {**local_files(paths, config.env.cache_root), "model.llama_model": folder}
 
 
 def weight_paths(config: ModelConfig) -> dict[str, str]:
@@ -86,21 +91,19 @@ def check_path(key: str, path: str) -> None:
         raise UserError(f"{key}: '{path}' does not exist. Set it to a file or folder; see README 'Real weights'.")
 
 
-def llm_outline(path: str) -> PreTrainedModel | None:
-    """The LLM of a local folder without memory (on the meta device); None for a hub id."""
-    check_llm_path(path)
-    if is_hub_id(path):
-        return None
+def llm_outline(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The LLM of a folder without memory (on the meta device)."""
+    code = {"trust_remote_code": trust_remote_code}
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
-    except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
-        raise UserError(f"model.llama_model: no causal LM in '{path}': {first_line(error)}") from error
+            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **code), **code)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, StrictDataclassError) as error:
+        raise UserError(f"model.llama_model: no causal LM in '{folder}': {reason_of(error)}") from error
 
 
-def check_tokenizer(config: ModelConfig, llm: PreTrainedModel) -> None:
+def check_tokenizer(config: ModelConfig, folder: Path, llm: PreTrainedModel) -> None:
     """Loads the tokenizer, and checks that the LLM embeds all its ids and that the conversation suits it."""
-    tokenizer, rows = load_tokenizer(config.llama_model), embedding_of(llm).num_embeddings
+    tokenizer, rows = load_tokenizer(folder, config.trust_remote_code), embedding_of(llm).num_embeddings
     if len(tokenizer) > rows:
         raise UserError(
             f"model.llama_model: '{config.llama_model}' has a tokenizer of {len(tokenizer)} ids and an LLM that embeds "
@@ -118,25 +121,57 @@ def check_projection(config: ModelConfig, llm: PreTrainedModel, path: str) -> No
             check_shape(path, name, weights[name].shape, (embedding_of(llm).embedding_dim, feature_width(config)))
 
 
-def memory_of_parts(config: ModelConfig, llm: PreTrainedModel | None, device: torch.device) -> dict[str, float]:
-    """Bytes of each part's weights; `llm` is its outline."""
+def memory_of_devices(
+    config: ModelConfig, llm: PreTrainedModel, device: torch.device
+) -> dict[torch.device, dict[str, float]]:
+    """{device: {part: bytes of its weights}}; `llm` is its outline."""
     with torch.device("meta"):
         vit = build_vit(config.vit, config.image_size)
         convert_weights(vit, DTYPES[config.vit_precision])
         parts = {"ViT": _bytes(vit)}
         if config.has_qformer:
             parts["Q-Former"] = _bytes(build_qformer(config.qformer, config.num_query_token, config.vit.embed_dim)[0])
-    if llm is not None:
-        quantization = quantization_of(config)
-        dtype = pick_dtype(config.llm_dtype, device)
-        size = _bytes(cast(nn.Module, llm).to(dtype))
-        if quantization != "none":  # all linear layers but the output's
-            head = llm.get_output_embeddings()
-            linear = [m for m in llm.modules() if isinstance(m, nn.Linear) and m is not head]
-            saved = 1 - int(quantization[0]) / 8 / dtype.itemsize
-            size -= saved * sum(_bytes(m) for m in linear)
-        parts[f"LLM ({str(dtype).removeprefix('torch.') if quantization == 'none' else quantization})"] = size
-    return parts
+    quantization, dtype = quantization_of(config), pick_dtype(config.llm_dtype, device)
+    size = _bytes(cast(nn.Module, llm).to(dtype))
+    if quantization != "none":  # all linear layers but the output's
+        head = llm.get_output_embeddings()
+        linear = [m for m in llm.modules() if isinstance(m, nn.Linear) and m is not head]
+        size -= (1 - int(quantization[0]) / 8 / dtype.itemsize) * sum(_bytes(m) for m in linear)
+    part = f"LLM ({str(dtype).removeprefix('torch.') if quantization == 'none' else quantization})"
+    devices = [device]
+    if config.device_map and device.type != "cpu":  # in about equal parts
+        devices += [torch.device(device.type, i) for i in range(torch.accelerator.device_count()) if i != device.index]
+    llm_share = {part: size / len(devices)}
+    return {d: parts | llm_share if d == device else llm_share for d in devices}
+
+
+def check_memory(devices: dict[torch.device, dict[str, float]]) -> None:
+    """Logs what the weights take of each device's free memory.
+
+    Raises:
+        UserError: a single accelerator has less. A CPU may swap and a device map spill over: those are warned of.
+    """
+    for device, parts in devices.items():
+        # ranks share the CPU; accelerators have one each
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
+        needed, free = ranks * sum(parts.values()), _free_memory(device)
+        sizes = ", ".join(f"{part} {size / 1e9:.2f}" for part, size in parts.items())
+        told = f"{device}: the weights take {needed / 1e9:.2f} GB ({sizes}) of {free / 1e9:.2f} GB that are free"
+        if needed <= free:
+            logger.info(told)
+            continue
+        told += ". Set model.quantization=8bit or 4bit, model.device_map=auto for several devices, or a smaller LLM."
+        if device.type != "cpu" and len(devices) == 1:
+            raise UserError(told)
+        logger.warning(told)
+
+
+def _free_memory(device: torch.device) -> float:
+    """Bytes; infinite where nothing tells (MPS)."""
+    if device.type == "cpu":
+        return psutil.virtual_memory().available
+    ask = getattr(torch.get_device_module(device), "mem_get_info", None)
+    return ask(device)[0] if ask else float("inf")
 
 
 def _bytes(module: nn.Module) -> float:

@@ -229,10 +229,13 @@ def _ask(
     yield [*asked, _message("assistant", "…")], ""
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
     answers = chat.stream(question, num_beams=int(beams), max_new_tokens=int(max_new_tokens), **sampling)
+    forgotten = chat.forgotten
     with _failure_in_words():
         try:
             for answer in answers:
                 yield [*asked, _message("assistant", answer)], ""
+            if chat.forgotten > forgotten:
+                gr.Info(f"The conversation is long: the model no longer reads its first {chat.forgotten} questions.")
         except RestartedError:
             yield _history(chat), gr.skip()  # gradio shows the last value once more: it must not be the old history
         except Exception:

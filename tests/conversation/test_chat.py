@@ -9,8 +9,9 @@ from PIL import Image
 from minigpt4.common.config import ProcessorConfig
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.chat import Chat, RestartedError
-from minigpt4.conversation.conversation import IMAGE
+from minigpt4.conversation.conversation import IMAGE, Turn
 from minigpt4.processors import build_processor
+from tests.conftest import golden, golden_json
 
 PROCESSOR = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=56))
 
@@ -195,3 +196,54 @@ def test_beams_answer_in_one_piece(chat, script):
     calls = script("a", " b")
     assert list(chat.stream("?", num_beams=3)) == ["a b"]
     assert calls[0][2] == {"num_beams": 3, "max_new_tokens": 300}
+
+
+def test_of_a_too_long_chat_the_oldest_turns_lose_their_words_but_not_their_images(chat, script, monkeypatch):
+    calls = script("fine")
+    chat.upload_img(picture("red"))
+    for question in ("One?", "Two?", "Three?"):
+        chat.answer(question, max_new_tokens=10)
+    assert chat.forgotten == 0
+    left = [Turn(IMAGE), Turn("Two?", "fine"), Turn("Three?", "fine"), Turn("Four?")]
+    expected = chat.model.template.prompt(left)
+    monkeypatch.setattr(chat.model, "max_context_len", len(chat.model.layout(expected)) + 10)
+    chat.answer("Four?", max_new_tokens=10)
+    images, prompt, _ = calls[3]
+    assert (prompt, len(images), chat.forgotten) == (expected, 1, 1)
+    assert [turn.question for turn in chat.turns] == [f"{IMAGE} One?", "Two?", "Three?", "Four?"]  # still on the page
+
+
+def test_a_message_that_cannot_fit_says_by_how_much(chat, parity_model, monkeypatch):
+    chat.upload_img(picture("red"))
+    asked = chat.model.layout(chat.model.template.prompt([Turn(f"{IMAGE} One?")]))
+    monkeypatch.setattr(parity_model, "max_context_len", len(asked) + 2)
+    with pytest.raises(UserError, match="The message is 3 tokens too long: .* 5 of them kept for its answer"):
+        chat.answer("One?", max_new_tokens=5)
+    assert chat.turns == []
+    assert isinstance(chat.answer("One?", max_new_tokens=2), str)  # the image is still there
+
+
+@pytest.mark.parametrize("flavour", ["vicuna0", "llama2", "v2"])
+def test_the_originals_answers_where_it_cuts_off_what_came_first(flavour, parity_models, monkeypatch):
+    """Quirk 9, both values: with the original's cut ours gives `chat.short_max_length`; ours says what is too long."""
+    model, turns = parity_models[flavour], golden_json(f"3_{flavour}")["chat"]["short_max_length"]
+    pictures = golden("3_images")["images_alt_int8" if flavour == "v2" else "images_int8"] / 32
+    generate = model.llama_model.generate
+
+    def cut(inputs_embeds, attention_mask, **options):
+        kept = turns[0]["kwargs"]["max_length"] - turns[0]["kwargs"]["max_new_tokens"]
+        return generate(inputs_embeds=inputs_embeds[:, -kept:], attention_mask=attention_mask[:, -kept:], **options)
+
+    monkeypatch.setattr(model.llama_model, "generate", cut)
+    chat = Chat(model, lambda _: pictures[0])
+    chat.upload_img(picture("red"))
+    for turn in turns:
+        options = {"repetition_penalty": 1.05, "do_sample": True} | turn["kwargs"]
+        del options["max_length"]
+        assert chat.answer(turn["question"], **options) == turn["answer"]
+
+    monkeypatch.setattr(model, "max_context_len", turns[0]["kwargs"]["max_length"])
+    again = Chat(model, lambda _: pictures[0])
+    again.upload_img(picture("red"))
+    with pytest.raises(UserError, match="tokens too long"):
+        again.answer(turns[0]["question"], max_new_tokens=turns[0]["kwargs"]["max_new_tokens"])

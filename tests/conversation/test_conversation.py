@@ -4,7 +4,8 @@ import pytest
 
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import IMAGE, Turn, get_template
-from tests.conftest import golden_json
+from minigpt4.models.llm import load_tokenizer
+from tests.conftest import PARITY, golden_json
 
 NAMES = {
     "CONV_VISION_Vicuna0": "vicuna_v0",
@@ -63,3 +64,24 @@ def test_an_unknown_template_is_named():
         get_template("vicuna_0", Tokenizer())
     with pytest.raises(UserError, match="brings no template"):
         get_template("tokenizer", Tokenizer())
+
+
+ALTERNATES = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+)
+
+
+def test_the_tokenizers_template_takes_several_images_in_a_row():
+    tokenizer = load_tokenizer(PARITY / "tokenizer")
+    tokenizer.chat_template = ALTERNATES
+    template = get_template("tokenizer", tokenizer)
+    turns = [Turn(IMAGE), Turn(f"{IMAGE} One?", "yes"), Turn(IMAGE), Turn("Two?")]
+    assert template.prompt(turns) == f"<user>{IMAGE}\n{IMAGE} One?<assistant>yes<user>{IMAGE}\nTwo?"
+
+
+def test_a_template_that_refuses_a_dialogue_is_named():
+    tokenizer = load_tokenizer(PARITY / "tokenizer")
+    tokenizer.chat_template = "{{ raise_exception('no pictures, please') }}"
+    with pytest.raises(UserError, match=r"model.conversation: .* refuses the dialogue \(no pictures, please\)"):
+        get_template("tokenizer", tokenizer).prompt([Turn("hi")])

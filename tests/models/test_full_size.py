@@ -10,7 +10,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from minigpt4.common.config import Config, ModelConfig
 from minigpt4.common.errors import UserError
 from minigpt4.models import minigpt4
-from minigpt4.models.llm import load_tokenizer
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.qformer import to_original_names
 from minigpt4.models.vision import convert_weights
@@ -75,9 +74,9 @@ def build(files, monkeypatch):
             llm = LlamaForCausalLM(sizes).requires_grad_(False)
         llm.set_input_embeddings(nn.Embedding(8, width).requires_grad_(False))
         paths = {"vit_model": files["eva_vit_g"], "q_former_model": files["blip2"], "ckpt": files[checkpoint]}
+        paths["llama_model"] = PARITY / "tokenizer"
         monkeypatch.setattr(minigpt4, "preflight", lambda _: {f"model.{key}": path for key, path in paths.items()})
         monkeypatch.setattr(minigpt4, "load_llm", lambda *_: llm)
-        monkeypatch.setattr(minigpt4, "load_tokenizer", lambda _: load_tokenizer(str(PARITY / "tokenizer")))
         return MiniGPT4.from_config(Config(model=config))
 
     return make

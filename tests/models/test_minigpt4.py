@@ -115,3 +115,24 @@ def test_prompt_files(tmp_path):
     file.write_text("nothing\n")
     with pytest.raises(UserError, match="holds <ImageHere>"):
         read_prompts(str(file), "{}")
+
+
+@torch.inference_mode()
+def test_the_window_limits_prompts_answers_and_training(parity_model, monkeypatch):
+    prompt = "###Human: hello ###Assistant: "
+    length, long = len(parity_model.layout(prompt)), {"max_new_tokens": 50, "min_new_tokens": 50}
+    three = parity_model.generate(None, [prompt], max_new_tokens=3, min_new_tokens=3)
+    assert parity_model.generate(None, [prompt], **long) != three
+    monkeypatch.setattr(parity_model, "max_context_len", length + 3)
+    assert parity_model.generate(None, [prompt], **long) == three
+    monkeypatch.setattr(parity_model, "max_context_len", length - 2)
+    with pytest.raises(UserError, match="a prompt is 3 tokens longer than the LLM can read and answer"):
+        parity_model.generate(None, [prompt])
+    with pytest.raises(UserError, match="a training sample is .* tokens longer than the .* Shorten its prompt"):
+        parity_model({"instruction_input": [prompt], "answer": ["a dog"]})
+
+
+def test_the_window_is_the_llms_unless_the_config_says_less(parity_config, parity_model):
+    assert parity_model.max_context_len == 1024
+    config = dataclasses.replace(parity_config, max_context_len=100)
+    assert MiniGPT4.from_config(Config(model=config)).max_context_len == 100

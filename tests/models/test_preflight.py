@@ -4,17 +4,18 @@ import json
 import logging
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 
-from minigpt4.common.config import Config, ModelConfig
+from minigpt4.common.config import Config, ModelConfig, RunConfig
 from minigpt4.common.errors import UserError
 from minigpt4.models.llm import load_tokenizer
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.preflight import llm_outline, memory_of_parts, preflight
+from minigpt4.models.preflight import check_memory, llm_outline, memory_of_devices, preflight
 
 CPU = torch.device("cpu")
 
@@ -78,6 +79,7 @@ def test_more_rows_than_ids_are_fine(parity_config, llm):
     (llm / "config.json").write_text(json.dumps(sizes | {"vocab_size": 481}))
     files = preflight(Config(model=replace(parity_config, llama_model=str(llm))))
     assert {key: str(file) for key, file in files.items()} == {
+        "model.llama_model": str(llm),
         "model.vit_model": parity_config.vit_model,
         "model.q_former_model": parity_config.q_former_model,
         "model.ckpt": parity_config.ckpt,
@@ -113,10 +115,57 @@ def test_the_old_name_of_the_tokenizers_class_works(llm):
     assert load_tokenizer(str(llm)).encode("hi", add_special_tokens=False) == [7]
 
 
-def test_hub_ids_are_left_to_the_hub(parity_config, caplog):
-    caplog.set_level(logging.INFO)
-    preflight(Config(model=replace(parity_config, llama_model="owner/name")))
-    assert "weights on " in caplog.text and "LLM" not in caplog.text
+@pytest.fixture
+def hub(llm, tmp_path, monkeypatch):
+    """A hub that has one model in its cache: owner/name, without weights."""
+    cache = tmp_path / "hub"
+    (cache / "models--owner--name" / "refs").mkdir(parents=True)
+    (cache / "models--owner--name" / "refs" / "main").write_text("0" * 40)
+    snapshot = cache / "models--owner--name" / "snapshots" / ("0" * 40)
+    shutil.copytree(llm, snapshot, ignore=shutil.ignore_patterns("*.safetensors"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    return snapshot
+
+
+def test_a_hub_id_is_checked_and_read_like_a_folder(parity_config, hub, llm):
+    config = replace(parity_config, llama_model="owner/name")
+    folder = preflight(Config(model=config))["model.llama_model"]
+    assert folder == hub
+    text = "###Human: <s> hi</s>"
+    assert load_tokenizer(folder).encode(text) == load_tokenizer(llm).encode(text)
+    (hub / "config.json").write_text(json.dumps(json.loads((hub / "config.json").read_text()) | {"vocab_size": 400}))
+    (line,) = problems(config)
+    assert "'owner/name' has a tokenizer of 480 ids and an LLM that embeds 400" in line
+
+
+@pytest.mark.parametrize("name", ["ckpt/Qwen7B-chat", "/no/such/llm", "please set this value to the path of vicuna"])
+def test_what_is_neither_folder_nor_on_the_hub_is_told_with_the_other_problems(name, parity_config, hub):
+    told = problems(replace(parity_config, llama_model=name, vit_model="/no/vit"))
+    assert told[0].startswith("model.vit_model: '/no/vit'")
+    assert told[1].startswith(f"model.llama_model: '{name}' is no folder with a config.json")
+    assert ("on the hub" in told[1]) == (name == "ckpt/Qwen7B-chat")
+    assert told[1].endswith("or to a hub id; see README 'Real weights'.")
+
+
+def test_code_of_the_llms_own_runs_only_when_asked(parity_config, llm):
+    sizes = json.loads((llm / "config.json").read_text())
+    auto = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (llm / "config.json").write_text(json.dumps(sizes | {"model_type": "own", "auto_map": auto}))
+    code = "from transformers import LlamaConfig, LlamaForCausalLM\n"
+    code += "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+    code += "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    (llm / "own.py").write_text(code)
+    (llm / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    config = replace(parity_config, llama_model=str(llm))
+    (line,) = problems(config)
+    assert line.startswith("model.llama_model: no causal LM in") and "model.trust_remote_code=True" in line
+    preflight(Config(model=replace(config, trust_remote_code=True)))
+
+
+def test_a_device_that_is_not_there_is_told_with_the_other_problems(parity_config):
+    with pytest.raises(UserError) as error:
+        preflight(Config(model=replace(parity_config, vit_model="/no/vit"), run=RunConfig(device="npu")))
+    assert [line.split(":")[0] for line in str(error.value).splitlines()] == ["model.vit_model", "run.device"]
 
 
 def test_an_unknown_conversation_is_told(parity_config):
@@ -128,9 +177,9 @@ def test_an_unknown_conversation_is_told(parity_config):
     ("options", "bytes_per_weight"),
     [({"llm_dtype": "fp32"}, 4), ({"llm_dtype": "fp16"}, 2), ({"quantization": "4bit", "llm_dtype": "bf16"}, 0.5)],
 )
-def test_memory_of_parts(options, bytes_per_weight, parity_config, parity_model):
+def test_memory_of_the_weights(options, bytes_per_weight, parity_config, parity_model):
     config = replace(parity_config, vit_precision="fp16", **options)
-    parts = memory_of_parts(config, llm_outline(config.llama_model), CPU)
+    parts = memory_of_devices(config, llm_outline(Path(config.llama_model)), CPU)[CPU]
     layers = [p for p in parity_model.llama_model.model.layers.parameters() if p.dim() == 2]
     linear = sum(p.numel() for p in layers)
     rest = sum(p.numel() for p in parity_model.llama_model.parameters()) - linear
@@ -140,10 +189,42 @@ def test_memory_of_parts(options, bytes_per_weight, parity_config, parity_model)
     assert parts["Q-Former"] == 4 * sum(p.numel() for p in parity_model.Qformer.parameters())
 
 
-def test_memory_of_vicuna_7b_in_8_bits(tmp_path):
+@pytest.fixture
+def vicuna_7b(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')  # whose defaults are LLaMA-7B's
+    return llm_outline(tmp_path)
+
+
+def gigabytes(devices: dict) -> dict:
+    return {str(d): {part: round(size / 1e9, 1) for part, size in parts.items()} for d, parts in devices.items()}
+
+
+def test_memory_of_vicuna_7b_in_8_bits(vicuna_7b):
     config = ModelConfig(low_resource=True, llm_dtype="fp16")
-    parts = {
-        part: round(size / 1e9, 1) for part, size in memory_of_parts(config, llm_outline(str(tmp_path)), CPU).items()
+    parts = {"ViT": 2.0, "Q-Former": 0.4, "LLM (8bit)": 7.0}
+    assert gigabytes(memory_of_devices(config, vicuna_7b, CPU)) == {"cpu": parts}
+
+
+def test_a_device_map_spreads_the_llm(vicuna_7b, monkeypatch):
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 2)
+    config, card = ModelConfig(device_map="auto", llm_dtype="fp16"), torch.device("cuda", 1)
+    assert gigabytes(memory_of_devices(config, vicuna_7b, card)) == {
+        "cuda:1": {"ViT": 2.0, "Q-Former": 0.4, "LLM (float16)": 6.7},
+        "cuda:0": {"LLM (float16)": 6.7},
     }
-    assert parts == {"ViT": 2.0, "Q-Former": 0.4, "LLM (8bit)": 7.0}
+
+
+def test_weights_that_do_not_fit_are_told_before_they_are_read(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("minigpt4.models.preflight._free_memory", lambda _: 8e9)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    cards = [torch.device("cuda", i) for i in range(2)]
+    check_memory({cards[0]: {"ViT": 2e9, "LLM (float16)": 5e9}})
+    assert "cuda:0: the weights take 7.00 GB (ViT 2.00, LLM (float16) 5.00) of 8.00 GB that are free" in caplog.text
+    with pytest.raises(UserError, match="cuda:0: the weights take 9.00 GB .* Set model.quantization=8bit"):
+        check_memory({cards[0]: {"LLM": 9e9}})
+    caplog.clear()
+    check_memory({card: {"LLM": 9e9} for card in cards})
+    check_memory({CPU: {"LLM": 5e9}})  # twice, for two ranks
+    assert [r.levelname for r in caplog.records] == ["WARNING"] * 3
+    assert "cpu: the weights take 10.00 GB" in caplog.text
