@@ -24,6 +24,7 @@ KEYS = {
     "model.llm_device_map": "model.device_map",
     "model.pretrained": "model.q_former_model",
     "model.finetuned": "model.ckpt",
+    "run.resume_ckpt_path": "run.resume",
     "run.grad_norm_clip": "run.max_grad_norm",
     "run.deepspeed_config.gradient_clipping": "run.max_grad_norm",
     "run.deepspeed_config.gradient_accumulation_steps": "run.accum_grad_iters",

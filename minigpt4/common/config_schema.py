@@ -57,12 +57,16 @@ class ModelConfig:
     quantization: Literal["8bit", "4bit", "none"] = "none"
     device_map: str | None = None  # auto: spread the LLM over all devices
     lora_r: int = 0  # rank of the trained adapters on the LLM; 0: none
+    lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])  # names of its linear layers
     lora_alpha: int = 16
     lora_dropout: float = 0.05
 
+    unfreeze: list[Literal["llm", "qformer", "vit"]] = field(default_factory=list)  # trained besides the projection
     ckpt: str | list[str] | None = None  # trained weights: file, URL or checkpoint folder; a list is loaded in order
 
     conversation: str = "vicuna_v0"  # the chat's template, minigpt4/conversation/conversation.py
+    # a paragraph that the LLM must find likely before training begins; null: not checked
+    plain_text: str | None = "${env.package_dir}/assets/plain_text.txt"
     prompt: str = ""  # legal in the original's files, where nothing reads it
     prompt_path: str = ""  # training prompts, one a line
     prompt_template: str = "{}"
@@ -116,6 +120,7 @@ class BuildInfo:
     storage: str = ""  # where the training split lies
     valid_storage: str | None = None  # where the validation split lies
     images: str | None = None  # folder of the images, where storage is a file that names them
+    n_frms: int = 8  # pictures taken of a video
 
 
 @dataclass
@@ -157,20 +162,30 @@ class RunConfig:
     max_grad_norm: float | None = None
     accum_grad_iters: int = 1
 
+    strategy: Literal["ddp", "fsdp", "deepspeed"] = "ddp"  # how several processes share the work
+    zero_stage: Literal[0, 1, 2, 3] = 2  # of strategy deepspeed
     max_epoch: int = 1
     iters_per_epoch: int | None = None  # null: once through the data
+    max_iters: int | None = None  # of runner_iter, in place of max_epoch
     batch_size_train: int = 64
     batch_size_eval: int = 64
     num_workers: int = 4
     log_freq: int = 50
 
     seed: int = 42
-    amp: bool = False
+    amp: bool = True  # autocast to amp_dtype
+    amp_dtype: Literal["auto", "bf16", "fp16"] = "auto"  # auto: bf16 where the device has it, else fp16
     device: str = "auto"
     valid_splits: list[Literal["val"]] = field(default_factory=list)
     # what evaluation repeats with sight taken away
     controls: list[Literal["untrained_projection", "shuffled_images", "blank_images"]] = field(default_factory=list)
-    resume_ckpt_path: str | None = None
+    metric: str | None = None  # evaluated on evaluation_datasets each epoch, decides the best checkpoint; null: val_loss
+    resume: str | None = None  # auto: from the newest complete checkpoint of output_dir; or a checkpoint's folder
+    save_steps: int | None = None  # steps between checkpoints within an epoch; null: at its end only
+    keep_last: int | None = None  # checkpoints kept besides the best; null: all
+    max_bad_steps: int = 10  # steps in a row with a loss that is no number, before training stops
+    max_skip_rate: float = 0.01  # part of the samples that may be unusable
+    cache_features: str | None = None  # folder where the frozen towers' outputs are kept
     wandb_log: bool = False
 
     # legal in the original's files, without effect: the entry point and torchrun's environment decide

@@ -67,8 +67,6 @@ class RunnerBase:
             UserError: the config asks for it.
         """
         run = config.run
-        if run.resume_ckpt_path:
-            raise UserError("run.resume_ckpt_path: not supported yet. Set model.ckpt to start from a run's weights.")
         if run.evaluate:
             raise UserError("run.evaluate: True trains nothing. Use evaluate.py, or set run.evaluate=False.")
         if run.wandb_log:
