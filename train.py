@@ -24,8 +24,7 @@ def main() -> None:
         runner_class.check(config)
         task = registry.get_task_class(config.run.task)(config)
         datasets = {split: task.build_datasets(split) for split in ("train", *config.run.valid_splits)}
-        model = task.build_model().place(device)
-        runner_class(config, task, model, datasets).train()
+        runner_class(config, task, task.build_model(), datasets).train()  # the strategy places the model
 
 
 if __name__ == "__main__":

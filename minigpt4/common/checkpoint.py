@@ -185,15 +185,10 @@ def _hint(names: Sequence[str]) -> str:
     return next((f" {key} says whether it trains." for part, key in _SWITCHES.items() if part in names[0]), "")
 
 
-def save_checkpoint(model: nn.Module, folder: str | Path) -> None:
-    """Writes the trainable weights to `folder/model.safetensors`, atomically."""
+def save_weights(weights: Mapping[str, Tensor], folder: str | Path) -> None:
+    """Writes trainable weights, named as in the model, to `folder/model.safetensors`, atomically."""
     file = Path(folder) / _WEIGHTS
     file.parent.mkdir(parents=True, exist_ok=True)
-    trainable = {
-        name.replace(".default.weight", ".weight"): p.detach().cpu().contiguous()
-        for name, p in model.named_parameters()
-        if p.requires_grad
-    }
     temporary = file.with_suffix(".tmp")
-    save_file(trainable, temporary)
+    save_file({n.replace(".default.weight", ".weight"): w.contiguous() for n, w in weights.items()}, temporary)
     os.replace(temporary, file)

@@ -1,11 +1,20 @@
-"""What a run tells its user: console lines, log.txt and loss.png. Only rank 0 speaks and writes."""
+"""What a run tells its user: console lines, log.txt, loss.png, TensorBoard, wandb. Only rank 0 speaks and writes."""
 
 import json
 import logging
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from minigpt4.common.dist_utils import is_main
+import torch
+from torch import nn
+
+from minigpt4.common.config import Config
+from minigpt4.common.dist_utils import is_main, world_size
+from minigpt4.common.errors import UserError
 
 LOG_FILE = "log.txt"
 
@@ -14,22 +23,132 @@ def setup_logger() -> None:
     """Sends log records to stderr; ranks other than 0 show warnings and errors only."""
     level = logging.INFO if is_main() else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", force=True)
-    for chatty in ("httpx", "matplotlib", "PIL"):
+    for chatty in ("httpx", "matplotlib", "PIL", "DeepSpeed"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 class RunLog:
-    """`log.txt` of an output folder: one JSON object a line. A new run starts it anew."""
+    """A run's numbers: `log.txt` in its output folder (one JSON object a line), TensorBoard, and wandb where asked.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        if is_main():
-            (folder / LOG_FILE).write_text("")
+    A run that continues from step `resumed` keeps the lines up to it; a new one begins anew.
+    """
+
+    def __init__(self, config: Config, resumed: int = 0):
+        self.folder = Path(config.run.output_dir)
+        self._wandb: Any = None
+        if not is_main():
+            return
+        from torch.utils.tensorboard.writer import SummaryWriter  # slow to import
+
+        self.file = self.folder / LOG_FILE
+        lines = self.file.read_text().splitlines() if resumed and self.file.is_file() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= resumed]
+        self.file.write_text("".join(line + "\n" for line in kept))
+        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=resumed + 1)
+        if config.run.wandb_log:
+            self._wandb = _start_wandb(config)
 
     def write(self, **record: Any) -> None:
+        """Writes a record; `step` says where it belongs."""
+        if not is_main():
+            return
+        with self.file.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        numbers = {k: v for k, v in record.items() if isinstance(v, float) and k != "step"}
+        for name, value in numbers.items():
+            self._board.add_scalar(name, value, record["step"])
+        self._board.flush()
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=record["step"])
+
+    def close(self) -> None:
         if is_main():
-            with (self.folder / LOG_FILE).open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            self._board.close()
+            if self._wandb is not None:
+                self._wandb.finish()
+
+
+def _start_wandb(config: Config) -> Any:
+    from omegaconf import OmegaConf
+
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("run.wandb_log: wandb is not installed. pip install wandb, or set it to False.") from error
+    plain = OmegaConf.to_container(OmegaConf.structured(config))
+    name = config.run.job_name or Path(config.run.output_dir).name
+    return wandb.init(project="minigpt4", name=name, dir=config.run.output_dir, config=plain)  # type: ignore[arg-type]
+
+
+class Meter:
+    """Throughput since the last reading: samples and label tokens of all ranks a second, share of waiting for data."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.samples = self.tokens = 0
+        self.waited, self.started = 0.0, time.perf_counter()
+
+    def read(self, device: torch.device) -> dict[str, float]:
+        """Returns the numbers and begins anew. `memory_gb` is the most that this rank's accelerator held."""
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        numbers = {
+            "samples_per_s": world_size() * self.samples / seconds,
+            "tokens_per_s": self.tokens / seconds,
+            "data_wait": self.waited / seconds,
+        }
+        if device.type != "cpu" and hasattr(torch.get_device_module(device), "max_memory_allocated"):
+            numbers["memory_gb"] = torch.get_device_module(device).max_memory_allocated(device) / 1e9
+        self.reset()
+        return numbers
+
+
+def parts_table(model: nn.Module) -> str:
+    """A Markdown table of a model's parts: parameters, how many train, dtypes, bytes."""
+    rows = ["| part | parameters | trained | dtype | GB |", "|---|---|---|---|---|"]
+    parts: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        parts.setdefault(name.split(".")[0], []).append(parameter)
+    for name, own in (*parts.items(), ("all", [p for part in parts.values() for p in part])):
+        count = sum(p.numel() for p in own)
+        trained = sum(p.numel() for p in own if p.requires_grad)
+        dtypes = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in own}))
+        size = sum(p.numel() * p.element_size() for p in own) / 1e9
+        rows.append(f"| {name} | {count:,} | {trained:,} | {dtypes} | {size:.3f} |")
+    return "\n".join(rows)
+
+
+def write_run_info(folder: Path, device: torch.device) -> None:
+    """Writes `run_info.json`: what a run was made with, the git revision included."""
+    packages = ("torch", "torchvision", "transformers", "timm", "peft", "webdataset", "deepspeed", "pillow", "minigpt4")
+    info = {
+        "command": sys.argv,
+        "git": _git_revision(),
+        "python": sys.version.split()[0],
+        "packages": {name: found for name in packages if (found := _version(name))},
+        "processes": world_size(),
+        "device": str(device) if device.type == "cpu" else torch.get_device_module(device).get_device_name(device),
+    }
+    (folder / "run_info.json").write_text(json.dumps(info, indent=2) + "\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """The commit of this code, with `-dirty` where files differ from it; None outside a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def plot_loss(folder: Path) -> None:

@@ -47,7 +47,7 @@ class LinearWarmupCosine:
     """Linear warm-up from warmup_lr to init_lr, then a cosine to min_lr that counts from the run's first step."""
 
     def __init__(self, run: RunConfig, iters_per_epoch: int):
-        self.run, self.total = run, run.max_epoch * iters_per_epoch
+        self.run, self.total = run, run.max_iters or run.max_epoch * iters_per_epoch
 
     def lr(self, step: int) -> float:
         run = self.run

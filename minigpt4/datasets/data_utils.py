@@ -25,6 +25,11 @@ def collate(samples: list[dict[str, Any]]) -> Batch:
     return batch
 
 
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Moves a batch's tensors."""
+    return {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+
+
 def build_loader(dataset: Dataset, batch_size: int, num_workers: int, training: bool, seed: int) -> DataLoader:
     """A loader of this rank's share. Training shuffles and drops the incomplete last batch.
 
@@ -73,3 +78,35 @@ def mixture(loaders: Sequence[DataLoader], ratios: Sequence[float], seed: int) -
     choices = random.Random(seed)
     while True:
         yield next(choices.choices(streams, weights=ratios)[0])
+
+
+class TrainBatches:
+    """SHIM until the data branch lands."""
+
+    def __init__(self, datasets, config):
+        run = config.run
+        self.loaders = [
+            build_loader(d, config.datasets[n].batch_size or run.batch_size_train, run.num_workers, True, run.seed)
+            for n, d in datasets.items()
+        ]
+        self.stream = mixture(self.loaders, [config.datasets[n].sample_ratio for n in datasets], run.seed)
+        self.drawn = 0
+        self.length = (
+            None
+            if any(isinstance(loader.dataset, IterableDataset) for loader in self.loaders)
+            else sum(map(len, self.loaders))
+        )
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.drawn += 1
+        return next(self.stream)
+
+    def state_dict(self):
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state):
+        for _ in range(state["drawn"]):
+            next(self)

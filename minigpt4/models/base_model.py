@@ -8,7 +8,12 @@ from minigpt4.common.config import Config
 
 
 class BaseModel(nn.Module):
-    """Base of all registered models. `forward(samples)` returns a dict with the scalar `loss`."""
+    """Base of all registered models. `forward(samples)` returns the scalars `loss` and `tokens`, its labels."""
+
+    @property
+    def vocabulary(self) -> int:
+        """How many words the LLM chooses from."""
+        raise NotImplementedError
 
     @classmethod
     def from_config(cls, config: Config) -> Self:

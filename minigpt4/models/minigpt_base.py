@@ -52,6 +52,11 @@ class MiniGPTBase(BaseModel):
     def device(self) -> torch.device:
         return self.llama_proj.weight.device  # the LLM may be spread over several
 
+    @property
+    def vocabulary(self) -> int:
+        """How many words the LLM chooses from."""
+        return embedding_of(self.llama_model).num_embeddings
+
     @abstractmethod
     def encode_img(self, image: Tensor) -> Tensor:
         """Maps images [B, 3, H, W] to LLM embeddings [B, rows, D]."""
@@ -108,7 +113,8 @@ class MiniGPTBase(BaseModel):
                 joined by `connect_sym`.
         """
         logits, labels = self._logits(self._examples(samples), self._encode_images(samples))
-        return {"loss": F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)}
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+        return {"loss": loss, "tokens": (labels != IGNORE).sum()}
 
     def _logits(self, examples: list[Example], images: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits [B, T - 1, V] in fp32 and the labels [B, T - 1] that they predict."""

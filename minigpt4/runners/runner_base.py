@@ -1,26 +1,31 @@
-"""The runner by epochs: loaders, optimizer, schedule, the loop, validation, checkpoints, the log."""
+"""The runner by epochs: data, strategy, schedule, the loop, validation, checkpoints to continue from, the log."""
 
 import logging
+import math
 import shutil
 import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from minigpt4.common import dist_utils
-from minigpt4.common.checkpoint import save_checkpoint
+from minigpt4.common import dist_utils, training_state
+from minigpt4.common.checkpoint import load_checkpoints, save_weights
 from minigpt4.common.config import Config, save_config
 from minigpt4.common.errors import UserError, make_folder
-from minigpt4.common.logger import RunLog, plot_loss
-from minigpt4.common.optims import build_optimizer, build_schedule
+from minigpt4.common.logger import Meter, RunLog, parts_table, plot_loss, write_run_info
+from minigpt4.common.optims import build_schedule
 from minigpt4.common.registry import registry
-from minigpt4.datasets.data_utils import Batch, build_loader, mixture
+from minigpt4.common.signals import StopSignals
+from minigpt4.datasets.data_utils import Batch, TrainBatches, build_loader, to_device
 from minigpt4.models.base_model import BaseModel
+from minigpt4.runners.guard import Guard
+from minigpt4.runners.strategies import build_strategy
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 
 logger = logging.getLogger(__name__)
@@ -30,34 +35,51 @@ BEST = "checkpoint_best"
 
 @registry.register_runner("runner_base")
 class RunnerBase:
-    """Trains for `run.max_epoch` epochs. Everything is built here, in order; the methods only run it."""
+    """Trains for `run.max_epoch` epochs. Everything is built here, in order; the methods only run it.
+
+    Attributes:
+        step: batches that each process has trained with, over all epochs.
+    """
 
     def __init__(self, config: Config, task: ImageTextPretrainTask, model: BaseModel, datasets: dict[str, Any]):
-        """`datasets` maps a split to {name: dataset}. The model is on its device."""
+        """`datasets` maps a split to {name: dataset}. The strategy brings the model to the device.
+
+        Raises:
+            UserError: there is nothing to continue from, an earlier run's checkpoints would be lost, or the data or
+                the strategy don't suit the config.
+        """
         run = config.run
-        self.config, self.run, self.task = config, run, task
+        self.config, self.run, self.task, self.model = config, run, task, model
+        self.device = dist_utils.pick_device(run.device)
+        self.output_dir = Path(run.output_dir)
+        resumed = training_state.checkpoint_to_continue(run.resume, Path(run.output_dir))
         dist_utils.seed_everything(run.seed + dist_utils.rank())  # ranks draw different prompts
-        loaders = self._train_loaders(datasets["train"])
+        if resumed:
+            load_checkpoints(model, [resumed[0]])
+        self.strategy = build_strategy(model, run, self.device)
+        self.batches = TrainBatches(datasets["train"], config)
         self.valid_loaders = [
             build_loader(dataset, run.batch_size_eval, min(run.num_workers, 1), training=False, seed=run.seed)
             for split in run.valid_splits
             for dataset in datasets[split].values()
         ]
-        self.iters_per_epoch = run.iters_per_epoch or epoch_length(loaders)
-        self.batches = mixture(loaders, [config.datasets[name].sample_ratio for name in datasets["train"]], run.seed)
-        self.model = model
-        self.device = model.device
-        self.optimizer = build_optimizer(model, run)
+        self.iters_per_epoch = run.iters_per_epoch or self.batches.length or _no_length()
+        self.total = self._total_iters()
         self.schedule = build_schedule(run, self.iters_per_epoch)
-        self.wrapped = model
-        if dist_utils.world_size() > 1:
-            self.wrapped = DistributedDataParallel(model, broadcast_buffers=False)  # type: ignore[assignment]
-        self.output_dir = Path(run.output_dir)
-        if dist_utils.is_main():
-            make_folder("run.output_dir", self.output_dir)
-            shutil.rmtree(self.output_dir / BEST, ignore_errors=True)  # an earlier run's
-            save_config(config, self.output_dir / "config.yaml")
-        self.log = RunLog(self.output_dir)  # last: a run that can't start leaves the earlier one's log
+        self.step = self.saved = 0
+        self.best = math.inf
+        self.epoch_loss = (0.0, 0)  # sum and number of this epoch's losses
+        self.group_ok = True  # no loss since the last step was no number
+        self.signals = StopSignals()  # to this rank
+        self.stopping = False  # all ranks know of one
+        self.meter = Meter()
+        self.guard = Guard(run.max_bad_steps, model.vocabulary)
+        if resumed:
+            self._restore(*resumed)
+        self.log = self._begin_output(fresh=resumed is None)
+
+    def _total_iters(self) -> int:
+        return self.run.max_epoch * self.iters_per_epoch
 
     @staticmethod
     def check(config: Config) -> None:
@@ -69,104 +91,220 @@ class RunnerBase:
         run = config.run
         if run.evaluate:
             raise UserError("run.evaluate: True trains nothing. Use evaluate.py, or set run.evaluate=False.")
-        if run.wandb_log:
-            logger.warning("run.wandb_log: not supported yet; log.txt and loss.png hold the run's numbers")
+        if run.max_iters is not None and run.runner == "runner_base":
+            raise UserError("run.max_iters: runner_base counts epochs. Set run.max_epoch, or run.runner=runner_iter.")
+        if run.metric and not config.evaluation_datasets:
+            raise UserError("run.metric: evaluation_datasets names none to take it on. Name one, or set it to null.")
+        if run.metric and (run.strategy == "fsdp" or run.strategy == "deepspeed" and run.zero_stage == 3):
+            raise UserError("run.metric: a sharded model can't generate. Set run.strategy=ddp, or run.metric=null.")
+        for package, wanted in (("deepspeed", run.strategy == "deepspeed"), ("wandb", run.wandb_log)):
+            if wanted and find_spec(package) is None:
+                raise UserError(f"run: {package} is asked for but not installed: pip install {package}")
+        training_state.checkpoint_to_continue(run.resume, Path(run.output_dir))
 
-    def _train_loaders(self, datasets: dict[str, Any]) -> list[DataLoader]:
-        run = self.run
-        return [
-            build_loader(
-                dataset,
-                self.config.datasets[name].batch_size or run.batch_size_train,
-                run.num_workers,
-                training=True,
-                seed=run.seed,
-            )
-            for name, dataset in datasets.items()
-        ]
+    def _restore(self, folder: Path, state: dict[str, Any]) -> None:
+        self.step = self.saved = state["step"]
+        self.best, self.epoch_loss = state["best"], tuple(state["epoch_loss"])
+        self.strategy.load(folder, state["engine"])
+        same = state["processes"] == dist_utils.world_size()
+        own = state["ranks"][dist_utils.rank() if same else 0]
+        self.batches.load_state_dict(own["data"])
+        if same:
+            training_state.set_rng_state(own["rng"], self.device)
+        logger.info("continuing from %s: step %d of %d", folder, self.step, self.total)
+
+    def _begin_output(self, fresh: bool) -> RunLog:
+        """Makes the output folder and what is written before the first step."""
+        dist_utils.barrier()  # all have looked for checkpoints
+        if dist_utils.is_main():
+            make_folder("run.output_dir", self.output_dir)
+            training_state.prune(self.output_dir, None)
+            if fresh:
+                shutil.rmtree(self.output_dir / BEST, ignore_errors=True)  # an earlier run's
+            save_config(self.config, self.output_dir / "config.yaml")
+            write_run_info(self.output_dir, self.device)
+        return RunLog(self.config, self.step)  # last: a run that can't start leaves the earlier one's log
 
     def train(self) -> None:
-        """Runs all epochs. Each ends with validation, a checkpoint, a line in log.txt and a new loss.png."""
-        trainable, total = self.model.count_parameters()
-        logger.info("training %s of %s parameters for %d epochs", f"{trainable:,}", f"{total:,}", self.run.max_epoch)
-        best = float("inf")
-        for epoch in range(self.run.max_epoch):
-            started = time.perf_counter()
-            record = self._train_epoch(epoch)
-            if self.valid_loaders:
-                record["val_loss"] = self.validate()
-            self.log.write(**record, seconds=round(time.perf_counter() - started, 2))
-            logger.info("epoch %d: %s", epoch, ", ".join(f"{k} {v:.4g}" for k, v in record.items() if "loss" in k))
-            if dist_utils.is_main():
-                save_checkpoint(self.model, self.output_dir / f"checkpoint_{epoch}")
-                if record.get("val_loss", 0.0) < best:
-                    best = record.get("val_loss", best)
-                    save_checkpoint(self.model, self.output_dir / BEST)
-                plot_loss(self.output_dir)
-            dist_utils.barrier()
+        """Runs all epochs. Each ends with validation, a checkpoint, a line in log.txt and a new loss.png.
 
-    def _train_epoch(self, epoch: int) -> dict[str, Any]:
-        """Returns the epoch's record: its last step, learning rate and mean loss over all ranks."""
-        self.wrapped.train()
+        On SIGTERM or SIGINT it finishes the step, saves and returns.
+
+        Raises:
+            UserError: the losses are no numbers, or too much of the data is unusable.
+        """
+        processes, batch = dist_utils.world_size(), self.run.batch_size_train
+        together = processes * batch * self.run.accum_grad_iters
+        logger.info("%s\n", "\n" + parts_table(self.model))
+        logger.info(
+            "%d steps, %d an epoch; %d processes (%s) x batch %d x %d accumulated = %d samples a step of the optimizer",
+            *(self.total, self.iters_per_epoch, processes, type(self.strategy).__name__, batch),
+            *(self.run.accum_grad_iters, together),
+        )
+        with self.signals:
+            while self.step < self.total and not self.stopping:
+                epoch = self.step // self.iters_per_epoch
+                started = time.perf_counter()
+                if self._train_epoch(epoch):
+                    self._end_epoch(epoch, started)
+        self.log.close()
+
+    def _train_epoch(self, epoch: int) -> bool:
+        """Trains to the epoch's end and returns True, or False where a signal ended it, with a checkpoint."""
+        self.strategy.wrapped.train()
         first = epoch * self.iters_per_epoch
-        losses = torch.zeros(self.iters_per_epoch, device=self.device)  # read back rarely: reading waits for the device
-        lr, logged = 0.0, 0
-        bar = tqdm(range(self.iters_per_epoch), desc=f"epoch {epoch}", disable=not dist_utils.is_main())
-        for i in bar:
-            lr = self.schedule.lr(first + i)
-            losses[i] = self._train_iteration(next(self.batches), lr, update=self._updates(i))
-            if (i + 1) % self.run.log_freq == 0 or i + 1 == self.iters_per_epoch:
-                loss = self._mean(losses[logged : i + 1])
-                bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}")
-                self.log.write(step=first + i + 1, train_loss=loss, lr=lr)
-                logged = i + 1
-        return {"epoch": epoch, "step": first + self.iters_per_epoch, "lr": lr, "epoch_loss": self._mean(losses)}
+        end = min(first + self.iters_per_epoch, self.total)
+        window: list[float] = []
+        self.meter.reset()
+        bar = tqdm(
+            total=end - first, initial=self.step - first, desc=f"epoch {epoch}", disable=not dist_utils.is_main()
+        )
+        with bar:
+            while self.step < end:
+                update, lr = self._updates(self.step - first, end - first), self.schedule.lr(self.step)
+                batch = self._next_batch()
+                loss, good = self._train_iteration(batch, lr, update)
+                self.step += 1
+                if not self.guard.step_is_good(good, loss, batch):
+                    self._save(f"checkpoint_step_{self.step}")
+                    self.guard.give_up(self.output_dir)
+                if math.isfinite(loss):
+                    window.append(loss)
+                    self.epoch_loss = (self.epoch_loss[0] + loss, self.epoch_loss[1] + 1)
+                bar.update()
+                if self.step % self.run.log_freq == 0 or self.step == end:
+                    self._report(bar, window, lr)
+                    window = []
+                if update and self.stopping and self.step < end:
+                    self._save(f"checkpoint_step_{self.step}")
+                    logger.warning("stopped by a signal; run.resume=auto goes on from step %d", self.step)
+                    return False
+                if update and self.run.save_steps and self.step - self.saved >= self.run.save_steps and self.step < end:
+                    self._save(f"checkpoint_step_{self.step}")
+        return True
 
-    def _updates(self, i: int) -> bool:
+    def _updates(self, i: int, length: int) -> bool:
         # the last, incomplete group of an epoch counts too: no gradient is lost or carried over
-        return (i + 1) % self.run.accum_grad_iters == 0 or i + 1 == self.iters_per_epoch
+        return (i + 1) % self.run.accum_grad_iters == 0 or i + 1 == length
 
-    def _train_iteration(self, batch: Batch, lr: float, update: bool) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.run.amp):
-            loss = self.task.train_step(self.wrapped, to_device(batch, self.device))
-        (loss / self.run.accum_grad_iters).backward()
+    def _next_batch(self) -> Batch:
+        started = time.perf_counter()
+        batch = next(self.batches)
+        self.meter.waited += time.perf_counter() - started
+        return batch
+
+    def _train_iteration(self, batch: Batch, lr: float, update: bool) -> tuple[float, bool]:
+        """Trains with one batch; returns the mean loss over the label tokens of all ranks, and whether it was of use."""
+        with self.strategy.accumulating(last=update):
+            with self.strategy.autocast():
+                output = self.task.train_step(self.strategy.wrapped, to_device(batch, self.device))
+            loss, tokens = output["loss"], output["tokens"].to(output["loss"])
+            shared = torch.stack([loss.detach() * tokens, tokens, tokens.new_tensor(float(self.signals.received))])
+            total, all_tokens, stopping = dist_utils.all_reduce_sum(shared).tolist()
+            mean = total / max(all_tokens, 1)
+            finite = math.isfinite(mean)
+            if finite:
+                # so that several ranks' mean is over tokens, as one process's with the same global batch
+                weight = tokens * dist_utils.world_size() / max(all_tokens, 1)
+                self.strategy.backward(loss * weight / self.run.accum_grad_iters, last=update)
+        self.stopping = stopping > 0  # all ranks stop at the same step
+        self.group_ok &= finite
         if update:
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            if self.run.max_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.run.max_grad_norm)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
+            finite = self.group_ok and self.strategy.step(lr)
+            self.group_ok = True
+        if not finite:
+            self.strategy.drop_gradients()
+        self.meter.samples += len(next(iter(batch.values())))
+        self.meter.tokens += int(all_tokens)
+        return mean, finite
+
+    def _report(self, bar: tqdm, losses: list[float], lr: float) -> None:
+        """Tells the console and the log about the steps since the last report."""
+        loss = sum(losses) / len(losses) if losses else math.nan
+        numbers = self.meter.read(self.device)
+        shown = {"loss": f"{loss:.3f}", "lr": f"{lr:.1e}", "samples/s": f"{numbers['samples_per_s']:.1f}"}
+        shown |= {"tokens/s": f"{numbers['tokens_per_s']:.0f}", "data": f"{numbers['data_wait']:.0%}"}
+        if "memory_gb" in numbers:
+            shown["memory"] = f"{numbers['memory_gb']:.1f}GB"
+        bar.set_postfix(shown)
+        if losses:
+            self.log.write(step=self.step, train_loss=loss, lr=lr, **numbers)
+            self.guard.watch(self.step, loss)
+
+    def _end_epoch(self, epoch: int, started: float) -> None:
+        total, count = self.epoch_loss
+        record = {"epoch": epoch, "step": self.step, "epoch_loss": total / max(count, 1)}
+        if self.valid_loaders:
+            record["val_loss"] = self.validate()
+        if self.run.metric:
+            record[self.run.metric] = self._score(self.run.metric)
+        self.log.write(**record, seconds=round(time.perf_counter() - started, 2))
+        numbers = {k: v for k, v in record.items() if k not in ("epoch", "step")}
+        logger.info("epoch %d: %s", epoch, ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
+        self.epoch_loss = (0.0, 0)
+        # the lower the better; without any measure the last is the best
+        rank = -record[self.run.metric] if self.run.metric else record.get("val_loss", -math.inf)
+        better = rank < self.best or rank == -math.inf
+        self.best = min(self.best, rank)
+        self._save(f"checkpoint_{epoch}", best=better)
+
+    def _save(self, name: str, best: bool = False) -> None:
+        """Writes a checkpoint to continue from, and loss.png. All ranks must call it."""
+        own = {"rng": training_state.rng_state(self.device), "data": self.batches.state_dict()}
+        ranks, weights = dist_utils.all_gather([own]), self.strategy.weights()
+        with training_state.whole_folder(self.output_dir / name) as folder:
+            state = {
+                "step": self.step,
+                "best": self.best,
+                "epoch_loss": self.epoch_loss,
+                "processes": dist_utils.world_size(),
+                "ranks": ranks,
+                "engine": self.strategy.save(folder),
+            }
+            if dist_utils.is_main():
+                save_weights(weights, folder)
+                training_state.write_state(folder, self.step, state)
+        self.saved = self.step
+        if dist_utils.is_main():
+            if best:
+                save_weights(weights, self.output_dir / BEST)
+            training_state.prune(self.output_dir, self.run.keep_last)
+            plot_loss(self.output_dir)
+        dist_utils.barrier()
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Mean loss over the samples of all validation splits and ranks."""
-        self.model.eval()
+        """Mean loss over the label tokens of all validation splits and ranks."""
+        self.strategy.wrapped.eval()
         total = torch.zeros(2, device=self.device, dtype=torch.float64 if self.device.type != "mps" else torch.float32)
         for loader in self.valid_loaders:
-            for batch in loader:
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.run.amp):
-                    loss = self.task.valid_step(self.model, to_device(batch, self.device))
-                count = len(next(iter(batch.values())))
-                total += torch.stack([loss.to(total.dtype) * count, torch.full_like(total[0], count)])
+            for batch, counts in self._in_step(loader):
+                with self.strategy.autocast():
+                    output = self.task.valid_step(self.model, to_device(batch, self.device))
+                tokens = output["tokens"].to(total) * counts
+                total += torch.stack([output["loss"].to(total) * tokens, tokens])
         dist_utils.all_reduce_sum(total)
         return (total[0] / total[1].clamp(min=1)).item()
 
-    def _mean(self, losses: Tensor) -> float:
-        return (dist_utils.all_reduce_sum(losses.mean()) / dist_utils.world_size()).item()
+    def _in_step(self, loader: DataLoader) -> Iterator[tuple[Batch, bool]]:
+        """Batches, and whether they count: where the model is sharded all ranks get as many, the last one repeated."""
+        last = None
+        for batch in chain(loader, repeat(None)):
+            more = torch.tensor(float(batch is not None), device=self.device)
+            if not (dist_utils.all_reduce_sum(more) if self.strategy.sharded else more):
+                return
+            last = last if batch is None else batch
+            if last is None:
+                raise UserError("run.valid_splits: there are fewer validation samples than processes. Add some.")
+            yield last, batch is not None
+
+    def _score(self, metric: str) -> float:
+        """The mean of a metric over `evaluation_datasets`."""
+        self.strategy.wrapped.eval()
+        task = registry.get_task_class("vqa")(self.config)
+        results = task.evaluate(self.model, task.build_eval_datasets())
+        return sum(result["trained"][metric] for result in results.values()) / len(results)
 
 
-def epoch_length(loaders: list[DataLoader]) -> int:
-    """Batches in one pass over the data.
-
-    Raises:
-        UserError: a stream of shards has no end, so `run.iters_per_epoch` must say it.
-    """
-    if any(isinstance(loader.dataset, IterableDataset) for loader in loaders):
-        raise UserError("run.iters_per_epoch: not set, and shards have no length. Set it to the batches of an epoch.")
-    return sum(map(len, loaders))
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+def _no_length() -> int:
+    raise UserError("run.iters_per_epoch: not set, and shards have no length. Set it to the batches of an epoch.")

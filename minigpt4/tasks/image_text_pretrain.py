@@ -33,13 +33,13 @@ class ImageTextPretrainTask:
     def build_model(self) -> BaseModel:
         return registry.get_model_class(self.config.model.arch).from_config(self.config)
 
-    def train_step(self, model: nn.Module, samples: dict[str, Any]) -> Tensor:
-        """The loss of one batch, ready for backward."""
-        return model(samples)["loss"]
+    def train_step(self, model: nn.Module, samples: dict[str, Any]) -> dict[str, Tensor]:
+        """The `loss` of one batch, ready for backward: a mean over so many `tokens`."""
+        return model(samples)
 
-    def valid_step(self, model: nn.Module, samples: dict[str, Any]) -> Tensor:
-        """The loss of one batch of a validation split."""
-        return model(samples)["loss"]
+    def valid_step(self, model: nn.Module, samples: dict[str, Any]) -> dict[str, Tensor]:
+        """The same of a validation split."""
+        return model(samples)
 
     def build_eval_datasets(self) -> Any:
         raise UserError(

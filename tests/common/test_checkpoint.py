@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from minigpt4.common.checkpoint import check_shape, load_checkpoints, load_tensors, local_files, save_checkpoint
+from minigpt4.common.checkpoint import check_shape, load_checkpoints, load_tensors, local_files, save_weights
 from minigpt4.common.errors import UserError
 
 
@@ -22,7 +22,7 @@ def model() -> nn.Module:
 
 def test_only_trainable_weights_are_written_and_come_back(tmp_path):
     source, target = model(), model()
-    save_checkpoint(source, tmp_path / "checkpoint_0")
+    save_weights({n: p for n, p in source.named_parameters() if p.requires_grad}, tmp_path / "checkpoint_0")
     assert load_file(tmp_path / "checkpoint_0" / "model.safetensors").keys() == {"llama_proj.weight", "llama_proj.bias"}
     before = target["frozen"].weight.clone()
     report = load_checkpoints(target, [tmp_path / "checkpoint_0"])
@@ -81,7 +81,7 @@ def test_a_list_of_files_is_loaded_in_order_and_covers_all_together(tmp_path):
     target = model()
     target["Qformer"] = nn.Linear(2, 2)
     files = [tmp_path / name for name in ("stage1.pth", "qformer.safetensors", "stage2.safetensors")]
-    save_checkpoint(nn.ModuleDict({"llama_proj": nn.Linear(2, 3)}), tmp_path)
+    save_weights(nn.ModuleDict({"llama_proj": nn.Linear(2, 3)}).state_dict(), tmp_path)
     torch.save({key: value + 1 for key, value in load_file(tmp_path / "model.safetensors").items()}, files[0])  # flat
     save_file({"Qformer.weight": torch.ones(2, 2), "Qformer.bias": torch.ones(2)}, files[1])
     save_file({"llama_proj.bias": torch.full((3,), 7.0)}, files[2])

@@ -1,0 +1,90 @@
+"""DeepSpeed's ZeRO as a strategy (Rajbhandari et al. 2020, arXiv:1910.02054)."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minigpt4.common.config import RunConfig
+from minigpt4.common.errors import UserError
+from minigpt4.common.optims import build_optimizer
+from minigpt4.models.base_model import BaseModel
+from minigpt4.runners.strategies import Strategy, amp_dtype
+
+_TAG = "deepspeed"  # the engine's folder within a checkpoint
+
+
+class DeepSpeed(Strategy):
+    """ZeRO: stage 1 shares out the optimizer's state, 2 the gradients too, 3 the weights too; 0 shares out nothing."""
+
+    def __init__(self, model: BaseModel, run: RunConfig, device: torch.device):
+        if device.type == "cpu":  # else it picks what it finds
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        try:
+            import deepspeed
+        except ImportError as error:
+            raise UserError(
+                "run.strategy: deepspeed is not installed. pip install deepspeed, or set run.strategy=fsdp"
+            ) from error
+        self.model, self.run, self.device = model.place(device), run, device
+        self.sharded = run.zero_stage == 3
+        self.amp_dtype = amp_dtype(run, device)
+        self.deepspeed = deepspeed
+        mixed = {"enabled": True, "dtype": str(self.amp_dtype).removeprefix("torch.")}
+        settings: dict[str, Any] = {
+            "train_micro_batch_size_per_gpu": run.batch_size_train,
+            "gradient_accumulation_steps": run.accum_grad_iters,
+            "gradient_clipping": run.max_grad_norm or 0.0,
+            "zero_optimization": {"stage": run.zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "steps_per_print": 10**9,
+        }
+        if self.amp_dtype != torch.float32:
+            settings["torch_autocast"] = mixed
+        # its logger speaks at every level; the root's is enough
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=model, optimizer=build_optimizer(model, run), config=settings
+        )
+        self.wrapped: nn.Module = self.engine
+
+    def accumulating(self, last: bool) -> Any:
+        return _at_boundary(self.engine, last)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        self.engine.backward(loss, scale_wrt_gas=False)  # the loop has divided it
+        if not last:
+            self.engine.step()
+
+    def step(self, lr: float) -> bool:
+        self._set_lr(lr)
+        self.engine.step()
+        return True
+
+    def drop_gradients(self) -> None:
+        self.engine.zero_grad()
+        self.engine.optimizer.zero_grad()
+
+    def weights(self) -> dict[str, Tensor]:
+        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        with self.deepspeed.zero.GatheredParameters(list(trained.values())):
+            return {n: p.detach().cpu().clone() for n, p in trained.items()}
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        self.engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False, exclude_frozen_parameters=True)
+        return {}
+
+    def load(self, folder: Path, state: dict[str, Any]) -> None:
+        if not (folder / _TAG).is_dir():
+            raise UserError(f"run.resume: '{folder}' was not written by run.strategy=deepspeed. Set that of its run.")
+        self.engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
+
+
+@contextmanager
+def _at_boundary(engine: Any, last: bool) -> Iterator[None]:
+    engine.set_gradient_accumulation_boundary(is_boundary=last)
+    yield

@@ -1,0 +1,57 @@
+"""Nothing trains on garbage: losses that are no numbers, and losses of a model that learns nothing."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from minigpt4.common import dist_utils
+from minigpt4.common.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE = 200  # steps in which any recipe has left chance behind
+
+
+class Guard:
+    """Watches the losses of a run.
+
+    Args:
+        most: bad steps in a row before the run must stop.
+        vocabulary: words that the LLM chooses from.
+    """
+
+    def __init__(self, most: int, vocabulary: int):
+        self.most, self.chance = most, math.log(vocabulary)
+        self.bad: list[str] = []  # ids of the batches of the bad steps in a row
+        self.bad_steps = 0
+        self._said = False
+
+    def step_is_good(self, finite: bool, loss: float, batch: dict[str, Any]) -> bool:
+        """Counts a step; False once there were too many bad ones. A bad one was skipped by all ranks."""
+        if finite:
+            self.bad_steps, self.bad = 0, []
+            return True
+        self.bad_steps += 1
+        ids = [str(i) for i in dist_utils.all_gather(list(batch.get("image_id", ["?"])))]
+        self.bad.append(", ".join(ids[:10]) + (", ..." if len(ids) > 10 else ""))
+        logger.warning("loss %s: the step is skipped (%d in a row); batch: %s", loss, self.bad_steps, self.bad[-1])
+        return self.bad_steps < self.most
+
+    def give_up(self, output_dir: Path) -> None:
+        """Raises the error that ends the run."""
+        raise UserError(
+            f"{self.bad_steps} steps in a row gave a loss or gradients that are no numbers, the last with the samples "
+            f"{self.bad[-1]}. The state before them is saved in '{output_dir}'. Look at these samples, lower "
+            "run.init_lr, set run.max_grad_norm=1.0, or run.amp_dtype=bf16 instead of fp16."
+        )
+
+    def watch(self, step: int, loss: float) -> None:
+        """Says once that a run learns nothing: its loss stays that of guessing any word."""
+        if step >= _PATIENCE and loss > 0.9 * self.chance and not self._said:
+            self._said = True
+            logger.warning(
+                "after %d steps the loss is %.2f, that of guessing among all words (%.2f). Likely causes: the LLM's "
+                "weights or tokenizer are wrong, the learning rate is far too large or small, or answers are empty.",
+                *(step, loss, self.chance),
+            )

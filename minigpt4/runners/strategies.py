@@ -1,0 +1,178 @@
+"""How one model trains on several processes. The engines are torch's; a strategy is what the loop needs of one."""
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from inspect import signature
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from minigpt4.common.config import RunConfig
+from minigpt4.common.dist_utils import world_size
+from minigpt4.common.errors import UserError
+from minigpt4.common.optims import build_optimizer
+from minigpt4.models.base_model import BaseModel
+from minigpt4.models.llm import DTYPES, pick_dtype
+
+
+class Strategy:
+    """One process, or DistributedDataParallel: each process holds the whole model.
+
+    Attributes:
+        wrapped: what a training step calls; the model's own methods stay on `model`.
+        sharded: whether no process can run the model without the others.
+    """
+
+    sharded = False
+
+    def __init__(self, model: BaseModel, run: RunConfig, device: torch.device):
+        self.model, self.run, self.device = model, run, device
+        self.amp_dtype = amp_dtype(run, device)
+        self.wrapped = self._wrap()
+        self.optimizer = build_optimizer(model, run)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
+
+    def _wrap(self) -> nn.Module:
+        self.model.place(self.device)
+        if world_size() == 1:
+            return self.model
+        name = "forward_sync_buffers"  # all buffers are constants; before torch 2.15 the argument had another name
+        name = name if name in signature(DistributedDataParallel).parameters else "broadcast_buffers"
+        return DistributedDataParallel(self.model, **{name: False})  # type: ignore[arg-type]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Mixed precision, as the config says."""
+        return torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype != torch.float32)
+
+    def accumulating(self, last: bool) -> AbstractContextManager[Any]:
+        """Around forward and backward: gradients are exchanged with the last batch of a group only."""
+        if isinstance(self.wrapped, DistributedDataParallel) and not last:
+            return self.wrapped.no_sync()
+        return nullcontext()
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        self.scaler.scale(loss).backward()
+
+    def step(self, lr: float) -> bool:
+        """One step of the optimizer with the gradients since the last, clipped where the config says so.
+
+        Returns:
+            False, and nothing is done, where gradients are no numbers. With a scaler that is usual: it takes care.
+        """
+        self._set_lr(lr)
+        self.scaler.unscale_(self.optimizer)
+        most = math.inf if self.run.max_grad_norm is None else self.run.max_grad_norm
+        norm = nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], most)
+        good = self.scaler.is_enabled() or bool(_whole(norm).isfinite())
+        if good:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.drop_gradients()
+        return good
+
+    def _set_lr(self, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def drop_gradients(self) -> None:
+        """Forgets the gradients since the last step."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The trainable weights, whole, on the CPU. All processes must call it."""
+        return {n: _whole(p.detach()).cpu() for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """State of the optimizer and the scaler, whole, for the training state. All processes must call it.
+
+        An engine with files of its own writes them to `folder`.
+        """
+        state = self.optimizer.state_dict()
+        state["state"] = {i: {k: _whole(v) for k, v in s.items()} for i, s in state["state"].items()}
+        return {"optimizer": state, "scaler": self.scaler.state_dict()}
+
+    def load(self, folder: Path, state: dict[str, Any]) -> None:
+        """Continues from what `save` returned."""
+        saved = state["optimizer"]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        saved["state"] = {i: {k: _as(parameters[i], v) for k, v in s.items()} for i, s in saved["state"].items()}
+        self.optimizer.load_state_dict(saved)
+        self.scaler.load_state_dict(state["scaler"])
+
+
+class FSDP(Strategy):
+    """torch's FSDP2: each process holds a share of every block of the ViT, the Q-Former and the LLM.
+
+    Frozen and trained parameters are mixed; blocks move to the device one by one, so the whole model need not fit it.
+    """
+
+    sharded = True
+
+    def __init__(self, model: BaseModel, run: RunConfig, device: torch.device):
+        if amp_dtype(run, device) == torch.float16:
+            raise UserError("run.strategy: fsdp does not scale fp16 gradients. Set run.amp_dtype=bf16, or use ddp.")
+        if any(getattr(m, "is_quantized", False) for m in model.modules()):
+            raise UserError("run.strategy: fsdp cannot shard a quantized LLM. Set model.quantization=none, or use ddp.")
+        super().__init__(model, run, device)
+
+    def _wrap(self) -> nn.Module:
+        mesh = init_device_mesh(self.device.type, (world_size(),))
+        for block in _blocks(self.model):
+            fully_shard(block, mesh=mesh)
+        return cast(nn.Module, fully_shard(self.model, mesh=mesh))
+
+    @contextmanager
+    def accumulating(self, last: bool) -> Iterator[None]:
+        cast(FSDPModule, self.model).set_requires_gradient_sync(last)
+        yield
+
+
+def build_strategy(model: BaseModel, run: RunConfig, device: torch.device) -> Strategy:
+    """Builds what `run.strategy` names; a single process needs none of them.
+
+    Raises:
+        UserError: the strategy cannot do what else is asked for, or its package is missing.
+    """
+    if world_size() == 1 or run.strategy == "ddp":
+        return Strategy(model, run, device)
+    if run.strategy == "fsdp":
+        return FSDP(model, run, device)
+    from minigpt4.runners.deepspeed import DeepSpeed
+
+    return DeepSpeed(model, run, device)
+
+
+def amp_dtype(run: RunConfig, device: torch.device) -> torch.dtype:
+    """The dtype of mixed precision; fp32 without."""
+    if not run.amp:
+        return torch.float32
+    if run.amp_dtype == "auto" and device.type == "cpu":
+        return torch.bfloat16
+    return DTYPES[run.amp_dtype] if run.amp_dtype != "auto" else pick_dtype("auto", device)
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The entries of the outermost ModuleLists: inner ones may hold experts, which not every process calls."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        else:
+            yield from _blocks(child)
+
+
+def _whole(value: Any) -> Any:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _as(parameter: Tensor, value: Any) -> Any:
+    """A whole tensor, sharded as the parameter is."""
+    if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.ndim:
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return value

@@ -1,0 +1,76 @@
+"""What no training should go on with is skipped, told with its likely cause, and in the end refused."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minigpt4.common.errors import UserError
+from minigpt4.runners.guard import Guard
+from tests.runners.toy import Toy, toy_runner
+
+
+class Poisoned(Toy):
+    """Gives no number as loss, or as gradient, at some steps."""
+
+    def __init__(self, bad_steps: set[int], where: str = "loss"):
+        super().__init__()
+        self.bad_steps, self.where, self.calls = bad_steps, where, 0
+        self.ids: list[list[str]] = []
+
+    def forward(self, samples: dict) -> dict:
+        output = super().forward(samples)
+        self.calls += 1
+        if self.calls in self.bad_steps:
+            self.ids.append(samples["image_id"])
+            if self.where == "loss":
+                output["loss"] = output["loss"] * math.nan
+            else:
+                output["loss"].register_hook(lambda gradient: gradient * math.inf)
+        return output
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_bad_step_is_skipped_and_told_with_its_samples(where, tmp_path, caplog):
+    model = Poisoned({3}, where)
+    runner = toy_runner(tmp_path, model=model, max_epoch=1)
+    runner.train()
+    assert "the step is skipped (1 in a row)" in caplog.text
+    assert all(name in caplog.text for name in model.ids[0])
+    assert all(p.isfinite().all() for p in model.parameters())
+    records = [json.loads(line) for line in (tmp_path / "log.txt").read_text().splitlines()]
+    assert [r["step"] for r in records if "train_loss" in r] == [s for s in range(1, 9) if s != 3 or where != "loss"]
+
+
+def test_a_bad_batch_spoils_the_whole_accumulated_step(tmp_path):
+    model = Poisoned({2})
+    runner = toy_runner(tmp_path, model=model, max_epoch=1, accum_grad_iters=2)
+    before = model.llama_proj.weight.clone()
+    for update in (False, True):
+        runner._train_iteration(runner._next_batch(), 1e-2, update)
+    assert torch.equal(model.llama_proj.weight, before)
+    for update in (False, True):
+        runner._train_iteration(runner._next_batch(), 1e-2, update)
+    assert not torch.equal(model.llama_proj.weight, before)
+
+
+def test_too_many_bad_steps_end_the_run_with_a_saved_state(tmp_path):
+    model = Poisoned(set(range(4, 99)))
+    runner = toy_runner(tmp_path, model=model, max_bad_steps=3)
+    with pytest.raises(UserError, match="3 steps in a row gave a loss or gradients that are no numbers") as error:
+        runner.train()
+    assert all(name in str(error.value) for name in model.ids[-1])
+    saved = load_file(tmp_path / "checkpoint_step_6" / "model.safetensors")
+    assert all(value.isfinite().all() for value in saved.values())
+
+
+def test_a_run_that_learns_nothing_is_told_once(caplog):
+    guard = Guard(most=3, vocabulary=32000)
+    guard.watch(100, math.log(32000))  # too early to say
+    guard.watch(300, 3.0)
+    assert not caplog.text
+    guard.watch(300, math.log(32000))
+    guard.watch(400, math.log(32000))
+    assert caplog.text.count("that of guessing among all words (10.37)") == 1

@@ -1,0 +1,197 @@
+"""A run that was cut off goes on as if it had not been: to the bit, after a signal, after kill -9."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minigpt4.common import training_state
+from minigpt4.common.dist_utils import distributed
+from minigpt4.common.errors import UserError
+from tests.runners.toy import toy_runner
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.runners.toy"])  # imports once; a child of it starts at once
+
+
+def weights(folder: Path, name: str = "checkpoint_3") -> dict[str, torch.Tensor]:
+    return load_file(folder / name / "model.safetensors")
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    records = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+    return [(r["step"], r["train_loss"]) for r in records if "train_loss" in r]
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    assert losses(one) == losses(two)
+    assert all(torch.equal(weights(one)[name], value) for name, value in weights(two).items())
+    states = [training_state.read_state(folder / "checkpoint_3") for folder in (one, two)]
+    moments = [s["engine"]["optimizer"]["state"] for s in states]
+    assert all(torch.equal(moments[0][i][k], v) for i, m in moments[1].items() for k, v in m.items())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    toy_runner(folder, valid=True).train()
+    return folder
+
+
+@pytest.mark.parametrize("steps", [1, 5, 8, 11, 31])
+def test_a_stopped_run_goes_on_to_the_bit(steps, whole, tmp_path):
+    first = toy_runner(tmp_path, valid=True)
+    iteration = first._train_iteration
+
+    def stop_after(*args, **kwargs):
+        if first.step + 1 == steps:
+            first.signals.received = True
+        return iteration(*args, **kwargs)
+
+    first._train_iteration = stop_after
+    first.train()
+    assert first.step == steps
+    second = toy_runner(tmp_path, valid=True, resume="auto")
+    assert second.step == steps
+    second.train()
+    assert_same_run(whole, tmp_path)
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path):
+    toy_runner(tmp_path, max_epoch=1).train()
+    again = toy_runner(tmp_path, max_epoch=1, resume="auto")
+    again._train_iteration = None
+    again.train()
+    longer = toy_runner(tmp_path, max_epoch=2, resume="auto")
+    longer.train()
+    assert longer.step == 16 and len(losses(tmp_path)) == 16
+
+
+def test_a_run_of_before_is_not_written_over(tmp_path):
+    toy_runner(tmp_path, max_epoch=1).train()
+    with pytest.raises(UserError, match="holds checkpoint_0 of an earlier run. Set run.resume=auto"):
+        toy_runner(tmp_path)
+    with pytest.raises(UserError, match="run.resume: '.*nowhere' is no checkpoint"):
+        toy_runner(tmp_path / "b", resume=str(tmp_path / "nowhere"))
+    other = toy_runner(tmp_path / "b", resume=str(tmp_path / "checkpoint_0"))
+    assert other.step == 8
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog):
+    toy_runner(tmp_path, max_epoch=2).train()
+    (state,) = (tmp_path / "checkpoint_1").glob("training_state_*.pt")
+    state.write_bytes(state.read_bytes()[:-100])
+    assert toy_runner(tmp_path, resume="auto").step == 8
+    assert "the one before it is used" in caplog.text
+
+
+def test_checkpoints_within_an_epoch_and_the_last_ones_kept(tmp_path):
+    toy_runner(tmp_path, max_epoch=2, save_steps=3, keep_last=2, valid=True).train()
+    names = {p.name for p in tmp_path.iterdir() if p.is_dir()}
+    assert names == {"checkpoint_step_14", "checkpoint_1", "checkpoint_best", "tensorboard"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_training_after_the_step_with_a_checkpoint(number, tmp_path):
+    runner = toy_runner(tmp_path, pause=0.05)
+    threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
+    handler = signal.getsignal(number)
+    runner.train()
+    assert signal.getsignal(number) == handler
+    assert 0 < runner.step < 32
+    assert (tmp_path / f"checkpoint_step_{runner.step}").is_dir()
+
+
+def run_until_done(folder: Path) -> None:
+    torch.set_num_threads(1)
+    toy_runner(folder, pause=0.01, resume="auto", save_steps=1, keep_last=2, valid=True).train()
+
+
+def test_kill_9_at_random_moments_loses_nothing_but_the_steps_since_the_last_save(whole, tmp_path):
+    moments = random.Random(0)
+    reached = []
+    for _ in range(20):
+        process = CONTEXT.Process(target=run_until_done, args=(tmp_path,))
+        process.start()
+        deadline = time.monotonic() + 30
+        saved = len(training_state.checkpoints(tmp_path)), reached[-1] if reached else 0
+        while process.is_alive() and time.monotonic() < deadline:  # it has begun to train
+            if (found := training_state.newest(tmp_path)) and (found[1]["step"] > saved[1]):
+                break
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.05))
+        process.kill()
+        process.join()
+        found = training_state.newest(tmp_path)
+        assert found is not None
+        reached.append(found[1]["step"])
+    assert reached == sorted(reached) and reached[-1] >= 20
+    run_until_done(tmp_path)
+    assert_same_run(whole, tmp_path)
+
+
+def test_without_the_random_numbers_of_before_the_run_would_be_another(whole, tmp_path, monkeypatch):
+    toy_runner(tmp_path, valid=True, save_steps=5).train()
+    for name in ("checkpoint_1", "checkpoint_2", "checkpoint_3", *(f"checkpoint_step_{n}" for n in (13, 21, 29))):
+        shutil.rmtree(tmp_path / name)
+    monkeypatch.setattr(training_state, "set_rng_state", lambda *_: None)
+    toy_runner(tmp_path, valid=True, resume="auto").train()
+    assert losses(tmp_path)[:8] == losses(whole)[:8] and losses(tmp_path)[8:] != losses(whole)[8:]
+
+
+def rank_of_run(rank: int, processes: int, port: int, folder: Path, options: dict) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with distributed(torch.device("cpu")):
+        runner = toy_runner(folder, valid=True, **options)
+        stop = options.get("save_steps")
+        iteration = runner._train_iteration
+
+        def stop_after(*args, **kwargs):  # the last rank alone gets the signal
+            runner.signals.received |= rank == processes - 1 and runner.step + 1 == stop
+            return iteration(*args, **kwargs)
+
+        runner._train_iteration = stop_after
+        runner.train()
+
+
+def run_on(processes: int, folder: Path, **options) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    args = [(rank, processes, port, folder, options) for rank in range(processes)]
+    ranks = [CONTEXT.Process(target=rank_of_run, args=a) for a in args]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+        assert process.exitcode == 0
+
+
+def test_two_processes_stop_together_and_go_on_to_the_bit(tmp_path):
+    run_on(2, tmp_path / "whole")
+    run_on(2, tmp_path / "parts", save_steps=11)
+    assert len(losses(tmp_path / "parts")) == 11
+    run_on(2, tmp_path / "parts", resume="auto")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_another_number_of_processes_goes_on_from_the_same_weights(tmp_path, caplog):
+    run_on(2, tmp_path, save_steps=11)
+    runner = toy_runner(tmp_path, resume="auto", batch_size_train=8)
+    assert runner.step == 11
+    assert "2 processes" in caplog.text
+    runner.train()
+    assert [step for step, _ in losses(tmp_path)] == list(range(1, 33))

@@ -1,0 +1,61 @@
+"""A model and data so small that a run takes a moment; importable by processes that a test starts."""
+
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import Dataset
+
+from minigpt4.common.config import Config, DatasetConfig, RunConfig
+from minigpt4.models.base_model import BaseModel
+from minigpt4.runners.runner_base import RunnerBase
+from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
+
+
+class Numbers(Dataset):
+    """Samples {image [8], label, image_id}: a function of the index."""
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict:
+        generator = torch.Generator().manual_seed(index)
+        image = torch.randn(8, generator=generator)
+        return {"image": image, "label": image.argmax(), "image_id": f"number {index}"}
+
+
+class Toy(BaseModel):
+    """Frozen, trained and frozen layers, with a dropout that needs random numbers."""
+
+    vocabulary = 8  # type: ignore[assignment]
+
+    def __init__(self, pause: float = 0.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.tower = nn.Linear(8, 16).requires_grad_(False)
+        self.llama_proj = nn.Linear(16, 16)
+        self.head = nn.Linear(16, 8).requires_grad_(False)
+        self.pause = pause
+
+    def forward(self, samples: dict) -> dict:
+        time.sleep(self.pause)
+        tokens = F.dropout(self.tower(samples["image"]), 0.2, self.training)
+        loss = F.cross_entropy(self.head(self.llama_proj(tokens)), samples["label"])
+        return {"loss": loss, "tokens": torch.tensor(len(samples["label"]))}
+
+
+def toy_runner(folder: Path, pause: float = 0.0, model: Toy | None = None, valid: bool = False, **run) -> RunnerBase:
+    """A runner of 4 epochs of 8 steps."""
+    settings = {"batch_size_train": 4, "num_workers": 0, "output_dir": str(folder), "amp": False, "init_lr": 1e-2}
+    settings |= {"max_epoch": 4, "iters_per_epoch": 8, "log_freq": 1, "device": "cpu"} | run
+    if valid:
+        settings["valid_splits"] = ["val"]
+    config = Config(datasets={"numbers": DatasetConfig()}, run=RunConfig(**settings))
+    RunnerBase.check(config)
+    datasets = {"train": {"numbers": Numbers(50)}, "val": {"numbers": Numbers(7)}}
+    return RunnerBase(config, ImageTextPretrainTask(config), model or Toy(pause), datasets)
