@@ -26,6 +26,7 @@ KEYS = {
     "model.finetuned": "model.ckpt",
     "run.resume_ckpt_path": "run.resume",
     "run.grad_norm_clip": "run.max_grad_norm",
+    "run.deepspeed_config.zero_optimization.stage": "run.zero_stage",
     "run.deepspeed_config.gradient_clipping": "run.max_grad_norm",
     "run.deepspeed_config.gradient_accumulation_steps": "run.accum_grad_iters",
     "run.deepspeed_config.train_micro_batch_size_per_gpu": "run.batch_size_train",
@@ -61,7 +62,7 @@ WITHOUT_EFFECT = {
         *("auto_cast", "loss_scale", "loss_scale_window", "initial_scale_power", "hysteresis", "min_loss_scale"),
     ),
     "run.deepspeed_config.zero_optimization": (
-        *("stage", "contiguous_gradients", "overlap_comm", "round_robin_gradients", "sub_group_size"),
+        *("contiguous_gradients", "overlap_comm", "round_robin_gradients", "sub_group_size"),
         *("allgather_bucket_size", "allgather_partitions", "reduce_bucket_size", "reduce_scatter"),
         *("stage3_gather_16bit_weights_on_model_save", "stage3_max_live_parameters", "stage3_max_reuse_distance"),
         *("stage3_param_persistence_threshold", "stage3_prefetch_bucket_size"),
@@ -82,6 +83,8 @@ def translate(source: str, layer: dict[str, Any]) -> dict[str, Any]:
     arch = _get(layer, "model.arch")
     if isinstance(arch, str) and arch in TYPES:
         layer["model"].setdefault("model_type", TYPES[arch])
+    if _get(layer, "run.runner") == "deepspeed_runner" and _get(layer, "run.strategy") is None:
+        _set(layer, "run.strategy", "deepspeed")
     get_lora = _get(layer, "model.get_lora")
     for key, names in NAMES.items():
         _rename(layer, key.split("."), names)
@@ -116,8 +119,6 @@ def _check_deepspeed(source: str, layer: dict[str, Any]) -> None:
     _check_keys(source, place, _get(layer, place), [*KEYS, *FIXED, *idle])
     if found := [key.removeprefix(f"{place}.") for key in idle if _get(layer, key) is not None]:
         logger.warning("%s: %s: without effect here: %s", source, place, ", ".join(found))
-    if stage := _get(layer, f"{place}.zero_optimization.stage"):
-        logger.warning("%s: ZeRO stage %s is not used yet: every process holds the whole model", source, stage)
 
 
 def _check_keys(source: str, place: str, node: Any, known: list[str]) -> None:

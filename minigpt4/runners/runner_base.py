@@ -194,7 +194,7 @@ class RunnerBase:
         return batch
 
     def _train_iteration(self, batch: Batch, lr: float, update: bool) -> tuple[float, bool]:
-        """Trains with one batch; returns the mean loss over the label tokens of all ranks, and whether it was of use."""
+        """Trains with one batch; returns the mean loss over the label tokens of all ranks, and whether it was used."""
         with self.strategy.accumulating(last=update):
             with self.strategy.autocast():
                 output = self.task.train_step(self.strategy.wrapped, to_device(batch, self.device))

@@ -1,17 +1,26 @@
 """The console script `minigpt4`: one subcommand for each tool."""
 
 import argparse
+import importlib
 import logging
+import sys
 
 from minigpt4.common.cli import run
-from minigpt4.tools.tiny import cli as tiny
+
+_TOOLS = {  # name: module with add_arguments and main, what it is for
+    "tiny": ("minigpt4.tools.tiny.cli", "the bundled tiny model: make its data, make it again"),
+    "convert-deepspeed": ("minigpt4.tools.convert_deepspeed", "turn a checkpoint of DeepSpeed into one of ours"),
+}
 
 
 def main() -> None:
     """Parses the command line and runs the tool that it names."""
     parser = argparse.ArgumentParser(prog="minigpt4", description="Tools around MiniGPT-4 training and chat.")
     tools = parser.add_subparsers(required=True)
-    tiny.add_arguments(tools.add_parser("tiny", help="the bundled tiny model: make its data, make it again"))
+    for name, (module, purpose) in _TOOLS.items():
+        tool = tools.add_parser(name, help=purpose)
+        if name in sys.argv[1:2]:  # the others are not even imported
+            importlib.import_module(module).add_arguments(tool)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     run(lambda: args.main(args))

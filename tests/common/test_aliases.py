@@ -95,9 +95,9 @@ def test_what_has_no_effect_is_said(key, caplog):
 
 
 @pytest.mark.parametrize("stage", [0, 2])
-def test_zero_is_said_not_to_be_used_where_it_is_asked_for(stage, caplog):
-    load_config(COMPAT / f"minigpt4qwen__lavis__projects__deepspeed__train_zero{stage}_3090x4.yaml")
-    assert ("ZeRO stage 2 is not used yet" in caplog.text) == (stage == 2)
+def test_deepspeeds_runner_and_stage_become_the_strategy(stage):
+    config = load_config(COMPAT / f"minigpt4qwen__lavis__projects__deepspeed__train_zero{stage}_3090x4.yaml")
+    assert (config.run.runner, config.run.strategy, config.run.zero_stage) == ("runner_base", "deepspeed", stage)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from minigpt4.tools import cli
 from minigpt4.tools.tiny.data import write_all
 from tests.runners.run_strategies import ROOT, STRATEGIES
 
@@ -60,3 +61,13 @@ def test_a_resumed_run_goes_on_to_the_bit(name, runs):
     assert numbers(resumed, "train_loss") == numbers(whole, "train_loss")
     files = [load_file(run / "checkpoint_1" / "model.safetensors") for run in (whole, resumed)]
     assert all(torch.equal(files[1][key], weight) for key, weight in files[0].items())
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_raw_deepspeed_checkpoints_convert_to_the_weights_beside_them(stage, runs, tmp_path, monkeypatch):
+    checkpoint = runs / "two" / f"deepspeed{stage}" / "checkpoint_1"
+    monkeypatch.setattr("sys.argv", ["minigpt4", "convert-deepspeed", str(checkpoint), "--out", str(tmp_path)])
+    cli.main()
+    converted, beside = load_file(tmp_path / "model.safetensors"), load_file(checkpoint / "model.safetensors")
+    assert converted.keys() == beside.keys()
+    assert all(torch.equal(converted[name], value) for name, value in beside.items())
