@@ -9,7 +9,7 @@ from minigpt4.conversation.chat import Chat
 from minigpt4.models.minigpt_base import embedding_of
 from minigpt4.models.splice import prompt_layout, splice
 from tests.conftest import assert_recorded, golden, golden_json
-from tests.conversation.test_conversation import turns_of
+from tests.conversation import turns_of
 from tests.models.parity import FLAVOURS, layout_of, pictures
 
 CONTEXTS = [(flavour, tag) for flavour in FLAVOURS for tag in ("one_image", "two_images")]
