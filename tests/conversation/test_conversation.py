@@ -31,7 +31,10 @@ def first_version(case: dict) -> dict:
         steps += [{"op": "ask", "text": question}, {"op": "append assistant None"}]
         steps += [{"op": "assistant answer", "text": answer}] if answer is not None else []
     prompts = zip(steps, case["prompts"], strict=True)
-    return case | {"steps": [step | {"prompt": prompt} for step, prompt in prompts], "final_prompt": case["prompts"][-1]}
+    return case | {
+        "steps": [step | {"prompt": prompt} for step, prompt in prompts],
+        "final_prompt": case["prompts"][-1],
+    }
 
 
 CASES = [(NAMES[case["template"]], case) for case in SPEC["dialogues"]]
