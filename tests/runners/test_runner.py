@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import OrderedDict
 from collections.abc import Container
 
 import pytest
@@ -130,6 +131,17 @@ def test_checkpoints_leave_out_the_originals_buffers(model, tmp_path):
         recorded = recorded_run(name)[0]["checkpoint_model_keys"]
         buffers = {key for key in recorded if key.endswith((".inv_freq", ".position_ids"))}
         assert len(buffers) == 3 and ours == {key: recorded[key] for key in recorded.keys() - buffers}
+
+
+def test_the_originals_checkpoint_files_are_read(model, tmp_path):
+    spec, data = recorded_run("vicuna0_stage1")
+    weights = {key: torch.zeros(shape) for key, (shape, _) in spec["checkpoint_model_keys"].items()}
+    weights |= {key.removeprefix("final."): value for key, value in data.items() if key.startswith("final.")}
+    file = {"model": OrderedDict(weights), "optimizer": {}, "config": {}, "scaler": None, "epoch": 1}
+    assert {key: type(value).__name__ for key, value in file.items()} == spec["checkpoint_top_level_keys"]
+    torch.save(file, tmp_path / f"checkpoint_{spec['checkpoint_epoch']}.pth")
+    load_checkpoints(model, [tmp_path / "checkpoint_1.pth"])
+    assert torch.equal(model.llama_proj.weight, data["final.llama_proj.weight"])
 
 
 def test_a_run_writes_log_plot_config_and_trainable_weights_only(model, tmp_path):

@@ -36,22 +36,16 @@ def samples_of(flavour: str, case: str) -> dict:
     spec = golden_json(f"3_{flavour}")["cases"][case]
     samples = {k: spec[k] for k in ("answer", "conv_q", "conv_a", "connect_sym", "length") if k in spec}
     prompts = spec["prompts_passed_to_prompt_wrap"]
-    if prompts is not None and "conv_q" not in spec:
-        samples["instruction_input"] = [prompts] * len(spec["answer"]) if isinstance(prompts, str) else prompts
+    if "instruction_input" in spec:
+        samples["instruction_input"] = spec["instruction_input"]
+    elif isinstance(prompts, str):  # drawn for the whole batch
+        samples["instruction_input"] = [prompts] * len(spec["answer"])
     if spec["has_image"]:
         count = len(spec.get("answer", spec.get("conv_q")))
         samples["image"] = pictures(flavour)[:count]
         if "length" in spec:
             samples["image"] = pictures(flavour)[:4].unflatten(0, (2, 2))
     return samples
-
-
-def prepared(parity_models: dict[str, MiniGPTBase], flavour: str, case: str) -> tuple[MiniGPTBase, dict, dict]:
-    """The model with a recorded training case's settings, the case, and its batch."""
-    spec = golden_json(f"3_{flavour}")["cases"][case]
-    model = parity_models[flavour]
-    model.max_txt_len, model.end_sym, model.chat_template = spec["max_txt_len"], spec["end_sym"], False
-    return model, spec, samples_of(flavour, case)
 
 
 def assert_losses(file: str, case: str, logits: Tensor, labels: Tensor, how: str = "") -> Tensor:

@@ -17,7 +17,7 @@ EOS_UNLEARNED = "stage2_end_sym_eos"
 
 
 @pytest.fixture
-def prepared(parity_model, monkeypatch):
+def batch_of(parity_model, monkeypatch):
     """Sets the model up as for a case; returns the batch."""
 
     def set_up(case: str) -> dict:
@@ -32,8 +32,8 @@ def prepared(parity_model, monkeypatch):
 
 
 @pytest.mark.parametrize("case", SPEC["cases"])
-def test_inputs_and_labels(case, parity_model, prepared):
-    ids, mask, labels = training_batch(parity_model._examples(prepared(case)), bos=1)
+def test_inputs_and_labels(case, parity_model, batch_of):
+    ids, mask, labels = training_batch(parity_model._examples(batch_of(case)), bos=1)
     data = golden(FILE)
     assert torch.equal(mask, data[f"{case}.attention_mask"].long())
     kept = mask.bool()
@@ -47,8 +47,8 @@ def test_inputs_and_labels(case, parity_model, prepared):
 
 
 @pytest.mark.parametrize("case", SPEC["cases"])
-def test_losses_and_gradients(case, parity_model, prepared):
-    samples = prepared(case)
+def test_losses_and_gradients(case, parity_model, batch_of):
+    samples = batch_of(case)
     logits, labels = parity_model._logits(parity_model._examples(samples), parity_model._encode_images(samples))
     as_original = labels.masked_fill(labels == EOS, IGNORE) if case == EOS_UNLEARNED else labels
     loss = assert_losses(FILE, case, logits, as_original)

@@ -41,22 +41,31 @@ def run_of(flavour: str, run: str) -> tuple[list[str], dict, list[list[int]]]:
     return spec["prompts"][: len(tokens)], options, tokens
 
 
-def generate(model, flavour: str, run: str) -> list[str]:
-    prompts, options, _ = run_of(flavour, run)
-    return model.generate(pictures(flavour)[: len(prompts)], prompts, **options)
+@pytest.fixture
+def generate(parity_models, generations):
+    """Generates the answers of a recorded run; returns each row's tokens and the answers."""
+
+    def generate_run(flavour: str, run: str, model: MiniGPT4 | None = None) -> tuple[list[list[int]], list[str]]:
+        prompts, options, _ = run_of(flavour, run)
+        answers = (model or parity_models[flavour]).generate(pictures(flavour)[: len(prompts)], prompts, **options)
+        recorded = golden(f"3_{flavour}")[f"generate.{run}.attention_mask"].long()
+        assert torch.equal(generations[-1].attention, recorded)
+        return [until_end(row) for row in generations[-1].tokens], answers
+
+    return generate_run
 
 
 @pytest.mark.parametrize(("flavour", "run"), SAME)
-def test_generation_gives_the_recorded_tokens(flavour, run, parity_models, generations):
-    model, (_, _, recorded) = parity_models[flavour], run_of(flavour, run)
-    answers = generate(model, flavour, run)
-    assert [until_end(row) for row in generations[0].tokens] == recorded
-    assert answers == golden_json(f"3_{flavour}")["generate"]["runs"][run]["answers"]
-    attention = golden(f"3_{flavour}")[f"generate.{run}.attention_mask"].long()
-    assert torch.equal(generations[0].attention, attention)
-    if run == "greedy":
-        layout = layout_of(golden(f"3_{flavour}")["generate.greedy.inputs_layout"])
-        assert torch.equal(generations[0].layout[attention.bool()], layout[attention.bool()])
+def test_generation_gives_the_recorded_tokens(flavour, run, generate):
+    answers = golden_json(f"3_{flavour}")["generate"]["runs"][run]["answers"]
+    assert generate(flavour, run) == (run_of(flavour, run)[2], answers)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_generation_reads_the_recorded_inputs(flavour, generate, generations):
+    generate(flavour, "greedy")
+    recorded, kept = golden(f"3_{flavour}")["generate.greedy.inputs_layout"], generations[0].attention.bool()
+    assert torch.equal(generations[0].layout[kept], layout_of(recorded)[kept])
 
 
 class WithBos(RepetitionPenaltyLogitsProcessor):
@@ -67,17 +76,13 @@ class WithBos(RepetitionPenaltyLogitsProcessor):
 
 
 @pytest.mark.parametrize(("flavour", "run"), PENALTIES)
-def test_repetition_penalty_with_the_originals_bos(flavour, run, parity_models, generations, monkeypatch):
+def test_repetition_penalty_with_the_originals_bos(flavour, run, generate, monkeypatch):
+    """Quirk 12, both values: a small penalty repeats what was said, the original's BOS too."""
+    recorded = run_of(flavour, run)[2]
+    assert (generate(flavour, run)[0] == recorded) is ((flavour, run) not in BOS_COUNTS)
     monkeypatch.setattr(minigpt_base, "RepetitionPenaltyLogitsProcessor", WithBos)
-    generate(parity_models[flavour], flavour, run)
-    assert [until_end(row) for row in generations[0].tokens] == run_of(flavour, run)[2]
-
-
-@pytest.mark.parametrize(("flavour", "run"), BOS_COUNTS)
-def test_a_small_repetition_penalty_does_not_repeat_a_bos(flavour, run, parity_models, generations):
-    """Quirk 12, both values: the recorded ones are the test's above."""
-    generate(parity_models[flavour], flavour, run)
-    assert [until_end(row) for row in generations[0].tokens] != run_of(flavour, run)[2]
+    answers = golden_json(f"3_{flavour}")["generate"]["runs"][run]["answers"]
+    assert generate(flavour, run) == (recorded, answers)
 
 
 def log_likelihood(model, flavour: str, row: int, prompt: str, answer: list[int]) -> float:
@@ -90,15 +95,14 @@ def log_likelihood(model, flavour: str, row: int, prompt: str, answer: list[int]
 
 @torch.inference_mode()
 @pytest.mark.parametrize(("flavour", "run"), BEAMS)
-def test_beams(flavour, run, parity_models, generations):
+def test_beams(flavour, run, parity_models, generate):
     """Both values: the original's length of an unfinished answer counts the BOS, today's does not.
 
     Where the found answers differ, each is the better one under its own count.
     """
     model, (prompts, options, recorded) = parity_models[flavour], run_of(flavour, run)
     scores = golden_json(f"3_{flavour}")["generate"]["runs"][run]["sequences_scores_top2"]
-    generate(model, flavour, run)
-    found = [until_end(row) for row in generations[0].tokens]
+    found, _ = generate(flavour, run)
     penalty = options.get("length_penalty", 1.0)
 
     def score(row: int, answer: list[int], bos: int) -> float:
@@ -172,11 +176,10 @@ def test_vicuna_v0s_ids(vicuna_v0, generations, monkeypatch):
     assert generations[2].tokens[0] == recorded
 
 
-def test_a_batch_under_vicuna_v0s_ids(vicuna_v0, generations):
+def test_a_batch_under_vicuna_v0s_ids(vicuna_v0, generate):
     """Quirk 13: in the original a row that ends before another is padded with id -1, which raises."""
     assert any("pad id -1" in error for error in golden_json("3_vicuna0")["errors"])
-    generate(vicuna_v0, "vicuna0", "greedy")
-    assert [until_end(row) for row in generations[0].tokens] == run_of("vicuna0", "greedy")[2]
+    assert generate("vicuna0", "greedy", vicuna_v0)[0] == run_of("vicuna0", "greedy")[2]
 
 
 def test_vicuna_v0s_ids_are_told(parity_llm, vicuna_v0, caplog):

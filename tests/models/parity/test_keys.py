@@ -17,15 +17,19 @@ def is_buffer(key: str) -> bool:
     return key.endswith((".inv_freq", ".position_ids"))
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
-def test_all_keys(flavour, parity_models):
+ALL_KEYS = [(flavour, SPEC[flavour]["all_keys"]) for flavour in FLAVOURS]
+ALL_KEYS += [("vicuna0", golden_json("7_v1")["all_state_dict_keys"])]
+
+
+@pytest.mark.parametrize(("flavour", "recorded"), ALL_KEYS, ids=[*FLAVOURS, "first version"])
+def test_all_keys(flavour, recorded, parity_models):
     """peft wraps lm_head in the original, and the adapted layers today."""
     state = parity_models[flavour].state_dict()
     towers = {k.removeprefix("Qformer."): v for k, v in state.items() if k.startswith("Qformer.")}
     rest = {k: v for k, v in state.items() if not k.startswith("Qformer.")}
     ours = {re.sub(r"\.(base_layer|default)\.", ".", k): list(v.shape) for k, v in rest.items()}
     ours |= {k: list(v.shape) for k, v in to_original_names(towers).items()}
-    recorded = {k.replace("lm_head.0.", "lm_head."): v for k, v in SPEC[flavour]["all_keys"].items()}
+    recorded = {k.replace("lm_head.0.", "lm_head."): v for k, v in recorded.items()}
     assert ours == {k: v for k, v in recorded.items() if not is_buffer(k)}
 
 

@@ -40,6 +40,8 @@ def test_texts_with_special_tokens(case, tokenizer):
 
 def test_vocabulary_and_special_tokens(tokenizer):
     assert tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))) == SPEC["pieces"]
-    assert [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id] == [1, 2, 0]
+    assert [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id] == [
+        SPEC[k] for k in ("bos", "eos", "unk")
+    ]
     assert set(tokenizer.all_special_tokens) == set(SPEC["all_special_tokens"]) - {PAD}
     assert tokenizer.pad_token is None  # padding is known by position

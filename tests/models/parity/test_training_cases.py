@@ -7,7 +7,16 @@ import torch
 
 from minigpt4.common.errors import UserError
 from minigpt4.models.minigpt_base import embedding_of, read_prompts
-from minigpt4.models.splice import IGNORE, IMAGE_PLACEHOLDER, IMAGE_ROW, prompt_layout, splice, training_batch
+from minigpt4.models.splice import (
+    IGNORE,
+    IMAGE_PLACEHOLDER,
+    IMAGE_ROW,
+    Example,
+    pad,
+    prompt_layout,
+    splice,
+    training_batch,
+)
 from tests.conftest import assert_recorded, golden, golden_json
 from tests.models.parity import (
     FLAVOURS,
@@ -17,7 +26,6 @@ from tests.models.parity import (
     ids_of,
     layout_of,
     pictures,
-    prepared,
     samples_of,
 )
 
@@ -34,41 +42,43 @@ FIXED = [  # those with $$ in what is not cut off
 PLAIN = [case for case in CASES if case not in FIXED]
 
 
-@pytest.mark.parametrize(("flavour", "case"), CASES)
-def test_inputs_and_labels(flavour, case, parity_models):
-    model, spec, samples = prepared(parity_models, flavour, case)
-    data = golden(f"3_{flavour}")
-    ids, mask, labels = training_batch(model._examples(samples), bos=1)
-    # quirk 2: the original takes $$ for padding; an answer's loses its label, a conversation's its attention
-    as_original = labels if "conv_q" in samples else labels.masked_fill(labels == PAD_PIECE, IGNORE)
-    layout, attention = data[f"{case}.inputs_layout"], data[f"{case}.attention_mask"].bool()
+def assert_inputs(flavour: str, case: str, examples: list[Example]) -> None:
+    """Compares what the LLM receives, and the prompts and answers that the original pads each for itself before.
+
+    Quirk 2: the original takes $$ for padding; an answer's loses its label, a conversation's its attention.
+    """
+    data = {k.removeprefix(f"{case}."): t for k, t in golden(f"3_{flavour}").items() if k.startswith(f"{case}.")}
+    conversation = "conv" in case
+    ids, mask, labels = training_batch(examples, bos=1)
+    labels = labels if conversation else labels.masked_fill(labels == PAD_PIECE, IGNORE)
+    layout, attention = layout_of(data["inputs_layout"]), data["attention_mask"].bool()
+    lengths = data["input_lens"].long()
+    assert torch.equal(lengths, data["cond_atts"].long().sum(1))
     for row, kept in enumerate(mask.bool()):
         shown = attention[row] | (layout[row] == PAD_PIECE) & (torch.arange(layout.shape[1]) < kept.sum())
-        assert ids[row][kept].tolist() == layout_of(layout[row][shown]).tolist()
-        assert as_original[row][kept].tolist() == data[f"{case}.targets"].long()[row][shown].tolist()
+        assert torch.equal(ids[row][kept], layout[row][shown])
+        assert torch.equal(labels[row][kept], data["targets"].long()[row][shown])
+
+        end = lengths[row] + 1  # of the prompt, after the BOS
+        answer = ids[row][kept][end:]
+        assert torch.equal(ids[row][1:end], layout_of(data["cond_layout"][row])[: lengths[row]])
+        assert torch.equal(answer, layout_of(data["regress_layout"][row])[: len(answer)])
+        assert torch.equal(labels[row][kept][end:], data["part_targets"].long()[row][: len(answer)])
+        not_shown = (answer == PAD_PIECE).sum() if conversation else 0
+        assert data["regress_atts"][row].sum() == len(answer) - not_shown
 
 
 @pytest.mark.parametrize(("flavour", "case"), CASES)
-def test_prompts_and_answers_apart(flavour, case, parity_models):
-    """Before they are joined the original pads each for itself."""
-    model, spec, samples = prepared(parity_models, flavour, case)
-    data = golden(f"3_{flavour}")
-    lengths = data[f"{case}.input_lens"].long()
-    assert torch.equal(lengths, data[f"{case}.cond_atts"].long().sum(1))
-    for row, example in enumerate(model._examples(samples)):
-        prompt, answer = example[: lengths[row]], example[lengths[row] :]
-        assert ids_of(prompt) == layout_of(data[f"{case}.cond_layout"][row])[: lengths[row]].tolist()
-        assert ids_of(answer) == layout_of(data[f"{case}.regress_layout"][row])[: len(answer)].tolist()
-        attended = int(data[f"{case}.regress_atts"][row].sum())
-        not_shown = sum(i == PAD_PIECE for i in ids_of(answer)) if "conv_q" in samples else 0  # quirk 2
-        assert attended == len(answer) - not_shown
-        labels = [i if learned and (i != PAD_PIECE or "conv_q" in samples) else IGNORE for i, learned in answer]
-        assert labels == data[f"{case}.part_targets"][row].long()[: len(answer)].tolist()
+def test_prompts_inputs_and_labels(flavour, case, prepared):
+    model, spec, samples = prepared(flavour, case)
+    assert_inputs(flavour, case, model._examples(samples))
+    if "instruction_input" in spec:
+        assert model._prompts(samples) == spec["prompts_passed_to_prompt_wrap"]
 
 
 @pytest.mark.parametrize(("flavour", "case"), CASES)
-def test_loss_and_gradients(flavour, case, parity_models):
-    model, spec, samples = prepared(parity_models, flavour, case)
+def test_loss_and_gradients(flavour, case, prepared):
+    model, spec, samples = prepared(flavour, case)
     model.zero_grad()
     loss = model(samples)["loss"]
     loss.backward()
@@ -83,8 +93,8 @@ def test_loss_and_gradients(flavour, case, parity_models):
 
 @torch.inference_mode()
 @pytest.mark.parametrize(("flavour", "case"), PLAIN)
-def test_losses_of_batch_sample_and_token(flavour, case, parity_models):
-    model, _, samples = prepared(parity_models, flavour, case)
+def test_losses_of_batch_sample_and_token(flavour, case, prepared):
+    model, _, samples = prepared(flavour, case)
     logits, labels = model._logits(model._examples(samples), model._encode_images(samples))
     assert_losses(f"3_{flavour}", case, logits, labels)
 
@@ -94,9 +104,9 @@ EMBEDDED = [(f, c) for f, c in CASES if f"{c}.logits_last" in golden(f"3_{f}")]
 
 @torch.inference_mode()
 @pytest.mark.parametrize(("flavour", "case"), EMBEDDED)
-def test_embeddings_and_logits(flavour, case, parity_models):
+def test_embeddings_and_logits(flavour, case, prepared):
     """In the original's layout: its last logits are those of padding in all rows but the longest."""
-    model, _, samples = prepared(parity_models, flavour, case)
+    model, _, samples = prepared(flavour, case)
     data, file = golden(f"3_{flavour}"), f"3_{flavour}"
     images = model._encode_images(samples)
     assert_recorded(file, "image embeddings of a batch", images, data[f"{case}.img_embeds"], 2e-5)
@@ -109,9 +119,9 @@ def test_embeddings_and_logits(flavour, case, parity_models):
 
 
 @pytest.mark.parametrize(("flavour", "case"), FIXED)
-def test_the_originals_losses_where_it_takes_text_for_padding(flavour, case, parity_models):
+def test_the_originals_losses_where_it_takes_text_for_padding(flavour, case, prepared):
     """Quirk 2, both values: with its mistake ours are the recorded ones (without it others: see above)."""
-    model, _, samples = prepared(parity_models, flavour, case)
+    model, _, samples = prepared(flavour, case)
     ids, mask, labels = training_batch(model._examples(samples), bos=1)
     if "conv_q" in samples:
         mask = mask.masked_fill(ids == PAD_PIECE, 0)
@@ -128,29 +138,31 @@ def test_the_originals_losses_where_it_takes_text_for_padding(flavour, case, par
 
 @torch.inference_mode()
 @pytest.mark.parametrize("flavour", ["vicuna0", "llama2"])
-def test_the_originals_losses_where_it_cuts_a_prompt(flavour, parity_models):
+def test_the_originals_losses_where_it_cuts_a_prompt(flavour, prepared):
     """Quirk 9, both values: with prompts cut to max_context_len ours are the recorded losses, without it others."""
     case = "stage2_max_context_len_20"
-    model, spec, samples = prepared(parity_models, flavour, case)
+    model, spec, samples = prepared(flavour, case)
     pairs = zip(samples["instruction_input"], samples["answer"], strict=True)
     cut = [model._prompt(prompt)[: spec["max_context_len"]] + model._answer(answer) for prompt, answer in pairs]
+    assert_inputs(flavour, case, cut)
     logits, labels = model._logits(cut, model._encode_images(samples))
     assert_losses(f"3_{flavour}", case, logits, labels, " (quirk 9)")
     assert abs(model(samples)["loss"].item() - spec["loss"]) > 1e-4
 
 
 @torch.inference_mode()
-def test_the_originals_losses_where_images_are_too_few(parity_models):
+def test_the_originals_losses_where_images_are_too_few(prepared):
     """Quirk 8, both values: a placeholder without an image is nothing to the original, here it is an error."""
     case = "two_placeholders_without_length"
-    model, _, samples = prepared(parity_models, "v2", case)
+    model, _, samples = prepared("v2", case)
     with pytest.raises(UserError, match="prompts hold 3 <ImageHere> but 2 images"):
         model(samples)
     examples = []
-    for prompt, answer in zip(samples["instruction_input"], samples["answer"], strict=True):
+    for prompt, answer in zip(model._prompts(samples), samples["answer"], strict=True):
         first, *others = prompt.split(IMAGE_PLACEHOLDER, maxsplit=2)
         texts = [f"{first}{IMAGE_PLACEHOLDER}{others[0]}", *others[1:]]  # each encoded by itself
         examples.append([pair for text in texts for pair in model._prompt(text)] + model._answer(answer))
+    assert_inputs("v2", case, examples)
     logits, labels = model._logits(examples, model._encode_images(samples))
     assert_losses("3_v2", case, logits, labels, " (quirk 8)")
 
@@ -173,13 +185,10 @@ def test_the_prompt_list_and_what_is_drawn_from_it(flavour, parity_models, tmp_p
         assert model._draw_prompt() == case["prompts_passed_to_prompt_wrap"]
 
 
-def test_a_samples_instruction_beats_the_prompt_list(parity_model):
-    parity_model.prompt_list = ["###Human: <Img><ImageHere></Img> Describe. ###Assistant: "]
-    own = "<Img><ImageHere></Img> [vqa] What? "
-    assert parity_model._prompts({"answer": ["a", "b"], "instruction_input": [own, None]}) == [
-        own,
-        parity_model.prompt_list[0],
-    ]
+def test_a_samples_instruction_beats_the_prompt_list(parity_model, monkeypatch):
+    listed, own = "###Human: <Img><ImageHere></Img> Describe. ###Assistant: ", "<Img><ImageHere></Img> [vqa] What? "
+    monkeypatch.setattr(parity_model, "prompt_list", [listed])
+    assert parity_model._prompts({"answer": ["a", "b"], "instruction_input": [own, None]}) == [own, listed]
 
 
 WRAPPED = [(f, tag) for f in FLAVOURS for tag in golden_json(f"3_{f}")["prompt_wrap"]]
@@ -202,6 +211,17 @@ def test_prompts_around_images(flavour, tag, parity_models, monkeypatch):
         assert ("max_context_len" in spec) == (cut != layout)
 
 
+@torch.inference_mode()
+def test_embeddings_of_prompts_around_images(parity_model):
+    prompts = golden_json("3_vicuna0")["prompt_wrap"]["list"]["prompts"]
+    data, images = golden("3_vicuna0"), parity_model.encode_img(pictures("vicuna0")[: len(prompts)])
+    ids, mask = pad([prompt_layout(p, parity_model.encode_text, parity_model.rows_per_image) for p in prompts], 0)
+    assert torch.equal(mask, data["prompt_wrap.list.atts"].long())
+    embeds, kept = splice(ids, images, embedding_of(parity_model.llama_model)), mask.bool()
+    recorded = data["prompt_wrap.list.embeds"]
+    assert_recorded("3_vicuna0", "embeddings of prompts", embeds[kept], recorded[kept], 2e-5)
+
+
 ERRORS = [(f, name) for f in FLAVOURS for name in golden_json(f"3_{f}")["errors"]]
 
 
@@ -213,26 +233,26 @@ ERRORS = [(f, name) for f in FLAVOURS for name in golden_json(f"3_{f}")["errors"
         ("prompt starts with <ImageHere> (empty first segment)", "<ImageHere> [/INST]", 0),
     ],
 )
-def test_an_empty_text_beside_an_image(raising, prompt, place, parity_models):
+def test_an_empty_text_beside_an_image(raising, prompt, place, prepared):
     """Quirk 3: it raises in the original, here it is legal."""
     assert ("v2", raising) in ERRORS
-    model, _, samples = prepared(parity_models, "v2", "instr_chat_template")
+    model, _, samples = prepared("v2", "instr_chat_template")
     assert ids_of(model._prompt(prompt))[place] == IMAGE_ROW
     assert model(samples | {"instruction_input": [prompt] * 3})["loss"].isfinite()
 
 
-def test_an_image_that_no_prompt_shows(parity_models):
+def test_an_image_that_no_prompt_shows(prepared):
     """Quirk 8: an obscure error in the original, here one with both counts."""
     assert ("v2", "image given, no <ImageHere> in the prompt") in ERRORS
-    model, _, samples = prepared(parity_models, "v2", "instr_chat_template")
+    model, _, samples = prepared("v2", "instr_chat_template")
     with pytest.raises(UserError, match="prompts hold 0 <ImageHere> but 3 images"):
         model(samples | {"instruction_input": ["[INST] what? [/INST]"] * 3})
 
 
-def test_no_instruction_under_a_chat_template(parity_models, monkeypatch):
+def test_no_instruction_under_a_chat_template(prepared, monkeypatch):
     """It raises in the original; here the image alone is the prompt, as in stage 1."""
     assert ("v2", "chat_template with no instruction at all") in ERRORS
-    model, _, samples = prepared(parity_models, "v2", "instr_chat_template")
+    model, _, samples = prepared("v2", "instr_chat_template")
     del samples["instruction_input"]
     monkeypatch.setattr(model, "chat_template", True)
     answer = ids_of(model._answer(samples["answer"][0]))
