@@ -25,10 +25,10 @@ DIFFERENCES: dict[tuple[str, str], tuple[float, float]] = {}  # (golden file, wh
 
 def assert_recorded(file: str, what: str, ours: Tensor, recorded: Tensor, atol: float) -> None:
     """Compares with golden data; the largest differences of a run are printed at its end."""
-    difference = (ours - recorded).abs().max().item()
+    difference = (ours.detach() - recorded).abs().max().item()
     seen, _ = DIFFERENCES.get((file, what), (0.0, 0.0))
     DIFFERENCES[file, what] = (max(seen, difference), atol)
-    torch.testing.assert_close(ours, recorded, atol=atol, rtol=0)
+    torch.testing.assert_close(ours.detach(), recorded, atol=atol, rtol=0)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -1,11 +1,15 @@
 """Schedules and parameter groups equal those recorded from the original."""
 
+from dataclasses import replace
+
 import pytest
 from torch import nn
 
-from minigpt4.common.config import RunConfig
+from minigpt4.common.config import Config, RunConfig
 from minigpt4.common.errors import UserError
 from minigpt4.common.optims import build_optimizer, build_schedule
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.qformer import to_original_names
 from tests.conftest import golden_json
 
 RENAMED = {"warmup_start_lr": "warmup_lr", "decay_rate": "lr_decay_rate"}
@@ -29,6 +33,37 @@ def test_schedules_equal_the_recorded_ones(case):
 def test_constant_schedule_warms_up_and_stays():
     schedule = build_schedule(RunConfig(lr_sched="constant_lr", init_lr=1.0, warmup_lr=0.0, warmup_steps=4), 10)
     assert [schedule.lr(s) for s in (0, 2, 4, 99)] == [0.0, 0.5, 1.0, 1.0]
+
+
+@pytest.fixture
+def recorded_models(parity_models, parity_config) -> dict[str, nn.Module]:
+    unfrozen = replace(parity_config, freeze_vit=False, freeze_qformer=False, ckpt="")
+    return {
+        "vicuna0_all_frozen": parity_models["vicuna0"],
+        "llama2_no_qformer": parity_models["llama2"],
+        "v2_lora": parity_models["v2"],
+        "vicuna0_unfrozen_vit_and_qformer": MiniGPT4.from_config(Config(model=unfrozen)),
+    }
+
+
+def original_name(name: str) -> str:
+    if name.startswith("Qformer."):
+        (name,) = to_original_names({name.removeprefix("Qformer."): None})
+    return name.replace(".default.weight", ".weight")
+
+
+def test_groups_equal_the_recorded_ones(recorded_models):
+    recorded = golden_json("6_training")["param_groups"]
+    assert recorded_models.keys() == recorded.keys()
+    for case, model in recorded_models.items():
+        names = {id(parameter): original_name(name) for name, parameter in model.named_parameters()}
+        ours = build_optimizer(model, RunConfig(weight_decay=0.05, init_lr=0.01)).param_groups
+        for group, theirs in zip(ours, recorded[case], strict=True):
+            assert {names[id(parameter)] for parameter in group["params"]} == set(theirs["names"])
+            assert [group[key] for key in ("weight_decay", "lr", "eps")] == [
+                theirs[key] for key in ("weight_decay", "lr", "eps")
+            ]
+            assert list(group["betas"]) == theirs["betas"]
 
 
 def test_biases_and_vectors_get_no_weight_decay():

@@ -1,18 +1,22 @@
 """Templates write dialogues exactly as the original did."""
 
 import pytest
+import torch
+from PIL import Image
 
 from minigpt4.common.errors import UserError
-from minigpt4.conversation.conversation import IMAGE, Turn, get_template
+from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.conversation import IMAGE, Template, Turn, get_template
 from minigpt4.models.llm import load_tokenizer
 from tests.conftest import PARITY, golden_json
+from tests.conversation import turns_of
 
 NAMES = {
     "CONV_VISION_Vicuna0": "vicuna_v0",
     "CONV_VISION_LLama2": "llama2",
     "CONV_VISION_minigptv2": "minigpt_v2",
 }
-DIALOGUES = golden_json("4_conversation")["dialogues"]
+SPEC = golden_json("4_conversation")
 
 
 class Tokenizer:
@@ -21,34 +25,103 @@ class Tokenizer:
     chat_template = None
 
 
-def turns_of(messages: list[list[str | None]]) -> list[Turn]:
-    """Messages of two roles; a user's that follows another user's begins a turn of its own."""
-    turns: list[Turn] = []
-    for role, text in messages:
-        if role == messages[0][0]:
-            turns.append(Turn(text))
-        else:
-            turns[-1].answer = text
-    return turns
+def first_version(case: dict) -> dict:
+    """A dialogue of the first version, written as those of the final one: it notes no uploads."""
+    steps = []
+    for question, answer in case["dialogue"]["turns"]:
+        steps += [{"op": "ask", "text": question}, {"op": "append assistant None"}]
+        steps += [{"op": "assistant answer", "text": answer}] if answer is not None else []
+    prompts = zip(steps, case["prompts"], strict=True)
+    return case | {
+        "steps": [step | {"prompt": prompt} for step, prompt in prompts],
+        "final_prompt": case["prompts"][-1],
+    }
 
 
-@pytest.mark.parametrize("case", DIALOGUES, ids=lambda c: f"{c['template']}-{len(c['final_messages'])}")
-def test_prompts_equal_the_recorded_ones(case):
-    template = get_template(NAMES[case["template"]], Tokenizer())
-    assert template.prompt(turns_of(case["final_messages"])) == case["final_prompt"]
+CASES = [(NAMES[case["template"]], case) for case in SPEC["dialogues"]]
+CASES += [("vicuna_v0_2023_05", first_version(case)) for case in golden_json("7_v1")["conversation"]["dialogues"]]
 
 
-FIRST_VERSION = golden_json("7_v1")["conversation"]["dialogues"]
+@pytest.mark.parametrize(("name", "case"), CASES, ids=lambda x: x if isinstance(x, str) else str(len(x["steps"])))
+def test_prompts_after_every_step(name, case):
+    template = get_template(name, Tokenizer())
+    recorded_uploads = sum(step["op"] == "upload_img" for step in case["steps"])
+    turns = [Turn(IMAGE) for _ in range(case["dialogue"]["img"] - recorded_uploads)]
+    for step in case["steps"]:
+        if step["op"] == "upload_img":
+            turns.append(Turn(IMAGE))
+        elif step["op"] == "ask" and turns and turns[-1].answer is None:  # joins the image before it
+            turns[-1].question += f" {step['text']}"
+        elif step["op"] == "ask":
+            turns.append(Turn(step["text"]))
+        elif step["op"] == "assistant answer":
+            turns[-1].answer = step["text"]
+        expected = step["prompt"]
+        if step["op"] in ("upload_img", "ask"):  # nobody reads it before there is a place for the answer
+            expected = expected.removesuffix(template.end) + template.assistant
+        assert template.prompt(turns) == expected
+    assert template.prompt(turns) == case["final_prompt"]
+    if "final_messages" in case:
+        assert turns == turns_of(case["final_messages"])
 
 
-@pytest.mark.parametrize("case", FIRST_VERSION, ids=lambda c: str(len(c["dialogue"]["turns"])))
-def test_prompts_of_the_first_version_equal_the_recorded_ones(case):
-    turns = [Turn(question, answer) for question, answer in case["dialogue"]["turns"]]
-    images = case["dialogue"]["img"]
-    if images:
-        turns[0].question = f"{IMAGE} {turns[0].question}"
-    turns = [Turn(IMAGE) for _ in range(images - 1)] + turns
-    assert get_template("vicuna_v0_2023_05", Tokenizer()).prompt(turns) == case["prompts"][-1]
+class Listener:
+    """A model that notes the prompts it reads and gives the recorded answers."""
+
+    device = torch.device("cpu")
+    max_context_len = 10**6
+
+    def __init__(self, template: Template, answers: list[str | None]):
+        self.template, self.answers = template, iter(answers)
+        self.read: list[str] = []
+
+    def encode_img(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels
+
+    def layout(self, prompt: str) -> str:
+        return prompt
+
+    def generate(self, images, texts, **options) -> list[str]:
+        self.read += texts
+        return [next(self.answers) or ""]
+
+
+@pytest.mark.parametrize(("name", "case"), CASES, ids=lambda x: x if isinstance(x, str) else str(len(x["steps"])))
+def test_a_session_asks_with_the_recorded_prompts(name, case):
+    questions, answers = zip(*case["dialogue"]["turns"], strict=True)
+    model = Listener(get_template(name, Tokenizer()), answers)
+    chat = Chat(model, lambda _: torch.zeros(1))
+    for _ in range(case["dialogue"]["img"]):
+        chat.upload_img(Image.new("RGB", (4, 4)))
+    for question in questions:
+        chat.answer(question, num_beams=2)  # in one piece
+    assert model.read == [step["prompt"] for step in case["steps"] if step["op"] == "append assistant None"]
+
+
+@pytest.mark.parametrize("recorded", NAMES)
+def test_prompts_of_evaluation(recorded):
+    template = get_template(NAMES[recorded], Tokenizer())
+    ours = [template.prompt([Turn(f"{IMAGE} {text}")]) for text in SPEC["eval_utils.prepare_texts_input"]]
+    assert ours == SPEC["eval_utils.prepare_texts"][recorded]
+
+
+def test_the_style_with_two_separators():
+    """No recorded template has it; Vicuna 1.1's does."""
+    spec = SPEC["two_style"]
+    (user, assistant), sep = spec["roles"], spec["sep"]
+    template = Template(spec["system"] + sep, user, sep + assistant, spec["sep2"], ())
+    assert template.prompt(turns_of(spec["messages"])) == spec["prompt"]
+
+
+@pytest.mark.parametrize("recorded", NAMES)
+def test_the_strings_of_the_templates(recorded):
+    spec, template = SPEC["templates"][recorded], get_template(NAMES[recorded], Tokenizer())
+    assert [template.system, template.user, template.assistant, template.end] == [
+        spec["system"] + spec["sep"],
+        spec["roles"][0],
+        spec["sep"] + spec["roles"][1],
+        spec["sep"],
+    ]
 
 
 def test_the_tiny_template_continues_stage_2s_prompt():

@@ -67,3 +67,10 @@ def test_the_training_crop_equals_that_of_the_first_version(seed):
 def test_a_key_of_another_processor_is_refused():
     with pytest.raises(UserError, match="processor blip2_image_eval: .*max_words"):
         build_processor(ProcessorConfig("blip2_image_eval", max_words=3))
+
+
+def test_defaults_are_the_originals():
+    image, caption = (build_processor(ProcessorConfig(name)) for name in ("blip2_image_eval", "blip_caption"))
+    size = SPEC["blip2_image_eval"]["default_image_size"]
+    assert image(Image.new("RGB", (4, 4))).shape == (3, size, size)
+    assert {name: getattr(caption, name) for name in SPEC["blip_caption_defaults"]} == SPEC["blip_caption_defaults"]

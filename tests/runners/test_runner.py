@@ -2,14 +2,17 @@
 
 import copy
 import json
+from collections import OrderedDict
+from collections.abc import Container
 from importlib.metadata import version
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from minigpt4.common.checkpoint import load_checkpoints
+from minigpt4.common.checkpoint import load_checkpoints, save_weights
 from minigpt4.common.config import Config, DatasetConfig, RunConfig
 from minigpt4.common.errors import UserError
 from minigpt4.runners.runner_base import RunnerBase
@@ -52,20 +55,97 @@ def runner(model, folder, valid: bool = False, **run) -> RunnerBase:
     return RunnerBase(config, ImageTextPretrainTask(config), model, datasets)
 
 
-def test_six_steps_equal_those_of_the_original(model, tmp_path):
-    spec, data = golden_json("6_training")["training_runs"]["vicuna0_stage1"], golden("6_training")
+RECORDED_UPDATES = {"vicuna0_stage1": range(6), "vicuna0_stage1_accum2": (1, 4)}
+
+
+def recorded_run(name: str) -> tuple[dict, dict[str, Tensor]]:
+    """Settings and losses of a recorded run; the weights and optimizer state at its end."""
+    data = golden("6_training")
+    return golden_json("6_training")["training_runs"][name], {
+        key.removeprefix(f"{name}."): value for key, value in data.items() if key.startswith(f"{name}.")
+    }
+
+
+def train_as_recorded(trained: RunnerBase, spec: dict, updates: Container[int]) -> Tensor:
+    """Six steps with the recorded batches and learning rates; returns their losses."""
     images = golden("3_images")["images_int8"].float() / 32
-    trained = runner(model, tmp_path, weight_decay=0.05)
-    model.train()
+    trained.model.train()
+    losses = []
     for i, (answers, lr) in enumerate(zip(spec["batches"], spec["lr_used"], strict=True)):
         batch = {"image": images[:2] if i % 2 == 0 else images[2:4], "answer": answers}
-        loss, _ = trained._train_iteration(batch, lr, update=True)
-        assert_recorded("6_training", "losses of 6 steps", torch.tensor(loss), torch.tensor(spec["losses"][i]), 2e-5)
-    for name in ("weight", "bias"):
-        expected = data[f"vicuna0_stage1.final.llama_proj.{name}"]
-        assert_recorded(
-            "6_training", "weights after 6 steps", model.llama_proj.get_parameter(name).data, expected, 1e-5
-        )
+        losses.append(trained._train_iteration(batch, lr, update=i in updates)[0])
+    return torch.tensor(losses)
+
+
+def settings(spec: dict, **changed) -> dict:
+    config = spec["run_cfg"]
+    betas = (0.9, config.get("beta2", 0.999))
+    return {"weight_decay": config["weight_decay"], "init_lr": config["init_lr"], "betas": betas} | changed
+
+
+@pytest.mark.parametrize("name", RECORDED_UPDATES)
+def test_six_steps_equal_those_of_the_original(name, model, tmp_path):
+    """The second run, quirk 19: it adds up two batches' gradients, undivided, and keeps those of an epoch's end."""
+    (spec, data), file = recorded_run(name), "6_training"
+    trained = runner(model, tmp_path, **settings(spec))
+    losses = train_as_recorded(trained, spec, RECORDED_UPDATES[name])
+    assert_recorded(file, "losses of 6 steps", losses, torch.tensor(spec["losses"]), 2e-5)
+    for i, part in enumerate(("weight", "bias")):
+        parameter = model.llama_proj.get_parameter(part)
+        assert_recorded(file, "weights after 6 steps", parameter.data, data[f"final.llama_proj.{part}"], 1e-5)
+        state = trained.strategy.optimizer.state[parameter]
+        assert state["step"] == data[f"optimizer_state.{i}.step"].item()
+        for key in ("exp_avg", "exp_avg_sq"):
+            recorded = data[f"optimizer_state.{i}.{key}"]
+            scale = recorded.abs().max()
+            assert_recorded(file, f"Adam's {key} / largest", state[key] / scale, recorded / scale, 1e-4)
+    for ours, theirs in zip(trained.strategy.optimizer.param_groups, spec["optimizer_param_groups"], strict=True):
+        same = ("weight_decay", "eps", "amsgrad", "maximize")
+        assert {key: ours[key] for key in same} == {key: theirs[key] for key in same}
+        assert list(ours["betas"]) == theirs["betas"]
+        assert ours["lr"] == spec["lr_used"][max(RECORDED_UPDATES[name])]
+
+
+def test_accumulation_differs_from_the_originals(model, tmp_path):
+    """Quirk 19, both values (the recorded ones: see above): divided, and no gradient is carried to the next epoch."""
+    (spec, data), fresh = recorded_run("vicuna0_stage1_accum2"), copy.deepcopy(model)
+    options = settings(spec, accum_grad_iters=2, iters_per_epoch=3)
+    trained = runner(model, tmp_path / "ours", **options)
+    updates = [i for i in range(6) if trained._updates(i % 3, 3)]
+    assert updates == [1, 2, 4, 5]
+    losses, recorded = train_as_recorded(trained, spec, updates), torch.tensor(spec["losses"])
+    torch.testing.assert_close(losses[:2], recorded[:2], atol=2e-5, rtol=0)
+    assert (losses[3:] - recorded[3:]).abs().min() > 1e-2
+    # updated when the original is, the gradients are half as large: Adam's steps are the same
+    divided = runner(fresh, tmp_path / "divided", **options)
+    losses = train_as_recorded(divided, spec, RECORDED_UPDATES["vicuna0_stage1_accum2"])
+    torch.testing.assert_close(losses, recorded, atol=1e-4, rtol=0)
+    state = divided.strategy.optimizer.state[fresh.llama_proj.weight]
+    for key, factor in (("exp_avg", 2), ("exp_avg_sq", 4)):
+        expected = data[f"optimizer_state.0.{key}"]
+        torch.testing.assert_close(state[key] * factor, expected, atol=1e-3 * expected.abs().max().item(), rtol=0)
+
+
+def test_checkpoints_leave_out_the_originals_buffers(model, tmp_path):
+    """Quirk 20, both values."""
+    save_weights({n: p for n, p in model.named_parameters() if p.requires_grad}, tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    ours = {key: [list(value.shape), str(value.dtype)] for key, value in saved.items()}
+    for name in RECORDED_UPDATES:
+        recorded = recorded_run(name)[0]["checkpoint_model_keys"]
+        buffers = {key for key in recorded if key.endswith((".inv_freq", ".position_ids"))}
+        assert len(buffers) == 3 and ours == {key: recorded[key] for key in recorded.keys() - buffers}
+
+
+def test_the_originals_checkpoint_files_are_read(model, tmp_path):
+    spec, data = recorded_run("vicuna0_stage1")
+    weights = {key: torch.zeros(shape) for key, (shape, _) in spec["checkpoint_model_keys"].items()}
+    weights |= {key.removeprefix("final."): value for key, value in data.items() if key.startswith("final.")}
+    file = {"model": OrderedDict(weights), "optimizer": {}, "config": {}, "scaler": None, "epoch": 1}
+    assert {key: type(value).__name__ for key, value in file.items()} == spec["checkpoint_top_level_keys"]
+    torch.save(file, tmp_path / f"checkpoint_{spec['checkpoint_epoch']}.pth")
+    load_checkpoints(model, [tmp_path / "checkpoint_1.pth"])
+    assert torch.equal(model.llama_proj.weight, data["final.llama_proj.weight"])
 
 
 def test_a_run_writes_log_plot_config_and_trainable_weights_only(model, tmp_path):

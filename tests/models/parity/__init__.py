@@ -1,0 +1,84 @@
+"""Equality with the numbers recorded from the original code: what its tests share."""
+
+import re
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minigpt4.models.minigpt_base import MiniGPTBase
+from minigpt4.models.splice import IGNORE, IMAGE_ROW, Example
+from tests.conftest import assert_recorded, golden, golden_json
+
+FLAVOURS = ["vicuna0", "llama2", "v2"]
+PAD_PIECE = 369  # "$$", which the original takes for padding (quirk 2)
+
+
+def image(tensor: Tensor) -> Tensor:
+    """A recorded picture, which is stored in eight bits."""
+    return tensor.float() / 32
+
+
+def pictures(flavour: str) -> Tensor:
+    return image(golden("3_images")["images_alt_int8" if flavour == "v2" else "images_int8"])
+
+
+def layout_of(recorded: Tensor) -> Tensor:
+    """A recorded layout in our terms: it counts the rows of an image, ours are all alike."""
+    return recorded.long().clamp(min=IMAGE_ROW)
+
+
+def ids_of(example: Example) -> list[int]:
+    return [i for i, _ in example]
+
+
+def samples_of(flavour: str, case: str) -> dict:
+    spec = golden_json(f"3_{flavour}")["cases"][case]
+    samples = {k: spec[k] for k in ("answer", "conv_q", "conv_a", "connect_sym", "length") if k in spec}
+    prompts = spec["prompts_passed_to_prompt_wrap"]
+    if "instruction_input" in spec:
+        samples["instruction_input"] = spec["instruction_input"]
+    elif isinstance(prompts, str):  # drawn for the whole batch
+        samples["instruction_input"] = [prompts] * len(spec["answer"])
+    if spec["has_image"]:
+        count = len(spec.get("answer", spec.get("conv_q")))
+        samples["image"] = pictures(flavour)[:count]
+        if "length" in spec:
+            samples["image"] = pictures(flavour)[:4].unflatten(0, (2, 2))
+    return samples
+
+
+def assert_losses(file: str, case: str, logits: Tensor, labels: Tensor, how: str = "") -> Tensor:
+    """Compares all losses recorded of a training case; returns the batch's.
+
+    Args:
+        file: the golden file.
+        case: the case in it.
+        logits: [B, T - 1, V].
+        labels: [B, T - 1].
+        how: what was done as the original does it.
+    """
+    data, spec = golden(file), golden_json(file)["cases"][case]
+    losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")
+    learned = labels != IGNORE
+    targets = data[f"{case}.targets"].long()[:, 1:]
+    assert labels[learned].tolist() == targets[targets != IGNORE].tolist()
+    recorded = data[f"{case}.target_logprobs"][targets != IGNORE]
+    assert_recorded(file, f"log-likelihoods{how}", -losses[learned], recorded, 1e-4)
+    loss = losses.sum() / learned.sum()
+    assert_recorded(file, f"loss{how}", loss, torch.tensor(spec["loss"]), 2e-5)
+    if f"{case}.loss_reduction_none" in data:  # the mean over all positions of the original's padded batch
+        recorded = data[f"{case}.loss_reduction_none"]
+        assert_recorded(file, f"loss of each sample{how}", losses.sum(1) / targets.shape[1], recorded, 2e-5)
+    return loss
+
+
+def assert_gradients(model: MiniGPTBase, file: str, case: str, how: str = "") -> None:
+    """Compares the gradients recorded of a training case, if any, in parts of the largest of each tensor."""
+    start = f"{case}.grad."
+    for name, recorded in golden(file).items():
+        if name.startswith(start):
+            ours = re.sub(r"(lora_[AB])\.weight", r"\1.default.weight", name.removeprefix(start))
+            scale = recorded.abs().max()
+            gradient = model.get_parameter(ours).grad
+            assert_recorded(file, f"gradients / largest{how}", gradient / scale, recorded / scale, 1e-4)

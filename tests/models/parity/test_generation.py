@@ -1,0 +1,195 @@
+"""Generation gives the recorded tokens; where the original's BOS counts, or Vicuna v0's wrong ids, both values."""
+
+import inspect
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import RepetitionPenaltyLogitsProcessor
+
+from minigpt4.common.config import Config
+from minigpt4.models import minigpt_base
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.minigpt_base import embedding_of
+from minigpt4.models.splice import prompt_layout, splice
+from tests.conftest import assert_recorded, golden, golden_json
+from tests.models.parity import FLAVOURS, layout_of, pictures
+
+BOS, EOS = 1, 2
+RUNS = [(flavour, run) for flavour in FLAVOURS for run in golden_json(f"3_{flavour}")["generate"]["runs"]]
+BEAMS = [(flavour, run) for flavour, run in RUNS if "beam" in run]
+PENALTIES = [(flavour, run) for flavour, run in RUNS if "rep_penalty" in run]
+BOS_COUNTS = [(flavour, run) for flavour, run in PENALTIES if "0.05" in run]
+SAME = [run for run in RUNS if run not in BEAMS + BOS_COUNTS]
+
+
+def until_end(tokens: list[int]) -> list[int]:
+    """A row without its padding."""
+    return tokens[: tokens.index(EOS) + 1] if EOS in tokens else tokens
+
+
+def run_of(flavour: str, run: str) -> tuple[list[str], dict, list[list[int]]]:
+    """Prompts, options, and the recorded tokens: without BOS and padding (quirk 12)."""
+    spec = golden_json(f"3_{flavour}")["generate"]
+    recorded = spec["runs"][run]
+    options = dict(recorded["kwargs"])
+    if "min_length" in options:  # it counts the BOS
+        options["min_new_tokens"] = options.pop("min_length") - 1
+    tokens = [until_end(row[1:]) for row in recorded["ids"]]
+    return spec["prompts"][: len(tokens)], options, tokens
+
+
+@pytest.fixture
+def generate(parity_models, generations):
+    """Generates the answers of a recorded run; returns each row's tokens and the answers."""
+
+    def generate_run(flavour: str, run: str, model: MiniGPT4 | None = None) -> tuple[list[list[int]], list[str]]:
+        prompts, options, _ = run_of(flavour, run)
+        answers = (model or parity_models[flavour]).generate(pictures(flavour)[: len(prompts)], prompts, **options)
+        recorded = golden(f"3_{flavour}")[f"generate.{run}.attention_mask"].long()
+        assert torch.equal(generations[-1].attention, recorded)
+        return [until_end(row) for row in generations[-1].tokens], answers
+
+    return generate_run
+
+
+@pytest.mark.parametrize(("flavour", "run"), SAME)
+def test_generation_gives_the_recorded_tokens(flavour, run, generate):
+    answers = golden_json(f"3_{flavour}")["generate"]["runs"][run]["answers"]
+    assert generate(flavour, run) == (run_of(flavour, run)[2], answers)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_generation_reads_the_recorded_inputs(flavour, generate, generations):
+    generate(flavour, "greedy")
+    recorded, kept = golden(f"3_{flavour}")["generate.greedy.inputs_layout"], generations[0].attention.bool()
+    assert torch.equal(generations[0].layout[kept], layout_of(recorded)[kept])
+
+
+class WithBos(RepetitionPenaltyLogitsProcessor):
+    """Sees a BOS before the answer, as the original's did."""
+
+    def __call__(self, input_ids, scores):
+        return super().__call__(torch.cat([torch.full((len(scores), 1), BOS), input_ids], dim=1), scores)
+
+
+@pytest.mark.parametrize(("flavour", "run"), PENALTIES)
+def test_repetition_penalty_with_the_originals_bos(flavour, run, generate, monkeypatch):
+    """Quirk 12, both values: a small penalty repeats what was said, the original's BOS too."""
+    recorded = run_of(flavour, run)[2]
+    assert (generate(flavour, run)[0] == recorded) is ((flavour, run) not in BOS_COUNTS)
+    monkeypatch.setattr(minigpt_base, "RepetitionPenaltyLogitsProcessor", WithBos)
+    answers = golden_json(f"3_{flavour}")["generate"]["runs"][run]["answers"]
+    assert generate(flavour, run) == (recorded, answers)
+
+
+def log_likelihood(model, flavour: str, row: int, prompt: str, answer: list[int]) -> float:
+    layout = [BOS, *prompt_layout(prompt, model.encode_text, model.rows_per_image), *answer]
+    images = model.encode_img(pictures(flavour)[row : row + 1])
+    embeds = splice(torch.tensor([layout]), images, embedding_of(model.llama_model))
+    logprobs = model.llama_model(inputs_embeds=embeds).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
+    return logprobs[range(len(answer)), answer].sum().item()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("flavour", "run"), BEAMS)
+def test_beams(flavour, run, parity_models, generate):
+    """Both values: the original's length of an unfinished answer counts the BOS, today's does not.
+
+    Where the found answers differ, each is the better one under its own count.
+    """
+    model, (prompts, options, recorded) = parity_models[flavour], run_of(flavour, run)
+    scores = golden_json(f"3_{flavour}")["generate"]["runs"][run]["sequences_scores_top2"]
+    found, _ = generate(flavour, run)
+    penalty = options.get("length_penalty", 1.0)
+
+    def score(row: int, answer: list[int], bos: int) -> float:
+        length = len(answer) + (bos if answer[-1] != EOS else 0)
+        return log_likelihood(model, flavour, row, prompts[row], answer) / length**penalty
+
+    for row, (ours, theirs) in enumerate(zip(found, recorded, strict=True)):
+        expected = torch.tensor(scores[row][0])
+        assert_recorded(
+            f"3_{flavour}", "beam score / score", score(row, theirs, bos=1) / expected, torch.tensor(1.0), 1e-5
+        )
+        if ours != theirs:
+            assert score(row, theirs, bos=1) > score(row, ours, bos=1)
+            assert score(row, ours, bos=0) > score(row, theirs, bos=0)
+    assert any(ours == theirs for ours, theirs in zip(found, recorded, strict=True))
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_stop_words_of_ones_own(flavour, parity_models, generations, monkeypatch):
+    """Quirk 14, both values: the original keeps the stop word, and stops once all rows have one; here each row for
+    itself.
+    """
+    model, spec = parity_models[flavour], golden_json(f"3_{flavour}")["chat"]["custom_stop_words"]
+    prompts = golden_json(f"3_{flavour}")["generate"]["prompts"]
+    assert spec["question"] in prompts[0]
+    options = {"max_new_tokens": spec["kwargs"]["max_new_tokens"], "min_new_tokens": spec["kwargs"]["min_length"] - 1}
+    plain = model.generate(pictures(flavour)[:3], prompts, **options)
+    recorded, shorter = spec["ids_without_stop_words"][1:], spec["ids"][1:]
+    assert generations[0].tokens[0] == recorded
+    assert plain[0] == spec["answer_without_stop_words"]
+
+    stop = model.llama_tokenizer.decode(spec["stops"][1])
+    monkeypatch.setattr(model, "template", replace(model.template, stop=(*model.template.stop, stop)))
+    alone = model.generate(pictures(flavour)[:1], prompts[:1], **options)
+    assert generations[1].tokens[0] == shorter == recorded[: len(shorter)]
+    assert alone == [spec["answer"].removesuffix(stop).strip()] != [spec["answer"]]
+    assert model.generate(pictures(flavour)[:3], prompts, **options) == alone + plain[1:]
+    assert until_end(generations[2].tokens[0])[: len(shorter)] == shorter
+
+
+@pytest.fixture(scope="module")
+def vicuna_v0(parity_config, parity_llm, tmp_path_factory) -> MiniGPT4:
+    """A model whose LLM's config.json names Vicuna v0's ids."""
+    folder = tmp_path_factory.mktemp("vicuna_v0") / "llm"
+    shutil.copytree(parity_llm, folder)
+    (folder / "generation_config.json").unlink()  # else it, not config.json, says the ids
+    config = json.loads((folder / "config.json").read_text())
+    config |= golden_json("3_vicuna0")["generate_vicuna_v0_ids"]["config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    return MiniGPT4.from_config(Config(model=replace(parity_config, llama_model=str(folder)))).eval()
+
+
+def test_vicuna_v0s_ids(vicuna_v0, generations, monkeypatch):
+    """Quirk 13, both values: the original ends at the config's id 1, here an answer ends at the tokenizer's 2."""
+    spec = golden_json("3_vicuna0")["generate_vicuna_v0_ids"]
+    picture = pictures("vicuna0")[spec["image_index"] : spec["image_index"] + 1]
+    recorded = spec["ids"][0][1:]
+    assert vicuna_v0.stop_ids == [EOS] and recorded[-1] == spec["config"]["eos_token_id"]
+    answer = vicuna_v0.generate(picture, [spec["prompt"]], max_new_tokens=24)
+    assert generations[0].tokens[0] == [*recorded[:-1], EOS]
+    assert answer == spec["answers"]
+
+    head = vicuna_v0.llama_model.lm_head.weight
+    swapped = head.data.clone()
+    swapped[[BOS, EOS]] = swapped[[EOS, BOS]]
+    monkeypatch.setattr(head, "data", swapped)
+    vicuna_v0.generate(picture, [spec["prompt"]], max_new_tokens=24)
+    assert generations[1].tokens[0][: len(recorded)] == recorded and len(generations[1].tokens[0]) == 24
+    monkeypatch.setattr(vicuna_v0, "stop_ids", [spec["config"]["eos_token_id"]])
+    vicuna_v0.generate(picture, [spec["prompt"]], max_new_tokens=24)
+    assert generations[2].tokens[0] == recorded
+
+
+def test_a_batch_under_vicuna_v0s_ids(vicuna_v0, generate):
+    """Quirk 13: in the original a row that ends before another is padded with id -1, which raises."""
+    assert any("pad id -1" in error for error in golden_json("3_vicuna0")["errors"])
+    assert generate("vicuna0", "greedy", vicuna_v0)[0] == run_of("vicuna0", "greedy")[2]
+
+
+def test_vicuna_v0s_ids_are_told(parity_llm, vicuna_v0, caplog):
+    minigpt_base.stop_ids(vicuna_v0.llama_model, vicuna_v0.llama_tokenizer)
+    assert "the LLM's config says eos 1, its tokenizer 2: the tokenizer's is used" in caplog.text
+
+
+def test_default_options_are_the_originals():
+    recorded = golden_json("3_vicuna0")["generate"]["runs"]["greedy"]["generate_kwargs"]
+    ours = {name: p.default for name, p in inspect.signature(MiniGPT4.generate).parameters.items()}
+    assert ours["min_new_tokens"] == recorded["min_length"] - 1  # the BOS counts
+    same = ("num_beams", "length_penalty", "temperature", "do_sample", "top_p", "repetition_penalty")
+    assert {name: ours[name] for name in same} == {name: recorded[name] for name in same}
