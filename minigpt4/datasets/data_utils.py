@@ -1,21 +1,37 @@
-"""From datasets to batches: collation, endless loaders, and a mixture that all ranks draw alike."""
+"""From samples to batches: collation, what can't be used, and the loader of a validation split."""
 
-import random
-from collections.abc import Iterator, Sequence
-from typing import Any
+import logging
+import signal
+from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from minigpt4.common.dist_utils import rank, world_size
-from minigpt4.common.errors import UserError
+from minigpt4.common.errors import UserError, first_line
+
+logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
+SKIPPED = "_skipped"  # the batch's key for what could not be used
+_LISTED = 20
+_GRACE = 30  # seconds
 
 
-def collate(samples: list[dict[str, Any]]) -> Batch:
-    """Stacks tensors, lists everything else; a key that no sample sets is left out."""
-    batch: Batch = {}
+class Skipped(NamedTuple):
+    """Stands for a sample that can't be used."""
+
+    reason: str
+
+
+def collate(samples: list[Any]) -> Batch:
+    """Stacks tensors, lists everything else; a key that no sample sets is left out.
+
+    What can't be used only leaves its reason, under the key `SKIPPED`; a batch of nothing else has no other key.
+    """
+    reasons = [sample.reason for sample in samples if isinstance(sample, Skipped)]
+    samples = [sample for sample in samples if not isinstance(sample, Skipped)]
+    batch: Batch = {SKIPPED: reasons} if reasons else {}
     for key in dict.fromkeys(key for sample in samples for key in sample):
         values: list[Any] = [sample.get(key) for sample in samples]
         if isinstance(values[0], torch.Tensor):
@@ -30,83 +46,82 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
 
-def build_loader(dataset: Dataset, batch_size: int, num_workers: int, training: bool, seed: int) -> DataLoader:
-    """A loader of this rank's share. Training shuffles and drops the incomplete last batch.
+def use(reason_of: str, read: Any, *args: Any) -> Any:
+    """`read(*args)`, or a `Skipped` that names `reason_of` and what went wrong."""
+    try:
+        return read(*args)
+    except Exception as error:  # noqa: B902 whatever is wrong with one sample of millions, the run goes on
+        return Skipped(f"{reason_of}: {first_line(error)}")
 
-    Raises:
-        UserError: the share does not fill one training batch.
+
+class SkipCounter:
+    """Counts and names what can't be used, and stops when it is too much.
+
+    Args:
+        name: the dataset's.
+        max_rate: part of the samples that may be unusable; the first 1000 are judged together.
     """
-    sampler: DistributedSampler | None = None
-    if not isinstance(dataset, IterableDataset) and not training:
-        dataset = Subset(dataset, range(rank(), len(dataset), world_size()))  # type: ignore[arg-type]
-    elif not isinstance(dataset, IterableDataset):
-        sampler = DistributedSampler(dataset, world_size(), rank(), seed=seed)  # type: ignore[arg-type]
-        if len(sampler) < batch_size:
+
+    def __init__(self, name: str, max_rate: float):
+        self.name, self.max_rate = name, max_rate
+        self.seen = 0
+        self.reasons: list[str] = []
+
+    def usable(self, batch: Batch) -> bool:
+        """Takes the reasons out of a batch and says whether any sample is left.
+
+        Raises:
+            UserError: too many can't be used; the message lists them.
+        """
+        reasons = batch.pop(SKIPPED, [])
+        samples = len(next(iter(batch.values()))) if batch else 0
+        self.seen += samples + len(reasons)
+        self.reasons += reasons
+        for reason in reasons:
+            logger.warning("datasets.%s: skipped %s (%d of %d)", self.name, reason, len(self.reasons), self.seen)
+        if reasons and len(self.reasons) > self.max_rate * max(self.seen, 1000):
+            listed = list(dict.fromkeys(self.reasons))
+            more = f"\n  and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
             raise UserError(
-                f"run.batch_size_train: {batch_size} is more than the {len(sampler)} samples that each of "
-                f"{world_size()} processes gets. Use a smaller batch or more data."
+                f"datasets.{self.name}: {len(self.reasons)} of {self.seen} samples can't be used, more than "
+                f"run.max_skip_rate={self.max_rate:g} allows. Mend or remove them, or raise it:\n  "
+                + "\n  ".join(listed[:_LISTED])
+                + more
             )
-    generator = torch.Generator().manual_seed(seed + rank())  # seeds the workers' own random numbers
+        return bool(samples)
+
+
+def worker_init(_: int) -> None:
+    """Signals are for the main process: to finish the step it needs its workers, for a while."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))  # whose end is the worker's
+    torch.set_num_threads(1)  # there are as many workers as cores
+
+
+class UsableSamples(Dataset):
+    """A map-style dataset whose unusable samples are `Skipped`."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return use(f"sample {index}", self.dataset.__getitem__, index)
+
+
+def build_valid_loader(dataset: Dataset, batch_size: int, num_workers: int) -> DataLoader:
+    """A loader that passes once over this rank's share of a validation split."""
+    if not isinstance(dataset, IterableDataset):  # streams share themselves out
+        dataset = UsableSamples(Subset(dataset, range(rank(), len(dataset), world_size())))  # type: ignore[arg-type]
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        sampler=sampler,
         num_workers=num_workers,
         collate_fn=collate,
-        drop_last=training,
-        generator=generator,
         persistent_workers=num_workers > 0,
+        worker_init_fn=worker_init,
+        generator=torch.Generator(),  # else it would draw from the run's own
     )
-
-
-def forever(loader: DataLoader) -> Iterator[Batch]:
-    """Repeats a loader, shuffled anew each time."""
-    epoch = 0
-    while True:
-        if isinstance(loader.sampler, DistributedSampler):
-            loader.sampler.set_epoch(epoch)
-        yield from loader
-        epoch += 1
-
-
-def mixture(loaders: Sequence[DataLoader], ratios: Sequence[float], seed: int) -> Iterator[Batch]:
-    """Draws each batch from one loader, chosen in proportion to the ratios.
-
-    The choice depends on the seed alone: ranks share it, so all draw the same dataset at each step.
-    """
-    streams = [forever(loader) for loader in loaders]
-    choices = random.Random(seed)
-    while True:
-        yield next(choices.choices(streams, weights=ratios)[0])
-
-
-class TrainBatches:
-    """SHIM until the data branch lands."""
-
-    def __init__(self, datasets, config):
-        run = config.run
-        self.loaders = [
-            build_loader(d, config.datasets[n].batch_size or run.batch_size_train, run.num_workers, True, run.seed)
-            for n, d in datasets.items()
-        ]
-        self.stream = mixture(self.loaders, [config.datasets[n].sample_ratio for n in datasets], run.seed)
-        self.drawn = 0
-        self.length = (
-            None
-            if any(isinstance(loader.dataset, IterableDataset) for loader in self.loaders)
-            else sum(map(len, self.loaders))
-        )
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        self.drawn += 1
-        return next(self.stream)
-
-    def state_dict(self):
-        return {"drawn": self.drawn}
-
-    def load_state_dict(self, state):
-        for _ in range(state["drawn"]):
-            next(self)

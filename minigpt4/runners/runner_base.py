@@ -5,13 +5,13 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from importlib.util import find_spec
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from minigpt4.common import dist_utils, training_state
@@ -22,7 +22,8 @@ from minigpt4.common.logger import Meter, RunLog, parts_table, plot_loss, write_
 from minigpt4.common.optims import build_schedule
 from minigpt4.common.registry import registry
 from minigpt4.common.signals import StopSignals
-from minigpt4.datasets.data_utils import Batch, TrainBatches, build_loader, to_device
+from minigpt4.datasets.data_utils import Batch, SkipCounter, build_valid_loader, to_device
+from minigpt4.datasets.train_batches import TrainBatches
 from minigpt4.models.base_model import BaseModel
 from minigpt4.runners.guard import Guard
 from minigpt4.runners.strategies import build_strategy
@@ -57,12 +58,12 @@ class RunnerBase:
         if resumed:
             load_checkpoints(model, [resumed[0]])
         self.strategy = build_strategy(model, run, self.device)
-        self.batches = TrainBatches(datasets["train"], config)
-        self.valid_loaders = [
-            build_loader(dataset, run.batch_size_eval, min(run.num_workers, 1), training=False, seed=run.seed)
+        self.batches = TrainBatches(datasets["train"], config, pin_memory=self.device.type not in ("cpu", "mps"))
+        self.valid_loaders = {
+            name: build_valid_loader(dataset, run.batch_size_eval, min(run.num_workers, 1))
             for split in run.valid_splits
-            for dataset in datasets[split].values()
-        ]
+            for name, dataset in datasets[split].items()
+        }
         self.iters_per_epoch = run.iters_per_epoch or self.batches.length or _no_length()
         self.total = self._total_iters()
         self.schedule = build_schedule(run, self.iters_per_epoch)
@@ -108,7 +109,7 @@ class RunnerBase:
         self.strategy.load(folder, state["engine"])
         same = state["processes"] == dist_utils.world_size()
         own = state["ranks"][dist_utils.rank() if same else 0]
-        self.batches.load_state_dict(own["data"])
+        self.batches.load_state_dict([state["data"] for state in state["ranks"]])
         if same:
             training_state.set_rng_state(own["rng"], self.device)
         logger.info("continuing from %s: step %d of %d", folder, self.step, self.total)
@@ -141,7 +142,7 @@ class RunnerBase:
             *(self.total, self.iters_per_epoch, processes, type(self.strategy).__name__, batch),
             *(self.run.accum_grad_iters, together),
         )
-        with self.signals:
+        with self.signals, closing(self.batches):
             while self.step < self.total and not self.stopping:
                 epoch = self.step // self.iters_per_epoch
                 started = time.perf_counter()
@@ -277,8 +278,9 @@ class RunnerBase:
         """Mean loss over the label tokens of all validation splits and ranks."""
         self.strategy.wrapped.eval()
         total = torch.zeros(2, device=self.device, dtype=torch.float64 if self.device.type != "mps" else torch.float32)
-        for loader in self.valid_loaders:
-            for batch, counts in self._in_step(loader):
+        for name, loader in self.valid_loaders.items():
+            skips = SkipCounter(name, self.run.max_skip_rate)
+            for batch, counts in self._in_step(filter(skips.usable, loader)):
                 with self.strategy.autocast():
                     output = self.task.valid_step(self.model, to_device(batch, self.device))
                 tokens = output["tokens"].to(total) * counts
@@ -286,10 +288,10 @@ class RunnerBase:
         dist_utils.all_reduce_sum(total)
         return (total[0] / total[1].clamp(min=1)).item()
 
-    def _in_step(self, loader: DataLoader) -> Iterator[tuple[Batch, bool]]:
+    def _in_step(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
         """Batches, and whether they count: where the model is sharded all ranks get as many, the last one repeated."""
         last = None
-        for batch in chain(loader, repeat(None)):
+        for batch in chain(batches, repeat(None)):
             more = torch.tensor(float(batch is not None), device=self.device)
             if not (dist_utils.all_reduce_sum(more) if self.strategy.sharded else more):
                 return

@@ -22,7 +22,7 @@ class ImageTextPretrainTask:
         """Builds one split of every dataset that has it. For `val` those are the ones with a `valid_storage`."""
         config = self.config
         datasets = {
-            name: registry.get_builder_class(name)(name, block).build(split, config.run.seed)
+            name: registry.get_builder_class(name)(name, block).build(split)
             for name, block in config.datasets.items()
             if split == "train" or block.build_info.valid_storage
         }

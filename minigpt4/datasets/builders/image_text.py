@@ -21,7 +21,7 @@ class DatasetBuilder:
     def __init__(self, name: str, config: DatasetConfig):
         self.name, self.config = name, config
 
-    def build(self, split: str, seed: int) -> Dataset:
+    def build(self, split: str) -> Dataset:
         """Builds `train` with the training processors, `val` with those of evaluation.
 
         Raises:
@@ -39,7 +39,6 @@ class DatasetBuilder:
             vis_processor=build_processor(getattr(self.config.vis_processor, mode)),
             text_processor=build_processor(getattr(self.config.text_processor, mode)),
             training=split == "train",
-            seed=seed,
         )
 
 

@@ -19,19 +19,20 @@ class CCSBUAlignDataset(Dataset):
     a prompt of its own list.
 
     Raises:
-        UserError: the folder's JSON file is missing or malformed, or an image is missing.
+        UserError: the folder's JSON file is missing or malformed, or no image is there. One that is missing is an error
+            when its sample is read.
     """
 
     def __init__(
         self,
         key: str,
         storage: str,
-        vis_processor: Callable[..., Any],
+        vis_processor: Any,
         text_processor: Callable[[str], str],
         training: bool,
-        seed: int,
     ):
         self.vis_processor = vis_processor  # captions stay as they are: punctuation and case are to be learnt
+        self.reduced_size = vis_processor.reduced_size if training else None
         self.images = Path(storage) / "image"
         file = Path(storage) / "filter_cap.json"
         if not file.is_file():
@@ -42,26 +43,26 @@ class CCSBUAlignDataset(Dataset):
         try:
             self.annotations = json.loads(file.read_text(encoding="utf-8"))["annotations"]
             names = {f"{a['image_id']}.jpg" for a in self.annotations}
-            if wrong := [a for a in self.annotations if not isinstance(a["caption"], str)]:
-                raise TypeError(f"no text in {wrong[0]}")
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise UserError(
                 f'{file}: expected {{"annotations": [{{"image_id", "caption"}}, ...]}}: {error!r}'
             ) from None
-        missing = sorted(names - {p.name for p in self.images.glob("*.jpg")})
-        if missing or not names:
-            raise UserError(f"{file}: {len(missing)} of {len(names)} images are not in {self.images}: {missing[:3]}")
+        if not names & {p.name for p in self.images.glob("*.jpg")}:
+            raise UserError(f"{file}: none of its {len(names)} images is in {self.images}. Put them there, as ID.jpg.")
 
     def __len__(self) -> int:
         return len(self.annotations)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         annotation = self.annotations[index]
-        pixels = self.vis_processor(open_image(self.images / f"{annotation['image_id']}.jpg"))
+        caption = annotation.get("caption")
+        if not isinstance(caption, str) or not caption.strip():
+            raise UserError(f"{annotation['image_id']}: no caption")
+        pixels = self.vis_processor(open_image(self.images / f"{annotation['image_id']}.jpg", self.reduced_size))
         question = annotation.get("instruction")
         return {
             "image": pixels,
-            "answer": annotation["caption"],
+            "answer": caption,
             "image_id": annotation["image_id"],
             "instruction_input": f"{IMAGE} {question}" if question else None,
         }

@@ -28,10 +28,9 @@ class InstructionDataset(Dataset):
         self,
         key: str,
         storage: str,
-        vis_processor: Callable[..., Any],
+        vis_processor: Any,
         text_processor: Callable[[str], str],
         training: bool,
-        seed: int,
         images: str | None = None,
     ):
         self.vis_processor, self.text_processor = vis_processor, text_processor

@@ -1,19 +1,41 @@
 """Image-caption pairs in webdataset shards (LAION, CC, SBU): `KEY.jpg` beside `KEY.json` with a `caption`."""
 
 import glob
-import logging
+import io
+import json
+import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import webdataset as wds
 from torch.utils.data import IterableDataset
 
 from minigpt4.common.errors import UserError
+from minigpt4.datasets.data_utils import use
+from minigpt4.processors.image import open_image
 
-logger = logging.getLogger(__name__)
+SHUFFLED_TOGETHER = 1000  # samples, undecoded, that a worker keeps in memory
+_IMAGES = ("jpg", "jpeg", "png", "webp")
 
-MOST_SKIPPED = 100
+
+class Position(NamedTuple):
+    """Where a stream of samples goes on: all samples of shuffled passes over the shards, in blocks shuffled in turn.
+
+    Attributes:
+        pass_: how often all shards were passed.
+        base: shards of the pass that are left out, as they were done with before.
+        shard: of this stream's own of the pass, the one in which the block begins.
+        sample: of the shard, the first of the block.
+        drawn: samples of the block.
+    """
+
+    pass_: int = 0
+    base: int = 0
+    shard: int = 0
+    sample: int = 0
+    drawn: int = 0
 
 
 def expand_shards(key: str, storage: str) -> list[str]:
@@ -38,61 +60,101 @@ def expand_shards(key: str, storage: str) -> list[str]:
 
 
 class ShardedCaptionDataset(IterableDataset):
-    """Streams samples {image, answer} from shards.
+    """Samples {image, answer, image_id} of shards.
 
-    For training the stream is endless: every worker of every rank draws shards with replacement, from the seed, and
-    shuffles within a buffer. Otherwise it passes once, in order, each sample going to one worker of one rank.
+    `endless` is what training reads. Iterating passes once, in order, each sample going to one worker of one rank.
     """
 
     def __init__(
         self,
         key: str,
         storage: str,
-        vis_processor: Callable[..., Any],
+        vis_processor: Any,
         text_processor: Callable[[str], str],
         training: bool,
-        seed: int,
     ):
-        self.key, self.vis_processor, self.text_processor = key, vis_processor, text_processor
-        self.skipped = 0  # in a row
-        shards = expand_shards(key, storage)
-        open_shards = wds.tarfile_to_samples(handler=self._skip)
-        if training:
-            source = [
-                wds.ResampledShards(shards, seed=seed, deterministic=True),
-                open_shards,
-                wds.shuffle(1000, seed=seed),
-            ]
-        else:
-            source = [wds.SimpleShardList(shards), open_shards, _own_share]
-        self.pipeline = wds.DataPipeline(
-            *source,
-            wds.decode("pilrgb", handler=self._skip),
-            wds.to_tuple("jpg;jpeg;png;webp", "json", handler=self._skip),
-            wds.map(self._sample, handler=self._skip),
-        )
+        self.vis_processor, self.text_processor = vis_processor, text_processor
+        self.reduced_size = vis_processor.reduced_size if training else None
+        self.shards = expand_shards(key, storage)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self.pipeline)
+    def __iter__(self) -> Iterator[Any]:
+        rank, ranks, worker, workers = wds.utils.pytorch_worker_info()
+        samples = (sample for shard in self.shards for sample in _samples(shard))
+        for raw in islice(samples, rank * workers + worker, None, ranks * workers):
+            yield use(_name(raw), self._read, raw)
 
-    def _sample(self, pair: tuple[Any, dict[str, Any]]) -> dict[str, Any]:
-        image, record = pair
-        sample = {"image": self.vis_processor(image), "answer": self.text_processor(record["caption"])}
-        self.skipped = 0
-        return sample
+    def endless(
+        self, start: Position, stream: int, streams: int, seed: str
+    ) -> Iterator[tuple[str, Callable[[], dict[str, Any]], Position]]:
+        """Yields each sample's name, what reads it, and the position after it, from `start` on.
 
-    def _skip(self, error: Exception) -> bool:
-        """Passes over an unusable sample; an endless stream of nothing else would hang."""
-        self.skipped += 1
-        if self.skipped >= MOST_SKIPPED:
-            raise UserError(
-                f"{self.key}: {self.skipped} samples in a row can't be used, the last because of {error!r}. "
-                "Shards need KEY.jpg and KEY.json with a caption."
-            )
-        logger.warning("%s: skipped a sample: %r", self.key, error)
+        Each of so many streams has shards of its own in each pass. They are read ahead by `SHUFFLED_TOGETHER`
+        samples, one for each that is drawn.
+        """
+        raw = self._raw(start, stream, streams, seed)
+        block = list(islice(raw, SHUFFLED_TOGETHER))
+        drawn = start.drawn
+        while True:
+            first = block[0][0]
+            random.Random(f"{seed} {stream} {first}").shuffle(block)
+            following: list[tuple[Position, dict[str, Any]]] = []
+            for i in range(drawn, len(block)):
+                _, sample = block[i]
+                block[i] = None  # type: ignore[call-overload]  # its memory
+                following += islice(raw, 1)
+                end = i + 1 == len(block) and following[0][0]
+                yield _name(sample), partial(self._read, sample), end or first._replace(drawn=i + 1)
+            following += islice(raw, SHUFFLED_TOGETHER - len(following))
+            block, drawn = following, 0
+
+    def _raw(self, start: Position, stream: int, streams: int, seed: str) -> Iterator[tuple[Position, dict[str, Any]]]:
+        """Undecoded samples of this stream's shards, in order, pass after pass, each with its own position."""
+        pass_, base, shard, sample, _ = start
+        while True:
+            order = list(self.shards)
+            random.Random(f"{seed} {pass_}").shuffle(order)
+            for i, name in enumerate(order[base:][stream::streams]):
+                if i < shard:
+                    continue
+                for j, raw in enumerate(_samples(name)):
+                    if i > shard or j >= sample:
+                        yield Position(pass_, base, i, j), raw
+            pass_, base, shard, sample = pass_ + 1, 0, 0, 0
+
+    def _read(self, raw: dict[str, Any]) -> dict[str, Any]:
+        if error := raw.get("error"):
+            raise error
+        image = next((raw[key] for key in _IMAGES if key in raw), None)
+        if image is None or "json" not in raw:
+            raise UserError("no picture" if image is None else "no json")
+        caption = json.loads(raw["json"]).get("caption")
+        if not isinstance(caption, str) or not caption.strip():
+            raise UserError("no caption")
+        return {
+            "image": self.vis_processor(open_image(io.BytesIO(image), self.reduced_size)),
+            "answer": self.text_processor(caption),
+            "image_id": raw["__key__"],
+        }
+
+
+def _samples(shard: str) -> Iterator[dict[str, Any]]:
+    """A shard's samples as bytes; what ends it early comes last, as a sample with an `error`."""
+    errors: list[Exception] = []
+
+    def note(error: Exception) -> bool:
+        errors.append(error)
         return True
 
+    samples = wds.tarfile_to_samples(handler=note)([{"url": shard}])
+    if (first := next(samples, None)) is not None:
+        yield first
+    elif not errors:
+        note(UserError("no samples in it"))
+    yield from samples
+    for error in errors:
+        reasons = [arg for arg in error.args if isinstance(arg, str)]  # webdataset appends streams and names
+        yield {"__url__": shard, "__key__": "", "error": UserError(reasons[0])}
 
-def _own_share(samples: Iterator[Any]) -> Iterator[Any]:
-    rank, ranks, worker, workers = wds.utils.pytorch_worker_info()
-    return islice(samples, rank * workers + worker, None, ranks * workers)
+
+def _name(raw: dict[str, Any]) -> str:
+    return f"{raw['__url__']}/{raw['__key__']}".rstrip("/")
