@@ -66,8 +66,8 @@ def test_two_stages_on_two_processes_and_on_one(data, tmp_path):
     call(
         "train.py",
         "train_configs/minigpt4_tiny_stage1_pretrain.yaml",
-        f"datasets.cc_sbu.build_info.storage={data}/stage1/00000.tar",
-        f"datasets.cc_sbu.build_info.valid_storage={data}/stage1_val/00000.tar",
+        f"datasets.cc_sbu.build_info.storage={data}/stage1",
+        f"datasets.cc_sbu.build_info.valid_storage={data}/stage1_val",
         f"run.output_dir={stage1}",
         *short,
         processes=2,
@@ -96,7 +96,7 @@ def test_a_seed_reproduces_a_run(data, tmp_path, monkeypatch):
     weights = []
     for name in "ab":
         options = [
-            f"datasets.cc_sbu.build_info.storage={data}/stage1/00000.tar",
+            f"datasets.cc_sbu.build_info.storage={data}/stage1",
             f"run.output_dir={tmp_path}/{name}",
             "run.valid_splits=[]",
             "run.max_epoch=1",

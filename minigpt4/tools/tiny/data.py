@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import math
 import random
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from minigpt4.tools.tiny.text import ask_all, caption, description
 from minigpt4.tools.tiny.world import Scene, render, sample_scene
 
-STAGE1_SCENES, STAGE1_VAL_SCENES, SCENES_PER_SHARD = 3000, 300, 1000
+STAGE1_SCENES, STAGE1_VAL_SCENES, SHARDS = 3000, 300, 8  # a shard for each worker of each process
 STAGE2_SCENES, STAGE2_VAL_SCENES = 1000, 100
 BENCHMARK_SCENES = 500
 
@@ -43,7 +44,7 @@ def write_stage1(folder: Path, scenes: list[Scene]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # a fixed mtime and owner: the same seed gives the same bytes
     owner = {"mtime": 0, "user": "minigpt4", "group": "minigpt4"}
-    with ShardWriter(str(folder / "%05d.tar"), maxcount=SCENES_PER_SHARD, verbose=0, **owner) as shards:
+    with ShardWriter(str(folder / "%05d.tar"), maxcount=math.ceil(len(scenes) / SHARDS), verbose=0, **owner) as shards:
         for index, scene in enumerate(scenes):
             label = json.dumps({"caption": caption(scene.facts)}).encode()
             shards.write({"__key__": f"{index:06d}", "jpg": _jpeg(render(scene)), "json": label})

@@ -1,0 +1,79 @@
+"""train.py under torchrun, stopped by a real signal: shards and map-style data, processes and workers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from minigpt4.tools.tiny.data import write_all
+from tests.runners.run_strategies import ROOT
+
+CONFIG = """
+model:
+  arch: mini_gpt4
+  model_type: tiny
+  prompt_path: ''
+  ckpt: null
+datasets:
+  cc_sbu:
+    build_info: {{storage: {data}/stage1}}
+    sample_ratio: 2
+  cc_sbu_align:
+    build_info: {{storage: {data}/stage2}}
+run:
+  init_lr: 1e-3
+  batch_size_train: 2
+  num_workers: 2
+  max_epoch: 2
+  iters_per_epoch: {steps}
+  log_freq: 1
+  resume: auto
+  amp: False
+  device: cpu
+  output_dir: {out}
+"""
+
+
+def start(config: Path) -> subprocess.Popen:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(ROOT / "train.py"), "--cfg-path", str(config)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def losses(out: Path) -> list[float]:
+    lines = (out / "log.txt").read_text().splitlines() if (out / "log.txt").is_file() else []
+    return [record["train_loss"] for record in map(json.loads, lines) if "train_loss" in record]
+
+
+def test_a_run_that_is_terminated_goes_on_to_the_bit(tmp_path):
+    write_all(tmp_path / "data", seed=1, scale=0.05)
+    for name in ("whole", "parts"):
+        out = tmp_path / name
+        (tmp_path / f"{name}.yaml").write_text(CONFIG.format(data=tmp_path / "data", out=out, steps=20))
+        run = start(tmp_path / f"{name}.yaml")
+        if name == "parts":
+            deadline = time.monotonic() + 120
+            while len(losses(out)) < 5 and run.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            run.send_signal(signal.SIGTERM)
+            errors = run.communicate(timeout=60)[1]
+            done = len(losses(out))
+            assert 5 <= done < 40, errors[-3000:]
+            assert (out / f"checkpoint_step_{done}" / "model.safetensors").is_file(), errors[-3000:]
+            assert "killed by signal" not in errors
+            run = start(tmp_path / f"{name}.yaml")
+        errors = run.communicate(timeout=200)[1]
+        assert run.returncode == 0, errors[-3000:]
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    weights = [load_file(tmp_path / name / "checkpoint_1" / "model.safetensors") for name in ("whole", "parts")]
+    assert all(torch.equal(weights[0][key], value) for key, value in weights[1].items())
