@@ -14,11 +14,12 @@ Batch = dict[str, Any]
 
 
 def collate(samples: list[dict[str, Any]]) -> Batch:
-    """Stacks tensors, lists everything else; a key that no sample sets is left out."""
+    """Stacks tensors of one shape, lists everything else; a key that no sample sets is left out."""
     batch: Batch = {}
     for key in dict.fromkeys(key for sample in samples for key in sample):
         values: list[Any] = [sample.get(key) for sample in samples]
-        if isinstance(values[0], torch.Tensor):
+        shapes = {value.shape if isinstance(value, torch.Tensor) else None for value in values}
+        if len(shapes) == 1 and None not in shapes:
             batch[key] = torch.stack(values)
         elif any(value is not None for value in values):
             batch[key] = values

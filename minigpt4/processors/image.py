@@ -1,7 +1,7 @@
 """Image processors: PIL image -> normalised tensor [3, image_size, image_size]."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image
 from torch import Tensor
@@ -15,17 +15,18 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(file: Path | BinaryIO) -> Image.Image:
     """Reads a picture as RGB.
 
     Raises:
         UserError: the file is no picture, or a damaged one.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path} can't be read as a picture: {error}. Remove it and its records, or mend it.") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        name = f"{file} can't" if isinstance(file, Path) else "can't"
+        raise UserError(f"{name} be read as a picture: {error}. Remove it and its records, or mend it.") from None
 
 
 def _compose(resize: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> transforms.Compose:
