@@ -146,7 +146,7 @@ def histogram(values: list[int]) -> list[str]:
     edges = np.arange(min(values), max(values) + step + 1, step)
     counts, _ = np.histogram(values, bins=edges)
     bars = ["#" * -(-count * _BAR // max(counts)) for count in counts]
-    return [f"{a:8} - {a + step - 1:<8}{bar:{_BAR}} {n}" for a, bar, n in zip(edges, bars, counts, strict=False)]
+    return [f"{a:8} - {a + step - 1:<8}{n:8} {bar}" for a, bar, n in zip(edges, bars, counts, strict=False)]
 
 
 def check_file(file: str, images: str | None, block: DatasetConfig, counter: TokenCounter) -> Report:

@@ -116,7 +116,7 @@ class MiniGPTBase(BaseModel):
         images = self._encode_images(samples)
         logits, labels = self._logits(self._examples(samples), images)
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
-        if images is None and self.training:
+        if images is None:
             # text alone still needs a gradient, of zeros, and ranks wait for one another in all parts of the model
             blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
             loss = loss + 0 * self.encode_img(blank).sum()

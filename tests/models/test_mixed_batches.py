@@ -47,15 +47,9 @@ def test_pictures_that_nothing_shows_are_an_error(parity_model):
 
 def test_text_alone_has_a_gradient_of_zeros(parity_model):
     """Else backward would fail, and other ranks would wait for this one's gradient."""
-    batch = collate([SAMPLES[1]])
+    samples = collate([SAMPLES[1]])
+    result = parity_model(samples)
+    gradients = torch.autograd.grad(result["loss"], list(parity_model.llama_proj.parameters()))
+    assert not any(gradient.any() for gradient in gradients)
     with torch.no_grad():
-        loss = parity_model(batch)["loss"]
-    parity_model.train()
-    try:
-        trained = parity_model(batch)["loss"]
-        trained.backward()
-        assert torch.equal(trained.detach(), loss)
-        assert not parity_model.llama_proj.weight.grad.any()
-    finally:
-        parity_model.eval()
-        parity_model.zero_grad()
+        torch.testing.assert_close(result["loss"] * result["tokens"], parity_model._losses(samples, "sum").sum())
