@@ -24,7 +24,7 @@ def open_image(file: Path | BinaryIO) -> Image.Image:
     try:
         with Image.open(file) as image:
             return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, NotImplementedError, Image.DecompressionBombError) as error:
         name = f"{file} can't" if isinstance(file, Path) else "can't"
         raise UserError(f"{name} be read as a picture: {error}. Remove it and its records, or mend it.") from None
 

@@ -1,6 +1,7 @@
 """`minigpt4 validate-data`: checks a file of own data before a run does, and shows some of it on a page."""
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ from minigpt4.conversation.conversation import IMAGE
 
 if TYPE_CHECKING:  # slow to import
     from minigpt4.datasets.check import Report
+
+logger = logging.getLogger(__name__)
 
 TINY_TOKENIZER = str(Path(minigpt4.__file__).parent / "assets" / "tiny" / "llm")
 
@@ -56,8 +59,11 @@ def main(args: argparse.Namespace) -> None:
 def _block_of(config: Config | None, file: str) -> DatasetConfig:
     """The config's block of this file; the defaults where it has none."""
     for block in config.datasets.values() if config else ():
-        if file in (block.build_info.storage, block.build_info.valid_storage):
+        storages = filter(None, (block.build_info.storage, block.build_info.valid_storage))
+        if Path(file).resolve() in [Path(storage).resolve() for storage in storages]:
             return block
+    if config:
+        logger.warning("--cfg-path: no dataset has '%s' as its storage; its images are looked for by default", file)
     return DatasetConfig()
 
 

@@ -120,6 +120,21 @@ def test_without_a_config_only_lengths_are_not_judged(own, command):
     assert code == 1 and "9 x missing file" in out
 
 
+def test_the_configs_block_of_the_file_says_where_images_are(own, command, monkeypatch, caplog):
+    (own / "data").mkdir()
+    (own / "good.json").rename(own / "data" / "good.json")
+    text = CONFIG.format(file="data/good.json", images=own, train="{name: base_instruction}")
+    (own / "run.yaml").write_text(text)
+    monkeypatch.chdir(own)
+    code, out, _ = command(own / "data" / "good.json", "--cfg-path", "run.yaml")
+    assert code == 0
+    assert not caplog.records
+    other = "datasets.instruction.build_info.storage=other.json"
+    code, out, _ = command("data/good.json", "--cfg-path", "run.yaml", "--options", other)
+    assert code == 1 and "9 x missing file" in out
+    assert "no dataset has 'data/good.json' as its storage" in caplog.text
+
+
 def test_mistakes_on_the_command_line(own, command):
     assert "FILE: 'x.json' is no file" in command("x.json")[2]
     code, _, err = command(own / "good.json", "--options", "model.max_txt_len=3")
