@@ -25,7 +25,7 @@ class Skipped(NamedTuple):
 
 
 def collate(samples: list[Any]) -> Batch:
-    """Stacks tensors, lists everything else; a key that no sample sets is left out.
+    """Stacks tensors of one shape, lists everything else; a key that no sample sets is left out.
 
     What can't be used only leaves its reason, under the key `SKIPPED`; a batch of nothing else has no other key.
     """
@@ -34,7 +34,8 @@ def collate(samples: list[Any]) -> Batch:
     batch: Batch = {SKIPPED: reasons} if reasons else {}
     for key in dict.fromkeys(key for sample in samples for key in sample):
         values: list[Any] = [sample.get(key) for sample in samples]
-        if isinstance(values[0], torch.Tensor):
+        shapes = {value.shape if isinstance(value, torch.Tensor) else None for value in values}
+        if len(shapes) == 1 and None not in shapes:
             batch[key] = torch.stack(values)
         elif any(value is not None for value in values):
             batch[key] = values

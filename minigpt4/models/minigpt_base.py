@@ -39,6 +39,7 @@ class MiniGPTBase(BaseModel):
         self.llama_tokenizer = tokenizer
         self.template = get_template(config.conversation, tokenizer)
         self.stop_ids = stop_ids(llm, tokenizer)
+        self.image_size = config.image_size
         self.end_sym = config.end_sym
         self.max_txt_len = config.max_txt_len
         self.max_context_len = config.max_context_len or window_of(llm)
@@ -107,13 +108,18 @@ class MiniGPTBase(BaseModel):
 
         Args:
             samples: `image` [B, 3, H, W], or [B, n, 3, H, W] with `length` (B numbers: how many of the n images a
-                sample has); none for text alone. And either `answer` (B strings) with `instruction_input` (B prompts
-                with `<ImageHere>`; without it one of the configured prompts is drawn, and without those the image
-                alone is the prompt, as in stage 1), or a conversation: `conv_q` and `conv_a`, B strings of turns
-                joined by `connect_sym`.
+                sample has), or a list of each sample's [3, H, W], [n, 3, H, W] or None; none for text alone. And
+                either `answer` (B strings) with `instruction_input` (B prompts with `<ImageHere>`; without it one of
+                the configured prompts is drawn, and without those the image alone is the prompt, as in stage 1), or a
+                conversation: `conv_q` and `conv_a`, B strings of turns joined by `connect_sym`.
         """
-        logits, labels = self._logits(self._examples(samples), self._encode_images(samples))
+        images = self._encode_images(samples)
+        logits, labels = self._logits(self._examples(samples), images)
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+        if images is None:
+            # text alone still needs a gradient, of zeros, and ranks wait for one another in all parts of the model
+            blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
+            loss = loss + 0 * self.encode_img(blank).sum()
         return {"loss": loss, "tokens": (labels != IGNORE).sum()}
 
     def _logits(self, examples: list[Example], images: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -132,6 +138,9 @@ class MiniGPTBase(BaseModel):
     def _encode_images(self, samples: dict[str, Any]) -> Tensor | None:
         """Embeddings [N, rows, D] of all images of a batch, in order of appearance; None without images."""
         images = samples.get("image")
+        if isinstance(images, list):  # of samples that have different numbers of images
+            own = [i if i.dim() == 4 else i.unsqueeze(0) for i in images if i is not None]
+            images = torch.cat(own).to(self.device) if sum(map(len, own)) else None
         if images is None:
             return None
         if images.dim() == 5:

@@ -31,7 +31,7 @@ def open_image(file: Path | BinaryIO, reduced_size: int | None = None) -> Image.
             if reduced_size:
                 image.draft(None, (reduced_size, reduced_size))
             return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, NotImplementedError, Image.DecompressionBombError) as error:
         name = f"{file} can't" if isinstance(file, Path) else "can't"
         raise UserError(f"{name} be read as a picture: {error}. Remove it and its records, or mend it.") from None
 

@@ -43,7 +43,7 @@ def align_folder(tmp_path) -> str:
 
 def build(name: str, storage: str, split: str = "train", valid: str | None = None):
     images = ProcessorConfig("blip2_image_eval", image_size=28)
-    text = ProcessorConfig("base_instruction" if "instruction" in name else "blip_caption")
+    text = ProcessorConfig("blip_caption")
     config = DatasetConfig(
         build_info=BuildInfo(storage, valid),
         vis_processor=ProcessorsConfig(images, images),
@@ -121,35 +121,6 @@ def test_a_damaged_picture_is_named(align_folder, tmp_path):
     (tmp_path / "image" / "2.jpg").write_bytes(b"garbage")
     with pytest.raises(UserError, match="2.jpg can't be read as a picture"):
         build("cc_sbu_align", align_folder)[2]
-
-
-def test_instructions_of_one_and_of_several_turns(align_folder, tmp_path):
-    records = [
-        {"image": "0.jpg", "instruction": "What?", "output": "a dog", "source": "x"},
-        {"image": "1.jpg", "instruction": ["Look at <ImageHere>.", "Why?"], "output": ["yes", "so"]},
-    ]
-    (tmp_path / "x.json").write_text(json.dumps(records))
-    dataset = build("minigpt4_instruction", str(tmp_path / "x.json"))
-    batch = collate([dataset[0], dataset[1]])
-    symbol = batch["connect_sym"][0]
-    assert batch["conv_q"] == ["<Img><ImageHere></Img> What?", symbol.join(["Look at <ImageHere>.", "Why?"])]
-    assert batch["conv_a"] == ["a dog", f"yes{symbol}so"]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "expected a list"),
-        ("[]", "0 images"),
-        ('[{"image": "0.jpg", "instruction": "a"}]', "output"),
-        ('[{"image": "0.jpg", "instruction": ["a", "b"], "output": "c"}]', "2 instructions, 1 outputs"),
-        ('[{"image": "9.jpg", "instruction": "a", "output": "c"}]', "1 images .*9.jpg"),
-    ],
-)
-def test_instruction_file_errors(text, message, align_folder, tmp_path):
-    (tmp_path / "x.json").write_text(text)
-    with pytest.raises(UserError, match=message):
-        build("minigpt4_instruction", str(tmp_path / "x.json"))
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ class DatasetBuilder:
     """Builds the splits of one dataset from its config block."""
 
     dataset_class: ClassVar[Any]
+    build_info_keys: ClassVar[tuple[str, ...]] = ()  # of build_info, that this dataset reads besides its storage
 
     def __init__(self, name: str, config: DatasetConfig):
         self.name, self.config = name, config
@@ -31,9 +32,8 @@ class DatasetBuilder:
         storage = getattr(self.config.build_info, key)
         if not storage:
             raise UserError(f"datasets.{self.name}.build_info.{key}: not set. Set it to where the {split} split lies.")
-        extra = {"images": self.config.build_info.images} if self.config.build_info.images else {}
         return self.dataset_class(
-            **extra,
+            **{name: getattr(self.config.build_info, name) for name in self.build_info_keys},
             key=f"datasets.{self.name}.build_info.{key}",
             storage=storage,
             vis_processor=build_processor(getattr(self.config.vis_processor, mode)),
@@ -52,14 +52,10 @@ class CCSBUBuilder(DatasetBuilder):
     dataset_class = ShardedCaptionDataset
 
 
-@registry.register_builder("minigpt4_instruction")
-class MiniGPT4InstructionBuilder(DatasetBuilder):
+@registry.register_builder("instruction", "minigpt4_instruction", "llava_instruction")
+class InstructionBuilder(DatasetBuilder):
     dataset_class = InstructionDataset
-
-
-@registry.register_builder("llava_instruction")
-class LlavaInstructionBuilder(DatasetBuilder):
-    dataset_class = InstructionDataset
+    build_info_keys = ("images", "n_frms")
 
 
 @registry.register_builder("cc_sbu_align")

@@ -1,0 +1,263 @@
+"""Records: three formats that say the same give the same, and whatever is wrong is said in words."""
+
+import base64
+import json
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from minigpt4.common.errors import UserError
+from minigpt4.conversation.conversation import IMAGE
+from minigpt4.datasets.datasets.records import (
+    Record,
+    RecordError,
+    image_folder,
+    load_pictures,
+    parse_record,
+    read_records,
+    record_id,
+)
+from minigpt4.models.splice import IMAGE_PLACEHOLDER
+
+WORDS = st.text(st.characters(exclude_characters="<\x1e", exclude_categories=["Cs"]), max_size=20)
+ANSWERS = WORDS.filter(str.strip)
+TURNS = st.lists(st.tuples(WORDS, ANSWERS), min_size=1, max_size=4)
+FILES = st.lists(st.sampled_from(["a.jpg", "b/c.png", "data:;base64,eA=="]), max_size=3)
+
+
+@given(TURNS, FILES)
+def test_the_three_formats_agree(turns, files):
+    questions, answers = map(list, zip(*turns, strict=True))
+    marked = [" ".join(["<image>"] * len(files) + questions[:1]), *questions[1:]]
+    parts = [{"type": "image_url", "image_url": {"url": file}} for file in files]
+    conversations = [
+        {"from": role, "value": text}
+        for q, a in zip(marked, answers, strict=True)
+        for role, text in (("human", q), ("gpt", a))
+    ]
+    messages = [
+        {"role": role, "content": text}
+        for q, a in zip(questions, answers, strict=True)
+        for role, text in (("user", q), ("assistant", a))
+    ]
+    messages[0]["content"] = [*parts, {"type": "text", "text": questions[0]}]
+    expected = Record([" ".join([IMAGE] * len(files) + questions[:1]), *questions[1:]], answers, files)
+    assert parse_record({"images": files, "conversations": conversations}) == expected
+    assert parse_record({"messages": messages}) == expected
+    plain = parse_record({"images": files, "instruction": questions, "output": answers})
+    assert plain == Record(questions, answers, files)
+    assert plain.placed(plain.questions) == expected.questions
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(["<image>", "user", "text"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "type", "text", "image_url", "url", "from", "value", "bytes"]), inner
+        )
+    ),
+)
+KEYS = ["image", "images", "video", "videos", "instruction", "output", "conversations", "messages", "id"]
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), JSON) | JSON)
+def test_whatever_a_file_holds_is_a_record_or_an_error_in_words(raw):
+    assert record_id(raw, 7)
+    try:
+        record = parse_record(raw)
+    except RecordError as error:
+        assert error.kind in {"unknown format", "turns", "empty answer", "placeholder mismatch"}
+        return
+    text = "".join(record.placed(record.questions))
+    assert (text.count(IMAGE_PLACEHOLDER), text.count("<video>")) == (len(record.images), len(record.videos))
+    assert len(record.questions) == len(record.answers) > 0
+
+
+def conversation(*turns: str, **media) -> dict:
+    return media | {
+        "conversations": [{"from": "gpt" if i % 2 else "human", "value": turn} for i, turn in enumerate(turns)]
+    }
+
+
+def test_placeholders_stay_where_they_are():
+    record = parse_record(conversation("Is <image>\nlike\n<image>?", "No.", images=["a", "b"]))
+    assert record.questions == [f"Is {IMAGE} like\n{IMAGE}?"]
+    own = parse_record({"image": "a", "instruction": f"See {IMAGE}\nWhat?", "output": "x"})
+    assert own.placed(own.questions) == [f"See {IMAGE}\nWhat?"]
+    later = parse_record(conversation("Hello.", "Hi.", "<image>\nWhat?", "A dog.", image="a"))
+    assert later.questions == ["Hello.", f"{IMAGE} What?"]
+
+
+def test_the_systems_words_and_questions_in_a_row_are_one_question():
+    said = [("system", "Be brief."), ("user", "Hm."), ("user", "What?"), ("assistant", "x")]
+    record = parse_record({"messages": [{"role": role, "content": text} for role, text in said]})
+    assert record == Record(["Be brief.\nHm.\nWhat?"], ["x"])
+
+
+def test_parts_of_messages():
+    parts = [
+        {"type": "text", "text": "Compare"},
+        {"type": "image_url", "image_url": {"url": "a.jpg"}},
+        {"type": "image", "image": "b.jpg"},
+        {"type": "video_url", "video_url": "c.mp4"},
+    ]
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "They differ."}]}
+    record = parse_record({"messages": [{"role": "user", "content": parts}, answer]})
+    assert record == Record([f"Compare {IMAGE} {IMAGE} <video>"], ["They differ."], ["a.jpg", "b.jpg"], ["c.mp4"])
+
+
+def test_llava_writes_image_for_a_video_too():
+    for marker in ("<image>", "<video>"):
+        record = parse_record(conversation(f"{marker}\nWhat?", "x", video="a.mp4"))
+        assert record == Record(["<video> What?"], ["x"], [], ["a.mp4"])
+
+
+SAID = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ("text", "unknown format: expected an object"),
+        ({"id": 3, "caption": "x"}, "unknown format: it has the keys id, caption; known: image, instruction"),
+        ({"image": 3, "instruction": "a", "output": "b"}, "unknown format: 3 names no file"),
+        ({"instruction": ["a", "b"], "output": "c"}, "turns: 2 instructions, and 1 outputs"),
+        ({"instruction": [], "output": []}, "turns: no turns"),
+        ({"instruction": "a", "output": 3}, "turns: expected a text .* found 3"),
+        ({"instruction": "a", "output": " \n"}, "empty answer: the answer of turn 1"),
+        ({"image": "a", "instruction": "<image><image>", "output": "b"}, "images named: 1, <ImageHere> .*: 2"),
+        ({"instruction": "<image> a", "output": "b"}, "images named: 0, <ImageHere> .*: 1"),
+        ({"videos": ["a", "b"], "instruction": "<video>", "output": "b"}, "videos named: 2, <video> .*: 1"),
+        ({"image": "a", "instruction": "a", "output": "<ImageHere>"}, "an answer holds a placeholder"),
+        (conversation("a"), "turns: the last question has no answer"),
+        ({"conversations": [{"from": "gpt", "value": "a"}]}, "turns: an answer without a question"),
+        ({"conversations": [{"from": "robot", "value": "a"}]}, "turns: 'from' is 'robot'; known: human"),
+        ({"conversations": "a"}, "unknown format: expected a list of objects, found 'a'"),
+        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "a part of type 'audio'; known: text"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}], "image": "x"}, "Use parts only"),
+    ],
+)
+def test_what_is_wrong_with_a_record(raw, message):
+    with pytest.raises(RecordError, match=message):
+        parse_record(raw)
+
+
+RECORDS = [
+    {"id": "a", "image": "0.jpg", "instruction": "Two\u2028lines", "output": "x"},
+    {"id": 2, "messages": SAID},
+    {"conversations": [{"from": "human", "value": "ü"}, {"from": "gpt", "value": "b"}]},
+]
+
+
+def test_json_json_lines_and_parquet_hold_the_same(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(RECORDS, indent=1), encoding="utf-8-sig")
+    lines = "\r\n\n".join(json.dumps(record, ensure_ascii=False) for record in RECORDS)
+    (tmp_path / "a.jsonl").write_text(lines, encoding="utf-8", newline="")
+    strings = [record | {"id": str(record.get("id"))} for record in RECORDS]  # a column has one type
+    pq.write_table(pa.Table.from_pylist(strings, pa.schema(SCHEMA)), tmp_path / "a.parquet")
+    expected = [parse_record(record) for record in RECORDS]
+    for name in ("a.json", "a.jsonl", "a.parquet"):
+        records = read_records("k", str(tmp_path / name))
+        assert [parse_record(record) for record in records] == expected
+        assert record_id(records[0], 0) == "a"
+    assert [record_id(record, i) for i, record in enumerate(RECORDS)] == ["a", "2", "#2"]
+
+
+TURN = {"messages": ("role", "content"), "conversations": ("from", "value")}
+SCHEMA = [(key, pa.string()) for key in ("id", "image", "instruction", "output")]
+SCHEMA += [(key, pa.list_(pa.struct([(k, pa.string()) for k in keys]))) for key, keys in TURN.items()]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", b"[{]", "a.json is not JSON: .* Write a list of records"),
+        ("a.jsonl", b'{"a": 1}\n\n{"a"', "a.jsonl: line 3 is not JSON"),
+        ("a.json", b"\xff\xfe", "a.json is not UTF-8"),
+        ("a.json", b"[]", "a.json: holds no records"),
+        ("a.jsonl", b"\n", "a.jsonl: holds no records"),
+        ("a.parquet", b"PAR", "a.parquet is not Parquet"),
+        ("other", b"", "k: '.*a.json' is no file"),
+    ],
+)
+def test_files_that_hold_no_records(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_records("k", str(tmp_path / ("a.json" if name == "other" else name)))
+
+
+def test_where_file_names_begin(tmp_path):
+    file = tmp_path / "a.json"
+    assert image_folder(file, None) == tmp_path
+    (tmp_path / "image").mkdir()
+    assert image_folder(file, None) == tmp_path / "image"
+    assert str(image_folder(file, "/else/where")) == "/else/where"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(3):
+        Image.new("RGB", (20, 16), (80 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "bad.png").write_bytes((tmp_path / "0.png").read_bytes()[:50])
+    video = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (32, 32))
+    for i in range(10):
+        video.write(np.full((32, 32, 3), 20 * i, np.uint8))
+    video.release()
+    (tmp_path / "bad.avi").write_bytes((tmp_path / "v.avi").read_bytes()[:500])
+    return tmp_path
+
+
+def load(folder, question: str, n_frms: int = 4, **media):
+    record = Record([question], ["x"], **media)
+    return load_pictures(record, record.placed(record.questions), folder, n_frms)
+
+
+def test_pictures_come_in_the_order_of_appearance(folder):
+    url = "data:image/png;base64," + base64.b64encode((folder / "1.png").read_bytes()).decode()
+    absolute = (folder / "2.png").as_uri()
+    question = f"{IMAGE} then <video> then {IMAGE}{IMAGE}"
+    questions, pictures = load(folder, question, images=["0.png", url, absolute], videos=["v.avi"])
+    assert questions == [f"{IMAGE} then {' '.join([IMAGE] * 4)} then {IMAGE}{IMAGE}"]
+    reds = [picture.getpixel((0, 0))[0] for picture in pictures]
+    assert reds == pytest.approx([0, 0, 60, 120, 180, 80, 160], abs=6)
+
+
+def test_a_video_of_fewer_frames_gives_all_of_them(folder):
+    questions, pictures = load(folder, "What?", n_frms=64, videos=["v.avi"])
+    assert len(pictures) == 10 == questions[0].count(IMAGE)
+    url = "data:video/avi;base64," + base64.b64encode((folder / "v.avi").read_bytes()).decode()
+    assert len(load(folder, "What?", videos=[url])[1]) == 4
+
+
+@pytest.mark.parametrize(
+    ("media", "message"),
+    [
+        ({"images": ["9.png"]}, "missing file: .*9.png' does not exist"),
+        ({"images": ["http://x.org/1.png"]}, "missing file: 'http://x.org/1.png' is not on this machine"),
+        ({"images": ["bad.png"]}, "unreadable image: .*bad.png can't be read as a picture"),
+        ({"images": ["data:image/png;base64,eA=="]}, "unreadable image: can't be read as a picture"),
+        ({"images": ["data:nothing"]}, "unreadable image: 'data:nothing'"),
+        ({"images": ["\0"]}, "file|image"),
+        ({"images": ["x" * 5000]}, "file|image"),
+        ({"videos": ["9.avi"]}, "missing file: .*9.avi"),
+        ({"videos": ["0.png.txt"]}, "missing file"),
+        ({"videos": ["bad.avi"]}, "unreadable video: .*bad.avi can't be read as a video"),
+    ],
+)
+def test_files_that_cant_be_opened(media, message, folder):
+    with pytest.raises(RecordError, match=message):
+        load(folder, "What?", **media)
+
+
+def test_pictures_within_parquet(folder):
+    image = {"bytes": (folder / "1.png").read_bytes(), "path": "elsewhere.png"}
+    record = parse_record({"image": image, "instruction": "What?", "output": "x"})
+    _, pictures = load_pictures(record, record.placed(record.questions), folder, 1)
+    assert pictures[0].getpixel((0, 0)) == (80, 0, 0)
