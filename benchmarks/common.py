@@ -1,0 +1,44 @@
+"""What the benchmarks share: the machine in words, and ways of doing the same thing timed in turn."""
+
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+
+def machine() -> str:
+    """The machine that the figures were taken on."""
+    device = "no GPU"
+    if torch.accelerator.is_available():
+        device = str(torch.accelerator.current_accelerator())
+        if torch.cuda.is_available():
+            device = torch.cuda.get_device_name()
+    cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.split(": ")[1] for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = next(iter(names), cpu)
+    return f"{os.cpu_count()} cores of {cpu}, {device}, Python {sys.version.split()[0]}, torch {torch.__version__}"
+
+
+def in_turn(rounds: int, ways: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
+    """Runs each way once a round, A B A B, so that a machine that gets slower does so for all; returns the figures."""
+    figures: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            figures[name].append(way())
+    return figures
+
+
+def row(name: str, figures: Iterable[float], unit: str) -> str:
+    """A line with the median, and the least and the most."""
+    figures = list(figures)
+    return f"  {name:44} {statistics.median(figures):9.2f} {unit}  ({min(figures):.2f} - {max(figures):.2f})"
+
+
+def ratios(numerator: list[float], denominator: list[float]) -> list[float]:
+    """Round by round."""
+    return [a / b for a, b in zip(numerator, denominator, strict=True)]

@@ -1,0 +1,139 @@
+"""How fast training data comes: python benchmarks/data.py [--rounds 5] [--workers 0 1 2]
+
+Shards of JPEGs made on the spot, from the file to normalised batches of 224 pixels:
+ours against plain webdataset + Pillow + torchvision on 256-pixel pictures, by workers; and, on 1024-pixel pictures on
+one core, ours with JPEGs decoded at reduced size against the same at full size.
+"""
+
+import argparse
+import io
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset as wds
+from common import in_turn, machine, ratios, row
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+
+from minigpt4.common.config import BuildInfo, Config, DatasetConfig, ProcessorConfig, ProcessorsConfig, RunConfig
+from minigpt4.common.registry import registry
+from minigpt4.datasets.train_batches import TrainBatches
+from minigpt4.processors.image import CLIP_MEAN, CLIP_STD
+
+BATCH = 32
+
+
+def write_shards(folder: Path, size: int, samples: int, shards: int) -> None:
+    """Pictures with about the detail of photographs: 150 KB for 1024 pixels."""
+    random = np.random.default_rng(0)
+    for shard in range(shards):
+        with wds.TarWriter(str(folder / f"{shard:05d}.tar")) as tar:
+            for i in range(samples // shards):
+                small = Image.fromarray(random.integers(0, 255, (size // 16, size // 16, 3), dtype=np.uint8))
+                picture = np.asarray(small.resize((size, size), Image.Resampling.BICUBIC), dtype=np.int16)
+                picture = (picture + random.normal(0, 4, picture.shape)).clip(0, 255).astype(np.uint8)
+                file = io.BytesIO()
+                Image.fromarray(picture).save(file, "JPEG", quality=75)
+                caption = json.dumps({"caption": f"picture {i}"})
+                tar.write({"__key__": f"{shard:03d}{i:05d}", "jpg": file.getvalue(), "json": caption})
+
+
+def ours(folder: Path, workers: int, reduced: bool = True) -> Iterator[Any]:
+    images, text = ProcessorConfig("blip2_image_train", image_size=224), ProcessorConfig("blip_caption")
+    block = DatasetConfig(
+        build_info=BuildInfo(str(folder)),
+        vis_processor=ProcessorsConfig(images, images),
+        text_processor=ProcessorsConfig(text, text),
+    )
+    dataset: Any = registry.get_builder_class("cc_sbu")("cc_sbu", block).build("train")
+    if not reduced:
+        dataset.reduced_size = None
+    run = RunConfig(batch_size_train=BATCH, num_workers=workers)
+    return TrainBatches({"cc_sbu": dataset}, Config(datasets={"cc_sbu": block}, run=run))
+
+
+def plain(folder: Path, workers: int) -> Iterator[Any]:
+    """What a user would write with webdataset's README and torchvision."""
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(224, scale=(0.5, 1.0), interpolation=InterpolationMode.BICUBIC),
+            transforms.ToTensor(),
+            transforms.Normalize(CLIP_MEAN, CLIP_STD),
+        ]
+    )
+    pipeline = wds.DataPipeline(
+        wds.ResampledShards(sorted(str(file) for file in folder.glob("*.tar"))),
+        wds.tarfile_to_samples(),
+        wds.shuffle(1000),
+        wds.decode("pilrgb"),
+        wds.to_tuple("jpg", "json"),
+        wds.map(lambda pair: (transform(pair[0]), pair[1]["caption"])),
+    )
+    return iter(DataLoader(pipeline, batch_size=BATCH, num_workers=workers))
+
+
+def images_per_second(batches: Iterator[Any], number: int, workers: int) -> float:
+    """By the clock; without workers by the time that this process had of its core."""
+    clock = time.perf_counter if workers else time.process_time
+    for _ in range(3 * workers + 1):  # what was made ready before the clock started
+        next(batches)
+    started = clock()
+    for _ in range(number):
+        next(batches)
+    return number * BATCH / (clock() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measures the training data's path.")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--batches", type=int, default=20, help="measured in each round, for each worker")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print(machine())
+    with tempfile.TemporaryDirectory() as name:
+        small, large = Path(name) / "256", Path(name) / "1024"
+        small.mkdir()
+        large.mkdir()
+        write_shards(small, 256, 2048, max(8, *args.workers))
+        write_shards(large, 1024, 256, 8)
+        first: list[float] = []
+        for workers in args.workers:
+            count = args.batches * max(workers, 1)
+            figures = in_turn(
+                args.rounds,
+                {
+                    "ours": lambda w=workers, n=count: images_per_second(ours(small, w), n, w),
+                    "plain": lambda w=workers, n=count: images_per_second(plain(small, w), n, w),
+                },
+            )
+            print(f"256 pixels, {workers} workers")
+            print(row("ours", figures["ours"], "images/s"))
+            print(row("webdataset + Pillow + torchvision", figures["plain"], "images/s"))
+            print(row("ratio", ratios(figures["ours"], figures["plain"]), "x"))
+            if workers > 1 and first:
+                print(row("ours, against 1 worker", ratios(figures["ours"], first), "x"))
+            first = figures["ours"] if workers == 1 else first
+        figures = in_turn(
+            args.rounds,
+            {
+                "reduced": lambda: images_per_second(ours(large, 0), 4, 0),
+                "full": lambda: images_per_second(ours(large, 0, reduced=False), 4, 0),
+            },
+        )
+        print("1024 pixels, one core")
+        print(row("JPEGs decoded at reduced size", figures["reduced"], "images/s"))
+        print(row("at full size", figures["full"], "images/s"))
+        print(row("ratio", ratios(figures["reduced"], figures["full"]), "x"))
+
+
+if __name__ == "__main__":
+    main()
