@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -174,6 +175,11 @@ def stop_ids(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[i
         return [own, *(i for i in listed if i != own)]
     logger.warning("the LLM's config says eos %s, its tokenizer %s: the tokenizer's is used", named, own)
     return [own]
+
+
+def embedding_of(llm: PreTrainedModel) -> nn.Embedding:
+    """The LLM's input embedding, ids [B, T] -> [B, T, D]."""
+    return cast(nn.Embedding, llm.get_input_embeddings())
 
 
 def window_of(llm: PreTrainedModel) -> float:

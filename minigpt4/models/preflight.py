@@ -18,8 +18,8 @@ from minigpt4.common.config import Config, ModelConfig
 from minigpt4.common.dist_utils import pick_device
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import get_template
-from minigpt4.models.llm import DTYPES, llm_folder, load_tokenizer, pick_dtype, quantization_of, reason_of
-from minigpt4.models.minigpt_base import embedding_of, read_prompts
+from minigpt4.models.llm import DTYPES, embedding_of, llm_folder, load_tokenizer, pick_dtype, quantization_of, reason_of
+from minigpt4.models.minigpt_base import read_prompts
 from minigpt4.models.qformer import build_qformer
 from minigpt4.models.vision import build_vit, convert_weights, feature_width
 

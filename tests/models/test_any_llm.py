@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -20,6 +21,7 @@ from transformers import (
 from minigpt4.common.config import Config
 from minigpt4.conversation.conversation import IMAGE, Turn
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.splice import IGNORE
 
 SMALL = {
     "hidden_size": 48,
@@ -86,6 +88,34 @@ def test_a_training_step_moves_only_the_projection(model):
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {"llama_proj.weight", "llama_proj.bias"}
     assert model(samples)["loss"] < first
+
+
+@pytest.mark.parametrize("answers", [["a dog", "the small grass"], [], ["", "a"]], ids=["both", "none", "one"])
+def test_label_positions_alone_give_the_loss_and_gradients_of_all(answers, model, monkeypatch):
+    monkeypatch.setattr(model, "end_sym", "")
+    answers = answers or ["", ""]
+    samples = {"image": torch.randn(2, 3, 56, 56), "answer": answers}
+    samples["instruction_input"] = ["<Img><ImageHere></Img> What is it?", "<ImageHere> Hm?"]  # answers begin elsewhere
+    embeds, mask, labels = model._inputs(model._examples(samples), model._encode_images(samples))
+    logits = model.llama_model(inputs_embeds=embeds, attention_mask=mask).logits[:, :-1].float()
+    total = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+    tokens = int((labels != IGNORE).sum())
+    results = []
+    for loss in (total / max(tokens, 1), model(samples)["loss"]):
+        model.zero_grad()
+        loss.backward()
+        results.append([loss.detach(), model.llama_proj.weight.grad.clone(), model.llama_proj.bias.grad.clone()])
+    for ours, expected in zip(*results[::-1], strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-6, rtol=0)
+    assert model(samples)["tokens"] == tokens
+
+
+def test_the_head_reads_label_positions_alone(model):
+    seen = []
+    hook = model.llama_model.get_output_embeddings().register_forward_hook(lambda m, i, o: seen.append(o.shape))
+    output = model({"image": torch.randn(2, 3, 56, 56), "answer": ["a dog", "the small grass"]})
+    hook.remove()
+    assert [tuple(shape[:2]) for shape in seen] == [(1, output["tokens"])]
 
 
 def test_soft_tokens_begin_as_large_as_words(model):
