@@ -45,6 +45,7 @@ class MiniGPTBase(TrainingModel):
         self.turn_template = config.turn_template or (tokenizer.bos_token or "") + config.prompt_template
         self.chat_template = config.chat_template
         self.prompt_list = read_prompts(config.prompt_path, config.prompt_template)
+        self.unlearned = set()
 
     @property
     def device(self) -> torch.device:

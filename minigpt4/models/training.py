@@ -1,5 +1,6 @@
 """Training: samples become layouts, layouts the loss of their labels."""
 
+import logging
 import random
 import re
 from abc import abstractmethod
@@ -18,6 +19,10 @@ from minigpt4.models.base_model import BaseModel
 from minigpt4.models.llm import embedding_of
 from minigpt4.models.splice import IGNORE, IMAGE_PLACEHOLDER, Example, prompt_layout, splice, training_batch
 
+logger = logging.getLogger(__name__)
+
+_MOST_REPORTED = 20
+
 
 class TrainingModel(BaseModel):
     """The part of a MiniGPT model that computes losses; `MiniGPTBase` is the whole."""
@@ -33,6 +38,7 @@ class TrainingModel(BaseModel):
     turn_template: str
     chat_template: bool
     prompt_list: list[str]
+    unlearned: set[str]  # samples reported as teaching nothing
 
     @property
     @abstractmethod
@@ -58,13 +64,32 @@ class TrainingModel(BaseModel):
                 conversation: `conv_q` and `conv_a`, B strings of turns joined by `connect_sym`.
         """
         images = self._encode_images(samples)
-        logits, labels, _ = self._label_logits(self._examples(samples), images)
+        examples = self._examples(samples)
+        self._report_unlearned(samples, examples)
+        logits, labels, _ = self._label_logits(examples, images)
         loss = F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
         if images is None and self.training:
             # text alone still needs a gradient, of zeros, and ranks wait for one another in all parts of the model
             blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
             loss = loss + 0 * self.encode_img(blank).sum()
         return {"loss": loss, "tokens": torch.tensor(len(labels), device=loss.device)}
+
+    def _report_unlearned(self, samples: dict[str, Any], examples: list[Example]) -> None:
+        """Warns, once of each, of samples that teach nothing, with the likely cause."""
+        answers = samples["conv_a"] if "conv_q" in samples else samples["answer"]
+        between = samples.get("connect_sym", [" "] * len(answers))
+        ids = samples.get("image_id", ["without image_id"] * len(answers))
+        for name, answer, sym, example in zip(map(str, ids), answers, between, examples, strict=True):
+            empty = not answer.replace(sym, " ").strip()
+            if not empty and any(learned for _, learned in example):
+                continue
+            if name not in self.unlearned and len(self.unlearned) <= _MOST_REPORTED:
+                self.unlearned.add(name)
+                cause = (
+                    "its answer is empty" if empty else f"model.max_txt_len={self.max_txt_len} leaves no room for it"
+                )
+                more = "; more such samples are not reported" if len(self.unlearned) > _MOST_REPORTED else ""
+                logger.warning("sample %s teaches no answer: %s%s", name, cause, more)
 
     def _label_logits(self, examples: list[Example], images: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Logits [N, V] in fp32 of the positions before the N labels, the labels [N], and whose sample each is [N].
