@@ -8,15 +8,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Self
 
-from minigpt4.common.checkpoint import load_checkpoints
+from minigpt4.common.checkpoint import ADAPTERS, load_checkpoints
 from minigpt4.common.config import Config, ModelConfig
 from minigpt4.common.dist_utils import pick_device
 from minigpt4.common.registry import registry
-from minigpt4.models.llm import DTYPES, add_lora, load_llm, load_tokenizer
+from minigpt4.models.base_model import checkpoint_blocks
+from minigpt4.models.llm import add_lora, load_llm, load_tokenizer
 from minigpt4.models.minigpt_base import MiniGPTBase
 from minigpt4.models.preflight import preflight
 from minigpt4.models.qformer import build_qformer, load_qformer_weights
-from minigpt4.models.vision import JOINED, build_vit, convert_weights, feature_width, load_vit_weights
+from minigpt4.models.vision import JOINED, build_vit, convert_weights, feature_width, load_vit_weights, vit_dtype
 
 _TOWERS = ("visual_encoder.", "ln_vision.", "Qformer.", "query_tokens")
 
@@ -32,17 +33,18 @@ class MiniGPT4(MiniGPTBase):
     def __init__(self, config: ModelConfig, llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         super().__init__(config, llm, tokenizer)
         width = config.vit.embed_dim
-        self.vit_dtype = DTYPES[config.vit_precision]
+        self.vit_dtype = vit_dtype(config)
         self.has_qformer = config.has_qformer
         with torch.device("meta"):  # no memory and no random numbers for what a file replaces
-            self.visual_encoder = build_vit(
-                config.vit, config.image_size, config.drop_path_rate, config.use_grad_checkpoint
-            )
+            self.visual_encoder = build_vit(config.vit, config.image_size, config.drop_path_rate)
             convert_weights(self.visual_encoder, self.vit_dtype)
             if config.has_qformer:
                 self.Qformer, self.query_tokens = build_qformer(config.qformer, config.num_query_token, width)
         self.ln_vision = nn.LayerNorm(width)
         self.llama_proj = self.new_projection(feature_width(config))
+        if config.use_grad_checkpoint:
+            checkpoint_blocks(self.visual_encoder)
+            checkpoint_blocks(self.llama_model)
 
     @classmethod
     def from_config(cls, config: Config) -> Self:
@@ -50,22 +52,23 @@ class MiniGPT4(MiniGPTBase):
         files = preflight(config)
         llm = load_llm(c, pick_device(config.run.device))
         tokenizer = load_tokenizer(files["model.llama_model"], c.trust_remote_code)
-        model = cls(c, add_lora(llm, c.lora_r, c.lora_alpha, c.lora_dropout), tokenizer)
+        model = cls(c, add_lora(llm, c), tokenizer)
         model._load_towers(c, files)
         qformer_file = str(files.get("model.q_former_model", "its initial values"))
         sources = dict.fromkeys(("query_tokens", "Qformer", "ln_vision"), qformer_file)
         sources |= {"visual_encoder": str(files["model.vit_model"]), "llama_model": c.llama_model}
+        sources[ADAPTERS] = "their initial values"  # with which the LLM is as it was
         load_checkpoints(model, [f for key, f in files.items() if key.startswith("model.ckpt")], sources)
         return model
 
     def _load_towers(self, config: ModelConfig, files: dict[str, Path]) -> None:
         load_vit_weights(self.visual_encoder, files["model.vit_model"])
-        self.visual_encoder.requires_grad_(not config.freeze_vit)
-        self.ln_vision.requires_grad_(not config.freeze_vit)
+        self.visual_encoder.requires_grad_("vit" in config.trained)
+        self.ln_vision.requires_grad_("vit" in config.trained)
         if self.has_qformer:
             load_qformer_weights(self.Qformer, self.query_tokens, self.ln_vision, files["model.q_former_model"])
-            self.Qformer.requires_grad_(not config.freeze_qformer)
-            self.query_tokens.requires_grad_(not config.freeze_qformer)
+            self.Qformer.requires_grad_("qformer" in config.trained)
+            self.query_tokens.requires_grad_("qformer" in config.trained)
 
     @property
     def rows_per_image(self) -> int:

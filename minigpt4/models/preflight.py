@@ -18,10 +18,18 @@ from minigpt4.common.config import Config, ModelConfig
 from minigpt4.common.dist_utils import pick_device
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import get_template
-from minigpt4.models.llm import DTYPES, embedding_of, llm_folder, load_tokenizer, pick_dtype, quantization_of, reason_of
+from minigpt4.models.llm import (
+    check_lora,
+    dtype_of,
+    embedding_of,
+    llm_folder,
+    load_tokenizer,
+    quantization_of,
+    reason_of,
+)
 from minigpt4.models.minigpt_base import read_prompts
 from minigpt4.models.qformer import build_qformer
-from minigpt4.models.vision import build_vit, convert_weights, feature_width
+from minigpt4.models.vision import build_vit, convert_weights, feature_width, vit_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +74,8 @@ def preflight(config: Config) -> dict[str, Path]:
     if folder is not None and llm is not None:
         with problems.collect():
             check_tokenizer(c, folder, llm)
+        with problems.collect():
+            check_lora(c, llm)
         for path in c.ckpts:
             with problems.collect():
                 check_projection(c, llm, path)
@@ -127,11 +137,11 @@ def memory_of_devices(
     """{device: {part: bytes of its weights}}; `llm` is its outline."""
     with torch.device("meta"):
         vit = build_vit(config.vit, config.image_size)
-        convert_weights(vit, DTYPES[config.vit_precision])
+        convert_weights(vit, vit_dtype(config))
         parts = {"ViT": _bytes(vit)}
         if config.has_qformer:
             parts["Q-Former"] = _bytes(build_qformer(config.qformer, config.num_query_token, config.vit.embed_dim)[0])
-    quantization, dtype = quantization_of(config), pick_dtype(config.llm_dtype, device)
+    quantization, dtype = quantization_of(config), dtype_of(config, device)
     size = _bytes(cast(nn.Module, llm).to(dtype))
     if quantization != "none":  # all linear layers but the output's
         head = llm.get_output_embeddings()

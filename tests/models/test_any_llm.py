@@ -1,5 +1,7 @@
 """Any causal LM can be aligned and talked to: one conformance test over small random models of many families."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,8 +20,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from minigpt4.common.config import Config
+from minigpt4.common.config import Config, ModelConfig
 from minigpt4.conversation.conversation import IMAGE, Turn
+from minigpt4.models.llm import add_lora, check_lora
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.splice import IGNORE
 
@@ -116,6 +119,29 @@ def test_the_head_reads_label_positions_alone(model):
     output = model({"image": torch.randn(2, 3, 56, 56), "answer": ["a dog", "the small grass"]})
     hook.remove()
     assert [tuple(shape[:2]) for shape in seen] == [(1, output["tokens"])]
+
+
+TARGETS = {"phi3": ["qkv_proj"], "gpt_neox": ["query_key_value"], "opt": ["q_proj", "fc1"]}
+
+
+def test_adapters_train_beside_the_projection(model):
+    config = ModelConfig(
+        lora_r=2, lora_targets=TARGETS.get(model.llama_model.config.model_type, ["q_proj", "down_proj"])
+    )
+    check_lora(config, model.llama_model)
+    whole = model.llama_model
+    model.llama_model = add_lora(copy.deepcopy(whole), config)
+    try:
+        model({"image": torch.randn(2, 3, 56, 56), "answer": ["a dog", "the grass"]})["loss"].backward()
+        trained = {n for n, p in model.named_parameters() if p.requires_grad}
+        assert trained == {n for n, p in model.named_parameters() if p.grad is not None}
+        kinds = {n.split(".lora_")[0].rpartition(".")[2] for n in trained if ".lora_" in n}
+        assert kinds == set(config.lora_targets) and {n for n in trained if ".lora_" not in n} == {
+            "llama_proj.weight",
+            "llama_proj.bias",
+        }
+    finally:
+        model.llama_model = whole
 
 
 def test_soft_tokens_begin_as_large_as_words(model):
