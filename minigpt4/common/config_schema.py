@@ -67,7 +67,7 @@ class ModelConfig:
 
     conversation: str = "vicuna_v0"  # the chat's template, minigpt4/conversation/conversation.py
     # a paragraph that the LLM must find likely before training begins; null: not checked
-    plain_text: str | None = "${env.package_dir}/assets/plain_text.txt"
+    plain_text: str | None = str(Path(minigpt4.__file__).parent / "assets" / "plain_text.txt")
     prompt: str = ""  # legal in the original's files, where nothing reads it
     prompt_path: str = ""  # training prompts, one a line
     prompt_template: str = "{}"

@@ -33,6 +33,9 @@ class BaseModel(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    def check_language(self) -> None:
+        """Warns where the LLM can't read plain text. Only before a strategy shards the model."""
+
     def place(self, device: torch.device) -> Self:
         """Moves the model to the device, except for parts that are placed already: a mapped or quantized LLM."""
         placed = {

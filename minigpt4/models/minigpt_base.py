@@ -21,6 +21,7 @@ from minigpt4.common.config import ModelConfig
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import get_template
 from minigpt4.models.llm import embedding_of, stop_ids, window_of
+from minigpt4.models.plain_text import check_plain_text
 from minigpt4.models.splice import IMAGE_PLACEHOLDER, pad, prompt_layout, splice
 from minigpt4.models.training import TrainingModel
 
@@ -45,6 +46,7 @@ class MiniGPTBase(TrainingModel):
         self.turn_template = config.turn_template or (tokenizer.bos_token or "") + config.prompt_template
         self.chat_template = config.chat_template
         self.prompt_list = read_prompts(config.prompt_path, config.prompt_template)
+        self.plain_text = config.plain_text
         self.unlearned = set()
 
     @property
@@ -55,6 +57,10 @@ class MiniGPTBase(TrainingModel):
     def vocabulary(self) -> int:
         """How many words the LLM chooses from."""
         return embedding_of(self.llama_model).num_embeddings
+
+    def check_language(self) -> None:
+        if self.plain_text:
+            check_plain_text(self.llama_model, self.llama_tokenizer, self.plain_text)
 
     def new_projection(self, width: int) -> nn.Linear:
         """An untrained projection from the image tower's width to the LLM's.

@@ -65,6 +65,8 @@ def preflight(config: Config) -> dict[str, Path]:
             check_path(key, path)
     with problems.collect():
         read_prompts(c.prompt_path, c.prompt_template)
+    if c.plain_text is not None and not Path(c.plain_text).is_file():
+        problems.append(f"model.plain_text: '{c.plain_text}' does not exist. Set it to a text file, or to null.")
     device = folder = llm = None
     with problems.collect():
         device = pick_device(config.run.device)

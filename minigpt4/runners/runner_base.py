@@ -56,6 +56,11 @@ class RunnerBase:
         dist_utils.seed_everything(run.seed + dist_utils.rank())  # ranks draw different prompts
         if resumed:
             load_checkpoints(model, [resumed[0]])
+        if resumed is None:
+            if run.strategy != "fsdp":  # which fills the device block by block
+                model.place(self.device)
+            if dist_utils.is_main():
+                model.check_language()
         self.strategy = build_strategy(model, run, self.device)
         self.batches = TrainBatches(datasets["train"], config)
         self.valid_loaders = [
