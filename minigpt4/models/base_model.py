@@ -21,8 +21,8 @@ class BaseModel(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def from_config(cls, config: Config) -> Self:
-        """Builds the model and loads its weights.
+    def from_config(cls, config: Config, towers: bool = True) -> Self:
+        """Builds the model and loads its weights. Without `towers` it trains from cached features.
 
         Raises:
             UserError: a file is missing or does not fit; all paths are checked before the first is read.

@@ -29,8 +29,6 @@ from minigpt4.models.training import TrainingModel
 class MiniGPTBase(TrainingModel):
     """A frozen LLM that reads image embeddings (MiniGPT-4: Zhu et al. 2023, arXiv:2304.10592, section 3)."""
 
-    llama_proj: nn.Linear
-
     def __init__(self, config: ModelConfig, llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         super().__init__()
         self.llama_model = llm

@@ -49,8 +49,10 @@ class _Problems(list[str]):
             self.append(str(error))
 
 
-def preflight(config: Config) -> dict[str, Path]:
+def preflight(config: Config, towers: bool = True) -> dict[str, Path]:
     """Checks all that a model's config names, logs what the weights will take, then downloads what is at a URL.
+
+    Without `towers` ViT and Q-Former take no memory; their files must be there.
 
     Returns:
         {config key: local file or folder} of the towers, the checkpoints and the LLM (of a hub id a folder without
@@ -83,7 +85,7 @@ def preflight(config: Config) -> dict[str, Path]:
                 check_projection(c, llm, path)
         if device is not None:
             with problems.collect():
-                check_memory(memory_of_devices(c, llm, device))
+                check_memory(memory_of_devices(c, llm, device, towers))
     if folder is None or problems:
         raise UserError("\n".join(problems))
     return {**local_files(paths, config.env.cache_root), "model.llama_model": folder}
@@ -134,14 +136,16 @@ def check_projection(config: ModelConfig, llm: PreTrainedModel, path: str) -> No
 
 
 def memory_of_devices(
-    config: ModelConfig, llm: PreTrainedModel, device: torch.device
+    config: ModelConfig, llm: PreTrainedModel, device: torch.device, towers: bool = True
 ) -> dict[torch.device, dict[str, float]]:
     """{device: {part: bytes of its weights}}; `llm` is its outline."""
+    parts: dict[str, float] = {}
     with torch.device("meta"):
         vit = build_vit(config.vit, config.image_size)
         convert_weights(vit, vit_dtype(config))
-        parts = {"ViT": _bytes(vit)}
-        if config.has_qformer:
+        if towers:
+            parts["ViT"] = _bytes(vit)
+        if towers and config.has_qformer:
             parts["Q-Former"] = _bytes(build_qformer(config.qformer, config.num_query_token, config.vit.embed_dim)[0])
     quantization, dtype = quantization_of(config), dtype_of(config, device)
     size = _bytes(cast(nn.Module, llm).to(dtype))

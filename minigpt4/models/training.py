@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minigpt4.common.errors import UserError
@@ -30,6 +30,8 @@ class TrainingModel(BaseModel):
     llama_model: PreTrainedModel
     llama_tokenizer: PreTrainedTokenizerBase
     template: Template | TokenizerTemplate
+    llama_proj: nn.Linear
+    has_towers: bool
     image_size: int
     end_sym: str
     max_txt_len: int
@@ -61,7 +63,8 @@ class TrainingModel(BaseModel):
                 sample has), or a list of each sample's [3, H, W], [n, 3, H, W] or None; none for text alone. And
                 either `answer` (B strings) with `instruction_input` (B prompts with `<ImageHere>`; without it one of
                 the configured prompts is drawn, and without those the image alone is the prompt, as in stage 1), or a
-                conversation: `conv_q` and `conv_a`, B strings of turns joined by `connect_sym`.
+                conversation: `conv_q` and `conv_a`, B strings of turns joined by `connect_sym`. In place of `image`,
+                `image_features` of the towers: [rows, width] for each [3, H, W].
         """
         images = self._encode_images(samples)
         examples = self._examples(samples)
@@ -70,8 +73,9 @@ class TrainingModel(BaseModel):
         loss = F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
         if images is None and self.training:
             # text alone still needs a gradient, of zeros, and ranks wait for one another in all parts of the model
-            blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
-            loss = loss + 0 * self.encode_img(blank).sum()
+            blank = self._encode_images(self._blank())
+            assert blank is not None
+            loss = loss + 0 * blank.sum()
         return {"loss": loss, "tokens": torch.tensor(len(labels), device=loss.device)}
 
     def _report_unlearned(self, samples: dict[str, Any], examples: list[Example]) -> None:
@@ -116,18 +120,25 @@ class TrainingModel(BaseModel):
         embeds = splice(ids.to(self.device), images, embedding_of(self.llama_model))
         return embeds, mask.to(self.device), labels
 
+    def _blank(self) -> dict[str, Tensor]:
+        """A batch of one image of zeros."""
+        if self.has_towers:
+            return {"image": torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)}
+        return {"image_features": torch.zeros(1, self.rows_per_image, self.llama_proj.in_features, device=self.device)}
+
     def _encode_images(self, samples: dict[str, Any]) -> Tensor | None:
         """Embeddings [N, rows, D] of all images of a batch, in order of appearance; None without images."""
-        images = samples.get("image")
+        cached = "image_features" in samples
+        images, dims = samples.get("image_features" if cached else "image"), 2 if cached else 3  # dims of one image
         if isinstance(images, list):  # of samples that have different numbers of images
-            own = [i if i.dim() == 4 else i.unsqueeze(0) for i in images if i is not None]
+            own = [i if i.dim() > dims else i.unsqueeze(0) for i in images if i is not None]
             images = torch.cat(own).to(self.device) if sum(map(len, own)) else None
         if images is None:
             return None
-        if images.dim() == 5:
+        if images.dim() == dims + 2:
             lengths = torch.as_tensor(samples.get("length", [images.shape[1]] * len(images)), device=images.device)
             images = images[torch.arange(images.shape[1], device=images.device) < lengths[:, None]]
-        return self.encode_img(images)
+        return self.llama_proj(images.to(self.llama_proj.weight.dtype)) if cached else self.encode_img(images)
 
     def _examples(self, samples: dict[str, Any]) -> list[Example]:
         """Training layouts of a batch: each a prompt and its answer, or the turns of a conversation."""

@@ -81,6 +81,12 @@ def feature_width(config: ModelConfig) -> int:
     return config.qformer.hidden_size if config.has_qformer else config.vit.embed_dim * JOINED
 
 
+def feature_rows(config: ModelConfig) -> int:
+    """How many rows the projection reads of an image."""
+    patches = (config.image_size // config.vit.patch_size) ** 2
+    return config.num_query_token if config.has_qformer else patches // JOINED
+
+
 def _block_index(key: str) -> int:
     return int(key.split(".")[1]) if key.startswith("blocks.") else -1
 
