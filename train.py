@@ -19,12 +19,18 @@ def main() -> None:
     device = pick_device(config.run.device)
     with distributed(device):
         setup_logger()
-        seed_everything(config.run.seed)  # every rank builds the same untrained projection
         runner_class = registry.get_runner_class(config.run.runner)
         runner_class.check(config)
         task = registry.get_task_class(config.run.task)(config)
-        datasets = {split: task.build_datasets(split) for split in ("train", *config.run.valid_splits)}
-        runner_class(config, task, task.build_model(), datasets).train()  # the strategy places the model
+        if cached := bool(config.run.cache_features):
+            from minigpt4.datasets.feature_cache import cached_datasets
+
+            datasets = cached_datasets(config, task)
+        else:
+            datasets = {split: task.build_datasets(split) for split in ("train", *config.run.valid_splits)}
+        seed_everything(config.run.seed)  # every rank builds the same untrained projection
+        model = task.build_model(towers=not cached)
+        runner_class(config, task, model, datasets).train()  # the strategy places the model
 
 
 if __name__ == "__main__":

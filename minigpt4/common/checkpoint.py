@@ -32,7 +32,9 @@ _SWITCHES = {
     "query_tokens": "model.freeze_qformer",
     "visual_encoder.": "model.freeze_vit",
     "ln_vision.": "model.freeze_vit",
+    "llama_model.": "model.unfreeze",
 }
+ADAPTERS = "LoRA adapters"
 _LLM_WIDTHS = {4096: " (7B)", 5120: " (13B)"}
 _IMAGE_WIDTHS = {768: " (Q-Former)", 5632: " (no Q-Former)"}
 _manager = PathManager()
@@ -108,7 +110,8 @@ def load_checkpoints(
     """Loads the trainable weights of a model from files that hold all of them together (none: they stay as built).
 
     Later files win. Buffers of the original (`inv_freq`, `position_ids`) are ignored. `sources` says, for the report,
-    where each part (the first word of its parameters' names) got its weights before.
+    where each part (see `_part`) got its weights before. A part with a source, of which no file holds anything, may
+    stay as built: a later stage trains more than the first.
 
     Raises:
         UserError: a trainable weight is missing, a shape differs, or a file holds an unknown weight or none at all.
@@ -126,17 +129,26 @@ def load_checkpoints(
         weights |= own
         report.loaded[str(path)] = sorted(own)
         report.ignored += ignored
-    missing = sorted(trainable.keys() - weights.keys())
+    absent = {_part(name) for name in trainable} - {_part(name) for name in weights}
+    absent = {part for part in absent if part in (sources or {})}
+    missing = sorted(name for name in trainable.keys() - weights.keys() if _part(name) not in absent)
     if missing and paths:
         raise UserError(
             f"model.ckpt: {', '.join(map(str, paths))}: missing {missing[:3]}, which this model trains.{_hint(missing)}"
         )
     for name, value in weights.items():  # only once all fit
         trainable[name].data.copy_(value)
+    for part in sorted(absent) if paths else ():
+        logger.warning("model.ckpt holds no %s: they begin as built, from %s", part, (sources or {})[part])
     as_built = {name.split(".")[0] for name, _ in model.named_parameters() if name not in weights}
     report.as_built = {part: (sources or {}).get(part, "its initial values") for part in sorted(as_built)}
     logger.info("%s", report)
     return report
+
+
+def _part(name: str) -> str:
+    """The part that a parameter belongs to: the first word of its name, or the LLM's adapters."""
+    return ADAPTERS if ".lora_" in name else name.split(".")[0]
 
 
 def trained_weights(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:

@@ -41,7 +41,7 @@ class ModelConfig:
     vit: VitConfig = field(default_factory=VitConfig)
     vit_precision: Literal["fp16", "bf16", "fp32"] = "fp16"
     drop_path_rate: float = 0.0
-    use_grad_checkpoint: bool = False
+    use_grad_checkpoint: bool = False  # ViT and LLM compute activations anew for backward: less memory, more time
     freeze_vit: bool = True
 
     has_qformer: bool = True
@@ -61,12 +61,13 @@ class ModelConfig:
     lora_alpha: int = 16
     lora_dropout: float = 0.05
 
-    unfreeze: list[Literal["llm", "qformer", "vit"]] = field(default_factory=list)  # trained besides the projection
+    # trained besides the projection, in fp32 whatever the precision of what stays frozen
+    unfreeze: list[Literal["llm", "qformer", "vit"]] = field(default_factory=list)
     ckpt: str | list[str] | None = None  # trained weights: file, URL or checkpoint folder; a list is loaded in order
 
     conversation: str = "vicuna_v0"  # the chat's template, minigpt4/conversation/conversation.py
     # a paragraph that the LLM must find likely before training begins; null: not checked
-    plain_text: str | None = "${env.package_dir}/assets/plain_text.txt"
+    plain_text: str | None = str(Path(minigpt4.__file__).parent / "assets" / "plain_text.txt")
     prompt: str = ""  # legal in the original's files, where nothing reads it
     prompt_path: str = ""  # training prompts, one a line
     prompt_template: str = "{}"
@@ -80,6 +81,12 @@ class ModelConfig:
     def ckpts(self) -> list[str]:
         """`ckpt` as a list."""
         return [self.ckpt] if isinstance(self.ckpt, str) and self.ckpt else list(self.ckpt or [])
+
+    @property
+    def trained(self) -> set[str]:
+        """`unfreeze`, and what the original's keys say."""
+        own = {"vit": not self.freeze_vit, "qformer": not self.freeze_qformer and self.has_qformer}
+        return {*self.unfreeze, *(part for part, trains in own.items() if trains)}
 
 
 @dataclass

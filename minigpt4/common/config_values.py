@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from minigpt4.common.config_schema import Config
+from minigpt4.common.config_schema import Config, ModelConfig
 from minigpt4.common.errors import UserError, did_you_mean
 from minigpt4.conversation.conversation import TEMPLATES, TOKENIZER
 
@@ -11,6 +11,7 @@ from minigpt4.conversation.conversation import TEMPLATES, TOKENIZER
 def expand_home(config: Config) -> None:
     """`~` in paths: a shell leaves it alone within `key=~/path`."""
     places: list[tuple[Any, str]] = [(config.model, "llama_model"), (config.model, "prompt_path")]
+    places += [(config.model, "plain_text"), (config.run, "cache_features")]
     places += [(config.run, "output_dir"), (config.run, "save_path")]
     places += [(d.build_info, key) for d in config.datasets.values() for key in ("storage", "valid_storage", "images")]
     places += [(d, key) for d in config.evaluation_datasets.values() for key in ("eval_file_path", "img_path")]
@@ -45,6 +46,7 @@ def check_values(config: Config) -> None:
                     f"datasets.{name}.vis_processor.{split}.image_size: {processor.image_size}, but model.image_size "
                     f"is {config.model.image_size}. Remove the first."
                 )
+    _check_trained(config.model)
     known = [*TEMPLATES, TOKENIZER]
     if (conversation := config.model.conversation) not in known:
         raise UserError(f"model.conversation: '{conversation}' is unknown.{did_you_mean(conversation, known)}")
@@ -54,3 +56,21 @@ def check_values(config: Config) -> None:
         raise UserError(
             f"model.prompt_template: '{config.model.prompt_template}' is no template. Write {{}} where the prompt goes."
         ) from None
+
+
+def _check_trained(model: ModelConfig) -> None:
+    """Refuses what can't be trained, or not together."""
+    if "qformer" in model.unfreeze and not model.has_qformer:
+        raise UserError("model.unfreeze: qformer, but model.has_qformer is False. Remove it from the list.")
+    if "llm" not in model.unfreeze:
+        return
+    if model.low_resource or model.quantization != "none":
+        bits = "8bit" if model.quantization == "none" else model.quantization
+        raise UserError(
+            f"model.unfreeze: llm, but the weights of an LLM in {bits} can't be trained. Set model.quantization=none "
+            "and model.low_resource=False, or train adapters on it instead (model.lora_r)."
+        )
+    if model.lora_r > 0:
+        raise UserError(
+            f"model.unfreeze: llm trains all its weights, model.lora_r={model.lora_r} adapters instead. Remove one."
+        )

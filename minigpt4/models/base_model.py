@@ -1,7 +1,12 @@
 """What every model shares: construction from a config, frozen parts that stay frozen, counting."""
 
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
 from minigpt4.common.config import Config
@@ -16,8 +21,8 @@ class BaseModel(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def from_config(cls, config: Config) -> Self:
-        """Builds the model and loads its weights.
+    def from_config(cls, config: Config, towers: bool = True) -> Self:
+        """Builds the model and loads its weights. Without `towers` it trains from cached features.
 
         Raises:
             UserError: a file is missing or does not fit; all paths are checked before the first is read.
@@ -27,6 +32,9 @@ class BaseModel(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    def check_language(self) -> None:
+        """Warns where the LLM can't read plain text. Only before a strategy shards the model."""
 
     def place(self, device: torch.device) -> Self:
         """Moves the model to the device, except for parts that are placed already: a mapped or quantized LLM."""
@@ -54,3 +62,28 @@ class BaseModel(nn.Module):
         """Returns (trainable, all)."""
         sizes = [(p.numel(), p.requires_grad) for p in self.parameters()]
         return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
+
+
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The entries of the outermost ModuleLists: inner ones may hold experts, which not every process calls."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        else:
+            yield from blocks(child)
+
+
+def checkpoint_blocks(tower: nn.Module) -> None:
+    """Makes the blocks of a tower compute their activations anew for backward, instead of keeping them.
+
+    transformers' own switch does so in training mode only, in which a frozen LLM would also drop out (Chen et al. 2016,
+    arXiv:1604.06174).
+    """
+    for block in blocks(tower):
+        block.forward = partial(_computed_anew, block.forward)  # type: ignore[method-assign]
+
+
+def _computed_anew(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -16,10 +17,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.pytorch_utils import Conv1D
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from minigpt4.common.config import ModelConfig
-from minigpt4.common.errors import UserError, first_line
+from minigpt4.common.errors import UserError, did_you_mean, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -112,18 +114,18 @@ def reason_of(error: Exception) -> str:
 
 
 def load_llm(config: ModelConfig, device: torch.device) -> PreTrainedModel:
-    """Loads a causal LM's weights, frozen, as `llama_model`, `llm_dtype`, `quantization` and `device_map` say.
+    """Loads a causal LM's weights as `llama_model`, `llm_dtype`, `quantization` and `device_map` say.
 
-    Quantized (8bit is LLM.int8(): Dettmers et al. 2022; 4bit is NF4: Dettmers et al. 2023) it goes straight to the
-    device, with a device map to where that says, else to the CPU. `llm_dtype: auto` is bf16 where the device has it,
-    fp16 on other accelerators, fp32 on a CPU.
+    They are frozen unless `unfreeze` names them. Quantized (8bit is LLM.int8(): Dettmers et al. 2022; 4bit is NF4:
+    Dettmers et al. 2023) they go straight to the device, with a device map to where that says, else to the CPU.
+    `llm_dtype: auto` is bf16 where the device has it, fp16 on other accelerators, fp32 on a CPU.
 
     Raises:
         UserError: the folder holds no causal LM, or bitsandbytes is missing.
     """
     path, quantization = config.llama_model, quantization_of(config)
     kwargs: dict[str, Any] = {
-        "dtype": pick_dtype(config.llm_dtype, device),
+        "dtype": dtype_of(config, device),
         "trust_remote_code": config.trust_remote_code,  # False, not None: that would ask on the terminal
     }
     if quantization == "8bit":
@@ -140,12 +142,17 @@ def load_llm(config: ModelConfig, device: torch.device) -> PreTrainedModel:
         llm = AutoModelForCausalLM.from_pretrained(path, **kwargs)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"model.llama_model: no causal LM in '{path}': {reason_of(error)}") from error
-    return llm.requires_grad_(False)
+    return llm.requires_grad_("llm" in config.trained)
 
 
 def quantization_of(config: ModelConfig) -> str:
     """8bit, 4bit or none; the original's `low_resource` means 8 bits."""
     return "8bit" if config.low_resource and config.quantization == "none" else config.quantization
+
+
+def dtype_of(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """The dtype of the LLM's weights: `llm_dtype`, or fp32 where they train."""
+    return torch.float32 if "llm" in config.trained else pick_dtype(config.llm_dtype, device)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -176,27 +183,53 @@ def stop_ids(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[i
     return [own]
 
 
+def embedding_of(llm: PreTrainedModel) -> nn.Embedding:
+    """The LLM's input embedding, ids [B, T] -> [B, T, D]."""
+    return cast(nn.Embedding, llm.get_input_embeddings())
+
+
 def window_of(llm: PreTrainedModel) -> float:
     """How many tokens the LLM reads at once; infinite where its config says nothing."""
     return getattr(llm.config.get_text_config(), "max_position_embeddings", None) or float("inf")
 
 
-def add_lora(llm: PreTrainedModel, rank: int, alpha: int, dropout: float) -> PreTrainedModel:
-    """Adds trainable low-rank adapters to the query and value projections (LoRA: Hu et al. 2021); rank 0 adds none.
+def check_lora(config: ModelConfig, llm: PreTrainedModel) -> None:
+    """Refuses adapters on layers that the LLM, or its outline, does not have.
 
     Raises:
-        UserError: peft is missing, or the LLM has no q_proj and v_proj.
+        UserError: with the names that it has.
     """
-    if rank <= 0:
+    linear = [name for name, module in llm.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    for target in config.lora_targets if config.lora_r > 0 else ():
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            known = {name.rpartition(".")[2] for name in linear}
+            raise UserError(
+                f"model.lora_targets: '{target}' is no linear layer of this LLM.{did_you_mean(target, known)}"
+            )
+
+
+def add_lora(llm: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
+    """Adds trainable low-rank adapters to `lora_targets` (LoRA: Hu et al. 2021); `lora_r` 0 adds none.
+
+    Raises:
+        UserError: peft is missing, or refuses these layers.
+    """
+    if config.lora_r <= 0:
         return llm
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise UserError("model.lora_r: needs peft. Install it: pip install peft, or set model.lora_r=0") from error
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+    lora = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=list(config.lora_targets),
+        task_type="CAUSAL_LM",
     )
     try:
-        return cast(PreTrainedModel, get_peft_model(llm, config))  # which it wraps
+        return cast(PreTrainedModel, get_peft_model(llm, lora))  # which it wraps
     except ValueError as error:
-        raise UserError(f"model.lora_r: {rank} does not suit this LLM: {first_line(error)}") from error
+        raise UserError(
+            f"model.lora_targets: {config.lora_targets} do not suit this LLM: {first_line(error)}"
+        ) from error

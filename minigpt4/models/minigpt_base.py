@@ -1,8 +1,5 @@
 """What the MiniGPT models share: image embeddings spliced into a frozen LLM's prompt, for training and for chat."""
 
-import random
-import re
-from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,15 +20,14 @@ from transformers.generation.streamers import BaseStreamer
 from minigpt4.common.config import ModelConfig
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import get_template
-from minigpt4.models.base_model import BaseModel
-from minigpt4.models.llm import stop_ids, window_of
-from minigpt4.models.splice import IGNORE, IMAGE_PLACEHOLDER, Example, pad, prompt_layout, splice, training_batch
+from minigpt4.models.llm import embedding_of, stop_ids, window_of
+from minigpt4.models.plain_text import check_plain_text
+from minigpt4.models.splice import IMAGE_PLACEHOLDER, pad, prompt_layout, splice
+from minigpt4.models.training import TrainingModel
 
 
-class MiniGPTBase(BaseModel):
+class MiniGPTBase(TrainingModel):
     """A frozen LLM that reads image embeddings (MiniGPT-4: Zhu et al. 2023, arXiv:2304.10592, section 3)."""
-
-    llama_proj: nn.Linear
 
     def __init__(self, config: ModelConfig, llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         super().__init__()
@@ -48,6 +44,8 @@ class MiniGPTBase(BaseModel):
         self.turn_template = config.turn_template or (tokenizer.bos_token or "") + config.prompt_template
         self.chat_template = config.chat_template
         self.prompt_list = read_prompts(config.prompt_path, config.prompt_template)
+        self.plain_text = config.plain_text
+        self.unlearned = set()
 
     @property
     def device(self) -> torch.device:
@@ -58,14 +56,9 @@ class MiniGPTBase(BaseModel):
         """How many words the LLM chooses from."""
         return embedding_of(self.llama_model).num_embeddings
 
-    @abstractmethod
-    def encode_img(self, image: Tensor) -> Tensor:
-        """Maps images [B, 3, H, W] to LLM embeddings [B, rows, D]."""
-
-    @property
-    @abstractmethod
-    def rows_per_image(self) -> int:
-        """Embeddings that stand for one image."""
+    def check_language(self) -> None:
+        if self.plain_text:
+            check_plain_text(self.llama_model, self.llama_tokenizer, self.plain_text)
 
     def new_projection(self, width: int) -> nn.Linear:
         """An untrained projection from the image tower's width to the LLM's.
@@ -103,84 +96,6 @@ class MiniGPTBase(BaseModel):
         bos = self.llama_tokenizer.bos_token_id
         return ([] if bos is None else [bos]) + prompt_layout(prompt, self.encode_text, self.rows_per_image)
 
-    def forward(self, samples: dict[str, Any]) -> dict[str, Tensor]:
-        """Computes the mean negative log-likelihood of the answers' tokens over the batch.
-
-        Args:
-            samples: `image` [B, 3, H, W], or [B, n, 3, H, W] with `length` (B numbers: how many of the n images a
-                sample has), or a list of each sample's [3, H, W], [n, 3, H, W] or None; none for text alone. And
-                either `answer` (B strings) with `instruction_input` (B prompts with `<ImageHere>`; without it one of
-                the configured prompts is drawn, and without those the image alone is the prompt, as in stage 1), or a
-                conversation: `conv_q` and `conv_a`, B strings of turns joined by `connect_sym`.
-        """
-        images = self._encode_images(samples)
-        logits, labels = self._logits(self._examples(samples), images)
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
-        if images is None:
-            # text alone still needs a gradient, of zeros, and ranks wait for one another in all parts of the model
-            blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
-            loss = loss + 0 * self.encode_img(blank).sum()
-        return {"loss": loss, "tokens": (labels != IGNORE).sum()}
-
-    def _logits(self, examples: list[Example], images: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits [B, T - 1, V] in fp32 and the labels [B, T - 1] that they predict."""
-        batch = training_batch(examples, self.llama_tokenizer.bos_token_id)
-        ids, mask, labels = (tensor.to(self.device) for tensor in batch)
-        if (excess := ids.shape[1] - self.max_context_len) > 0:
-            raise UserError(
-                f"a training sample is {excess} tokens longer than the {self.max_context_len} that the LLM reads at "
-                "once. Shorten its prompt, or lower model.max_txt_len."
-            )
-        embeds = splice(ids, images, embedding_of(self.llama_model))
-        logits = self.llama_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).logits
-        return logits[:, :-1].float(), labels[:, 1:]
-
-    def _encode_images(self, samples: dict[str, Any]) -> Tensor | None:
-        """Embeddings [N, rows, D] of all images of a batch, in order of appearance; None without images."""
-        images = samples.get("image")
-        if isinstance(images, list):  # of samples that have different numbers of images
-            own = [i if i.dim() == 4 else i.unsqueeze(0) for i in images if i is not None]
-            images = torch.cat(own).to(self.device) if sum(map(len, own)) else None
-        if images is None:
-            return None
-        if images.dim() == 5:
-            lengths = torch.as_tensor(samples.get("length", [images.shape[1]] * len(images)), device=images.device)
-            images = images[torch.arange(images.shape[1], device=images.device) < lengths[:, None]]
-        return self.encode_img(images)
-
-    def _examples(self, samples: dict[str, Any]) -> list[Example]:
-        """Training layouts of a batch: each a prompt and its answer, or the turns of a conversation."""
-        if "conv_q" in samples:
-            turns = zip(samples["conv_q"], samples["conv_a"], samples["connect_sym"], strict=True)
-            return [self._conversation(q.split(sym), a.split(sym)) for q, a, sym in turns]
-        pairs = zip(self._prompts(samples), samples["answer"], strict=True)
-        return [self._prompt(prompt) + self._answer(answer)[: self.max_txt_len] for prompt, answer in pairs]
-
-    def _conversation(self, questions: list[str], answers: list[str]) -> Example:
-        """The first question is the prompt; max_txt_len limits all that follows it together."""
-        rest = self._answer(answers[0])
-        for question, answer in zip(questions[1:], answers[1:], strict=True):
-            rest += self._prompt(self.turn_template.format(question)) + self._answer(answer)
-        return self._prompt(self.prompt_template.format(questions[0])) + rest[: self.max_txt_len]
-
-    def _prompt(self, text: str) -> Example:
-        """A prompt's layout; the loss counts nothing of it but the template's own markers, where it says so."""
-        markers = self.template.learned
-        pieces = re.split("(" + "|".join(map(re.escape, markers)) + ")", text) if markers else [text]
-        layouts = [(prompt_layout(piece, self.encode_text, self.rows_per_image), piece in markers) for piece in pieces]
-        return [(i, learned) for layout, learned in layouts for i in layout]
-
-    def _answer(self, text: str) -> Example:
-        return [(i, True) for i in self.encode_text(text + self.end_sym)]
-
-    def _prompts(self, samples: dict[str, Any]) -> list[str]:
-        """The prompts of a batch: a sample's own instruction beats the configured list (as in the original)."""
-        if "instruction_input" in samples:
-            wrap = self.prompt_template.format if self.chat_template else str
-            # a sample of a mixed file may come without one
-            return [wrap(text) if text else self._draw_prompt() for text in samples["instruction_input"]]
-        return [self._draw_prompt() for _ in samples["answer"]]
-
     @torch.inference_mode()
     def multi_select(
         self,
@@ -214,8 +129,9 @@ class MiniGPTBase(BaseModel):
     def _losses(self, samples: dict[str, Any], length_norm: str) -> Tensor:
         """Negative log-likelihood of each sample's answer, [B]."""
         examples = self._examples(samples)
-        logits, labels = self._logits(examples, self._encode_images(samples))
-        losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none").sum(1).cpu()
+        logits, labels, rows = self._label_logits(examples, self._encode_images(samples))
+        each = F.cross_entropy(logits, labels, reduction="none").cpu()
+        losses = torch.zeros(len(examples)).index_add_(0, rows, each)
         learned = torch.tensor([sum(learned for _, learned in example) for example in examples])
         if length_norm == "mean":
             return losses / learned
@@ -223,11 +139,6 @@ class MiniGPTBase(BaseModel):
             prompts = torch.tensor(list(map(len, examples))) - learned
             return losses / (prompts.max() + learned.max())
         return losses
-
-    def _draw_prompt(self) -> str:
-        if not self.prompt_list:
-            return IMAGE_PLACEHOLDER
-        return random.choice(self.prompt_list) if self.training else self.prompt_list[0]  # validation repeats
 
     @torch.inference_mode()
     def generate(
@@ -295,11 +206,6 @@ class MiniGPTBase(BaseModel):
     def cut(self, text: str) -> str:
         """Ends a text where the first stop string begins, and strips the space around it."""
         return text[: min((at for stop in self.template.stop if (at := text.find(stop)) >= 0), default=None)].strip()
-
-
-def embedding_of(llm: PreTrainedModel) -> nn.Embedding:
-    """The LLM's input embedding, ids [B, T] -> [B, T, D]."""
-    return cast(nn.Embedding, llm.get_input_embeddings())
 
 
 def read_prompts(path: str, template: str) -> list[str]:

@@ -18,10 +18,18 @@ from minigpt4.common.config import Config, ModelConfig
 from minigpt4.common.dist_utils import pick_device
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import get_template
-from minigpt4.models.llm import DTYPES, llm_folder, load_tokenizer, pick_dtype, quantization_of, reason_of
-from minigpt4.models.minigpt_base import embedding_of, read_prompts
+from minigpt4.models.llm import (
+    check_lora,
+    dtype_of,
+    embedding_of,
+    llm_folder,
+    load_tokenizer,
+    quantization_of,
+    reason_of,
+)
+from minigpt4.models.minigpt_base import read_prompts
 from minigpt4.models.qformer import build_qformer
-from minigpt4.models.vision import build_vit, convert_weights, feature_width
+from minigpt4.models.vision import build_vit, convert_weights, feature_width, vit_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +49,10 @@ class _Problems(list[str]):
             self.append(str(error))
 
 
-def preflight(config: Config) -> dict[str, Path]:
+def preflight(config: Config, towers: bool = True) -> dict[str, Path]:
     """Checks all that a model's config names, logs what the weights will take, then downloads what is at a URL.
+
+    Without `towers` ViT and Q-Former take no memory; their files must be there.
 
     Returns:
         {config key: local file or folder} of the towers, the checkpoints and the LLM (of a hub id a folder without
@@ -57,6 +67,8 @@ def preflight(config: Config) -> dict[str, Path]:
             check_path(key, path)
     with problems.collect():
         read_prompts(c.prompt_path, c.prompt_template)
+    if c.plain_text is not None and not Path(c.plain_text).is_file():
+        problems.append(f"model.plain_text: '{c.plain_text}' does not exist. Set it to a text file, or to null.")
     device = folder = llm = None
     with problems.collect():
         device = pick_device(config.run.device)
@@ -66,12 +78,14 @@ def preflight(config: Config) -> dict[str, Path]:
     if folder is not None and llm is not None:
         with problems.collect():
             check_tokenizer(c, folder, llm)
+        with problems.collect():
+            check_lora(c, llm)
         for path in c.ckpts:
             with problems.collect():
                 check_projection(c, llm, path)
         if device is not None:
             with problems.collect():
-                check_memory(memory_of_devices(c, llm, device))
+                check_memory(memory_of_devices(c, llm, device, towers))
     if folder is None or problems:
         raise UserError("\n".join(problems))
     return {**local_files(paths, config.env.cache_root), "model.llama_model": folder}
@@ -122,16 +136,18 @@ def check_projection(config: ModelConfig, llm: PreTrainedModel, path: str) -> No
 
 
 def memory_of_devices(
-    config: ModelConfig, llm: PreTrainedModel, device: torch.device
+    config: ModelConfig, llm: PreTrainedModel, device: torch.device, towers: bool = True
 ) -> dict[torch.device, dict[str, float]]:
     """{device: {part: bytes of its weights}}; `llm` is its outline."""
+    parts: dict[str, float] = {}
     with torch.device("meta"):
         vit = build_vit(config.vit, config.image_size)
-        convert_weights(vit, DTYPES[config.vit_precision])
-        parts = {"ViT": _bytes(vit)}
-        if config.has_qformer:
+        convert_weights(vit, vit_dtype(config))
+        if towers:
+            parts["ViT"] = _bytes(vit)
+        if towers and config.has_qformer:
             parts["Q-Former"] = _bytes(build_qformer(config.qformer, config.num_query_token, config.vit.embed_dim)[0])
-    quantization, dtype = quantization_of(config), pick_dtype(config.llm_dtype, device)
+    quantization, dtype = quantization_of(config), dtype_of(config, device)
     size = _bytes(cast(nn.Module, llm).to(dtype))
     if quantization != "none":  # all linear layers but the output's
         head = llm.get_output_embeddings()

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from minigpt4.common.checkpoint import load_tensors
 from minigpt4.common.config import ModelConfig, VitConfig
 from minigpt4.common.errors import UserError
+from minigpt4.models.llm import DTYPES
 
 logger = logging.getLogger(__name__)
 
 JOINED = 4  # patch tokens in one row for the LLM, where there is no Q-Former
 
 
-def build_vit(config: VitConfig, image_size: int, drop_path_rate: float = 0.0, grad_checkpoint: bool = False) -> Eva:
+def build_vit(config: VitConfig, image_size: int, drop_path_rate: float = 0.0) -> Eva:
     """Builds the tower with random weights: images [B, 3, H, W] -> tokens [B, 1 + H*W / patch_size**2, embed_dim].
 
     The class token comes first. There is no final norm and no head: BLIP-2 reads the output of the last block that it
@@ -38,7 +39,6 @@ def build_vit(config: VitConfig, image_size: int, drop_path_rate: float = 0.0, g
         norm_layer=partial(nn.LayerNorm, eps=1e-6),
     )
     vit.norm = nn.Identity()
-    vit.set_grad_checkpointing(grad_checkpoint)
     return vit
 
 
@@ -71,9 +71,20 @@ def load_vit_weights(vit: Eva, path: str | Path) -> None:
     logger.info("ViT: %d tensors from %s, unused: %s", len(used), path, sorted(unused) or "none")
 
 
+def vit_dtype(config: ModelConfig) -> torch.dtype:
+    """The dtype of the tower's conv and linear weights: `vit_precision`, or fp32 where they train."""
+    return torch.float32 if "vit" in config.trained else DTYPES[config.vit_precision]
+
+
 def feature_width(config: ModelConfig) -> int:
     """Width of the rows that the projection reads: the Q-Former's outputs, or joined patch tokens."""
     return config.qformer.hidden_size if config.has_qformer else config.vit.embed_dim * JOINED
+
+
+def feature_rows(config: ModelConfig) -> int:
+    """How many rows the projection reads of an image."""
+    patches = (config.image_size // config.vit.patch_size) ** 2
+    return config.num_query_token if config.has_qformer else patches // JOINED
 
 
 def _block_index(key: str) -> int:

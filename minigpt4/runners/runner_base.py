@@ -57,6 +57,11 @@ class RunnerBase:
         dist_utils.seed_everything(run.seed + dist_utils.rank())  # ranks draw different prompts
         if resumed:
             load_checkpoints(model, [resumed[0]])
+        if resumed is None:
+            if run.strategy != "fsdp":  # which fills the device block by block
+                model.place(self.device)
+            if dist_utils.is_main():
+                model.check_language()
         self.strategy = build_strategy(model, run, self.device)
         self.batches = TrainBatches(datasets["train"], config, pin_memory=self.device.type not in ("cpu", "mps"))
         self.valid_loaders = {
@@ -98,6 +103,15 @@ class RunnerBase:
             raise UserError("run.metric: evaluation_datasets names none to take it on. Name one, or set it to null.")
         if run.metric and (run.strategy == "fsdp" or run.strategy == "deepspeed" and run.zero_stage == 3):
             raise UserError("run.metric: a sharded model can't generate. Set run.strategy=ddp, or run.metric=null.")
+        if run.cache_features and run.metric:
+            raise UserError(
+                "run.metric: it is taken on pictures, which run.cache_features leaves out. Set one to null."
+            )
+        if run.cache_features and (trained := config.model.trained & {"vit", "qformer"}):
+            raise UserError(
+                f"run.cache_features: features change while {' and '.join(sorted(trained))} train. Set it to null, or "
+                "model.unfreeze=[]."
+            )
         for package, wanted in (("deepspeed", run.strategy == "deepspeed"), ("wandb", run.wandb_log)):
             if wanted and find_spec(package) is None:
                 raise UserError(f"run: {package} is asked for but not installed: pip install {package}")

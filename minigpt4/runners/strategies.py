@@ -18,7 +18,7 @@ from minigpt4.common.config import RunConfig
 from minigpt4.common.dist_utils import world_size
 from minigpt4.common.errors import UserError
 from minigpt4.common.optims import build_optimizer
-from minigpt4.models.base_model import BaseModel
+from minigpt4.models.base_model import BaseModel, blocks
 from minigpt4.models.llm import DTYPES, pick_dtype
 
 
@@ -124,7 +124,7 @@ class FSDP(Strategy):
 
     def _wrap(self) -> nn.Module:
         mesh = init_device_mesh(self.device.type, (world_size(),))
-        for block in _blocks(self.model):
+        for block in blocks(self.model):
             fully_shard(block, mesh=mesh)
         return cast(nn.Module, fully_shard(self.model, mesh=mesh))
 
@@ -156,15 +156,6 @@ def amp_dtype(run: RunConfig, device: torch.device) -> torch.dtype:
     if run.amp_dtype == "auto" and device.type == "cpu":
         return torch.bfloat16
     return DTYPES[run.amp_dtype] if run.amp_dtype != "auto" else pick_dtype("auto", device)
-
-
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The entries of the outermost ModuleLists: inner ones may hold experts, which not every process calls."""
-    for child in module.children():
-        if isinstance(child, nn.ModuleList):
-            yield from child
-        else:
-            yield from _blocks(child)
 
 
 def _whole(value: Any) -> Any:

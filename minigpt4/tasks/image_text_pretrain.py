@@ -30,8 +30,8 @@ class ImageTextPretrainTask:
             raise UserError(f"datasets: none has a '{split}' split. Name one, with build_info.valid_storage for val.")
         return datasets
 
-    def build_model(self) -> BaseModel:
-        return registry.get_model_class(self.config.model.arch).from_config(self.config)
+    def build_model(self, towers: bool = True) -> BaseModel:
+        return registry.get_model_class(self.config.model.arch).from_config(self.config, towers)
 
     def train_step(self, model: nn.Module, samples: dict[str, Any]) -> dict[str, Tensor]:
         """The `loss` of one batch, ready for backward: a mean over so many `tokens`."""

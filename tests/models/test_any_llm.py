@@ -1,7 +1,10 @@
 """Any causal LM can be aligned and talked to: one conformance test over small random models of many families."""
 
+import copy
+
 import pytest
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -17,9 +20,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from minigpt4.common.config import Config
+from minigpt4.common.config import Config, ModelConfig
 from minigpt4.conversation.conversation import IMAGE, Turn
+from minigpt4.models.llm import add_lora, check_lora
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.splice import IGNORE
 
 SMALL = {
     "hidden_size": 48,
@@ -86,6 +91,57 @@ def test_a_training_step_moves_only_the_projection(model):
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {"llama_proj.weight", "llama_proj.bias"}
     assert model(samples)["loss"] < first
+
+
+@pytest.mark.parametrize("answers", [["a dog", "the small grass"], [], ["", "a"]], ids=["both", "none", "one"])
+def test_label_positions_alone_give_the_loss_and_gradients_of_all(answers, model, monkeypatch):
+    monkeypatch.setattr(model, "end_sym", "")
+    answers = answers or ["", ""]
+    samples = {"image": torch.randn(2, 3, 56, 56), "answer": answers}
+    samples["instruction_input"] = ["<Img><ImageHere></Img> What is it?", "<ImageHere> Hm?"]  # answers begin elsewhere
+    embeds, mask, labels = model._inputs(model._examples(samples), model._encode_images(samples))
+    logits = model.llama_model(inputs_embeds=embeds, attention_mask=mask).logits[:, :-1].float()
+    total = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+    tokens = int((labels != IGNORE).sum())
+    results = []
+    for loss in (total / max(tokens, 1), model(samples)["loss"]):
+        model.zero_grad()
+        loss.backward()
+        results.append([loss.detach(), model.llama_proj.weight.grad.clone(), model.llama_proj.bias.grad.clone()])
+    for ours, expected in zip(*results[::-1], strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-6, rtol=0)
+    assert model(samples)["tokens"] == tokens
+
+
+def test_the_head_reads_label_positions_alone(model):
+    seen = []
+    hook = model.llama_model.get_output_embeddings().register_forward_hook(lambda m, i, o: seen.append(o.shape))
+    output = model({"image": torch.randn(2, 3, 56, 56), "answer": ["a dog", "the small grass"]})
+    hook.remove()
+    assert [tuple(shape[:2]) for shape in seen] == [(1, output["tokens"])]
+
+
+TARGETS = {"phi3": ["qkv_proj"], "gpt_neox": ["query_key_value"], "opt": ["q_proj", "fc1"]}
+
+
+def test_adapters_train_beside_the_projection(model):
+    config = ModelConfig(
+        lora_r=2, lora_targets=TARGETS.get(model.llama_model.config.model_type, ["q_proj", "down_proj"])
+    )
+    check_lora(config, model.llama_model)
+    whole = model.llama_model
+    model.llama_model = add_lora(copy.deepcopy(whole), config)
+    try:
+        model({"image": torch.randn(2, 3, 56, 56), "answer": ["a dog", "the grass"]})["loss"].backward()
+        trained = {n for n, p in model.named_parameters() if p.requires_grad}
+        assert trained == {n for n, p in model.named_parameters() if p.grad is not None}
+        kinds = {n.split(".lora_")[0].rpartition(".")[2] for n in trained if ".lora_" in n}
+        assert kinds == set(config.lora_targets) and {n for n in trained if ".lora_" not in n} == {
+            "llama_proj.weight",
+            "llama_proj.bias",
+        }
+    finally:
+        model.llama_model = whole
 
 
 def test_soft_tokens_begin_as_large_as_words(model):

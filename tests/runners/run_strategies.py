@@ -23,7 +23,13 @@ def options_of(name: str, data: Path, out: Path) -> list[str]:
         f"run.output_dir={out / name}",
         f"datasets.cc_sbu_align.build_info.storage={data}/stage2",
         f"datasets.cc_sbu_align.build_info.valid_storage={data}/stage2_val",
-        *("model.prompt_path=''", "model.ckpt=null", "model.lora_r=2", "model.lora_dropout=0"),
+        *(
+            "model.prompt_path=''",
+            "model.ckpt=null",
+            "model.lora_r=2",
+            "model.lora_dropout=0",
+            "model.use_grad_checkpoint=True",
+        ),
         *("run.accum_grad_iters=2", "run.max_grad_norm=0.5", "run.init_lr=1e-3", "run.warmup_steps=0"),
         *("run.max_epoch=2", "run.iters_per_epoch=4", "run.log_freq=1", "run.num_workers=0", "run.batch_size_eval=7"),
     ]

@@ -6,7 +6,7 @@ from PIL import Image
 
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.chat import Chat
-from minigpt4.models.minigpt_base import embedding_of
+from minigpt4.models.llm import embedding_of
 from minigpt4.models.splice import prompt_layout, splice
 from tests.conftest import assert_recorded, golden, golden_json
 from tests.conversation import turns_of

@@ -8,7 +8,7 @@ from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.conversation import get_template
 from minigpt4.models.splice import IGNORE, training_batch
 from tests.conftest import golden, golden_json
-from tests.models.parity import assert_gradients, assert_losses, layout_of, pictures
+from tests.models.parity import assert_gradients, assert_losses, layout_of, logits_of, pictures
 
 FILE = "7_v1"
 SPEC = golden_json(FILE)
@@ -49,7 +49,7 @@ def test_inputs_and_labels(case, parity_model, batch_of):
 @pytest.mark.parametrize("case", SPEC["cases"])
 def test_losses_and_gradients(case, parity_model, batch_of):
     samples = batch_of(case)
-    logits, labels = parity_model._logits(parity_model._examples(samples), parity_model._encode_images(samples))
+    logits, labels = logits_of(parity_model, parity_model._examples(samples), parity_model._encode_images(samples))
     as_original = labels.masked_fill(labels == EOS, IGNORE) if case == EOS_UNLEARNED else labels
     loss = assert_losses(FILE, case, logits, as_original)
     ours = parity_model(samples)["loss"].item()

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from minigpt4.common.errors import UserError
-from minigpt4.models.minigpt_base import embedding_of, read_prompts
+from minigpt4.models.llm import embedding_of
+from minigpt4.models.minigpt_base import read_prompts
 from minigpt4.models.splice import (
     IGNORE,
     IMAGE_PLACEHOLDER,
@@ -25,6 +26,7 @@ from tests.models.parity import (
     assert_losses,
     ids_of,
     layout_of,
+    logits_of,
     pictures,
     samples_of,
 )
@@ -95,7 +97,7 @@ def test_loss_and_gradients(flavour, case, prepared):
 @pytest.mark.parametrize(("flavour", "case"), PLAIN)
 def test_losses_of_batch_sample_and_token(flavour, case, prepared):
     model, _, samples = prepared(flavour, case)
-    logits, labels = model._logits(model._examples(samples), model._encode_images(samples))
+    logits, labels = logits_of(model, model._examples(samples), model._encode_images(samples))
     assert_losses(f"3_{flavour}", case, logits, labels)
 
 
@@ -145,7 +147,7 @@ def test_the_originals_losses_where_it_cuts_a_prompt(flavour, prepared):
     pairs = zip(samples["instruction_input"], samples["answer"], strict=True)
     cut = [model._prompt(prompt)[: spec["max_context_len"]] + model._answer(answer) for prompt, answer in pairs]
     assert_inputs(flavour, case, cut)
-    logits, labels = model._logits(cut, model._encode_images(samples))
+    logits, labels = logits_of(model, cut, model._encode_images(samples))
     assert_losses(f"3_{flavour}", case, logits, labels, " (quirk 9)")
     assert abs(model(samples)["loss"].item() - spec["loss"]) > 1e-4
 
@@ -163,7 +165,7 @@ def test_the_originals_losses_where_images_are_too_few(prepared):
         texts = [f"{first}{IMAGE_PLACEHOLDER}{others[0]}", *others[1:]]  # each encoded by itself
         examples.append([pair for text in texts for pair in model._prompt(text)] + model._answer(answer))
     assert_inputs("v2", case, examples)
-    logits, labels = model._logits(examples, model._encode_images(samples))
+    logits, labels = logits_of(model, examples, model._encode_images(samples))
     assert_losses("3_v2", case, logits, labels, " (quirk 8)")
 
 
