@@ -1,0 +1,252 @@
+"""How fast and how large training steps are: python benchmarks/train.py [--models tiny mid] [--rounds 5]
+
+On any device, with random weights: tiny (the bundled model), mid (ViT-B, Q-Former, a Llama of 25 million parameters),
+and on a GPU 7b and 13b (EVA-ViT-g, Q-Former, a Llama of that size in bf16). Measured are whole runs of the runner that
+train.py uses, from JPEGs in shards to checkpoints, and on mid two pairs of ways to do the same, in turn.
+"""
+
+import argparse
+import contextlib
+import json
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import in_turn, machine, ratios, row
+from data import write_shards
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import minigpt4
+from minigpt4.common.config import BuildInfo, Config, DatasetConfig, ModelConfig, ProcessorConfig, ProcessorsConfig
+from minigpt4.common.config_schema import QformerConfig, RunConfig, VitConfig
+from minigpt4.common.dist_utils import pick_device
+from minigpt4.common.registry import registry
+from minigpt4.models import training
+from minigpt4.models.llm import load_tokenizer, pick_dtype
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.runners.runner_base import RunnerBase
+from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
+
+TINY = str(Path(minigpt4.__file__).parent / "assets" / "tiny" / "llm")
+ORIGINAL = 35.0  # image-text pairs a second and GPU: 5 million in 10 hours on 4 A100s (MiniGPT-4, section 3.1)
+MATRIX = 4096  # rows of the product that says what a device can do
+
+LLMS = {  # hidden size, width of the MLP, layers, heads
+    "tiny": (128, 344, 4, 4),
+    "mid": (512, 1376, 8, 8),
+    "7b": (4096, 11008, 32, 32),
+    "13b": (5120, 13824, 40, 40),
+}
+TOWERS = {
+    "tiny": (VitConfig(embed_dim=64, depth=4, num_heads=4, mlp_ratio=4), QformerConfig(128, 2, 4, 512)),
+    "mid": (VitConfig(embed_dim=768, depth=12, num_heads=12, mlp_ratio=4), QformerConfig()),
+}
+
+
+def build(size: str, device: torch.device) -> MiniGPT4:
+    """A model of that size with random weights, frozen but for its projection, as in stage 1."""
+    vit, qformer = TOWERS.get(size, (VitConfig(), QformerConfig()))
+    dtype = pick_dtype("auto", device)
+    precision: Any = "fp32" if dtype == torch.float32 else "bf16"
+    config = ModelConfig(vit=vit, qformer=qformer, vit_precision=precision, prompt_path="", max_txt_len=32)
+    hidden, mlp, layers, heads = LLMS[size]
+    sizes = LlamaConfig(
+        vocab_size=32000,
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=2048,
+    )
+    with torch.device(device):
+        llm = LlamaForCausalLM._from_config(sizes, dtype=dtype).requires_grad_(False).eval()
+        model = MiniGPT4(config, llm, load_tokenizer(TINY))
+    for part in (model.visual_encoder, model.Qformer):
+        part.to_empty(device=device)
+    model.query_tokens = torch.nn.Parameter(torch.empty(model.query_tokens.shape, device=device))
+    for name, parameter in model.named_parameters():
+        if not name.startswith(("llama_model", "llama_proj")):
+            torch.nn.init.normal_(parameter.requires_grad_(False), std=0.02)
+    model.check_language = lambda: None  # type: ignore[method-assign]  # it speaks none
+    return model
+
+
+def flops(model: MiniGPT4, positions: int, labels: int) -> float:
+    """Of a training step and sample: forward through all, and back through the LLM to its input, not its weights."""
+    vit, llm = model.visual_encoder, model.llama_model
+    towers = 2 * sum(p.numel() for p in vit.parameters()) * (vit.patch_embed.num_patches + 1)
+    queries = 2 * sum(p.numel() for p in model.Qformer.parameters()) * model.rows_per_image
+    head = llm.get_output_embeddings().weight.numel()
+    body = sum(p.numel() for p in llm.parameters()) - head - llm.get_input_embeddings().weight.numel()
+    return towers + queries + 4 * (body * positions + head * labels)
+
+
+def most_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """What the device does in a second: of a large product of matrices, the best of five."""
+    a, b = (torch.randn(MATRIX, MATRIX, device=device, dtype=dtype) for _ in range(2))
+    times = [timed(lambda: a @ b, device) for _ in range(5)]
+    return 2 * MATRIX**3 / min(times)
+
+
+def timed(run: Callable[[], Any], device: torch.device) -> float:
+    """Seconds."""
+    started = time.perf_counter()
+    run()
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+    return time.perf_counter() - started
+
+
+def samples(model: MiniGPT4, batch: int, device: torch.device) -> dict[str, Any]:
+    """A batch of 96 positions a sample, of which 32 are labels."""
+    word = "a "
+    prompt = "<ImageHere> "
+    while len(model.layout(prompt)) < 64:
+        prompt += word
+    return {
+        "image": torch.randn(batch, 3, 224, 224, device=device),
+        "instruction_input": [prompt] * batch,
+        "answer": [word * 64] * batch,
+    }
+
+
+class PeakMemory(TorchDispatchMode):
+    """Notes the most bytes that the tensors made under it take together: on any device, and nothing but those."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._note(tensor.untyped_storage(), known)
+        return result
+
+    def _note(self, storage: torch.UntypedStorage, known: set[int]) -> None:
+        key = storage._cdata
+        if key in self._seen or key in known:
+            return
+        self._seen.add(key)
+        self.now += storage.nbytes()
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._gone, key, storage.nbytes())
+
+    def _gone(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+@contextlib.contextmanager
+def full_logits() -> Iterator[None]:
+    """All positions go through the LLM's head, as in the original."""
+    picked = training._head_reads
+    training._head_reads = lambda *_: contextlib.nullcontext()  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        training._head_reads = picked
+
+
+def step(model: MiniGPT4, batch: dict[str, Any], device: torch.device) -> float:
+    """Seconds of a forward and backward."""
+
+    def run() -> None:
+        model.llama_proj.zero_grad()
+        model(batch)["loss"].backward()
+
+    return timed(run, device)
+
+
+def compare_heads(model: MiniGPT4, batch: int, rounds: int, device: torch.device) -> None:
+    data = samples(model, batch, device)
+
+    def full(run: Callable[[], float]) -> float:
+        with full_logits():
+            return run()
+
+    def memory() -> float:
+        with PeakMemory() as peak:
+            step(model, data, device)
+        return peak.most / 2**20
+
+    print("label positions alone, against all positions, through a head of 32000 words (96 positions, 32 labels)")
+    for what, measure, unit in (("time", lambda: step(model, data, device), "s"), ("peak memory", memory, "MiB")):
+        measure(), full(measure)
+        both = in_turn(rounds, {"labels": measure, "all": lambda m=measure: full(m)})
+        print(row(f"{what} of a step, labels", both["labels"], unit))
+        print(row(f"{what} of a step, all", both["all"], unit))
+        print(row("ratio", ratios(both["labels"], both["all"]), "x"))
+
+
+def compare_cache(model: MiniGPT4, batch: int, rounds: int, device: torch.device) -> None:
+    live = samples(model, batch, device)
+    with torch.no_grad():
+        features = model.image_features(live["image"]).to(torch.bfloat16)
+    cached = {key: value for key, value in live.items() if key != "image"} | {"image_features": features}
+    both = in_turn(
+        rounds + 1, {n: lambda d=d: batch / step(model, d, device) for n, d in (("cached", cached), ("live", live))}
+    )
+    print("features from the cache, against live towers")
+    print(row("cached", both["cached"][1:], "samples/s"))
+    print(row("live", both["live"][1:], "samples/s"))
+    print(row("ratio", ratios(both["cached"][1:], both["live"][1:]), "x"))
+
+
+def run_training(size: str, model: MiniGPT4, batch: int, steps: int, workers: int, device: torch.device) -> None:
+    """A run of the runner, whose own log has the figures."""
+    images, text = ProcessorConfig("blip2_image_train", image_size=224), ProcessorConfig("blip_caption")
+    both = ProcessorsConfig(images, images), ProcessorsConfig(text, text)
+    with tempfile.TemporaryDirectory() as name:
+        shards = Path(name) / "shards"
+        shards.mkdir()
+        write_shards(shards, 256, 512, max(workers, 1) * 2)
+        block = DatasetConfig(build_info=BuildInfo(str(shards)), vis_processor=both[0], text_processor=both[1])
+        run = RunConfig(batch_size_train=batch, num_workers=workers, iters_per_epoch=steps, log_freq=steps // 2)
+        run.output_dir, run.device, run.amp = f"{name}/out", str(device), device.type != "cpu"
+        config = Config(datasets={"cc_sbu": block}, run=run)
+        dataset = registry.get_builder_class("cc_sbu")("cc_sbu", block).build("train")
+        RunnerBase(config, ImageTextPretrainTask(config), model, {"train": {"cc_sbu": dataset}}).train()
+        lines = (Path(name) / "out" / "log.txt").read_text().splitlines()
+    log = [record for record in map(json.loads, lines) if "samples_per_s" in record][-1]  # the first has the warm-up
+    rate, labels = log["samples_per_s"], log["tokens_per_s"] / log["samples_per_s"]
+    dtype = next(model.llama_model.parameters()).dtype
+    work = rate * flops(model, int(labels) + model.rows_per_image + 1, int(labels))
+    memory = f"{log['memory_gb']:.1f} GB" if "memory_gb" in log else "not counted"
+    print(f"{size}: a run of {steps} steps, batch {batch}, {workers} workers")
+    print(f"  {rate:.1f} pairs/s ({rate / ORIGINAL:.2f} x the original's {ORIGINAL:.0f} on an A100)")
+    print(f"  {log['data_wait']:.1%} of the time waiting for data; peak memory of the device: {memory}")
+    print(f"  {work / most_flops(device, dtype):.0%} of the FLOP/s of a product of {MATRIX} x {MATRIX} matrices")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measures training steps.")
+    parser.add_argument("--models", nargs="+", choices=LLMS, default=["tiny", "mid"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    device = pick_device(args.device)
+    print(machine())
+    for size in args.models:
+        model = build(size, device).train()
+        run_training(size, model, args.batch, args.steps, args.workers, device)
+        if size == "mid":
+            compare_heads(model, args.batch, args.rounds, device)
+            compare_cache(model, args.batch, args.rounds, device)
+        del model
+
+
+if __name__ == "__main__":
+    main()
