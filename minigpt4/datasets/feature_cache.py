@@ -125,7 +125,7 @@ def cached_datasets(config: Config, task: ImageTextPretrainTask) -> dict[str, di
                 f"{_KEY}: datasets.{name.partition('/')[2]} streams shards; a cache needs data with a length, "
                 f"such as cc_sbu_align or instructions. Set {_KEY}=null."
             )
-    files = preflight(config)
+    files = preflight(config, towers=False)  # they and the LLM are never in memory together
     if dist_utils.is_main():
         make_folder(_KEY, folder)
         _check_fingerprint(folder, fingerprint(config, files, datasets))

@@ -113,6 +113,13 @@ def test_label_positions_alone_give_the_loss_and_gradients_of_all(answers, model
     assert model(samples)["tokens"] == tokens
 
 
+def test_an_llm_whose_head_is_no_module_gives_the_same_loss(model, monkeypatch):
+    samples = {"image": torch.randn(2, 3, 56, 56), "answer": ["a dog", "the small grass"]}
+    expected = model(samples)["loss"]
+    monkeypatch.setattr(model.llama_model, "get_output_embeddings", lambda: None)
+    torch.testing.assert_close(model(samples)["loss"], expected, atol=1e-6, rtol=0)
+
+
 def test_the_head_reads_label_positions_alone(model):
     seen = []
     hook = model.llama_model.get_output_embeddings().register_forward_hook(lambda m, i, o: seen.append(o.shape))

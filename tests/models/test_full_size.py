@@ -10,9 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from minigpt4.common.config import Config, ModelConfig
 from minigpt4.common.errors import UserError
 from minigpt4.models import minigpt4
+from minigpt4.models.llm import DTYPES
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.qformer import to_original_names
-from minigpt4.models.vision import convert_weights
+from minigpt4.models.vision import build_vit, convert_weights
 from tests.conftest import PARITY, golden_json
 
 RECORDED = golden_json("full_size_keys")
@@ -75,7 +76,7 @@ def build(files, monkeypatch):
         llm.set_input_embeddings(nn.Embedding(8, width).requires_grad_(False))
         paths = {"vit_model": files["eva_vit_g"], "q_former_model": files["blip2"], "ckpt": files[checkpoint]}
         paths["llama_model"] = PARITY / "tokenizer"
-        monkeypatch.setattr(minigpt4, "preflight", lambda _: {f"model.{key}": path for key, path in paths.items()})
+        monkeypatch.setattr(minigpt4, "preflight", lambda *_: {f"model.{key}": path for key, path in paths.items()})
         monkeypatch.setattr(minigpt4, "load_llm", lambda *_: llm)
         return MiniGPT4.from_config(Config(model=config))
 
@@ -116,8 +117,8 @@ def test_dtypes_of_other_precisions():
     half = {key for key, (_, dtype) in VIT.items() if dtype == "float16"}
     for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         with torch.device("meta"):
-            vit = minigpt4.build_vit(QUERIES.vit, 224)
-        convert_weights(vit, minigpt4.DTYPES[precision])
+            vit = build_vit(QUERIES.vit, 224)
+        convert_weights(vit, DTYPES[precision])
         assert {key: p.dtype for key, p in vit.named_parameters()} == {
             key: dtype if key in half else torch.float32 for key in VIT
         }

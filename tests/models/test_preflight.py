@@ -26,7 +26,7 @@ def nothing_is_loaded(monkeypatch):
         raise AssertionError("something was loaded")
 
     monkeypatch.setattr("minigpt4.models.minigpt4.load_llm", fail)
-    monkeypatch.setattr("minigpt4.models.minigpt4.load_vit_weights", fail)
+    monkeypatch.setattr("minigpt4.models.towers.load_vit_weights", fail)
 
 
 @pytest.fixture
