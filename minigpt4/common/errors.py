@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
+from pickle import UnpicklingError
 
 
 class UserError(Exception):
@@ -11,6 +12,8 @@ class UserError(Exception):
 
 def first_line(error: BaseException) -> str:
     """An exception's message as one line; its type where it has no message."""
+    if isinstance(error, UnpicklingError):  # torch advises to run what the file holds
+        return "this is no weights file"
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 

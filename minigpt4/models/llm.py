@@ -2,9 +2,10 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from huggingface_hub import snapshot_download
@@ -136,11 +137,28 @@ def load_llm(config: ModelConfig, device: torch.device) -> PreTrainedModel:
         )
     if config.device_map or quantization != "none":
         kwargs["device_map"] = config.device_map or {"": device}
+    # what does not fit is random otherwise, or refused without a name
+    kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        llm = AutoModelForCausalLM.from_pretrained(path, **kwargs)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        llm, info = cast(Any, AutoModelForCausalLM).from_pretrained(path, **kwargs)
+    except Exception as error:  # readers of files and a folder's own code raise many kinds
         raise UserError(f"model.llama_model: no causal LM in '{path}': {reason_of(error)}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"model.llama_model: '{path}' lacks {len(missing)} of the weights that its config.json asks for: "
+            f"{missing[:3]}. Put config.json and all weight files of one release into the folder."
+        )
+    for name, found, own in sorted(info["mismatched_keys"]):
+        refuse_size(path, name, found, own)
     return llm.requires_grad_(False)
+
+
+def refuse_size(path: str, name: str, found: Sequence[int], own: Sequence[int]) -> NoReturn:
+    """Refuses an LLM of whose weights one has another shape than its config says."""
+    raise UserError(
+        f"model.llama_model: '{path}': {name} is {list(found)}, its config.json asks for {list(own)}. Put config.json "
+        "and weights of one release into the folder."
+    )
 
 
 def quantization_of(config: ModelConfig) -> str:

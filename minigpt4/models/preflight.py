@@ -9,16 +9,15 @@ from typing import cast
 
 import psutil
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from minigpt4.common.checkpoint import check_shape, is_url, local_files, trained_weights
+from minigpt4.common.checkpoint import check_shape, is_url, local_files, shapes_of, trained_weights
 from minigpt4.common.config import Config, ModelConfig
 from minigpt4.common.dist_utils import pick_device
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import get_template
-from minigpt4.models.llm import DTYPES, llm_folder, load_tokenizer, pick_dtype, quantization_of, reason_of
+from minigpt4.models.llm import DTYPES, llm_folder, load_tokenizer, pick_dtype, quantization_of, reason_of, refuse_size
 from minigpt4.models.minigpt_base import embedding_of, read_prompts
 from minigpt4.models.qformer import build_qformer
 from minigpt4.models.vision import build_vit, convert_weights, feature_width
@@ -66,6 +65,8 @@ def preflight(config: Config) -> dict[str, Path]:
     if folder is not None and llm is not None:
         with problems.collect():
             check_tokenizer(c, folder, llm)
+        with problems.collect():
+            check_llm_weights(folder, llm)
         for path in c.ckpts:
             with problems.collect():
                 check_projection(c, llm, path)
@@ -97,7 +98,7 @@ def llm_outline(folder: Path, trust_remote_code: bool = False) -> PreTrainedMode
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **code), **code)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, StrictDataclassError) as error:
+    except Exception as error:  # wrong values in it, and a folder's own code, raise many kinds
         raise UserError(f"model.llama_model: no causal LM in '{folder}': {reason_of(error)}") from error
 
 
@@ -110,6 +111,17 @@ def check_tokenizer(config: ModelConfig, folder: Path, llm: PreTrainedModel) -> 
             f"{rows}. Put tokenizer and weights of one release into the folder."
         )
     get_template(config.conversation, tokenizer)
+
+
+def check_llm_weights(folder: Path, llm: PreTrainedModel) -> None:
+    """Checks that `.safetensors` files have the shapes that the LLM's config asks for. Quantized, none would fail."""
+    if hasattr(llm.config, "quantization_config"):  # packed: other shapes on purpose
+        return
+    outline = llm.state_dict()
+    for file in sorted(folder.glob("model*.safetensors")):
+        for name, shape in shapes_of(file).items():
+            if name in outline and shape != list(outline[name].shape):
+                refuse_size(str(folder), name, shape, outline[name].shape)
 
 
 def check_projection(config: ModelConfig, llm: PreTrainedModel, path: str) -> None:
