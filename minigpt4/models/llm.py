@@ -25,6 +25,7 @@ from minigpt4.common.errors import UserError, first_line
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 _SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]  # all but the weights
 
 
@@ -88,11 +89,20 @@ def load_tokenizer(folder: str | Path, trust_remote_code: bool = False) -> PreTr
         tokenizer = _llama_tokenizer(Path(folder)) or AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"model.llama_model: no tokenizer in '{folder}': {reason_of(error)}") from error
+    except Exception as error:  # tokenizers raises no other kind
+        # without a file to read, transformers speaks of all that could be installed
+        told = "trust_remote_code" in str(error) or any((Path(folder) / name).is_file() for name in _TOKENIZERS)
+        raise UserError(_no_tokenizer(folder, reason_of(error) if told else "it has no file of the kind")) from error
+    if not tokenizer.encode("hello world", add_special_tokens=False):  # a class without a vocabulary
+        raise UserError(_no_tokenizer(folder, "its tokenizer turns text into nothing"))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
+
+
+def _no_tokenizer(folder: str | Path, reason: str) -> str:
+    cure = f"Put {' or '.join(_TOKENIZERS)} of this LLM into the folder."
+    return f"model.llama_model: no tokenizer in '{folder}': {reason.removesuffix('.')}. {cure}"
 
 
 def _llama_tokenizer(folder: Path) -> LlamaSentencePieceTokenizer | None:

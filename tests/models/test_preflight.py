@@ -95,6 +95,7 @@ def test_more_rows_than_ids_are_fine(parity_config, llm):
     [
         (lambda folder: (folder / "tokenizer.model").write_bytes(b"garbage"), "no tokenizer in"),
         (lambda folder: (folder / "tokenizer.model").unlink(), "no tokenizer in"),
+        (lambda folder: (folder / "tokenizer.model").rename(folder / "tokenizer.json"), "no tokenizer in"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "no such"}'), "no causal LM in"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "clip_vision_model"}'), "no causal LM in"),
         (
@@ -102,6 +103,10 @@ def test_more_rows_than_ids_are_fine(parity_config, llm):
             "no causal",
         ),
         (lambda folder: (folder / "config.json").write_text("{"), "no causal LM in"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"model_type": "llama", "hidden_size": 0}'),
+            "no causal",
+        ),
         (lambda folder: (folder / "config.json").unlink(), "is no folder with a config.json"),
     ],
 )
@@ -117,6 +122,16 @@ def test_the_old_name_of_the_tokenizers_class_works(llm):
     (llm / "tokenizer.model").unlink()
     Tokenizer(models.WordLevel({"hi": 7, "?": 0}, unk_token="?")).save(str(llm / "tokenizer.json"))
     assert load_tokenizer(str(llm)).encode("hi", add_special_tokens=False) == [7]
+
+
+@pytest.mark.parametrize("name", ["LLaMATokenizer", "LlamaTokenizer", "Qwen2Tokenizer", None])
+def test_a_folder_without_a_tokenizers_file_is_refused(name, parity_config, llm):
+    (llm / "tokenizer.model").unlink()
+    if name:
+        (llm / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
+    (line,) = problems(replace(parity_config, llama_model=str(llm)))
+    assert line.startswith(f"model.llama_model: no tokenizer in '{llm}': ")
+    assert line.endswith(". Put tokenizer.model or tokenizer.json of this LLM into the folder.")
 
 
 @pytest.fixture
