@@ -60,7 +60,8 @@ class ModelConfig:
     lora_alpha: int = 16
     lora_dropout: float = 0.05
 
-    ckpt: str | list[str] | None = None  # trained weights: file, URL or checkpoint folder; a list is loaded in order
+    # trained weights: file, URL or checkpoint folder; a list is loaded in order
+    ckpt: Any = None  # in str | list[str] OmegaConf takes no ${...} within a list
 
     conversation: str = "vicuna_v0"  # the chat's template, minigpt4/conversation/conversation.py
     prompt: str = ""  # legal in the original's files, where nothing reads it

@@ -45,6 +45,10 @@ def check_values(config: Config) -> None:
                     f"datasets.{name}.vis_processor.{split}.image_size: {processor.image_size}, but model.image_size "
                     f"is {config.model.image_size}. Remove the first."
                 )
+    ckpt = config.model.ckpt
+    paths = ckpt if isinstance(ckpt, list) else [ckpt or "none"]
+    if not all(isinstance(path, str) and path for path in paths):
+        raise UserError(f"model.ckpt: {ckpt} is no path. Set it to a path, a list of paths, or null.")
     known = [*TEMPLATES, TOKENIZER]
     if (conversation := config.model.conversation) not in known:
         raise UserError(f"model.conversation: '{conversation}' is unknown.{did_you_mean(conversation, known)}")

@@ -34,6 +34,7 @@ def make_folder(key: str, folder: Path) -> None:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns " Did you mean 'x'? Known: a, b, x." for an error's end."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean '{close[0]}'?" if close else ""
+    lower = {item.lower(): item for item in known}
+    close = difflib.get_close_matches(name.lower(), lower, n=1)
+    hint = f" Did you mean '{lower[close[0]]}'?" if close else ""
     return f"{hint} Known: {', '.join(known) or 'none'}."
