@@ -12,19 +12,29 @@ def main() -> None:
     config = load_config(args.cfg_path, args.options)  # wrong configs fail before the slow imports below
     check_names(config)
 
+    import torch
+
     from minigpt4.common.dist_utils import distributed, pick_device, seed_everything
+    from minigpt4.common.errors import Problems
     from minigpt4.common.logger import setup_logger
     from minigpt4.common.registry import registry
 
-    device = pick_device(config.run.device)
+    problems = Problems()  # told together, before anything is loaded
+    device = torch.device("cpu")
+    with problems.collect():
+        device = pick_device(config.run.device)
     with distributed(device):
         setup_logger()
         seed_everything(config.run.seed)  # every rank builds the same untrained projection
         runner_class = registry.get_runner_class(config.run.runner)
-        runner_class.check(config)
+        with problems.collect():
+            runner_class.check(config)
         task = registry.get_task_class(config.run.task)(config)
-        datasets = {split: task.build_datasets(split) for split in ("train", *config.run.valid_splits)}
-        model = task.build_model().place(device)
+        datasets = {}
+        for split in ("train", *config.run.valid_splits):
+            with problems.collect():
+                datasets[split] = task.build_datasets(split)
+        model = task.build_model(problems).place(device)
         runner_class(config, task, model, datasets).train()
 
 

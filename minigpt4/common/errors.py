@@ -1,13 +1,31 @@
 """Errors that are the user's to fix."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 
 
 class UserError(Exception):
     """Bad input: one line that names the key, the value and the cure. Entry points print it and exit with 2."""
+
+
+class Problems(list[str]):
+    """The messages of failed checks, to be told together."""
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Notes a `UserError` of its block, once, and goes on behind it."""
+        try:
+            yield
+        except UserError as error:
+            self.extend(line for line in str(error).splitlines() if line not in self)
+
+    def tell(self) -> None:
+        """Raises what was noted, if anything."""
+        if self:
+            raise UserError("\n".join(self))
 
 
 def first_line(error: BaseException) -> str:

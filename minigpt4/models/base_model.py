@@ -5,17 +5,19 @@ from torch import nn
 from typing_extensions import Self
 
 from minigpt4.common.config import Config
+from minigpt4.common.errors import Problems
 
 
 class BaseModel(nn.Module):
     """Base of all registered models. `forward(samples)` returns a dict with the scalar `loss`."""
 
     @classmethod
-    def from_config(cls, config: Config) -> Self:
+    def from_config(cls, config: Config, problems: Problems | None = None) -> Self:
         """Builds the model and loads its weights.
 
         Raises:
-            UserError: a file is missing or does not fit; all paths are checked before the first is read.
+            UserError: a file is missing or does not fit; all paths are checked before the first is read. It tells
+                the problems that were found elsewhere too.
         """
         raise NotImplementedError
 

@@ -11,6 +11,7 @@ from typing_extensions import Self
 from minigpt4.common.checkpoint import load_checkpoints
 from minigpt4.common.config import Config, ModelConfig
 from minigpt4.common.dist_utils import pick_device
+from minigpt4.common.errors import Problems
 from minigpt4.common.registry import registry
 from minigpt4.models.llm import DTYPES, add_lora, load_llm, load_tokenizer
 from minigpt4.models.minigpt_base import MiniGPTBase
@@ -45,9 +46,9 @@ class MiniGPT4(MiniGPTBase):
         self.llama_proj = self.new_projection(feature_width(config))
 
     @classmethod
-    def from_config(cls, config: Config) -> Self:
+    def from_config(cls, config: Config, problems: Problems | None = None) -> Self:
         c = config.model
-        files = preflight(config)
+        files = preflight(config, problems)
         llm = load_llm(c, pick_device(config.run.device))
         tokenizer = load_tokenizer(files["model.llama_model"], c.trust_remote_code)
         model = cls(c, add_lora(llm, c.lora_r, c.lora_alpha, c.lora_dropout), tokenizer)

@@ -2,8 +2,6 @@
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -15,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from minigpt4.common.checkpoint import check_shape, is_url, local_files, shapes_of, trained_weights
 from minigpt4.common.config import Config, ModelConfig
 from minigpt4.common.dist_utils import pick_device
-from minigpt4.common.errors import UserError
+from minigpt4.common.errors import Problems, UserError
 from minigpt4.conversation.conversation import get_template
 from minigpt4.models.llm import DTYPES, llm_folder, load_tokenizer, pick_dtype, quantization_of, reason_of, refuse_size
 from minigpt4.models.minigpt_base import embedding_of, read_prompts
@@ -29,19 +27,11 @@ _WELL_KNOWN = {
 }
 
 
-class _Problems(list[str]):
-    """Collects the messages of failed checks."""
-
-    @contextmanager
-    def collect(self) -> Iterator[None]:
-        try:
-            yield
-        except UserError as error:
-            self.append(str(error))
-
-
-def preflight(config: Config) -> dict[str, Path]:
+def preflight(config: Config, problems: Problems | None = None) -> dict[str, Path]:
     """Checks all that a model's config names, logs what the weights will take, then downloads what is at a URL.
+
+    Args:
+        problems: what was found elsewhere, to be told with the model's.
 
     Returns:
         {config key: local file or folder} of the towers, the checkpoints and the LLM (of a hub id a folder without
@@ -50,7 +40,7 @@ def preflight(config: Config) -> dict[str, Path]:
     Raises:
         UserError: with one line for each problem, and its cure.
     """
-    c, paths, problems = config.model, weight_paths(config.model), _Problems()
+    c, paths, problems = config.model, weight_paths(config.model), Problems() if problems is None else problems
     for key, path in paths.items():
         with problems.collect():
             check_path(key, path)
@@ -73,8 +63,8 @@ def preflight(config: Config) -> dict[str, Path]:
         if device is not None:
             with problems.collect():
                 check_memory(memory_of_devices(c, llm, device))
-    if folder is None or problems:
-        raise UserError("\n".join(problems))
+    problems.tell()
+    assert folder is not None
     return {**local_files(paths, config.env.cache_root), "model.llama_model": folder}
 
 

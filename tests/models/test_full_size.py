@@ -75,7 +75,7 @@ def build(files, monkeypatch):
         llm.set_input_embeddings(nn.Embedding(8, width).requires_grad_(False))
         paths = {"vit_model": files["eva_vit_g"], "q_former_model": files["blip2"], "ckpt": files[checkpoint]}
         paths["llama_model"] = PARITY / "tokenizer"
-        monkeypatch.setattr(minigpt4, "preflight", lambda _: {f"model.{key}": path for key, path in paths.items()})
+        monkeypatch.setattr(minigpt4, "preflight", lambda *_: {f"model.{key}": path for key, path in paths.items()})
         monkeypatch.setattr(minigpt4, "load_llm", lambda *_: llm)
         return MiniGPT4.from_config(Config(model=config))
 
