@@ -15,16 +15,24 @@ def main() -> None:
     config = load_config(args.cfg_path, args.options)  # wrong configs fail before the slow imports below
     check_names(config)
 
+    import torch
+
     from minigpt4.common.dist_utils import distributed, pick_device
+    from minigpt4.common.errors import Problems
     from minigpt4.common.logger import setup_logger
     from minigpt4.common.registry import registry
 
-    device = pick_device(config.run.device)
+    problems = Problems()  # told together, before anything is loaded
+    device = torch.device("cpu")
+    with problems.collect():
+        device = pick_device(config.run.device)
     with distributed(device):
         setup_logger()
         task = registry.get_task_class(config.run.task)(config)
-        datasets = task.build_eval_datasets()
-        task.evaluate(task.build_model().place(device).eval(), datasets)
+        datasets = None
+        with problems.collect():
+            datasets = task.build_eval_datasets()
+        task.evaluate(task.build_model(problems=problems).place(device).eval(), datasets)
 
 
 if __name__ == "__main__":

@@ -12,24 +12,35 @@ def main() -> None:
     config = load_config(args.cfg_path, args.options)  # wrong configs fail before the slow imports below
     check_names(config)
 
+    import torch
+
     from minigpt4.common.dist_utils import distributed, pick_device, seed_everything
+    from minigpt4.common.errors import Problems
     from minigpt4.common.logger import setup_logger
     from minigpt4.common.registry import registry
 
-    device = pick_device(config.run.device)
+    problems = Problems()  # told together, before anything is loaded
+    device = torch.device("cpu")
+    with problems.collect():
+        device = pick_device(config.run.device)
     with distributed(device):
         setup_logger()
         runner_class = registry.get_runner_class(config.run.runner)
-        runner_class.check(config)
+        with problems.collect():
+            runner_class.check(config)
         task = registry.get_task_class(config.run.task)(config)
         if cached := bool(config.run.cache_features):
             from minigpt4.datasets.feature_cache import cached_datasets
 
+            problems.tell()
             datasets = cached_datasets(config, task)
         else:
-            datasets = {split: task.build_datasets(split) for split in ("train", *config.run.valid_splits)}
+            datasets = {}
+            for split in ("train", *config.run.valid_splits):
+                with problems.collect():
+                    datasets[split] = task.build_datasets(split)
         seed_everything(config.run.seed)  # every rank builds the same untrained projection
-        model = task.build_model(towers=not cached)
+        model = task.build_model(towers=not cached, problems=problems)
         runner_class(config, task, model, datasets).train()  # the strategy places the model
 
 

@@ -12,7 +12,7 @@ from pickle import UnpicklingError
 
 import torch
 from iopath.common.file_io import HTTPURLHandler, PathManager
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -85,6 +85,19 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{file} can't be read as weights: expected names and tensors.")
     return state
+
+
+def shapes_of(file: Path) -> dict[str, list[int]]:
+    """{name: shape} of a `.safetensors` file, of which only the header is read.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"model.llama_model: {file} can't be read as weights: {first_line(error)}") from error
 
 
 @dataclass

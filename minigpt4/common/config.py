@@ -3,7 +3,7 @@
 import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args, get_origin
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -45,6 +45,8 @@ __all__ = [
     "save_config",
 ]
 
+# an item with ${...} in a list, which YAML reads only in quotes
+_IN_LIST = re.compile(r"(?<=[\[, ])[^\s\[\],\"']*\$\{[^{}]*\}[^\s\[\],\"']*")
 _CONFIGS = Path(minigpt4.__file__).parent / "configs"
 
 
@@ -77,7 +79,8 @@ def load_config(path: str | Path, options: list[str] | None = None) -> Config:
     try:
         checked = cast(Config, OmegaConf.to_object(config))
     except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {_one_line(error)}") from None
+        place = str(error.full_key or "").partition("[")[0]
+        raise UserError(f"{'--options' if place in _leaves(overrides) else path}: {_one_line(error)}") from None
     check_values(checked)
     expand_home(checked)
     return checked
@@ -103,7 +106,24 @@ def _read(path: Path) -> DictConfig:
 def _translated(source: str, layer: DictConfig) -> DictConfig:
     plain = OmegaConf.to_container(layer, resolve=False)
     assert isinstance(plain, dict)
-    return OmegaConf.create(translate(source, cast(dict[str, Any], plain)))
+    translated = translate(source, cast(dict[str, Any], plain))
+    _check_groups(source, "", translated, Config)
+    return OmegaConf.create(translated)
+
+
+def _check_groups(source: str, place: str, node: Any, schema: Any) -> None:
+    """Refuses a value where a group of keys belongs. An empty group, which YAML reads as null, has no keys."""
+    if isinstance(node, str) and node.startswith("${"):
+        return
+    if not isinstance(node, dict):
+        raise UserError(f"{source}: {place}: expected keys and values below it, found '{node}'.")
+    any_name = get_origin(schema) is dict
+    types = dict.fromkeys(node, get_args(schema)[1]) if any_name else {f.name: f.type for f in fields(schema)}
+    for key, value in node.items():
+        group = types.get(key)
+        if is_dataclass(group) or get_origin(group) is dict:
+            node[key] = {} if value is None else value
+            _check_groups(source, f"{place}.{key}".removeprefix("."), node[key], group)
 
 
 def _parse_options(options: list[str]) -> DictConfig:
@@ -114,8 +134,9 @@ def _parse_options(options: list[str]) -> DictConfig:
     for option in options:
         if "=" not in option:
             raise UserError(f"--options: '{option}' has no value. Write key=value, for example run.max_epoch=2.")
+    quoted = [_IN_LIST.sub(r'"\g<0>"', option) if "=[" in option else option for option in options]
     try:
-        return OmegaConf.from_dotlist(options)
+        return OmegaConf.from_dotlist(quoted)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"--options: {_one_line(error)}") from None
 
@@ -158,8 +179,29 @@ def _merge(config: Any, layers: list[tuple[str, Any]]) -> Any:
         try:
             config = OmegaConf.merge(config, layer)
         except OmegaConfBaseException as error:
-            raise UserError(f"{source}: {_one_line(error)}") from None
+            key = "" if error.full_key else _refused(config, layer)
+            raise UserError(f"{source}: {key}{_one_line(error)}") from None
     return config
+
+
+def _refused(config: Any, layer: Any) -> str:
+    """The "key: value: " of a layer that can't be merged, where the error does not name it."""
+    for key, value in _leaves(layer).items():
+        alone = OmegaConf.create()
+        OmegaConf.update(alone, key, value)
+        try:
+            OmegaConf.merge(config, alone)
+        except OmegaConfBaseException:
+            return f"{key}: {value}: "
+    return ""
+
+
+def _leaves(layer: Any, above: str = "") -> dict[str, Any]:
+    """{dotted key: value} of a layer, lists as they are."""
+    plain: Any = OmegaConf.to_container(layer, resolve=False) if isinstance(layer, DictConfig) else layer
+    if not isinstance(plain, dict):
+        return {above: plain}
+    return {k: v for key, node in plain.items() for k, v in _leaves(node, f"{above}.{key}".removeprefix(".")).items()}
 
 
 def _override(default: DictConfig, entry: DictConfig) -> DictConfig:
@@ -181,6 +223,11 @@ def _one_line(error: Exception) -> str:
         message = f"'{match[1]}' is unknown.{did_you_mean(match[1], names)}"
     elif isinstance(error, ConfigKeyError) and (place := _places().get(error.key)):
         message = f"{message.partition('. Did you mean')[0]}. Did you mean '{place}'?"
+    elif match := re.search(r"length (\d+) does not match type hint length (\d+)", message):
+        message = f"expected {match[2]} values, found {match[1]}"
+    elif match := re.search("Environment variable '(.*?)' not found", message):
+        message = f"the environment variable {match[1]} is not set. Set it, or write a path."
+    message = message.replace("Value '$VALUE' of type '$VALUE_TYPE'", "a value in it")
     return (f"{keys[0]}: " if keys and keys[0] else "") + message
 
 

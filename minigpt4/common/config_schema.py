@@ -63,7 +63,8 @@ class ModelConfig:
 
     # trained besides the projection, in fp32 whatever the precision of what stays frozen
     unfreeze: list[Literal["llm", "qformer", "vit"]] = field(default_factory=list)
-    ckpt: str | list[str] | None = None  # trained weights: file, URL or checkpoint folder; a list is loaded in order
+    # trained weights: file, URL or checkpoint folder; a list is loaded in order
+    ckpt: Any = None  # in str | list[str] OmegaConf takes no ${...} within a list
 
     conversation: str = "vicuna_v0"  # the chat's template, minigpt4/conversation/conversation.py
     # a paragraph that the LLM must find likely before training begins; null: not checked

@@ -47,6 +47,10 @@ def check_values(config: Config) -> None:
                     f"is {config.model.image_size}. Remove the first."
                 )
     _check_trained(config.model)
+    ckpt = config.model.ckpt
+    paths = ckpt if isinstance(ckpt, list) else [ckpt or "none"]
+    if not all(isinstance(path, str) and path for path in paths):
+        raise UserError(f"model.ckpt: {ckpt} is no path. Set it to a path, a list of paths, or null.")
     known = [*TEMPLATES, TOKENIZER]
     if (conversation := config.model.conversation) not in known:
         raise UserError(f"model.conversation: '{conversation}' is unknown.{did_you_mean(conversation, known)}")

@@ -97,7 +97,7 @@ TEMPLATES = {
     "vicuna_v0": Template(_SYSTEM + "###", "Human: ", "###Assistant: ", "###", ("###",)),
     # the first version, of May 2023: no space where the answer is to begin
     "vicuna_v0_2023_05": Template(_SYSTEM + "###", "Human: ", "###Assistant:", "###", ("###",), before_answer=" "),
-    "vicuna_v1.1": Template(_VICUNA_SYSTEM + " ", "USER: ", " ASSISTANT: ", "</s>", ("</s>",)),
+    "vicuna_v1.1": Template(_VICUNA_SYSTEM + " ", "USER: ", " ASSISTANT:", "</s>", ("</s>",), before_answer=" "),
     "llama2": Template(_SYSTEM, "<s>[INST] ", " [/INST] ", "", ("</s>",)),
     "minigpt_v2": Template("", "<s>[INST] ", " [/INST]", "", ("</s>",)),
     "chatml": Template(

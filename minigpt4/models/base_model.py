@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
 from minigpt4.common.config import Config
+from minigpt4.common.errors import Problems
 
 
 class BaseModel(nn.Module):
@@ -21,11 +22,12 @@ class BaseModel(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def from_config(cls, config: Config, towers: bool = True) -> Self:
+    def from_config(cls, config: Config, towers: bool = True, problems: Problems | None = None) -> Self:
         """Builds the model and loads its weights. Without `towers` it trains from cached features.
 
         Raises:
-            UserError: a file is missing or does not fit; all paths are checked before the first is read.
+            UserError: a file is missing or does not fit; all paths are checked before the first is read. It tells
+                the problems that were found elsewhere too.
         """
         raise NotImplementedError
 

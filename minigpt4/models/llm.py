@@ -2,9 +2,10 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from huggingface_hub import snapshot_download
@@ -26,6 +27,7 @@ from minigpt4.common.errors import UserError, did_you_mean, first_line
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 _SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]  # all but the weights
 
 
@@ -89,11 +91,20 @@ def load_tokenizer(folder: str | Path, trust_remote_code: bool = False) -> PreTr
         tokenizer = _llama_tokenizer(Path(folder)) or AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"model.llama_model: no tokenizer in '{folder}': {reason_of(error)}") from error
+    except Exception as error:  # tokenizers raises no other kind
+        # without a file to read, transformers speaks of all that could be installed
+        told = "trust_remote_code" in str(error) or any((Path(folder) / name).is_file() for name in _TOKENIZERS)
+        raise UserError(_no_tokenizer(folder, reason_of(error) if told else "it has no file of the kind")) from error
+    if not tokenizer.encode("hello world", add_special_tokens=False):  # a class without a vocabulary
+        raise UserError(_no_tokenizer(folder, "its tokenizer turns text into nothing"))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
+
+
+def _no_tokenizer(folder: str | Path, reason: str) -> str:
+    cure = f"Put {' or '.join(_TOKENIZERS)} of this LLM into the folder."
+    return f"model.llama_model: no tokenizer in '{folder}': {reason.removesuffix('.')}. {cure}"
 
 
 def _llama_tokenizer(folder: Path) -> LlamaSentencePieceTokenizer | None:
@@ -138,11 +149,28 @@ def load_llm(config: ModelConfig, device: torch.device) -> PreTrainedModel:
         )
     if config.device_map or quantization != "none":
         kwargs["device_map"] = config.device_map or {"": device}
+    # what does not fit is random otherwise, or refused without a name
+    kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        llm = AutoModelForCausalLM.from_pretrained(path, **kwargs)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        llm, info = cast(Any, AutoModelForCausalLM).from_pretrained(path, **kwargs)
+    except Exception as error:  # readers of files and a folder's own code raise many kinds
         raise UserError(f"model.llama_model: no causal LM in '{path}': {reason_of(error)}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"model.llama_model: '{path}' lacks {len(missing)} of the weights that its config.json asks for: "
+            f"{missing[:3]}. Put config.json and all weight files of one release into the folder."
+        )
+    for name, found, own in sorted(info["mismatched_keys"]):
+        refuse_size(path, name, found, own)
     return llm.requires_grad_("llm" in config.trained)
+
+
+def refuse_size(path: str, name: str, found: Sequence[int], own: Sequence[int]) -> NoReturn:
+    """Refuses an LLM of whose weights one has another shape than its config says."""
+    raise UserError(
+        f"model.llama_model: '{path}': {name} is {list(found)}, its config.json asks for {list(own)}. Put config.json "
+        "and weights of one release into the folder."
+    )
 
 
 def quantization_of(config: ModelConfig) -> str:

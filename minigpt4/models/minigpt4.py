@@ -7,6 +7,7 @@ from typing_extensions import Self
 from minigpt4.common.checkpoint import ADAPTERS, load_checkpoints
 from minigpt4.common.config import Config, ModelConfig
 from minigpt4.common.dist_utils import pick_device
+from minigpt4.common.errors import Problems
 from minigpt4.common.registry import registry
 from minigpt4.models.base_model import checkpoint_blocks
 from minigpt4.models.llm import add_lora, load_llm, load_tokenizer
@@ -36,9 +37,9 @@ class MiniGPT4(TowersMixin, MiniGPTBase):
             checkpoint_blocks(self.llama_model)
 
     @classmethod
-    def from_config(cls, config: Config, towers: bool = True) -> Self:
+    def from_config(cls, config: Config, towers: bool = True, problems: Problems | None = None) -> Self:
         c = config.model
-        files = preflight(config, towers)
+        files = preflight(config, towers, problems)
         llm = load_llm(c, pick_device(config.run.device))
         tokenizer = load_tokenizer(files["model.llama_model"], c.trust_remote_code)
         model = cls(c, add_lora(llm, c), tokenizer, towers)

@@ -2,21 +2,18 @@
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
 import psutil
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from minigpt4.common.checkpoint import check_shape, is_url, local_files, trained_weights
+from minigpt4.common.checkpoint import check_shape, is_url, local_files, shapes_of, trained_weights
 from minigpt4.common.config import Config, ModelConfig
 from minigpt4.common.dist_utils import pick_device
-from minigpt4.common.errors import UserError
+from minigpt4.common.errors import Problems, UserError
 from minigpt4.conversation.conversation import get_template
 from minigpt4.models.llm import (
     check_lora,
@@ -26,6 +23,7 @@ from minigpt4.models.llm import (
     load_tokenizer,
     quantization_of,
     reason_of,
+    refuse_size,
 )
 from minigpt4.models.minigpt_base import read_prompts
 from minigpt4.models.qformer import build_qformer
@@ -38,21 +36,12 @@ _WELL_KNOWN = {
 }
 
 
-class _Problems(list[str]):
-    """Collects the messages of failed checks."""
-
-    @contextmanager
-    def collect(self) -> Iterator[None]:
-        try:
-            yield
-        except UserError as error:
-            self.append(str(error))
-
-
-def preflight(config: Config, towers: bool = True) -> dict[str, Path]:
+def preflight(config: Config, towers: bool = True, problems: Problems | None = None) -> dict[str, Path]:
     """Checks all that a model's config names, logs what the weights will take, then downloads what is at a URL.
 
-    Without `towers` ViT and Q-Former take no memory; their files must be there.
+    Args:
+        towers: without them ViT and Q-Former take no memory; their files must be there.
+        problems: what was found elsewhere, to be told with the model's.
 
     Returns:
         {config key: local file or folder} of the towers, the checkpoints and the LLM (of a hub id a folder without
@@ -61,7 +50,7 @@ def preflight(config: Config, towers: bool = True) -> dict[str, Path]:
     Raises:
         UserError: with one line for each problem, and its cure.
     """
-    c, paths, problems = config.model, weight_paths(config.model), _Problems()
+    c, paths, problems = config.model, weight_paths(config.model), Problems() if problems is None else problems
     for key, path in paths.items():
         with problems.collect():
             check_path(key, path)
@@ -80,14 +69,16 @@ def preflight(config: Config, towers: bool = True) -> dict[str, Path]:
             check_tokenizer(c, folder, llm)
         with problems.collect():
             check_lora(c, llm)
+        with problems.collect():
+            check_llm_weights(folder, llm)
         for path in c.ckpts:
             with problems.collect():
                 check_projection(c, llm, path)
         if device is not None:
             with problems.collect():
                 check_memory(memory_of_devices(c, llm, device, towers))
-    if folder is None or problems:
-        raise UserError("\n".join(problems))
+    problems.tell()
+    assert folder is not None
     return {**local_files(paths, config.env.cache_root), "model.llama_model": folder}
 
 
@@ -111,7 +102,7 @@ def llm_outline(folder: Path, trust_remote_code: bool = False) -> PreTrainedMode
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **code), **code)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, StrictDataclassError) as error:
+    except Exception as error:  # wrong values in it, and a folder's own code, raise many kinds
         raise UserError(f"model.llama_model: no causal LM in '{folder}': {reason_of(error)}") from error
 
 
@@ -124,6 +115,17 @@ def check_tokenizer(config: ModelConfig, folder: Path, llm: PreTrainedModel) -> 
             f"{rows}. Put tokenizer and weights of one release into the folder."
         )
     get_template(config.conversation, tokenizer)
+
+
+def check_llm_weights(folder: Path, llm: PreTrainedModel) -> None:
+    """Checks that `.safetensors` files have the shapes that the LLM's config asks for. Quantized, none would fail."""
+    if hasattr(llm.config, "quantization_config"):  # packed: other shapes on purpose
+        return
+    outline = llm.state_dict()
+    for file in sorted(folder.glob("model*.safetensors")):
+        for name, shape in shapes_of(file).items():
+            if name in outline and shape != list(outline[name].shape):
+                refuse_size(str(folder), name, shape, outline[name].shape)
 
 
 def check_projection(config: ModelConfig, llm: PreTrainedModel, path: str) -> None:

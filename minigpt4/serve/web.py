@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import pick_device
-from minigpt4.common.errors import UserError
+from minigpt4.common.errors import Problems, UserError
 from minigpt4.common.logger import setup_logger
 from minigpt4.common.registry import registry
 from minigpt4.conversation.chat import Chat, RestartedError
@@ -71,10 +71,12 @@ def serve(config: Config, host: str = "127.0.0.1", port: int = 7860, share: bool
         UserError: a weight file or the address cannot be used.
     """
     setup_logger()
-    _check_address(host, port)  # before the minutes that loading can take
-    device = pick_device(config.run.device)
+    problems = Problems()
+    with problems.collect():
+        _check_address(host, port)  # before the minutes that loading can take
+    model = registry.get_model_class(config.model.arch).from_config(config, problems=problems)
+    model = model.place(pick_device(config.run.device)).eval()
     processor = build_processor(config.preprocess.vis_processor.eval)
-    model = registry.get_model_class(config.model.arch).from_config(config).place(device).eval()
     name = config.model.model_type
     examples = sorted((Path(config.env.package_dir) / "assets" / name / "examples").glob("*.jpg"))
     page = build_page(model, processor, examples, guide=_GUIDES.get(name, _ANY_MODEL))

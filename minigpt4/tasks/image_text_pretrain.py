@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from minigpt4.common.config import Config
-from minigpt4.common.errors import UserError
+from minigpt4.common.errors import Problems, UserError
 from minigpt4.common.registry import registry
 from minigpt4.models.base_model import BaseModel
 
@@ -20,18 +20,20 @@ class ImageTextPretrainTask:
 
     def build_datasets(self, split: str) -> dict[str, Dataset]:
         """Builds one split of every dataset that has it. For `val` those are the ones with a `valid_storage`."""
-        config = self.config
-        datasets = {
-            name: registry.get_builder_class(name)(name, block).build(split)
-            for name, block in config.datasets.items()
-            if split == "train" or block.build_info.valid_storage
-        }
+        config, problems = self.config, Problems()
+        datasets: dict[str, Dataset] = {}
+        for name, block in config.datasets.items():
+            if split == "train" or block.build_info.valid_storage:
+                with problems.collect():
+                    datasets[name] = registry.get_builder_class(name)(name, block).build(split)
+        problems.tell()
         if not datasets:
             raise UserError(f"datasets: none has a '{split}' split. Name one, with build_info.valid_storage for val.")
         return datasets
 
-    def build_model(self, towers: bool = True) -> BaseModel:
-        return registry.get_model_class(self.config.model.arch).from_config(self.config, towers)
+    def build_model(self, towers: bool = True, problems: Problems | None = None) -> BaseModel:
+        """Loads the model; `problems` found before are told with its own, and nothing is loaded then."""
+        return registry.get_model_class(self.config.model.arch).from_config(self.config, towers, problems)
 
     def train_step(self, model: nn.Module, samples: dict[str, Any]) -> dict[str, Tensor]:
         """The `loss` of one batch, ready for backward: a mean over so many `tokens`."""

@@ -109,6 +109,23 @@ def test_environment_variables_work_in_paths(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "text", ['["${oc.env:WEIGHTS}/a", b]', "[${oc.env:WEIGHTS}/a,b]", "[ ${oc.env:WEIGHTS}/a , b]"]
+)
+def test_environment_variables_work_in_lists(text, tmp_path, monkeypatch):
+    monkeypatch.setenv("WEIGHTS", "/mnt/w")
+    config = load_config(STAGE1, [f"model.ckpt={text}", "run.output_dir=${oc.env:WEIGHTS}"])
+    assert (config.model.ckpts, config.run.output_dir) == (["/mnt/w/a", "b"], "/mnt/w")
+    package = write(tmp_path, 'model: {model_type: tiny, ckpt: ["${env.package_dir}/a", "${oc.env:WEIGHTS}/b"]}')
+    assert load_config(package).model.ckpt == [f"{config.env.package_dir}/a", "/mnt/w/b"]
+
+
+@pytest.mark.parametrize("text", ["3", "[a, null]", "[a, '']", "[[a]]", "{a: b}", "True"])
+def test_a_ckpt_that_is_no_path_is_refused(text):
+    with pytest.raises(UserError, match=r"^model.ckpt: .* is no path. Set it to a path, a list of paths, or null.$"):
+        load_config(STAGE1, [f"model.ckpt={text}"])
+
+
+@pytest.mark.parametrize(
     ("text", "parts"),
     [
         ("model: {model_type: tiny}\nrun: {batch_size_trian: 4}", ["run.batch_size_trian", "batch_size_train"]),
@@ -127,7 +144,15 @@ def test_environment_variables_work_in_paths(tmp_path, monkeypatch):
         ("max_epoch: 1", ["max_epoch: ", "Did you mean 'run.max_epoch'?"]),
         ("modle: {ckpt: a}", ["modle: ", "Did you mean: 'model'?"]),
         ("model: {max_epoch: 1}", ["model.max_epoch: ", "Did you mean 'run.max_epoch'?"]),
-        ("model: {model_type: tiny, ckpt: 3}", ["model.ckpt", "'3'", "str, list[str]"]),
+        ("model: {model_type: tiny, vit_precision: FP16}", ["model.vit_precision: 'FP16'", "Did you mean 'fp16'?"]),
+        ("run: 3", ["run.yaml: run: expected keys and values below it, found '3'."]),
+        ("run: []", ["run.yaml: run: expected keys and values below it, found '[]'."]),
+        ("model: {model_type: tiny, vit: 3}", ["model.vit: expected keys and values below it, found '3'."]),
+        ("datasets: {laion: 3}", ["datasets.laion: expected keys and values below it, found '3'."]),
+        ("datasets: {laion: {build_info: x}}", ["datasets.laion.build_info: expected keys and values below it, found"]),
+        ("evaluation_datasets: {x: 3}", ["evaluation_datasets.x: expected keys and values below it, found '3'."]),
+        ("run: {betas: [0.9]}", ["run.yaml: run.betas: [0.9]: expected 2 values, found 1"]),
+        ("run: {betas: [0.9, a]}", ["run.yaml: run.betas: [0.9, 'a']: a value in it could not be converted to Float"]),
         ("model: {model_type: tinny}", ["model.model_type", "tinny", "Did you mean 'tiny'"]),
         ("model: {arch: mini_gpt5}", ["model.arch", "mini_gpt5", "Did you mean"]),
         ("model: {model_type: tiny}\ndatasets: {lion: {}}", ["datasets.lion", "Did you mean 'laion'"]),
@@ -171,6 +196,24 @@ def test_a_key_without_its_group_is_told_where_it_belongs(place):
     group, key = place
     with pytest.raises(UserError, match=rf"^--options: {key}: .* Did you mean '{group}\.{key}'\?$"):
         load_config(STAGE1, [f"{key}=1"])
+
+
+def test_empty_groups_have_no_keys(tmp_path):
+    config = load_config(
+        write(tmp_path, "model: {model_type: tiny, vit: null}\nrun:\ndatasets: {laion: null}"), ["preprocess="]
+    )
+    assert config == load_config(write(tmp_path, "model: {model_type: tiny}\ndatasets: {laion: {}}"))
+
+
+@pytest.mark.parametrize("option", ["model.ckpt=${oc.env:NO_SUCH}/a", "model.ckpt=[a,${oc.env:NO_SUCH}/a]"])
+def test_an_unset_variable_is_told_with_where_it_is_used(option, tmp_path):
+    told = ": the environment variable NO_SUCH is not set. Set it, or write a path."
+    with pytest.raises(UserError, match=rf"^--options: model.ckpt(\[1\])?{told}$"):
+        load_config(STAGE1, [option])
+    with pytest.raises(UserError, match=rf"run.yaml: run.output_dir{told}$"):
+        load_config(
+            write(tmp_path, "model: {model_type: tiny}\nrun: {output_dir: '${oc.env:NO_SUCH}'}"), ["run.seed=1"]
+        )
 
 
 @pytest.mark.parametrize("options", [["run.seed"], ["run.seed=1", "run.amp"], ["run.sed=1"], ["run.seed=x"]])

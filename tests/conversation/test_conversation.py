@@ -124,6 +124,18 @@ def test_the_strings_of_the_templates(recorded):
     ]
 
 
+def test_vicuna_1_1_is_fastchats():
+    """FastChat is where Vicuna comes from; without it the string that it writes is compared."""
+    turns = [Turn("hi", "yo"), Turn("Where?")]
+    prompt = get_template("vicuna_v1.1", Tokenizer()).prompt(turns)
+    assert prompt.endswith("user's questions. USER: hi ASSISTANT: yo</s>USER: Where? ASSISTANT:")
+    theirs = pytest.importorskip("fastchat.conversation").get_conv_template("vicuna_v1.1")
+    for turn in turns:
+        theirs.append_message(theirs.roles[0], turn.question)
+        theirs.append_message(theirs.roles[1], turn.answer)
+    assert prompt == theirs.get_prompt()
+
+
 def test_the_tiny_template_continues_stage_2s_prompt():
     template = get_template("tiny", Tokenizer())
     first = template.prompt([Turn(f"{IMAGE} What is it?")])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
 from minigpt4.common.config import Config, ModelConfig, RunConfig
@@ -63,6 +63,7 @@ def test_all_problems_are_told_at_once(parity_config, llm, tmp_path):
         "model.ckpt[1]: '/no/ckpt' does not exist. Set it to a file",
         "model.prompt_path: '/no/p' does not exist. Set it to a text file",
         f"model.llama_model: '{llm}' has a tokenizer of 480 ids and an LLM that embeds 400. Put tokenizer and weights",
+        f"model.llama_model: '{llm}': lm_head.weight is [480, 64], its config.json asks for [400, 64]. Put config.json",
         f"model.ckpt: {ckpt[0]}: llama_proj.weight is [4096, 64], this model has [64, 64]: it was trained with an LLM "
         "of width 4096 (7B); this LLM has 64.",
         f"model.ckpt: {ckpt[2]}: llama_proj.weight is [64, 5632], this model has [64, 64]: it was trained with image "
@@ -77,6 +78,9 @@ def test_more_rows_than_ids_are_fine(parity_config, llm):
     """Vicuna v0 embeds 32001 rows; a tokenizer of 32000 ids never asks for the last."""
     sizes = json.loads((llm / "config.json").read_text())
     (llm / "config.json").write_text(json.dumps(sizes | {"vocab_size": 481}))
+    weights = load_file(llm / "model.safetensors")
+    rows = {name: torch.ones(481, 64) for name in ("lm_head.weight", "model.embed_tokens.weight")}
+    save_file(weights | rows, llm / "model.safetensors")
     files = preflight(Config(model=replace(parity_config, llama_model=str(llm))))
     assert {key: str(file) for key, file in files.items()} == {
         "model.llama_model": str(llm),
@@ -91,6 +95,7 @@ def test_more_rows_than_ids_are_fine(parity_config, llm):
     [
         (lambda folder: (folder / "tokenizer.model").write_bytes(b"garbage"), "no tokenizer in"),
         (lambda folder: (folder / "tokenizer.model").unlink(), "no tokenizer in"),
+        (lambda folder: (folder / "tokenizer.model").rename(folder / "tokenizer.json"), "no tokenizer in"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "no such"}'), "no causal LM in"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "clip_vision_model"}'), "no causal LM in"),
         (
@@ -98,6 +103,10 @@ def test_more_rows_than_ids_are_fine(parity_config, llm):
             "no causal",
         ),
         (lambda folder: (folder / "config.json").write_text("{"), "no causal LM in"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"model_type": "llama", "hidden_size": 0}'),
+            "no causal",
+        ),
         (lambda folder: (folder / "config.json").unlink(), "is no folder with a config.json"),
     ],
 )
@@ -113,6 +122,16 @@ def test_the_old_name_of_the_tokenizers_class_works(llm):
     (llm / "tokenizer.model").unlink()
     Tokenizer(models.WordLevel({"hi": 7, "?": 0}, unk_token="?")).save(str(llm / "tokenizer.json"))
     assert load_tokenizer(str(llm)).encode("hi", add_special_tokens=False) == [7]
+
+
+@pytest.mark.parametrize("name", ["LLaMATokenizer", "LlamaTokenizer", "Qwen2Tokenizer", None])
+def test_a_folder_without_a_tokenizers_file_is_refused(name, parity_config, llm):
+    (llm / "tokenizer.model").unlink()
+    if name:
+        (llm / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
+    (line,) = problems(replace(parity_config, llama_model=str(llm)))
+    assert line.startswith(f"model.llama_model: no tokenizer in '{llm}': ")
+    assert line.endswith(". Put tokenizer.model or tokenizer.json of this LLM into the folder.")
 
 
 @pytest.fixture
