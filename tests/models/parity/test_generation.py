@@ -10,7 +10,7 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from minigpt4.common.config import Config
-from minigpt4.models import minigpt_base
+from minigpt4.models import decoding, minigpt_base
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.minigpt_base import embedding_of
 from minigpt4.models.splice import prompt_layout, splice
@@ -80,7 +80,7 @@ def test_repetition_penalty_with_the_originals_bos(flavour, run, generate, monke
     """Quirk 12, both values: a small penalty repeats what was said, the original's BOS too."""
     recorded = run_of(flavour, run)[2]
     assert (generate(flavour, run)[0] == recorded) is ((flavour, run) not in BOS_COUNTS)
-    monkeypatch.setattr(minigpt_base, "RepetitionPenaltyLogitsProcessor", WithBos)
+    monkeypatch.setattr(decoding, "RepetitionPenaltyLogitsProcessor", WithBos)
     answers = golden_json(f"3_{flavour}")["generate"]["runs"][run]["answers"]
     assert generate(flavour, run) == (recorded, answers)
 
