@@ -199,10 +199,17 @@ def _generate(model: "MiniGPTBase", rows: list[Row], decoding: Decoding, kept: K
 def _answer(model: "MiniGPTBase", row: Row, tokens: list[int]) -> Answer:
     end = next((i for i, token in enumerate(tokens) if token in model.stop_ids), None)
     text = cast(str, model.llama_tokenizer.decode(tokens[:end], skip_special_tokens=True))
-    answer = Answer(model.cut(text))
     said = any(stop in text for stop in model.template.stop)  # then an end that follows is padding
+    answer = Answer(model.cut(text) if said or end is not None else settled(model, text))
     answer.prompt_tokens = len(row.layout)
     answer.new_tokens = len(tokens) if end is None else end + (not said)
     if not said and end is None:
         answer.finish = "length" if len(tokens) == row.limit else "interrupt"
     return answer
+
+
+def settled(model: "MiniGPTBase", text: str) -> str:
+    """The part of an unfinished answer that stays: no stop string nor the beginning of one, and no half character."""
+    text = model.cut(text).rstrip("\N{REPLACEMENT CHARACTER}")
+    tails = (stop[:n] for stop in model.template.stop for n in range(1, len(stop)))
+    return text.removesuffix(max((t for t in tails if text.endswith(t)), key=len, default="")).rstrip()
