@@ -197,14 +197,15 @@ def _generate(model: "MiniGPTBase", rows: list[Row], decoding: Decoding, kept: K
 
 
 def _answer(model: "MiniGPTBase", row: Row, tokens: list[int]) -> Answer:
-    end = next((i for i, token in enumerate(tokens) if token in model.stop_ids), None)
+    end = next((i for i, token in enumerate(tokens) if token in model.stop_ids), len(tokens))
     text = cast(str, model.llama_tokenizer.decode(tokens[:end], skip_special_tokens=True))
-    said = any(stop in text for stop in model.template.stop)  # then an end that follows is padding
-    answer = Answer(model.cut(text) if said or end is not None else settled(model, text))
+    said = any(stop in text for stop in model.template.stop)
+    interrupted = row.interrupt.is_set() and not said
+    ended = said or (end < len(tokens) and not interrupted)
+    answer = Answer(model.cut(text) if ended else settled(model, text))
+    answer.finish = "stop" if ended else "interrupt" if interrupted else "length"
     answer.prompt_tokens = len(row.layout)
-    answer.new_tokens = len(tokens) if end is None else end + (not said)
-    if not said and end is None:
-        answer.finish = "length" if len(tokens) == row.limit else "interrupt"
+    answer.new_tokens = end + (ended and not said)  # after any other end, an end is padding
     return answer
 
 
