@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import Gemma2Config, Gemma3TextConfig, MistralConfig, Phi3Config
 
 from minigpt4.common.config import ProcessorConfig, load_config
+from minigpt4.common.errors import UserError
 from minigpt4.conversation.chat import Chat
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.processors import build_processor
@@ -148,12 +149,18 @@ ACTIONS = st.one_of(
 
 
 @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(actions=st.lists(ACTIONS, min_size=2, max_size=7), room=st.integers(60, 200))
-def test_any_course_of_a_conversation(actions, room, parity_model):
+@given(actions=st.lists(ACTIONS, min_size=2, max_size=7), window=st.integers(130, 330))
+def test_any_course_of_a_conversation(actions, window, parity_model):
     """Also where the window makes it forget its first turns."""
     do = both(parity_model)
 
     def act(chat: Chat, name: str, *args) -> object:
+        try:
+            return change(chat, name, *args), chat.forgotten
+        except UserError as error:  # a message that cannot fit
+            return str(error)
+
+    def change(chat: Chat, name: str, *args) -> object:
         asked = [i for i, turn in enumerate(chat.turns) if turn.answer is not None]
         if name == "forget":
             return chat.forget_cache(*args)
@@ -166,7 +173,7 @@ def test_any_course_of_a_conversation(actions, room, parity_model):
         return list(chat.regenerate(**LENGTH))[-1] if name == "regenerate" else len(chat.undo())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parity_model, "max_context_len", 200 + room)
+        patch.setattr(parity_model, "max_context_len", window)
         for action in actions:
             do(lambda chat, action=action: act(chat, *action))
 
