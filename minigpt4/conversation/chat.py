@@ -1,18 +1,22 @@
-"""One visitor's conversation about images: what was said, and the embeddings of what was shown."""
+"""One visitor's conversation: what was said and shown, and what the model still holds of it."""
 
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from threading import Thread
-from typing import Any
+from dataclasses import replace
+from threading import Event
+from typing import Any, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, TextIteratorStreamer
 
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import IMAGE, Turn
+from minigpt4.conversation.pictures import Part, Picture, Video, pictures_of
+from minigpt4.conversation.saved import from_json, to_json
+from minigpt4.conversation.streaming import Job
+from minigpt4.models.generation import settled
+from minigpt4.models.kept_cache import KeptCache
 from minigpt4.models.minigpt_base import MiniGPTBase
 from minigpt4.models.splice import IMAGE_PLACEHOLDER
 
@@ -22,88 +26,194 @@ class RestartedError(UserError):
 
 
 class Chat:
-    """A session. Sessions share the model and nothing else.
+    """A session. Sessions share the model and nothing else, and may be used by different threads at once.
+
+    A later question prefills only what the model has not read: the KV cache is kept, and rolled back to the first
+    change. Pictures are encoded once. Both can be dropped at any time (`forget_cache`).
 
     Args:
         model: in eval mode; its template says how the dialogue is written.
         processor: the model's eval processor, PIL image -> [3, H, W].
+        on_use: called with this session when a question is asked (see `Sessions`).
     """
 
-    def __init__(self, model: MiniGPTBase, processor: Callable[[Image.Image], Tensor]):
+    def __init__(
+        self,
+        model: MiniGPTBase,
+        processor: Callable[[Image.Image], Tensor],
+        on_use: Callable[["Chat"], None] = lambda _: None,
+    ):
         self.model = model
         self.processor = processor
+        self._on_use = on_use
         self.restart()
 
     def restart(self) -> None:
         """Forgets everything said and shown; an answer under way ends with a `RestartedError`."""
         self.turns: list[Turn] = []
-        self.images: list[Tensor] = []  # embeddings [1, rows, D], in order of appearance
         self.forgotten = 0  # turns whose words the last prompt had no room for
-        self._new_images = 0
+        self._waiting: list[Picture] = []  # shown since the last question
+        self._kept = KeptCache()  # not the old one, which the answer under way may be using
+        self._interrupt = Event()
 
-    @torch.inference_mode()
-    def upload_img(self, image: Image.Image) -> None:
-        """Shows an image; the next question is about it. It is encoded now, once."""
-        pixels = self.processor(image.convert("RGB")).unsqueeze(0).to(self.model.device)
-        self.images.append(self.model.encode_img(pixels))
-        self._new_images += 1
+    @property
+    def pictures(self) -> list[Picture]:
+        """All that was shown, in order of appearance."""
+        return [picture for turn in self.turns for picture in turn.pictures] + self._waiting
 
-    def answer(self, question: str, **options: Any) -> str:
+    @property
+    def reused_tokens(self) -> int:
+        """How many tokens and image rows of the last prompt the model did not have to read again."""
+        return self._kept.reused
+
+    @property
+    def images(self) -> list[Tensor]:
+        """The embeddings [1, rows, D] of `pictures`."""
+        return self._encode(self.pictures)
+
+    def upload_img(self, *images: Image.Image | Picture) -> None:
+        """Shows images; the next question is about them. They are encoded now, once, in one batch."""
+        self._show([picture for image in images for picture in pictures_of(image)])
+
+    def upload_video(self, video: Video) -> None:
+        """Shows a video's frames as images, which are encoded in one batch."""
+        self._show(video.pictures())
+
+    def answer(self, question: str | Sequence[Part], **options: Any) -> str:
         """Asks and returns the whole answer. `options` are those of `MiniGPTBase.generate`."""
         *_, text = self.stream(question, **options)
         return text
 
-    def stream(self, question: str, **options: Any) -> Iterator[str]:
-        """Asks and yields the answer so far, growing; with beams it comes in one piece.
+    def stream(self, question: str | Sequence[Part], **options: Any) -> Iterator[str]:
+        """Asks and yields the answer so far, growing; with beams it comes in one piece. The last is an `Answer`.
 
         A failure in generation is raised here. After it, or when the caller stops listening, the turn is taken back
         and the generation ends.
+
+        Args:
+            question: words, or words, images and videos in the order in which the model is to read them.
 
         Raises:
             UserError: the previous question is still being answered, or this one is too long.
             RestartedError: a restart came before the end.
         """
-        turns, shown = self.turns, self._new_images
-        if turns and turns[-1].answer is None:
+        self._require_idle()
+        parts = [question] if isinstance(question, str) else question
+        yield from self._ask(self.turns + _turns_of(self._waiting, parts), options)
+
+    def edit(self, index: int, question: str, **options: Any) -> Iterator[str]:
+        """Asks turn `index` again in other words, about the same pictures; what came after it is dropped.
+
+        Raises as `stream`, after which everything is as it was; UserError also where there is no such turn.
+        """
+        self._require_idle()
+        if not -len(self.turns) <= index < len(self.turns) or self.turns[index].answer is None:
+            raise UserError(f"turn {index} was not asked. Choose one that has an answer.")
+        index %= len(self.turns)
+        asked = self.turns[index]
+        yield from self._ask([*self.turns[:index], *_turns_of([], [*asked.pictures, question])], options)
+
+    def regenerate(self, **options: Any) -> Iterator[str]:
+        """Asks the last question again; raises as `edit`. Greedy decoding gives the same answer."""
+        self._require_idle()
+        if not self.turns:
+            raise UserError("Nothing was asked yet. Ask a question first.")
+        yield from self._ask([*self.turns[:-1], replace(self.turns[-1], answer=None)], options)
+
+    def undo(self) -> list[Picture | str]:
+        """Takes the last question and its answer back; returns its pictures and words, with which it can be asked."""
+        self._require_idle()
+        if not self.turns:
+            raise UserError("Nothing was asked yet. There is nothing to take back.")
+        first = len(self.turns) - 1
+        while first and self.turns[first - 1].answer is None:  # pictures shown for this question
+            first -= 1
+        taken, self.turns = self.turns[first:], self.turns[:first]
+        return [*(p for turn in taken for p in turn.pictures), taken[-1].question.replace(IMAGE, "").lstrip()]
+
+    def stop(self) -> None:
+        """Ends the answer under way at the next token; what was said of it stays."""
+        self._interrupt.set()
+
+    def save(self) -> str:
+        """The conversation as JSON, pictures included; without a question that is being answered."""
+        answered = max((i for i, turn in enumerate(self.turns, start=1) if turn.answer is not None), default=0)
+        return to_json(self.turns[:answered], self._waiting)
+
+    def load(self, saved: str) -> None:
+        """Takes up a conversation that `save` wrote, instead of this one.
+
+        Raises:
+            UserError: it can't be read, or a picture can't; this conversation is as it was.
+        """
+        turns, waiting = from_json(saved)
+        self._encode([picture for turn in turns for picture in turn.pictures] + waiting)
+        self.restart()
+        self.turns, self._waiting = turns, waiting
+
+    def forget_cache(self, pictures_too: bool = False) -> None:
+        """Frees the KV cache, and with `pictures_too` the image embeddings; the next question makes them again."""
+        self._kept = KeptCache()
+        for picture in self.pictures if pictures_too else ():
+            picture.embedding = None
+
+    def _require_idle(self) -> None:
+        if self.turns and self.turns[-1].answer is None:
             raise UserError("The previous question is still being answered. Wait for its answer, or restart.")
-        words = question.replace(IMAGE_PLACEHOLDER, "")  # only an upload makes a place for an image
-        before = len(turns)
-        turns += [Turn(IMAGE) for _ in range(shown - 1)]  # as the original: each image but the last alone
-        turn = Turn(f"{IMAGE} {words}" if shown else words)
-        turns.append(turn)
-        self._new_images = 0
+
+    def _show(self, pictures: Sequence[Picture]) -> None:
+        self._encode(pictures)
+        self._waiting += pictures
+
+    @torch.inference_mode()
+    def _encode(self, pictures: Sequence[Picture]) -> list[Tensor]:
+        """Their embeddings; what is not yet encoded is, in one batch."""
+        known = [picture.embedding for picture in pictures]  # looked at once: another thread may drop them
+        new = [i for i, embedding in enumerate(known) if embedding is None]
+        if new:
+            pixels = torch.stack([self.processor(pictures[i].image) for i in new]).to(self.model.device)
+            for i, embedding in zip(new, self.model.encode_img(pixels).split(1), strict=True):
+                known[i] = pictures[i].embedding = embedding
+        return cast(list[Tensor], known)
+
+    def _ask(self, turns: list[Turn], options: dict[str, Any]) -> Iterator[str]:
+        """Puts `turns` in the place of this conversation's and answers the last; on failure puts the old ones back."""
+        before, waiting, interrupt = self.turns, self._waiting, Event()
+        self.turns, self._interrupt = turns, interrupt
+        asked = [picture for turn in turns for picture in turn.pictures]
+        self._waiting = [picture for picture in waiting if picture not in asked]
+        self._on_use(self)
         try:
-            with closing(self._generate(options)) as answers:
+            with closing(self._generate(options, interrupt)) as answers:
                 for text in answers:
                     if self.turns is not turns:
                         raise RestartedError("The conversation was restarted before the answer was complete.")
                     yield text
-            turn.answer = text
+            turns[-1].answer = text
         finally:
-            if turn.answer is None:
-                del turns[before:]
-                self._new_images += shown if self.turns is turns else 0
+            if turns[-1].answer is None and self.turns is turns:
+                since = [picture for picture in self._waiting if picture not in waiting]
+                self.turns, self._waiting = before, waiting + since
 
-    def _generate(self, options: dict[str, Any]) -> Generator[str, None, None]:
+    def _generate(self, options: dict[str, Any], interrupt: Event) -> Generator[str, None, None]:
         options = {"max_new_tokens": 300, **options}
         prompt = self._prompt(options["max_new_tokens"])
-        images = torch.cat(self.images) if self.images else None
+        embeddings = self._encode([picture for turn in self.turns for picture in turn.pictures])
+        images, model, kept = torch.cat(embeddings) if embeddings else None, self.model, self._kept
         if options.get("num_beams", 1) > 1:  # no beam is final before the end
-            yield self.model.generate(images, [prompt], **options)[0]
+            yield model.generate(images, [prompt], interrupt=interrupt, **options)[0]
             return
-        job = _Job(
-            self.model.llama_tokenizer,
-            lambda streamer: self.model.generate(images, [prompt], streamer=streamer, **options)[0],
+        job = Job(
+            model.llama_tokenizer,
+            interrupt,
+            lambda job: model.generate(images, [prompt], streamer=job, interrupt=interrupt, kept=kept, **options)[0],
         )
-        text = shown = ""
-        try:
-            for piece in job:
-                text += piece
-                if shown != (shown := self._shown(text)):
-                    yield shown
-            yield job.result()
-        finally:
-            job.abandoned = True
+        with job:
+            said = ""
+            for text in job:
+                if said != (said := settled(model, text)):
+                    yield said
+        yield job.result()
 
     def _prompt(self, max_new_tokens: int) -> str:
         """The dialogue as the model reads it: of a too long one the oldest turns lose their words, never an image."""
@@ -123,33 +233,17 @@ class Chat:
             turns[oldest : oldest + 1] = [Turn(IMAGE)] * turns[oldest].question.count(IMAGE)
             self.forgotten += 1
 
-    def _shown(self, text: str) -> str:
-        """The text without a stop string, nor the beginning of one that may still arrive."""
-        text = self.model.cut(text)
-        tails = (stop[:n] for stop in self.model.template.stop for n in range(1, len(stop)))
-        return text.removesuffix(max((t for t in tails if text.endswith(t)), key=len, default="")).rstrip()
 
-
-class _Job(TextIteratorStreamer):
-    """Runs `generate` in a thread and iterates over its text; `result` returns the answer or raises what it raised."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, generate: Callable[[TextIteratorStreamer], str]):
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.abandoned = False  # nobody listens any more
-        self._generate = generate
-        self._answer: Future[str] = Future()
-        self.result = self._answer.result
-        Thread(target=self._run, daemon=True).start()
-
-    def put(self, value: Tensor) -> None:
-        if self.abandoned:
-            raise InterruptedError("nobody listens to this generation")
-        super().put(value)
-
-    def _run(self) -> None:
-        try:
-            self._answer.set_result(self._generate(self))
-        except BaseException as error:  # noqa: B036 raised by result()
-            self._answer.set_exception(error)
-        finally:
-            self.text_queue.put(self.stop_signal)  # a failure comes before generate ends the stream
+def _turns_of(waiting: list[Picture], parts: Sequence[Part]) -> list[Turn]:
+    """A question's turns: as in the original, each picture shown before it but the last has one of its own."""
+    turns = [Turn(IMAGE, pictures=[picture]) for picture in waiting[:-1]]
+    question, pictures = IMAGE * len(waiting[-1:]), waiting[-1:]
+    for part in parts:
+        if isinstance(part, str):
+            words = part.replace(IMAGE_PLACEHOLDER, "")  # only a picture makes a place for one
+            question += f" {words}" if question else words
+        else:
+            own = pictures_of(part)
+            question += " " * bool(question and not question.endswith(IMAGE)) + IMAGE * len(own)
+            pictures = [*pictures, *own]
+    return [*turns, Turn(question, pictures=pictures)]

@@ -1,6 +1,6 @@
 """Conversation templates: how a dialogue becomes the one string that the LLM reads. A template is data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
@@ -9,6 +9,8 @@ from minigpt4.common.errors import UserError, did_you_mean, first_line
 
 if TYPE_CHECKING:  # slow to import
     from transformers import PreTrainedTokenizerBase
+
+    from minigpt4.conversation.pictures import Picture
 
 IMAGE = "<Img><ImageHere></Img>"
 
@@ -26,10 +28,11 @@ _VICUNA_SYSTEM = (
 
 @dataclass
 class Turn:
-    """One question and, once given, its answer. `question` holds `<Img><ImageHere></Img>` for each image."""
+    """One question and, once given, its answer. `question` holds `<Img><ImageHere></Img>` for each of its pictures."""
 
     question: str
     answer: str | None = None
+    pictures: "list[Picture]" = field(default_factory=list, compare=False)  # of a chat
 
 
 @dataclass(frozen=True)

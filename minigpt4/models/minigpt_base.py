@@ -3,26 +3,24 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from threading import Event
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import (
-    GenerationConfig,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    RepetitionPenaltyLogitsProcessor,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from minigpt4.common.config import ModelConfig
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import get_template
+from minigpt4.models.decoding import Decoding
+from minigpt4.models.generation import Answer, Images, answer_rows, make_rows, raise_first
+from minigpt4.models.kept_cache import KeptCache
 from minigpt4.models.llm import embedding_of, stop_ids, window_of
 from minigpt4.models.plain_text import check_plain_text
-from minigpt4.models.splice import IMAGE_PLACEHOLDER, pad, prompt_layout, splice
+from minigpt4.models.splice import IMAGE_PLACEHOLDER, prompt_layout
 from minigpt4.models.training import TrainingModel
 
 
@@ -143,7 +141,7 @@ class MiniGPTBase(TrainingModel):
     @torch.inference_mode()
     def generate(
         self,
-        images: Tensor | None,
+        images: Images,
         texts: Sequence[str],
         *,
         max_new_tokens: int = 20,
@@ -154,54 +152,49 @@ class MiniGPTBase(TrainingModel):
         top_p: float = 0.9,
         repetition_penalty: float = 1.0,
         length_penalty: float = 1.0,
-        streamer: BaseStreamer | None = None,
-    ) -> list[str]:
-        """Answers a batch of prompts.
+        seed: int | Sequence[int] | None = None,
+        streamer: BaseStreamer | Sequence[BaseStreamer] | None = None,
+        interrupt: Event | Sequence[Event] | None = None,
+        kept: KeptCache | None = None,
+        raise_errors: bool = True,
+    ) -> list[Answer]:
+        """Answers a batch of prompts, each as if it were alone.
 
         Args:
             images: pictures [N, 3, H, W] or embeddings from `encode_img` [N, rows, D] of all prompts in order of
-                appearance; None when no prompt holds `<ImageHere>`.
+                appearance, or for each prompt its own (None where it has none); None when no prompt holds
+                `<ImageHere>`.
             texts: B prompts (see `Template.prompt`).
-            streamer: receives the tokens of a batch of one; not with beams.
+            seed: of sampling, for each prompt or one for all; the same seed draws the same answer in any batch and
+                beside any thread. None draws it from torch's generator. Sampled beams take a batch's first seed.
+            streamer: receives the tokens; in a batch one for each prompt. Not with beams.
+            interrupt: ends an answer at the next token once it is set; in a batch one for each prompt, or one for all.
+            kept: of a batch of one, what the LLM has read before and need not read again. Beams leave it alone.
+            raise_errors: False leaves a failed prompt's error in its `Answer.error` and answers the others.
 
         Returns:
             B answers, each cut at its own stop string; none is longer than the LLM's window has room for.
 
         Raises:
-            UserError: a prompt is too long, or placeholders and images differ in number.
+            UserError: an option is out of range, a prompt is too long, or placeholders and images differ in number.
         """
-        if images is not None and images.dim() == 4:
-            images = self.encode_img(images)
-        layouts = [self.layout(text) for text in texts]
-        if (room := self.max_context_len - max(map(len, layouts))) < 1:
-            raise UserError(
-                f"a prompt is {1 - room} tokens longer than the LLM can read and answer (it reads "
-                f"{self.max_context_len} at once). Shorten it, or show fewer images."
-            )
-        ids, mask = (t.to(self.device) for t in pad(layouts, value=0, side="left"))
-        sampling = {"temperature": temperature, "top_p": top_p} if do_sample else {}
-        config = GenerationConfig(
-            max_new_tokens=min(max_new_tokens, room),
-            min_new_tokens=min(min_new_tokens, room),
+        decoding = Decoding(
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
             num_beams=num_beams,
             do_sample=do_sample,
+            temperature=temperature,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
             length_penalty=length_penalty,
-            bos_token_id=self.llama_tokenizer.bos_token_id,
-            eos_token_id=self.stop_ids or None,
-            pad_token_id=(self.stop_ids or [0])[0],  # any id: masked before the prompt, cut off after the end
-            stop_strings=list(self.template.stop) or None,
-            **sampling,
         )
-        tokens = cast(Any, self.llama_model).generate(
-            inputs_embeds=splice(ids, images, embedding_of(self.llama_model)),
-            attention_mask=mask,
-            generation_config=config,
-            # generate's own option skips as many new tokens as the prompt has embeddings
-            logits_processor=LogitsProcessorList([RepetitionPenaltyLogitsProcessor(repetition_penalty)]),
-            tokenizer=self.llama_tokenizer,
-            streamer=streamer,
-        )
-        return [self.cut(text) for text in self.llama_tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        if seed is None:  # greedy decoding leaves torch's generator alone: training goes on after an evaluation
+            seed = torch.randint(2**62, (len(texts),)).tolist() if do_sample else 0
+        rows = make_rows(self, texts, seed, streamer, interrupt)
+        answers = answer_rows(self, rows, images, decoding, kept)
+        if raise_errors:
+            raise_first(answers)
+        return answers
 
     def cut(self, text: str) -> str:
         """Ends a text where the first stop string begins, and strips the space around it."""

@@ -1,7 +1,9 @@
 """A session: streaming, what is never shown, failures, restarts, several images."""
 
+import gc
 import threading
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -10,6 +12,8 @@ from minigpt4.common.config import ProcessorConfig
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.chat import Chat, RestartedError
 from minigpt4.conversation.conversation import IMAGE, Turn
+from minigpt4.conversation.pictures import Video
+from minigpt4.conversation.session import Sessions
 from minigpt4.processors import build_processor
 from tests.conftest import golden, golden_json
 
@@ -28,15 +32,15 @@ def script(parity_model, monkeypatch):
     def install(*pieces):
         calls = []
 
-        def generate(images, texts, *, streamer=None, **options):
+        def generate(images, texts, *, streamer=None, interrupt=None, kept=None, **options):
             calls.append((images, texts[0], options))
+            said = ""
             for piece in pieces:
                 if isinstance(piece, Exception):
                     raise piece
+                said += piece
                 if streamer:
-                    streamer.on_finalized_text(piece)
-            if streamer:
-                streamer.end()
+                    streamer.say(said)
             return [parity_model.cut("".join(pieces))]
 
         monkeypatch.setattr(parity_model, "generate", generate)
@@ -175,20 +179,16 @@ def test_one_question_at_a_time(chat, script):
 def test_abandoned_stream_takes_the_turn_back_and_ends_the_generation(chat, parity_model, monkeypatch):
     ended = threading.Event()
 
-    def endless(images, texts, *, streamer, **options):
-        try:
-            streamer.put(torch.zeros(1, 0, dtype=torch.long))
-            while True:
-                streamer.put(torch.tensor(parity_model.encode_text("word "))[:1])
-                streamer.on_finalized_text("word ")
-        finally:
-            ended.set()
+    def endless(images, texts, *, streamer, interrupt, **options):
+        while not interrupt.is_set():
+            streamer.put(torch.tensor(parity_model.encode_text("word")))
+        ended.set()
 
     monkeypatch.setattr(parity_model, "generate", endless)
     stream = chat.stream("Tell me everything.")
     next(stream)
     stream.close()
-    assert ended.wait(5)
+    assert ended.is_set()
     assert chat.turns == []
 
 
@@ -230,7 +230,7 @@ def test_the_originals_answers_where_it_cuts_off_what_came_first(flavour, parity
     pictures = golden("3_images")["images_alt_int8" if flavour == "v2" else "images_int8"] / 32
     generate = model.llama_model.generate
 
-    def cut(inputs_embeds, attention_mask, **options):
+    def cut(inputs_embeds, attention_mask, past_key_values, **options):
         kept = turns[0]["kwargs"]["max_length"] - turns[0]["kwargs"]["max_new_tokens"]
         return generate(inputs_embeds=inputs_embeds[:, -kept:], attention_mask=attention_mask[:, -kept:], **options)
 
@@ -247,3 +247,171 @@ def test_the_originals_answers_where_it_cuts_off_what_came_first(flavour, parity
     again.upload_img(picture("red"))
     with pytest.raises(UserError, match="tokens too long"):
         again.answer(turns[0]["question"], max_new_tokens=turns[0]["kwargs"]["max_new_tokens"])
+
+
+def test_parts_are_read_in_their_order_and_encoded_in_one_batch(chat, script, parity_model, monkeypatch):
+    calls, encode, batches = script("fine"), parity_model.encode_img, []
+    monkeypatch.setattr(parity_model, "encode_img", lambda pixels: batches.append(len(pixels)) or encode(pixels))
+    chat.answer([picture("red"), picture("blue"), "compared with", picture("green"), "?"])
+    assert chat.turns[0].question == f"{IMAGE}{IMAGE} compared with {IMAGE} ?"
+    chat.answer("Sure?")
+    assert batches == [3]
+    assert [len(images) for images, _, _ in calls] == [3, 3]
+    alone = encode(PROCESSOR(picture("green")).unsqueeze(0)).detach()
+    torch.testing.assert_close(calls[0][0][2:], alone, atol=1e-5, rtol=0)
+
+
+def test_parts_of_a_failed_question_are_taken_back_and_uploads_wait_on(chat, script):
+    script(RuntimeError("out of memory"))
+    chat.upload_img(picture("red"))
+    with pytest.raises(RuntimeError):
+        chat.answer([picture("blue"), "?"])
+    assert (len(chat.pictures), chat.turns) == (1, [])
+
+
+def test_edit_and_regenerate_and_undo(chat, script):
+    calls = script("fine")
+    chat.upload_img(picture("red"), picture("blue"))
+    chat.answer("One?")
+    chat.answer([picture("green"), "Two?"])
+    assert list(chat.regenerate())[-1] == "fine"
+    assert calls[2][1] == calls[1][1]
+    assert list(chat.edit(1, "Other?"))[-1] == "fine"
+    assert [turn.question for turn in chat.turns] == [IMAGE, f"{IMAGE} Other?"]
+    assert len(calls[3][0]) == len(chat.pictures) == 2
+    parts = chat.undo()
+    assert (chat.turns, chat.pictures, parts[2]) == ([], [], "Other?")
+    chat.answer(parts)
+    assert chat.turns == [Turn(f"{IMAGE}{IMAGE} Other?", "fine")]
+
+
+def test_a_failed_edit_leaves_everything_as_it_was(chat, script):
+    script("fine")
+    chat.answer([picture("red"), "One?"])
+    chat.answer("Two?")
+    before = list(chat.turns)
+    script("half", RuntimeError("out of memory"))
+    for again in (chat.edit(0, "Other?"), chat.regenerate()):
+        with pytest.raises(RuntimeError):
+            list(again)
+        assert chat.turns == before
+
+
+def test_what_was_not_asked_cannot_be_changed(chat, script):
+    script("fine")
+    for change in (lambda: list(chat.regenerate()), chat.undo):
+        with pytest.raises(UserError, match="Nothing was asked yet"):
+            change()
+    chat.upload_img(picture("red"), picture("blue"))
+    chat.answer("One?")
+    for index in (0, 2, -3):  # 0 shows a picture
+        with pytest.raises(UserError, match=f"turn {index} was not asked"):
+            list(chat.edit(index, "Other?"))
+
+
+def test_stop_ends_the_model_within_a_token_and_keeps_what_was_said(chat, parity_model):
+    read = []
+    handle = parity_model.llama_model.register_forward_hook(lambda *_: read.append(1))
+    try:
+        stream = chat.stream("Tell me everything.", max_new_tokens=500, min_new_tokens=500)
+        next(stream)
+        chat.stop()
+        at_stop, texts = len(read), list(stream)
+    finally:
+        handle.remove()
+    assert len(read) <= at_stop + 2
+    assert chat.turns[0].answer == texts[-1] != ""
+    assert chat.turns[0].answer.finish == "interrupt"
+    assert isinstance(chat.answer("And?", max_new_tokens=2), str)
+    assert chat.reused_tokens > 0
+
+
+def test_a_stopped_search_keeps_its_best_beam(chat):
+    timer = threading.Timer(0.3, chat.stop)
+    timer.start()
+    answer = chat.answer("Tell me everything.", num_beams=2, max_new_tokens=500, min_new_tokens=500)
+    assert answer.finish == "interrupt" and 0 < answer.new_tokens < 500
+
+
+def test_half_a_character_is_never_shown(chat, parity_model, monkeypatch):
+    said = "a 🐶 dog é"
+    tokens = [i for char in said for i in parity_model.encode_text(char)[1:] or parity_model.encode_text(char)]
+    whole = parity_model.llama_tokenizer.decode(tokens)
+
+    def generate(images, texts, *, streamer, **options):
+        for token in tokens:
+            streamer.put(torch.tensor([token]))
+        return [whole]
+
+    monkeypatch.setattr(parity_model, "generate", generate)
+    texts = list(chat.stream("?"))
+    assert "🐶" in whole and len(texts) > 4
+    assert all(whole.startswith(text) for text in texts)
+
+
+def test_a_saved_conversation_goes_on_as_it_would_have(chat, parity_model):
+    chat.upload_img(picture("red"), picture("blue"))
+    chat.answer("Compare.", max_new_tokens=6)
+    chat.upload_img(picture("green"))
+    other = Chat(parity_model, PROCESSOR)
+    other.load(chat.save())
+    assert other.turns == chat.turns and len(other.pictures) == 3
+    assert other.answer("And?", max_new_tokens=6) == chat.answer("And?", max_new_tokens=6)
+
+
+@pytest.mark.parametrize(
+    ("saved", "complaint"),
+    [
+        ("{", "is no JSON"),
+        ("[]", 'holds no "turns" of "version": 1'),
+        ('{"version": 1, "turns": [{"question": 3}]}', 'turn 1 of the saved conversation: "question" must be text'),
+        (f'{{"version": 1, "turns": [{{"question": "{IMAGE}", "answer": ""}}]}}', "turn 1 .* 1 <ImageHere> but 0 pict"),
+        ('{"version": 1, "turns": [{"question": "a", "answer": null}]}', "the last turn .* has no answer"),
+        ('{"version": 1, "turns": [], "pictures": ["http://x"]}', "not a data: URL but 'http://x'"),
+        ('{"version": 1, "turns": [], "pictures": ["data:image/png;base64,AAAA"]}', "a picture can't be read"),
+        ('{"version": 1, "turns": [], "pictures": 3}', '"pictures" must be a list'),
+    ],
+)
+def test_a_file_that_is_no_saved_conversation(saved, complaint, chat, script):
+    script("fine")
+    chat.answer("One?")
+    with pytest.raises(UserError, match=complaint):
+        chat.load(saved)
+    assert chat.turns == [Turn("One?", "fine")]
+
+
+def test_a_video_is_shown_as_frames(chat, script, tmp_path):
+    cv2, _ = pytest.importorskip("cv2"), pytest.importorskip("decord")
+    file = tmp_path / "clip.mp4"
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
+    for n in range(20):  # red grows
+        writer.write(np.full((48, 64, 3), (0, 0, 12 * n), np.uint8))
+    writer.release()
+    calls = script("fine")
+    chat.answer([Video(file, frames=4), "What happens?"])
+    assert chat.turns[0].question == f"{IMAGE * 4} What happens?"
+    assert len(calls[0][0]) == 4
+    reds = [np.asarray(shown.image)[..., 0].mean() for shown in chat.pictures]
+    np.testing.assert_allclose(reds, [12 * n for n in (2, 7, 12, 17)], atol=8)
+    chat.upload_video(Video(file, frames=99))
+    assert len(chat.pictures) == 4 + 20
+    for frames, path, complaint in ((0, file, "frames: 0 is out of range"), (2, __file__, "can't be read as a video")):
+        with pytest.raises(UserError, match=complaint):
+            chat.upload_video(Video(path, frames=frames))
+
+
+def test_idle_sessions_drop_their_cache_then_their_embeddings_and_nobody_notices(parity_model):
+    sessions, alone = Sessions(parity_model, PROCESSOR, max_sessions=1), Chat(parity_model, PROCESSOR)
+    chats = [sessions.open() for _ in range(6)]
+    for chat in (*chats, alone):
+        chat.answer([picture("red"), "What is it?"], max_new_tokens=6)
+    assert [len(chat._kept) > 0 for chat in chats] == [False] * 5 + [True]
+    assert [chat.pictures[0].embedding is not None for chat in chats] == [False] * 2 + [True] * 4
+    expected = alone.answer("Where?", max_new_tokens=6)
+    assert [chat.answer("Where?", max_new_tokens=6) for chat in chats] == [expected] * 6
+    assert [chat.reused_tokens > 0 for chat in chats[:5]] == [False] * 5
+    del chats, chat
+    gc.collect()
+    assert [ref() for ref in sessions._used] == [None] * 6
+    with pytest.raises(UserError, match="max_sessions: 0 is out of range"):
+        Sessions(parity_model, PROCESSOR, max_sessions=0)

@@ -1,6 +1,8 @@
 """Any causal LM can be aligned and talked to: one conformance test over small random models of many families."""
 
 import copy
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from transformers import (
     MistralConfig,
     OPTConfig,
     Phi3Config,
+    PretrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
@@ -65,20 +68,21 @@ def tokenizer_without_bos_and_pad() -> PreTrainedTokenizerFast:
     return fast
 
 
-@pytest.fixture(params=FAMILIES, scope="module")
-def model(request, parity_config, tmp_path_factory):
-    from dataclasses import replace
-
+def build(sizes: PretrainedConfig, config: ModelConfig, folder: Path) -> MiniGPT4:
+    """A model with random weights around an LLM of these sizes, whose files are put into a folder."""
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp(request.param)
     tokenizer = tokenizer_without_bos_and_pad()
-    sizes = FAMILIES[request.param]
     sizes.vocab_size, sizes.bos_token_id, sizes.eos_token_id = len(tokenizer) + 6, None, tokenizer.eos_token_id
     llm = AutoModelForCausalLM.from_config(sizes)
     llm.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    config = replace(parity_config, llama_model=str(folder), ckpt=None, conversation="chatml", end_sym="<|im_end|>")
+    config = replace(config, llama_model=str(folder), ckpt=None, conversation="chatml", end_sym="<|im_end|>")
     return MiniGPT4.from_config(Config(model=config)).eval()
+
+
+@pytest.fixture(params=FAMILIES, scope="module")
+def model(request, parity_config, tmp_path_factory):
+    return build(FAMILIES[request.param], parity_config, tmp_path_factory.mktemp(request.param))
 
 
 def test_a_training_step_moves_only_the_projection(model):

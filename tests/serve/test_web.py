@@ -55,11 +55,9 @@ def echo(parity_model, monkeypatch):
     def generate(images, texts, *, streamer=None, **options):
         question = texts[0].rpartition("Human: ")[2].partition("###")[0].rpartition("> ")[2]
         words = f"{question} {len(images)} {images.double().sum():.3f}".split()
-        for word in words if streamer else ():
-            streamer.on_finalized_text(word + " ")
+        for n in range(len(words) if streamer else 0):
+            streamer.say(" ".join(words[: n + 1]))
             time.sleep(0.05)
-        if streamer:
-            streamer.end()
         return [" ".join(words)]
 
     monkeypatch.setattr(parity_model, "generate", generate)
@@ -149,7 +147,7 @@ def test_beams_and_temperature_with_the_real_model(client, picture, beams, tempe
 def test_options_reach_the_model(client, picture, parity_model, monkeypatch):
     seen = []
 
-    def generate(images, texts, *, streamer=None, **options):
+    def generate(images, texts, *, streamer=None, interrupt=None, kept=None, **options):
         seen.append(options)
         return ["ok"]
 
@@ -181,7 +179,7 @@ def test_failure_of_the_model_in_words_and_the_session_goes_on(client, picture, 
 
     def fail(images, texts, *, streamer=None, **options):
         if streamer:
-            streamer.on_finalized_text("half an ")
+            streamer.say("half an ")
         raise RuntimeError("out of memory\nlong details")
 
     with monkeypatch.context() as broken:

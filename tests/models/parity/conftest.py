@@ -7,7 +7,7 @@ import pytest
 from torch import Tensor
 from transformers import GenerationMixin
 
-from minigpt4.models import minigpt_base
+from minigpt4.models import generation
 from minigpt4.models.minigpt_base import MiniGPTBase
 from tests.conftest import golden_json
 from tests.models.parity import samples_of
@@ -27,7 +27,7 @@ def generations(monkeypatch) -> list[Generation]:
     """Holds the generations of a test, in order."""
     layouts: list[Tensor] = []
     calls: list[Generation] = []
-    splice, generate = minigpt_base.splice, GenerationMixin.generate
+    splice, generate = generation.splice, GenerationMixin.generate
 
     def spliced(ids, *rest):
         layouts.append(ids)
@@ -38,7 +38,7 @@ def generations(monkeypatch) -> list[Generation]:
         calls.append(Generation(layouts[-1], options["attention_mask"], tokens.tolist()))
         return tokens
 
-    monkeypatch.setattr(minigpt_base, "splice", spliced)
+    monkeypatch.setattr(generation, "splice", spliced)
     monkeypatch.setattr(GenerationMixin, "generate", generated)
     return calls
 

@@ -6,6 +6,7 @@ from PIL import Image
 
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.conversation import get_template
+from minigpt4.models.generation import settled
 from minigpt4.models.splice import IGNORE, training_batch
 from tests.conftest import golden, golden_json
 from tests.models.parity import assert_gradients, assert_losses, layout_of, logits_of, pictures
@@ -83,7 +84,8 @@ def test_the_chat(parity_model, generations, monkeypatch):
             same = leaves_end or i == 0
             assert read is same
             assert (generations[-1].tokens == [turn["returned_tokens"]]) is same
-            assert (answer == turn["answer"].removesuffix("</s>")) is same
+            whole = settled(parity_model, turn["answer"].removesuffix("</s>"))  # one ends with half a character
+            assert (answer == whole) is same
             if leaves_end:
                 chat.turns[-1].answer = turn["answer"]
 

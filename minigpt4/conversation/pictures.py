@@ -1,0 +1,89 @@
+"""What a visitor shows: pictures and videos, how they are kept, and how they travel in JSON."""
+
+import base64
+import binascii
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from minigpt4.common.errors import UserError, first_line
+
+_PNG = "data:image/png;base64,"
+
+
+@dataclass(eq=False)
+class Picture:
+    """A picture in a conversation. The embedding [1, rows, D] may be dropped at any time: it is made again."""
+
+    image: Image.Image
+    embedding: Tensor | None = None
+
+    def to_url(self) -> str:
+        """A `data:` URL without loss: the same pixels give the same embedding."""
+        file = io.BytesIO()
+        self.image.save(file, "png")
+        return _PNG + base64.b64encode(file.getvalue()).decode()
+
+    @classmethod
+    def from_url(cls, url: Any) -> "Picture":
+        """Reads a `data:` URL of any picture format.
+
+        Raises:
+            UserError: it is none, or what it holds is no picture.
+        """
+        if not isinstance(url, str) or not url.startswith("data:image/") or ";base64," not in url:
+            raise UserError(f"a picture is not a data: URL but {str(url)[:40]!r}. Write {_PNG}...")
+        try:
+            data = base64.b64decode(url.partition(";base64,")[2], validate=True)
+            with Image.open(io.BytesIO(data)) as image:
+                return cls(image.convert("RGB"))
+        except (binascii.Error, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise UserError(f"a picture can't be read: {first_line(error)}. Use a JPEG or PNG.") from None
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video file, shown as `frames` pictures: the middle of each of as many equal parts."""
+
+    path: Path
+    frames: int = 8
+
+    def pictures(self) -> list[Picture]:
+        """Reads the frames; a shorter video has fewer.
+
+        Raises:
+            UserError: decord is missing, or the file is no video.
+        """
+        if self.frames < 1:
+            raise UserError(f"frames: {self.frames} is out of range. Set it to 1 or more.")
+        try:
+            import decord
+        except ImportError as error:
+            raise UserError(
+                f"{self.path}: reading a video needs decord. Install it: pip install 'minigpt4[video]'"
+            ) from error
+        try:
+            reader = decord.VideoReader(str(self.path))
+            count = min(self.frames, len(reader))
+            middles = ((np.arange(count) + 0.5) * len(reader) / count).astype(int)
+            return [Picture(Image.fromarray(frame)) for frame in reader.get_batch(middles).asnumpy()]
+        except (decord.DECORDError, RuntimeError, OSError) as error:
+            raise UserError(
+                f"{self.path} can't be read as a video: {first_line(error)}. Try an MP4 with H.264."
+            ) from None
+
+
+Part = str | Image.Image | Picture | Video
+
+
+def pictures_of(part: Image.Image | Picture | Video) -> Sequence[Picture]:
+    """The pictures of one part of a message, in order."""
+    if isinstance(part, Video):
+        return part.pictures()
+    return [part if isinstance(part, Picture) else Picture(part.convert("RGB"))]
