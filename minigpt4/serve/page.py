@@ -17,8 +17,16 @@ THEME = gr.themes.Default(
     font_mono=["ui-monospace", "monospace"],
 )
 CSS = """
+#chat { height: max(300px, calc(100dvh - 345px)) !important }
 #chat .bot .md { white-space: normal }
-#status { min-height: 1.4em; font-size: 0.85em; color: var(--body-text-color-subdued) }
+#chat .image-frame img { width: auto; max-width: 100%; max-height: 224px }
+#chat .bot .image-frame img { max-height: 420px }
+#chat .message-buttons:has(.download-link) { display: none }  /* would send a visitor's picture to another site */
+#status, #status * { font-size: 13px; line-height: 18px; color: var(--body-text-color-subdued) }
+#status { min-height: 18px }
+#mode label { padding: 6px 10px }
+#examples .gallery-item * { width: 68px; height: 68px }
+@media (max-width: 640px) { #chat { height: max(300px, calc(100dvh - 390px)) !important } }
 """
 # a file that is dropped beside the message box would replace the page
 JS = """() => {
@@ -66,12 +74,12 @@ def build_page(
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320):
                 chat, message, status = _chat_side(guide)
+            with gr.Column(scale=1, min_width=320):
                 with gr.Row():
-                    restart = gr.Button("New conversation", size="sm", min_width=80)
+                    restart = gr.Button("Restart", size="sm", min_width=80)
                     save = gr.Button("Save", size="sm", min_width=80)
                     load = gr.UploadButton("Load", size="sm", min_width=80, file_types=[".json"])
                 saved = gr.DownloadButton(visible="hidden", elem_id="saved")
-            with gr.Column(scale=1, min_width=320):
                 _picture_side(examples, message)
                 options = _options()
 
@@ -107,18 +115,18 @@ def _answers(triggers: list[Any], handler: Any, inputs: list[Any], outputs: list
 def _chat_side(guide: Guide) -> tuple[gr.Chatbot, gr.MultimodalTextbox, gr.Markdown]:
     chat = gr.Chatbot(
         show_label=False,
-        height="max(320px, calc(100dvh - 330px))",
         elem_id="chat",
         buttons=[],
         editable="user",
+        group_consecutive_messages=False,  # gradio cannot edit words in one bubble with a picture
         render_markdown=False,  # the answers are rendered already, with no HTML of theirs
         latex_delimiters=[],
-        placeholder="Show a picture, then ask about it.",
+        placeholder="Drop, paste or attach pictures or a video, then ask about them.",
     )
     status = gr.Markdown(elem_id="status", container=False)
     message = gr.MultimodalTextbox(
         show_label=False,
-        placeholder="Ask. Pictures and videos can be dropped, pasted or attached.",
+        placeholder="Ask about a picture",
         file_count="multiple",
         file_types=["image", "video"],
         max_plain_text_length=1_000_000,  # longer pasted text would become a file
@@ -168,7 +176,7 @@ def _picture_side(examples: list[Path], message: gr.MultimodalTextbox) -> None:
 def _options() -> list[Any]:
     """The controls whose values `decoding` takes, in its order."""
     with gr.Accordion("How it answers", open=True):
-        mode = gr.Radio(MODES, value=GREEDY, show_label=False, container=False)
+        mode = gr.Radio(MODES, value=GREEDY, show_label=False, container=False, elem_id="mode")
         beams = gr.Slider(2, 10, 5, step=1, label="Beams", visible=False)
         length_penalty = gr.Slider(
             -2, 2, 1, step=0.1, label="Length penalty", info="more: longer answers", visible=False

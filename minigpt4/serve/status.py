@@ -6,6 +6,8 @@ from typing import Any
 from minigpt4.conversation.chat import Chat
 from minigpt4.models.generation import Answer
 
+_SHOWN_EVERY = 0.05  # seconds; a browser that is sent more falls behind
+
 
 class Clock:
     """Times one answer, from its making on."""
@@ -14,12 +16,17 @@ class Clock:
         self._start = time.perf_counter()
         self._first: float | None = None  # seconds to the first token
         self._last = 0.0
+        self._shown = -_SHOWN_EVERY
 
-    def tick(self) -> None:
-        """Notes that there is more of the answer."""
+    def tick(self) -> bool:
+        """Notes that there is more of the answer; returns whether it is time to show it."""
         self._last = time.perf_counter() - self._start
         if self._first is None:
             self._first = self._last
+        if self._last - self._shown < _SHOWN_EVERY:
+            return False
+        self._shown = self._last
+        return True
 
     def status(self) -> str:
         """While it comes."""

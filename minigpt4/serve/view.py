@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -9,15 +10,16 @@ from weakref import WeakKeyDictionary
 from gradio.processing_utils import save_pil_to_cache
 from gradio.utils import get_upload_folder
 from markdown_it import MarkdownIt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from minigpt4.conversation.conversation import IMAGE, Turn
 from minigpt4.conversation.pictures import Picture
-from minigpt4.serve.boxes import draw_boxes, find_boxes
+from minigpt4.serve.boxes import Box, draw_boxes, find_boxes
 
 History = list[dict[str, Any]]
 
-_SHOWN_SIZE = (768, 768)  # pixels at most
+_SHOWN_SIZE = (640, 640)  # pixels at most
+_TILE, _COLUMNS = 224, 4  # of several pictures
 # tags become text, links of schemes that run code are none, and an image, which would load what it names, is a link
 _MARKDOWN = MarkdownIt("js-default", {"breaks": True}).disable("image")
 
@@ -43,26 +45,43 @@ class View:
             if said is None:
                 continue
             shown = pictures[-1] if pictures else shown
-            files = [{"path": self._small(picture)} for picture in pictures]
-            messages.append({"role": "user", "content": [*files, _text(turn.question.replace(IMAGE, "").lstrip())]})
-            drawn = [{"path": self._with_boxes(shown, said)}] if shown and turn.answer and find_boxes(said) else []
-            messages.append({"role": "assistant", "content": [_html(said), *drawn]})
+            boxes = find_boxes(said) if turn.answer is not None else []
+            words = _text(turn.question.replace(IMAGE, "").lstrip())
+            messages.append(_message("user", self._file(pictures, _sheet), words))
+            draw = partial(_with_boxes, boxes)
+            drawn = self._file([shown] if boxes and shown else [], draw, said)
+            messages.append(_message("assistant", drawn, _html(said)))
             pictures = []
         return messages
 
-    def _small(self, picture: Picture) -> str:
-        return self._file(picture, "", lambda image: image)
-
-    def _with_boxes(self, picture: Picture, answer: str) -> str:
-        return self._file(picture, answer, lambda image: draw_boxes(image, find_boxes(answer)))
-
-    def _file(self, picture: Picture, key: str, draw: Callable[[Image.Image], Image.Image]) -> str:
-        files = self._files.setdefault(picture, {})
+    def _file(self, pictures: list[Picture], draw: Callable[[list[Image.Image]], Image.Image], key: str = "") -> str:
+        """The path of what is drawn of pictures, made once for each `key`; "" for none."""
+        if not pictures:
+            return ""
+        files = self._files.setdefault(pictures[-1], {})
         if key not in files or not files[key].exists():  # gradio removes old ones
-            image = picture.image.copy()
-            image.thumbnail(_SHOWN_SIZE)
-            files[key] = Path(save_pil_to_cache(draw(image), get_upload_folder()))
+            images = [ImageOps.contain(picture.image, _SHOWN_SIZE) for picture in pictures]
+            files[key] = Path(save_pil_to_cache(draw(images), get_upload_folder()))
         return str(files[key])
+
+
+def _message(role: str, file: str, text: str) -> dict[str, Any]:
+    return {"role": role, "content": [*([{"path": file}] if file else []), text]}
+
+
+def _with_boxes(boxes: list[Box], images: list[Image.Image]) -> Image.Image:
+    return draw_boxes(images[0], boxes)
+
+
+def _sheet(images: list[Image.Image]) -> Image.Image:
+    """One picture, or several side by side: gradio's chat would put them one below the other."""
+    if len(images) == 1:
+        return images[0]
+    sheet = Image.new("RGBA", (_TILE * min(len(images), _COLUMNS), _TILE * -(-len(images) // _COLUMNS)))
+    for i, image in enumerate(images):
+        tile = ImageOps.contain(image, (_TILE - 8, _TILE - 8))
+        sheet.paste(tile, (i % _COLUMNS * _TILE + 4, i // _COLUMNS * _TILE + 4))
+    return sheet
 
 
 def original_file(picture: Picture) -> str:
@@ -82,4 +101,6 @@ def _text(text: str) -> str:
 
 
 def _html(answer: str) -> str:
-    return _MARKDOWN.render(answer).strip() or "<em>The model ended its answer without a word.</em>"
+    html = _MARKDOWN.render(answer).strip() or "(The model ended its answer without a word.)"
+    alone = html.removeprefix("<p>").removesuffix("</p>")  # most answers are one paragraph, and so plain text
+    return html if "<p>" in alone or len(alone) != len(html) - len("<p></p>") else alone

@@ -144,8 +144,8 @@ class Handlers:
                 return Video(file).pictures()
             return [Picture(open_image(file, self.max_image_pixels))]
         except UserError as error:
-            # the visitor knows the name, not where we keep it
-            raise UserError(f"{file.name}: {str(error).removeprefix(f'{file} ')}") from None
+            words = str(error).removeprefix(f"{file} ").replace(str(file), "it")  # where we keep it is our business
+            raise UserError(f"{file.name}: {words}") from None
 
 
 def decoding(
@@ -165,15 +165,15 @@ def decoding(
         UserError: the mode is none of `MODES`.
     """
     options: dict[str, Any] = {
-        "repetition_penalty": repetition_penalty,
+        "repetition_penalty": float(repetition_penalty),  # JSON has one kind of number
         "min_new_tokens": int(min_new_tokens),
         "max_new_tokens": int(max_new_tokens),
     }
     if mode == SAMPLE:
         seed = random.randrange(2**31) if seed is None else int(seed)
-        return options | {"do_sample": True, "temperature": temperature, "top_p": top_p, "seed": seed}
+        return options | {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p), "seed": seed}
     if mode == BEAMS:
-        return options | {"num_beams": int(beams), "length_penalty": length_penalty}
+        return options | {"num_beams": int(beams), "length_penalty": float(length_penalty)}
     if mode != GREEDY:
         raise UserError(f"The mode {mode!r} is unknown. Choose one of {', '.join(MODES)}.")
     return options
@@ -202,8 +202,8 @@ def _answer(
         try:
             answer = ""
             for answer in answers:
-                clock.tick()
-                yield visitor.view.messages(turns, answer), gr.skip(), clock.status(), visitor
+                if clock.tick():
+                    yield visitor.view.messages(turns, answer), gr.skip(), clock.status(), visitor
         except RestartedError:
             yield visitor.shown()  # gradio shows the last value once more: it must not be the old history
             return
