@@ -41,7 +41,7 @@ def draw_boxes(image: Image.Image, boxes: list[Box]) -> Image.Image:
     """A copy of an RGB picture with the boxes; those of one label have one color."""
     image = image.copy()
     draw, unit = ImageDraw.Draw(image), max(1, round(max(image.size) / 200))
-    font = ImageFont.load_default(size=max(12, 5 * unit))
+    font = ImageFont.load_default(size=max(12, 8 * unit))
     labels = list(dict.fromkeys(box.label for box in boxes))
     for box in boxes:
         color = _COLORS[labels.index(box.label) % len(_COLORS)]

@@ -19,12 +19,15 @@ THEME = gr.themes.Default(
 CSS = """
 #chat { height: max(300px, calc(100dvh - 345px)) !important }
 #chat .bot .md { white-space: normal }
-#chat .image-frame img { width: auto; max-width: 100%; max-height: 224px }
-#chat .bot .image-frame img { max-height: 420px }
+#chat .bot .md :is(ul, ol) { padding-left: 1.5em }
+#chat .bot .md :is(h1, h2, h3, h4) { font-weight: bold; margin: 0.5em 0 }
+#chat .image-frame img { width: auto; max-width: 100%; max-height: 200px }
+#chat .bot .image-frame img { max-height: 300px }
 #chat .message-buttons:has(.download-link) { display: none }  /* would send a visitor's picture to another site */
 #status, #status * { font-size: 13px; line-height: 18px; color: var(--body-text-color-subdued) }
 #status { min-height: 18px }
-#mode label { padding: 6px 10px }
+#mode .wrap { flex-wrap: nowrap; gap: 6px }
+#mode label { padding: 6px 9px; flex-grow: 1 }
 #examples .gallery-item * { width: 68px; height: 68px }
 @media (max-width: 640px) { #chat { height: max(300px, calc(100dvh - 390px)) !important } }
 """
@@ -84,32 +87,20 @@ def build_page(
                 options = _options()
 
         shown = [chat, message, status, visitor]
-        _answers([message.submit], handlers.ask, [message, *options, visitor], shown, "ask")
-        _answers([chat.retry], handlers.regenerate, [*options, visitor], shown, "regenerate")
-        index, words = gr.Number(visible=False), gr.Textbox(visible=False)
-        edited = chat.edit(_edited, None, [index, words], api_visibility="private", concurrency_limit=None)
-        _answers([edited.then], handlers.edit, [index, words, *options, visitor], shown, "edit")
         at_once: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
+        in_turn: dict[str, Any] = {"concurrency_limit": ANSWERS_AT_ONCE, "concurrency_id": "answers"}
+        in_turn["show_progress_on"] = status  # on the chat, an error would cover what was said
+        message.submit(handlers.ask, [message, *options, visitor], shown, api_name="ask", **in_turn)
+        chat.retry(handlers.regenerate, [*options, visitor], shown, api_name="regenerate", **in_turn)
+        index, words = gr.Number(visible=False), gr.Textbox(visible=False)
+        edited = chat.edit(_edited, None, [index, words], api_visibility="private", **at_once)
+        edited.success(handlers.edit, [index, words, *options, visitor], shown, api_name="edit", **in_turn)
         message.stop(handlers.stop, visitor, None, api_name="stop", **at_once)
         chat.undo(handlers.undo, visitor, shown, api_name="undo", **at_once)
         gr.on([restart.click, chat.clear], handlers.restart, visitor, shown, api_name="restart", **at_once)
         save.click(handlers.save, visitor, saved, api_name="save", **at_once).success(None, js=_DOWNLOAD)
         load.upload(handlers.load, [load, visitor], shown, api_name="load", **at_once)
     return page
-
-
-def _answers(triggers: list[Any], handler: Any, inputs: list[Any], outputs: list[Any], name: str) -> None:
-    """Wires an event whose answer is streamed."""
-    for trigger in triggers:
-        trigger(
-            handler,
-            inputs,
-            outputs,
-            api_name=name,
-            concurrency_limit=ANSWERS_AT_ONCE,
-            concurrency_id="answers",
-            show_progress="hidden",  # on the chat, an error would cover what was said
-        )
 
 
 def _chat_side(guide: Guide) -> tuple[gr.Chatbot, gr.MultimodalTextbox, gr.Markdown]:
@@ -144,6 +135,7 @@ def _chat_side(guide: Guide) -> tuple[gr.Chatbot, gr.MultimodalTextbox, gr.Markd
         [questions, message],
         message,
         api_visibility="private",
+        show_progress="hidden",
     )
     return chat, message, status
 
@@ -162,6 +154,7 @@ def _picture_side(examples: list[Path], message: gr.MultimodalTextbox) -> None:
             [pictures, message],
             message,
             api_visibility="private",
+            show_progress="hidden",
         )
     with gr.Accordion("Take a picture", open=False):
         camera = gr.Image(sources=["webcam"], type="filepath", show_label=False, height=240, elem_id="camera")
@@ -170,6 +163,7 @@ def _picture_side(examples: list[Path], message: gr.MultimodalTextbox) -> None:
         [camera, message],
         [camera, message],
         api_visibility="private",
+        show_progress="hidden",
     )
 
 
@@ -183,7 +177,7 @@ def _options() -> list[Any]:
         )
         temperature = gr.Slider(0.1, 2, 1, step=0.1, label="Temperature", visible=False)
         top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label="Top-p", visible=False)
-        seed = gr.Number(None, precision=0, label="Seed", placeholder="a new one each time", visible=False)
+        seed = gr.Number(-1, precision=0, minimum=-1, label="Seed", info="-1: a new one each time", visible=False)
         repetition = gr.Slider(1, 2, 1, step=0.05, label="Repetition penalty", info="1: none")
         with gr.Row():
             shortest = gr.Number(0, precision=0, minimum=0, label="Min tokens", min_width=80)

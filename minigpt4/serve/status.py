@@ -48,7 +48,9 @@ class Clock:
             parts.append(f"first {chat.forgotten} questions forgotten")
         if "seed" in options:
             parts.append(f"seed {options['seed']}")
-        ends = {"length": "cut off: no room for more", "interrupt": "stopped"}
-        if answer.finish in ends:
-            parts.append(ends[answer.finish])
+        if answer.finish == "interrupt":
+            parts.append("stopped")
+        if answer.finish == "length":
+            full = answer.new_tokens < options["max_new_tokens"]
+            parts.append("cut off: the window is full" if full else "cut off at the most tokens")
         return " · ".join(parts)

@@ -157,9 +157,9 @@ def decoding(
     length_penalty: float,
     min_new_tokens: float,
     max_new_tokens: float,
-    seed: float | None,
+    seed: float,
 ) -> dict[str, Any]:
-    """The options of `MiniGPTBase.generate` that the page's controls mean; without a seed a new one is drawn.
+    """The options of `MiniGPTBase.generate` that the page's controls mean; below 0, the seed is drawn.
 
     Raises:
         UserError: the mode is none of `MODES`.
@@ -170,7 +170,7 @@ def decoding(
         "max_new_tokens": int(max_new_tokens),
     }
     if mode == SAMPLE:
-        seed = random.randrange(2**31) if seed is None else int(seed)
+        seed = random.randrange(2**31) if seed < 0 else int(seed)
         return options | {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p), "seed": seed}
     if mode == BEAMS:
         return options | {"num_beams": int(beams), "length_penalty": float(length_penalty)}
