@@ -25,7 +25,7 @@ CSS = """
 #chat .bot .image-frame img { max-height: 300px }
 #chat .message-buttons:has(.download-link) { display: none }  /* would send a visitor's picture to another site */
 #status, #status * { font-size: 13px; line-height: 18px; color: var(--body-text-color-subdued) }
-#status { min-height: 18px }
+#status { min-height: 24px; padding-top: 6px }
 #mode .wrap { flex-wrap: nowrap; gap: 6px }
 #mode label { padding: 6px 9px; flex-grow: 1 }
 #examples .gallery-item * { width: 68px; height: 68px }

@@ -1,0 +1,101 @@
+"""A page of the parity model, which can be told what to say."""
+
+import socket
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from minigpt4.common.config import ProcessorConfig
+from minigpt4.conversation.session import Sessions
+from minigpt4.models.generation import Answer
+from minigpt4.processors import build_processor
+from minigpt4.serve import web
+from minigpt4.serve.page import build_page
+from minigpt4.serve.visitor import Handlers
+
+PROCESSOR = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=56))
+MAX_PIXELS = 1_000_000
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def example(tmp_path_factory) -> Path:
+    """A picture on the page that a click adds to the message."""
+    file = tmp_path_factory.mktemp("examples") / "green.png"
+    Image.new("RGB", (40, 30), "green").save(file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def url(parity_model, example):
+    handlers = Handlers(Sessions(parity_model, PROCESSOR, max_sessions=2), max_image_pixels=MAX_PIXELS)
+    page, port = build_page(handlers, [example]), free_port()
+    web.launch(page, "127.0.0.1", port, max_upload_mb=1)
+    yield f"http://127.0.0.1:{port}"
+    page.close()
+
+
+@pytest.fixture
+def echo(parity_model, monkeypatch):
+    """The model repeats its last question and names its pictures by a number, word by word, `seconds` each.
+
+    After `said` is set, it says that instead. `ended` holds how each answer ended, `options` what it was given.
+    """
+    model = SimpleNamespace(seconds=0.02, said=None, ended=[], options=[])
+
+    def generate(images, texts, *, streamer=None, interrupt=None, kept=None, **options):
+        model.options.append(options)
+        question = texts[0].rpartition("Human: ")[2].partition("###")[0].rpartition("</Img>")[2].strip()
+        seen = "no picture" if images is None else f"{len(images)} {images.double().sum():.3f}"
+        words = (model.said or f"{question} {seen}").split(" ")
+        said = 0
+        while said < len(words) and not interrupt.is_set():
+            said += 1
+            if streamer:
+                streamer.say(" ".join(words[:said]))
+            time.sleep(model.seconds)
+        answer = Answer(" ".join(words[:said]))
+        answer.new_tokens, answer.prompt_tokens = said, 10
+        answer.finish = "interrupt" if interrupt.is_set() else "stop"
+        model.ended.append(answer.finish)
+        return [answer]
+
+    monkeypatch.setattr(parity_model, "generate", generate)
+    return model
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """Makes a picture file of one colour."""
+
+    def make(color: str, size: tuple[int, int] = (40, 30)) -> Path:
+        Image.new("RGB", size, color).save(tmp_path / f"{color}.png")
+        return tmp_path / f"{color}.png"
+
+    return make
+
+
+@pytest.fixture
+def bad_files(tmp_path, picture) -> dict[Path, str]:
+    """Files that cannot be asked about, and what the page says of each."""
+    good = picture("yellow", (300, 300)).read_bytes()
+    for name, data in {
+        "text.jpg": b"Dear Sir,\n" * 99,
+        "half.png": good[: len(good) // 2],
+        "text.mp4": b"none",
+    }.items():
+        (tmp_path / name).write_bytes(data)
+    large = picture("purple", (1001, 1000))
+    return {
+        tmp_path / "text.jpg": "text.jpg: this can't be read as a picture",
+        tmp_path / "half.png": "half.png: the picture can't be read",
+        tmp_path / "text.mp4": "text.mp4: can't be read as a video",
+        large: "purple.png: the picture has more than 1 megapixels",
+    }
