@@ -97,7 +97,7 @@ def typed(text: str) -> str:
 def _text(text: str) -> str:
     """Words as they are. The chat reads HTML: what could begin a tag or an entity is escaped, and only that, because
     it is what a visitor sees who edits the message."""
-    return re.sub("<(?=[a-zA-Z/!?])", "&lt;", re.sub(r"&(?=#?\w+;)", "&amp;", text))
+    return re.sub("<(?=[a-zA-Z/!?])", "&lt;", re.sub(r"&(?=[#\w])", "&amp;", text))
 
 
 def _html(answer: str) -> str:

@@ -17,7 +17,7 @@ from minigpt4.serve.page import build_page
 from minigpt4.serve.visitor import Handlers
 
 PROCESSOR = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=56))
-MAX_PIXELS = 1_000_000
+MAX_PIXELS = 4_000_000
 
 
 def free_port() -> int:
@@ -92,10 +92,10 @@ def bad_files(tmp_path, picture) -> dict[Path, str]:
         "text.mp4": b"none",
     }.items():
         (tmp_path / name).write_bytes(data)
-    large = picture("purple", (1001, 1000))
+    large = picture("purple", (2001, 2000))
     return {
         tmp_path / "text.jpg": "text.jpg: this can't be read as a picture",
         tmp_path / "half.png": "half.png: the picture can't be read",
         tmp_path / "text.mp4": "text.mp4: can't be read as a video",
-        large: "purple.png: the picture has more than 1 megapixels",
+        large: "purple.png: the picture has more than 4 megapixels",
     }

@@ -109,7 +109,8 @@ def test_ask_twice_about_a_picture_then_restart(open_page, echo, picture):
 def test_stop(open_page, echo):
     page = open_page()
     echo.seconds = 0.05
-    send(page, "word " * 300)
+    echo.said = "word " * 200
+    send(page, "Talk!")
     expect(words(page, "bot")).to_contain_text("word word")
     page.get_by_label("Stop").click()
     expect(page.locator("#status")).to_contain_text("stopped")
@@ -119,7 +120,8 @@ def test_stop(open_page, echo):
 def test_a_closed_window_ends_its_answer(open_page, echo):
     page, other = open_page(), open_page()
     echo.seconds = 0.05
-    send(page, "word " * 300)
+    echo.said = "word " * 200
+    send(page, "Talk!")
     expect(words(page, "bot")).to_contain_text("word word")
     page.close()
     for _ in range(100):
@@ -148,19 +150,19 @@ def test_edit_regenerate_and_undo(open_page, echo, picture):
     ask(page, "one <b> & &amp;", picture("red"))
     ask(page, "two")
     echo.said = "again"
-    page.get_by_label("Retry").click()
+    page.get_by_role("button", name="Retry").click()
     expect(words(page, "bot").last).to_have_text("again")
     echo.said = None
-    page.get_by_label("Undo").click()
+    page.get_by_role("button", name="Undo").click()
     expect(words(page, "bot")).to_have_count(1)
     assert box(page).input_value() == "two"
-    page.get_by_label("Edit").click()
+    page.get_by_role("button", name="Edit").click()
     expect(page.locator("#chat textarea")).to_have_value("one &lt;b> & &amp;amp;")
     page.locator("#chat textarea").fill("uno")
     page.locator("#chat").get_by_label("Submit").click()
     expect(words(page, "bot")).to_contain_text(["uno 1 "])
     idle(page)
-    page.get_by_label("Undo").click()
+    page.get_by_role("button", name="Undo").click()
     expect(words(page, "bot")).to_have_count(0)
     expect(attached(page)).to_have_count(1)
 
@@ -218,6 +220,7 @@ def test_ways_to_show_a_picture(open_page, echo, picture):
     expect(attached(page)).to_have_count(4)
     page.get_by_text("Take a picture").click()
     page.locator("#camera").get_by_role("button").first.click()
+    page.wait_for_function("document.querySelector('#camera video').videoWidth > 0")
     page.get_by_label("capture photo").click()
     expect(attached(page)).to_have_count(5)
     page.get_by_role("button", name="Describe this image in detail.").click()

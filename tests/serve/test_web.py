@@ -191,9 +191,9 @@ def test_save_and_load(client, url, picture, echo, parity_model, tmp_path):
 
 def test_a_saved_conversation_may_hold_no_larger_pictures_either(client, tmp_path, parity_model):
     chat = Chat(parity_model, PROCESSOR)
-    chat.upload_img(Image.new("RGB", (1001, 1000)))
+    chat.upload_img(Image.new("RGB", (2001, 2000)))
     (tmp_path / "large.json").write_text(chat.save())
-    with pytest.raises(AppError, match="more than 1 megapixels"):
+    with pytest.raises(AppError, match="more than 4 megapixels"):
         client.predict(handle_file(tmp_path / "large.json"), api_name="/load")
 
 
