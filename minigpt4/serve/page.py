@@ -26,8 +26,9 @@ CSS = """
 #chat .message-buttons:has(.download-link) { display: none }  /* would send a visitor's picture to another site */
 #status, #status * { font-size: 13px; line-height: 18px; color: var(--body-text-color-subdued) }
 #status { min-height: 24px; padding-top: 6px }
-#mode .wrap { flex-wrap: nowrap; gap: 6px }
-#mode label { padding: 6px 9px; flex-grow: 1 }
+#status [data-testid="status-tracker"] :is(.error, .clear-status) { display: none }  /* the toast says what it was */
+#mode .wrap { flex-wrap: nowrap; gap: 4px }
+#mode label { padding: 6px 5px; flex-grow: 1; font-size: 13px }
 #examples .gallery-item * { width: 68px; height: 68px }
 @media (max-width: 640px) { #chat { height: max(300px, calc(100dvh - 390px)) !important } }
 """
