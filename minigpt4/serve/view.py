@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 from gradio.processing_utils import save_pil_to_cache
 from gradio.utils import get_upload_folder
 from markdown_it import MarkdownIt
-from PIL import Image, ImageOps
+from PIL import Image
 
 from minigpt4.conversation.conversation import IMAGE, Turn
 from minigpt4.conversation.pictures import Picture
@@ -18,7 +18,7 @@ from minigpt4.serve.boxes import Box, draw_boxes, find_boxes
 
 History = list[dict[str, Any]]
 
-_SHOWN_SIZE = (640, 640)  # pixels at most
+_SIDE = 640  # pixels of a picture's longer side
 _TILE, _COLUMNS = 224, 4  # of several pictures
 # tags become text, links of schemes that run code are none, and an image, which would load what it names, is a link
 _MARKDOWN = MarkdownIt("js-default", {"breaks": True}).disable("image")
@@ -60,7 +60,7 @@ class View:
             return ""
         files = self._files.setdefault(pictures[-1], {})
         if key not in files or not files[key].exists():  # gradio removes old ones
-            images = [ImageOps.contain(picture.image, _SHOWN_SIZE) for picture in pictures]
+            images = [_resized(picture.image, _SIDE) for picture in pictures]
             files[key] = Path(save_pil_to_cache(draw(images), get_upload_folder()))
         return str(files[key])
 
@@ -79,9 +79,14 @@ def _sheet(images: list[Image.Image]) -> Image.Image:
         return images[0]
     sheet = Image.new("RGBA", (_TILE * min(len(images), _COLUMNS), _TILE * -(-len(images) // _COLUMNS)))
     for i, image in enumerate(images):
-        tile = ImageOps.contain(image, (_TILE - 8, _TILE - 8))
-        sheet.paste(tile, (i % _COLUMNS * _TILE + 4, i // _COLUMNS * _TILE + 4))
+        sheet.paste(_resized(image, _TILE - 8), (i % _COLUMNS * _TILE + 4, i // _COLUMNS * _TILE + 4))
     return sheet
+
+
+def _resized(image: Image.Image, side: int) -> Image.Image:
+    """The picture with `side` pixels on its longer side; a line stays one pixel wide."""
+    scale = side / max(image.size)
+    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
 
 
 def original_file(picture: Picture) -> str:

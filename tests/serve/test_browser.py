@@ -17,6 +17,8 @@ DROP = """(target, data) => {
 DROPPED = DROP.replace("EVENT", 'new DragEvent("drop", { dataTransfer: files, bubbles: true, cancelable: true })')
 PASTED = DROP.replace("EVENT", 'new ClipboardEvent("paste", { clipboardData: files, bubbles: true, cancelable: true })')
 
+expect.set_options(timeout=20_000)  # a busy machine is slow
+
 
 @pytest.fixture(scope="module")
 def browser():
@@ -39,12 +41,12 @@ def open_page(browser: Browser, url):
     def open_page(width: int = 1366, height: int = 768) -> Page:
         contexts.append(browser.new_context(viewport={"width": width, "height": height}))
         page = contexts[-1].new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(20_000)
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("dialog", lambda dialog: troubles.append(dialog.message))
         page.on("request", lambda request: other_host(request.url) and troubles.append(request.url))
         page.goto(url)
-        expect(box(page)).to_be_enabled(timeout=15_000)
+        expect(box(page)).to_be_enabled()
         return page
 
     def other_host(address: str) -> bool:

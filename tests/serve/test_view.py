@@ -107,6 +107,15 @@ def test_pictures_since_the_last_question_come_with_the_next_on_one_sheet():
         assert image.getpixel((100, 112))[0] > 200 and image.getpixel((324, 112))[2] > 200
 
 
+@pytest.mark.parametrize("sizes", [[(1, 5000)], [(5000, 1)], [(1, 1)], [(1, 5000), (5000, 1)] * 3])
+def test_a_picture_of_any_shape_is_shown(sizes):
+    pictures = [Picture(Image.new("RGB", size, "red")) for size in sizes]
+    turns = [Turn(IMAGE * len(sizes), "{<0><0><100><100>}", pictures)]
+    for message in View().messages(turns):
+        with Image.open(message["content"][0]["path"]) as image:
+            assert 640 <= max(image.size) <= 4 * 224
+
+
 def test_boxes_are_drawn_on_the_last_picture_and_only_once(monkeypatch):
     view, picture = View(), Picture(Image.new("RGB", (100, 100)))
     turns = [Turn(IMAGE + " where?", "there", [picture]), Turn("really?", "{<20><20><60><60>}")]
