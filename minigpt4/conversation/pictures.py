@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from minigpt4.common.errors import UserError, first_line
 
 _PNG = "data:image/png;base64,"
+_UNREADABLE = (OSError, ValueError, SyntaxError, NotImplementedError, Image.DecompressionBombError)
 
 
 @dataclass(eq=False)
@@ -31,6 +32,20 @@ class Picture:
         return _PNG + base64.b64encode(file.getvalue()).decode()
 
     @classmethod
+    def from_file(cls, file: Path) -> "Picture":
+        """Reads a picture file, the way up that its camera meant.
+
+        Raises:
+            UserError: it is missing, or no picture.
+        """
+        try:
+            with Image.open(file) as image:
+                return cls(ImageOps.exif_transpose(image).convert("RGB"))
+        except _UNREADABLE as error:
+            reason = getattr(error, "strerror", None) or first_line(error)
+            raise UserError(f"'{file}' can't be read as a picture: {reason}. Name a JPEG or PNG.") from None
+
+    @classmethod
     def from_url(cls, url: Any) -> "Picture":
         """Reads a `data:` URL of any picture format.
 
@@ -43,7 +58,7 @@ class Picture:
             data = base64.b64decode(url.partition(";base64,")[2], validate=True)
             with Image.open(io.BytesIO(data)) as image:
                 return cls(image.convert("RGB"))
-        except (binascii.Error, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except (binascii.Error, *_UNREADABLE) as error:
             raise UserError(f"a picture can't be read: {first_line(error)}. Use a JPEG or PNG.") from None
 
 
