@@ -11,7 +11,7 @@ from prompt_toolkit.history import FileHistory
 from minigpt4.common.errors import UserError, make_folder
 
 
-class _Commands(Completer):
+class Commands(Completer):
     """Completes a command's name, and what stands behind it."""
 
     def __init__(self, commands: Sequence[str], options: Sequence[str]):
@@ -48,7 +48,7 @@ def line_editor(folder: Path, commands: Sequence[str], options: Sequence[str]) -
     session: PromptSession[str] = PromptSession(
         "> ",
         history=FileHistory(str(history)),
-        completer=_Commands(commands, options),
+        completer=Commands(commands, options),
         complete_while_typing=False,
     )
     return session.prompt
