@@ -245,22 +245,27 @@ def test_timing(predict):
 
 
 def test_killed_in_mid_run_it_goes_on_to_the_same_file(predict, tmp_path):
-    records = [{"id": i, "image": str(SCENES[i % 4]), "text": DESCRIBE if i % 3 else COUNT} for i in range(40)]
-    records[5]["image"] = "gone.jpg"
-    source, whole, part = write(tmp_path / "in.jsonl", records), tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
-    short = ["--max-new-tokens", "8"]
-    assert predict("--input", source, "--output", whole, *short)[0] == 1
-    command = [sys.executable, "-c", "from minigpt4.tools.cli import main; main()", "predict"]
-    run = subprocess.Popen(
-        [*command, "--input", source, "--output", part, "--batch-size", "1", *short],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    records = [{"id": i, "image": str(SCENES[i % 4]), "text": COUNT} for i in range(12)]
+    records[1]["image"], records[6]["image"] = "gone.jpg", "scene.jpg"
+    scene, whole, part = (tmp_path / name for name in ("scene.jpg", "whole.jsonl", "part.jsonl"))
+    arguments = ["--input", write(tmp_path / "in.jsonl", records)]
+    scene.write_bytes(SCENES[0].read_bytes())
+    assert predict(*arguments, "--output", whole)[0] == 1
+
+    scene.unlink()
+    os.mkfifo(scene)  # there the run waits
+    command = [sys.executable, "-c", "from minigpt4.tools.cli import main; main()", "predict", *arguments]
+    run = subprocess.Popen([*command, "--output", part, "--batch-size", "2"], env=os.environ | {"OMP_NUM_THREADS": "1"})
     end = time.monotonic() + 120
-    while not (part.exists() and part.stat().st_size > 500) and time.monotonic() < end:
-        time.sleep(0.01)
+    while not (part.exists() and part.read_bytes().count(b"\n") == 6) and time.monotonic() < end:
+        time.sleep(0.05)
     run.kill()
     assert run.wait() == -signal.SIGKILL
-    done = part.read_bytes().count(b"\n")
-    assert 0 < done < 40
-    assert predict("--input", source, "--output", part, "--batch-size", 7)[0] == 1
+    assert part.read_bytes().count(b"\n") == 6
+
+    scene.unlink()
+    scene.write_bytes(SCENES[0].read_bytes())
+    with part.open("ab") as file:
+        file.write(whole.read_bytes().split(b"\n")[6][:30])  # as if it had been writing
+    assert predict(*arguments, "--output", part, "--batch-size", 5)[0] == 1
     assert part.read_bytes() == whole.read_bytes()
