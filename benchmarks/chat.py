@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +22,7 @@ from PIL import Image  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
 
+from benchmarks.common import in_turn, machine  # noqa: E402
 from benchmarks.instructblip import Rival, instructblip  # noqa: E402
 from minigpt4.common.config import ModelConfig, ProcessorConfig, QformerConfig, VitConfig  # noqa: E402
 from minigpt4.conversation.chat import Chat  # noqa: E402
@@ -88,15 +90,6 @@ def first_tokens(model: MiniGPT4, picture: Image.Image, processor, history: int,
     return times
 
 
-def in_turn(works: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each, after a run to warm up; in turn, so that other load on the machine meets all."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(repeats + 1):
-        for name, work in works.items():
-            times[name].append(seconds(work, device))
-    return {name: statistics.median(own[1:]) for name, own in times.items()}
-
-
 def turns(model: MiniGPT4, picture: Image.Image, processor, history: int, repeats: int) -> dict[str, object]:
     """What the kept cache gains."""
     first_tokens(model, picture, processor, history, keep=True)  # warm up
@@ -124,7 +117,7 @@ def batches(model: MiniGPT4, config: ModelConfig, pixels: Tensor, new_tokens: in
     prompts = [model.template.prompt([Turn(f"{IMAGE} " + "word " * count)]) for count in words]
     images, length = model.encode_img(pixels), {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
     rival = Rival(instructblip(config, model), pixels, [model.layout(prompt) for prompt in prompts], words)
-    works: dict[str, Callable[[], object]] = {
+    works = {
         "encode": lambda: model.encode_img(pixels),
         "encode_rival": rival.encode,
         "alone": lambda: [model.generate(images[i : i + 1], [p], **length) for i, p in enumerate(prompts)],
@@ -132,7 +125,9 @@ def batches(model: MiniGPT4, config: ModelConfig, pixels: Tensor, new_tokens: in
         "batch": lambda: model.generate(pixels, prompts, **length),
         "batch_rival": lambda: rival.answer(new_tokens),
     }
-    took = in_turn(works, repeats, model.device)
+    ways = {name: partial(seconds, work, model.device) for name, work in works.items()}
+    times = in_turn(repeats + 1, ways)  # the first warms up
+    took = {name: statistics.median(own[1:]) for name, own in times.items()}
     return {
         "answers_per_s_one_by_one": round(BATCH / took["alone"], 2),
         "answers_per_s_batch_of_8": round(BATCH / took["batch_seen"], 2),
@@ -165,7 +160,8 @@ def main() -> None:
     picture = Image.effect_noise((640, 480), 64).convert("RGB")
     pixels = processor(picture).expand(BATCH, -1, -1, -1).to(device)
     result = {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "machine": machine(),
+        "device": f"{device}, {torch.get_num_threads()} threads",
         "llm": f"LLaMA {options.layers} x {options.width}, {model.llama_model.dtype}",
         **turns(model, picture, processor, options.history, options.repeats),
         **batches(model, config, pixels, options.new_tokens, options.repeats),

@@ -1,6 +1,6 @@
 """A KV cache that a token is added to without copying what it holds."""
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
@@ -25,8 +25,9 @@ class GrowingLayer(DynamicLayer):
         self.values = self._append("values", self.values, value_states)
         return self.keys, self.values
 
-    def _append(self, name: str, held: Tensor, new: Tensor) -> Tensor:
+    def _append(self, name: str, held: Tensor | None, new: Tensor) -> Tensor:
         """Writes [B, heads, T, D] behind what is held; returns both."""
+        assert held is not None  # since lazy_initialization
         past = held.shape[-2] if held.numel() else 0
         total, room = past + new.shape[-2], self._rooms.get(name)
         if room is None or total > room.shape[-2] or held.data_ptr() != room.data_ptr():
@@ -49,5 +50,5 @@ class GrowingCache(DynamicCache):
 def new_cache(llm: PreTrainedModel) -> DynamicCache | None:
     """An empty cache for `generate`; None where this LLM's own is of another kind."""
     layers = DynamicCache(config=llm.config.get_text_config(decoder=True)).layers
-    known = llm._supports_default_dynamic_cache() and all(type(layer) is DynamicLayer for layer in layers)
+    known = cast(Any, llm)._supports_default_dynamic_cache() and all(type(layer) is DynamicLayer for layer in layers)
     return GrowingCache() if known else None
