@@ -12,7 +12,7 @@ def expand_home(config: Config) -> None:
     """`~` in paths: a shell leaves it alone within `key=~/path`."""
     places: list[tuple[Any, str]] = [(config.model, "llama_model"), (config.model, "prompt_path")]
     places += [(config.model, "plain_text"), (config.run, "cache_features")]
-    places += [(config.run, "output_dir"), (config.run, "save_path")]
+    places += [(config.run, "output_dir"), (config.run, "save_path"), (config.env, "cache_root")]
     places += [(d.build_info, key) for d in config.datasets.values() for key in ("storage", "valid_storage", "images")]
     places += [(d, key) for d in config.evaluation_datasets.values() for key in ("eval_file_path", "img_path")]
     for node, key in places:

@@ -39,7 +39,8 @@ def open_image(file: Path | BinaryIO, max_pixels: int = MAX_IMAGE_PIXELS) -> Ima
     except UserError:
         raise
     except Exception as error:  # Pillow's readers raise many kinds
-        raise UserError(f"the picture can't be read: {first_line(error)}. Use another.") from None
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"the picture can't be read: {reason}. Use another.") from None
 
 
 @dataclass(eq=False)
@@ -54,6 +55,18 @@ class Picture:
         file = io.BytesIO()
         self.image.save(file, "png")
         return _PNG + base64.b64encode(file.getvalue()).decode()
+
+    @classmethod
+    def from_file(cls, file: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> "Picture":
+        """Reads a picture file.
+
+        Raises:
+            UserError: as `open_image`.
+        """
+        try:
+            return cls(open_image(file, max_pixels))
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from None
 
     @classmethod
     def from_url(cls, url: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> "Picture":

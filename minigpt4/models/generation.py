@@ -13,6 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from minigpt4.common.errors import UserError
 from minigpt4.models.decoding import Decoding, Fanout, Interrupt
+from minigpt4.models.growing_cache import new_cache
 from minigpt4.models.kept_cache import KeptCache
 from minigpt4.models.splice import IMAGE_PLACEHOLDER, pad, splice
 
@@ -177,9 +178,11 @@ def _generate(model: "MiniGPTBase", rows: list[Row], decoding: Decoding, kept: K
         stop_strings=list(model.template.stop) or None,
         **decoding.config(),
     )
-    if decoding.num_beams > 1:  # they multiply and reorder a cache
+    beams = decoding.num_beams > 1  # they multiply and reorder a cache
+    if beams:
         kept = None
-    with decoding.seeded(seeds), nullcontext() if kept is None else kept.reading(llm, embeds[0]) as cache:
+    held = nullcontext(None if beams else new_cache(llm)) if kept is None else kept.reading(llm, embeds[0])
+    with decoding.seeded(seeds), held as cache:
         tokens = llm.generate(
             inputs_embeds=embeds,
             attention_mask=mask,

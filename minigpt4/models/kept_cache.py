@@ -7,6 +7,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from minigpt4.models.growing_cache import GrowingCache
+
 
 class KeptCache:
     """What an LLM has read of one conversation. One call of `generate` at a time may use it.
@@ -34,9 +36,8 @@ class KeptCache:
         try:
             self.reused = self._roll_back(embeds)
             if self._cache is None and _can_keep(llm):
-                # without the config no layer forgets what left its sliding window: masks hide it, and it can be
-                # rolled back into
-                self._cache = DynamicCache()
+                # in which no layer forgets what left its sliding window, so that it can be rolled back into
+                self._cache = GrowingCache()
             yield self._cache
         except BaseException:
             self._cache = self._read = None

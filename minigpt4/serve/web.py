@@ -7,13 +7,11 @@ from pathlib import Path
 import gradio as gr
 
 from minigpt4.common.config import Config
-from minigpt4.common.dist_utils import pick_device
 from minigpt4.common.errors import Problems, UserError
 from minigpt4.common.limits import MAX_IMAGE_PIXELS, MAX_SESSIONS, MAX_UPLOAD_MB
 from minigpt4.common.logger import setup_logger
-from minigpt4.common.registry import registry
 from minigpt4.conversation.session import Sessions
-from minigpt4.processors import build_processor
+from minigpt4.serve.loading import load_model
 from minigpt4.serve.page import ANSWERS_AT_ONCE, ANY_MODEL, CSS, JS, THEME, Guide, build_page
 from minigpt4.serve.visitor import Handlers
 
@@ -61,9 +59,7 @@ def serve(
     problems = Problems()
     with problems.collect():
         _check_address(host, port)  # before the minutes that loading can take
-    model = registry.get_model_class(config.model.arch).from_config(config, problems=problems)
-    model = model.place(pick_device(config.run.device)).eval()
-    processor = build_processor(config.preprocess.vis_processor.eval)
+    model, processor = load_model(config, problems)
     handlers = Handlers(Sessions(model, processor, max_sessions), max_image_pixels)
     kind = config.model.model_type
     examples = sorted((Path(config.env.package_dir) / "assets" / kind / "examples").glob("*.jpg"))

@@ -3,11 +3,14 @@
 import argparse
 import importlib
 import logging
+import os
 import sys
 
 from minigpt4.common.cli import run
 
 _TOOLS = {  # name: module with add_arguments and main, what it is for
+    "chat": ("minigpt4.serve.terminal", "talk about images in the terminal"),
+    "predict": ("minigpt4.serve.predict", "ask about many images, one answer a line"),
     "tiny": ("minigpt4.tools.tiny.cli", "the bundled tiny model: make its data, make it again"),
     "validate-data": ("minigpt4.tools.validate_data", "check a file of own data, and show some of it on a page"),
     "convert-deepspeed": ("minigpt4.tools.convert_deepspeed", "turn a checkpoint of DeepSpeed into one of ours"),
@@ -24,4 +27,10 @@ def main() -> None:
             importlib.import_module(module).add_arguments(tool)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    run(lambda: args.main(args))
+    try:
+        run(lambda: args.main(args))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # who read our output has gone; Python would complain once more when it closes it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

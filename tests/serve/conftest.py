@@ -1,4 +1,4 @@
-"""A page of the parity model, which can be told what to say."""
+"""Fixtures of the doors: the bundled model as they load it, and a page of a model that is told what to say."""
 
 import socket
 import time
@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from minigpt4.common.config import ProcessorConfig
+from minigpt4.common.config import ProcessorConfig, load_config
 from minigpt4.conversation.session import Sessions
 from minigpt4.models.generation import Answer
 from minigpt4.processors import build_processor
 from minigpt4.serve import web
+from minigpt4.serve.loading import DEFAULT_CONFIG, load_model
 from minigpt4.serve.page import build_page
 from minigpt4.serve.visitor import Handlers
 
@@ -99,3 +100,23 @@ def bad_files(tmp_path, picture) -> dict[Path, str]:
         tmp_path / "text.mp4": "text.mp4: can't be read as a video",
         large: "purple.png: the picture has more than 4 megapixels",
     }
+
+
+@pytest.fixture(scope="package")
+def tiny():
+    """(model, processor)"""
+    return load_model(load_config(DEFAULT_CONFIG))
+
+
+@pytest.fixture(scope="session")
+def video(tmp_path_factory):
+    """A file of 20 frames."""
+    import cv2
+    import numpy as np
+
+    file = tmp_path_factory.mktemp("video") / "clip.mp4"
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 64))
+    for shade in range(0, 200, 10):
+        writer.write(np.full((64, 64, 3), shade, np.uint8))
+    writer.release()
+    return file

@@ -1,0 +1,82 @@
+"""The rival of benchmarks/chat.py: transformers' InstructBLIP, its towers of the same sizes, its LLM the very same."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    InstructBlipConfig,
+    InstructBlipForConditionalGeneration,
+    InstructBlipQFormerConfig,
+    InstructBlipVisionConfig,
+)
+
+from minigpt4.common.config import ModelConfig
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.splice import IMAGE_ROW, pad
+
+IMAGE_TOKEN, PAD = 0, 1  # ids that no prompt of the benchmark holds
+
+
+def instructblip(config: ModelConfig, ours: MiniGPT4) -> InstructBlipForConditionalGeneration:
+    """InstructBLIP around `ours.llama_model`; random towers in half precision throughout on a GPU, as it is used."""
+    vit, qformer, device = config.vit, config.qformer, ours.device
+    llm = ours.llama_model.config.to_dict()
+    sizes = InstructBlipConfig(
+        vision_config=InstructBlipVisionConfig(
+            hidden_size=vit.embed_dim,
+            intermediate_size=int(vit.embed_dim * vit.mlp_ratio),
+            num_hidden_layers=vit.depth,
+            num_attention_heads=vit.num_heads,
+            image_size=config.image_size,
+            patch_size=vit.patch_size,
+        ).to_dict(),
+        qformer_config=InstructBlipQFormerConfig(
+            hidden_size=qformer.hidden_size,
+            num_hidden_layers=qformer.num_hidden_layers,
+            num_attention_heads=qformer.num_attention_heads,
+            intermediate_size=qformer.intermediate_size,
+            cross_attention_frequency=qformer.cross_attention_frequency,
+            encoder_hidden_size=vit.embed_dim,
+        ).to_dict(),
+        text_config=llm | {"num_hidden_layers": 1},  # which is replaced
+        num_query_tokens=config.num_query_token,
+        image_token_index=IMAGE_TOKEN,
+    )
+    with torch.device(device):
+        model = InstructBlipForConditionalGeneration(sizes)
+    for tower in (model.vision_model, model.qformer, model.language_projection):
+        for weight in tower.parameters():
+            nn.init.normal_(weight, std=0.02)  # its own 1e-10 would make numbers that a CPU is slow with
+    model = model.to(torch.float32 if device.type == "cpu" else torch.float16).eval()
+    model.language_model = ours.llama_model
+    return model
+
+
+@dataclass
+class Rival:
+    """InstructBLIP and one batch: as many tokens for its LLM as ours has; its Q-Former reads each question's words."""
+
+    model: InstructBlipForConditionalGeneration
+    pixels: Tensor
+    layouts: list[list[int]]
+    words: list[int]
+
+    def __post_init__(self) -> None:
+        device = self.pixels.device
+        self.pixels = self.pixels.to(self.model.dtype)
+        rows = [[IMAGE_TOKEN if i == IMAGE_ROW else i for i in layout] for layout in self.layouts]
+        self.ids, self.mask = (t.to(device) for t in pad(rows, value=PAD, side="left"))
+        questions, mask = pad([[101, *range(1000, 1000 + words), 102] for words in self.words], value=0)
+        self.questions = {"qformer_input_ids": questions.to(device), "qformer_attention_mask": mask.to(device)}
+
+    def encode(self) -> Tensor:
+        """Images and questions to embeddings."""
+        return self.model.get_image_features(self.pixels, **self.questions).pooler_output
+
+    def answer(self, new_tokens: int) -> Tensor:
+        """A batch of answers, greedy, with its own generate."""
+        length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
+        return self.model.generate(
+            self.pixels, **self.questions, input_ids=self.ids, attention_mask=self.mask, do_sample=False, **length
+        )

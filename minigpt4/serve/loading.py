@@ -1,0 +1,55 @@
+"""From a config to a model that answers: what every door begins with."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from minigpt4.common.config import Config, load_config
+from minigpt4.common.config_names import check_names
+from minigpt4.common.errors import Problems
+
+if TYPE_CHECKING:  # slow to import
+    from PIL import Image
+    from torch import Tensor
+
+    from minigpt4.models.minigpt_base import MiniGPTBase
+
+DEFAULT_CONFIG = "eval_configs/minigpt4_tiny_eval.yaml"
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    """The config that a command names, checked; a wrong one fails before slow imports.
+
+    Raises:
+        UserError: see `load_config`.
+    """
+    config = load_config(args.cfg_path, args.options)
+    check_names(config)
+    return config
+
+
+def quiet() -> None:
+    """Says nothing but warnings from here on: the answers are what is asked for."""
+    from transformers.utils.logging import disable_progress_bar
+
+    logging.getLogger().setLevel(logging.WARNING)
+    if not sys.stderr.isatty():
+        disable_progress_bar()
+
+
+def load_model(
+    config: Config, problems: Problems | None = None
+) -> tuple["MiniGPTBase", "Callable[[Image.Image], Tensor]"]:
+    """The model of a config in eval mode on its device, and its eval processor.
+
+    Raises:
+        UserError: a file is missing or does not fit; all problems are told at once, those found before too.
+    """
+    from minigpt4.common.dist_utils import pick_device
+    from minigpt4.common.registry import registry
+    from minigpt4.processors import build_processor
+
+    model = registry.get_model_class(config.model.arch).from_config(config, problems=problems)
+    return model.place(pick_device(config.run.device)).eval(), build_processor(config.preprocess.vis_processor.eval)

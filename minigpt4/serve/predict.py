@@ -1,0 +1,172 @@
+"""`minigpt4 predict`: answers a question about each of many images, or a file of questions, as JSON lines."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt4.common.cli import add_config_arguments
+from minigpt4.common.errors import UserError, first_line
+from minigpt4.conversation.options import AnswerOptions, add_option_arguments, options_of
+from minigpt4.serve.loading import DEFAULT_CONFIG, load_model, quiet, read_config
+
+if TYPE_CHECKING:  # slow to import
+    from PIL import Image
+    from torch import Tensor
+
+    from minigpt4.models.generation import Answer
+    from minigpt4.models.minigpt_base import MiniGPTBase
+    from minigpt4.serve.questions import Question
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(main=main)
+    add_config_arguments(parser, DEFAULT_CONFIG)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--image", nargs="+", action="extend", metavar="PATH", help="pictures, or folders of them")
+    what.add_argument("--input", metavar="FILE", help='JSON lines of {"image" | "images" | "video", "text", "id"}')
+    parser.add_argument("--text", help="the question; with --input, of records that have none")
+    parser.add_argument(
+        "--image-folder", metavar="DIR", help="where file names of --input begin (default: as in training)"
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON lines; a run that was ended goes on there")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="questions at once (default: 8)")
+    parser.add_argument("--timing", action="store_true", help="say at the end how long it took")
+    add_option_arguments(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Answers what is not answered yet, and exits with 1 where some questions failed.
+
+    Raises:
+        UserError: an argument, the config, the input, the output or a weight file can't be used.
+    """
+    timing = Timing()
+    config, options = read_config(args), options_of(args)
+    _check(args, options)
+    from tqdm import tqdm
+
+    from minigpt4.serve.questions import questions_about, read_questions
+    from minigpt4.serve.results import Results
+
+    if args.input:
+        questions = read_questions(args.input, args.text, args.image_folder)
+    else:
+        questions = questions_about(args.image, args.text)
+    size = 1 if options.do_sample and options.num_beams > 1 else args.batch_size  # they share a batch's generator
+    hidden = None if args.output or not sys.stdout.isatty() else True  # it would run into the answers
+    failed = 0
+    with Results(args.output, questions) as results:
+        if results.open:
+            quiet()
+            model, processor = load_model(config)
+            timing.loaded()
+        with tqdm(total=len(questions), initial=len(questions) - len(results.open), disable=hidden) as bar:
+            for start in range(0, len(results.open), size):
+                rows = [prepare(model, processor, question) for question in results.open[start : start + size]]
+                timing.read(rows)
+                answers = answer(model, rows, options)
+                timing.answered(answers)
+                results.write(answers)
+                bar.update(len(rows))
+                failed += sum("error" in result for result in answers)
+    results.finish()
+    if args.timing:
+        sys.stderr.write(f"{timing}\n")
+    if failed:
+        sys.stderr.write(f'{failed} of {len(questions)} questions failed; the lines with "error" say why\n')
+        sys.exit(1)
+
+
+def _check(args: argparse.Namespace, options: AnswerOptions) -> None:
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size: {args.batch_size} is out of range. Set it to 1 or more.")
+    if args.image and not args.text:
+        raise UserError('--text: is missing. Set it, for example to "Describe this image in detail."')
+    if args.image and args.image_folder:
+        raise UserError("--image-folder: has no effect on --image. Leave it out.")
+    if idle := options.without_effect():
+        names = ", ".join(f"--{key.replace('_', '-')}" for key in idle)
+        raise UserError(f"{names}: without effect. Set --do-sample too.")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A question with its prompt and pictures [n, 3, H, W]; or with the error that kept them from being made."""
+
+    question: "Question"
+    prompt: str = ""
+    pixels: "Tensor | None" = None
+    error: str = ""
+
+
+def prepare(model: "MiniGPTBase", processor: "Callable[[Image.Image], Tensor]", question: "Question") -> Row:
+    """Opens a question's files."""
+    import torch
+
+    try:
+        turns = question.turns()
+        pixels = [processor(picture.image) for turn in turns for picture in turn.pictures]
+        return Row(question, model.template.prompt(turns), torch.stack(pixels).to(model.device) if pixels else None)
+    except Exception as error:  # readers of files raise many kinds
+        return Row(question, error=_in_words(error))
+
+
+def answer(model: "MiniGPTBase", rows: Sequence[Row], options: AnswerOptions) -> list[dict[str, Any]]:
+    """Answers a batch, each question as if it were alone. One that fails has an `error` in place of its `answer`."""
+    good = [row for row in rows if not row.error]
+    answers = model.generate(
+        [row.pixels for row in good], [row.prompt for row in good], raise_errors=False, **options.kwargs()
+    )
+    said = {id(row): {"error": row.error} for row in rows}
+    said |= {id(row): _result(own) for row, own in zip(good, answers, strict=True)}
+    return [row.question.echo() | said[id(row)] for row in rows]
+
+
+def _result(answer: "Answer") -> dict[str, Any]:
+    if answer.error:
+        return {"error": _in_words(answer.error)}
+    return {"answer": str(answer), "finish": answer.finish, "new_tokens": answer.new_tokens}
+
+
+def _in_words(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
+
+
+class Timing:
+    """How long everything took, in seconds of wall-clock time."""
+
+    def __init__(self) -> None:
+        self._load = self._read = self._answer = 0.0
+        self._images = self._tokens = self._answers = 0
+        self._last = time.perf_counter()
+
+    def loaded(self) -> None:
+        """The model is there."""
+        self._load = self._lap()
+
+    def read(self, rows: Sequence[Row]) -> None:
+        """Pictures were read."""
+        self._read += self._lap()
+        self._images += sum(len(row.pixels) for row in rows if row.pixels is not None)
+
+    def answered(self, results: Sequence[dict[str, Any]]) -> None:
+        """Answers were given."""
+        self._answer += self._lap()
+        self._answers += sum("answer" in result for result in results)
+        self._tokens += sum(result.get("new_tokens", 0) for result in results)
+
+    def _lap(self) -> float:
+        last, self._last = self._last, time.perf_counter()
+        return self._last - last
+
+    def __str__(self) -> str:
+        seconds = (self._read + self._answer) or float("inf")
+        return (
+            f"loading {self._load:.2f} s; {self._answers} answers in {self._read + self._answer:.2f} s, "
+            f"{self._read:.2f} s of them to read pictures: {seconds / max(1, self._answers):.3f} s per answer, "
+            f"{self._images / seconds:.2f} images/s, {self._tokens / seconds:.1f} tokens/s"
+        )

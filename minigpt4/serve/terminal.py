@@ -1,0 +1,254 @@
+"""`minigpt4 chat`: talk about images in a terminal, or through pipes."""
+
+import argparse
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from minigpt4.common.cli import add_config_arguments
+from minigpt4.common.errors import UserError, did_you_mean, first_line
+from minigpt4.conversation.conversation import IMAGE
+from minigpt4.conversation.options import AnswerOptions, add_option_arguments, options_of
+from minigpt4.serve.loading import DEFAULT_CONFIG, load_model, quiet, read_config
+
+if TYPE_CHECKING:  # slow to import
+    from minigpt4.conversation.chat import Chat
+
+WELCOME = "Show a picture with :img PATH, then ask about it. :help tells more, :q leaves."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(main=main)
+    add_config_arguments(parser, DEFAULT_CONFIG)
+    add_option_arguments(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Loads the model and talks until the input ends; through pipes it exits with 1 where a line could not be obeyed.
+
+    Raises:
+        UserError: the config, an option or a weight file can't be used.
+    """
+    config, options = read_config(args), options_of(args)
+    quiet()
+    model, processor = load_model(config)
+    from minigpt4.conversation.chat import Chat
+
+    terminal = Terminal(Chat(model, processor), options)
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        from minigpt4.serve.line_editor import line_editor
+
+        _say(WELCOME)
+        terminal.run(line_editor(Path(config.env.cache_root), list(terminal.commands), list(options.kwargs())))
+        return
+    for stream in (sys.stdin, sys.stdout):
+        cast(TextIOWrapper, stream).reconfigure(encoding="utf-8", errors="replace")
+    if terminal.run(_line_of_stdin):
+        sys.exit(1)
+
+
+def _line_of_stdin() -> str:
+    try:
+        if line := sys.stdin.readline():
+            return line
+    except KeyboardInterrupt:
+        sys.exit(130)
+    raise EOFError
+
+
+class Terminal:
+    """Obeys the lines that are commands and asks the others. What was asked for goes to stdout, all else to stderr."""
+
+    def __init__(self, chat: "Chat", options: AnswerOptions):
+        self.chat = chat
+        self.options = self.initial_options = options
+        self.commands: dict[str, tuple[str, str, Callable[[str], None]]] = {
+            ":img": ("PATH...", "show pictures; the next question is about them", self._show_images),
+            ":video": ("PATH", "show eight pictures of a video", self._show_video),
+            ":his": ("", "what was said", self._history),
+            ":clh": ("", "forget what was said and shown", self._forget),
+            ":clear": ("", "clear the screen", self._clear_screen),
+            ":seed": ("[N]", "the seed of sampling, or set it", self._seed),
+            ":conf": ("[KEY=VALUE...]", "how answers are made, or change it", self._configure),
+            ":reset-conf": ("", "make answers as at the start", self._reset_options),
+            ":save": ("PATH", "write the conversation to a JSON file, pictures included", self._save),
+            ":load": ("PATH", "go on with a conversation that was saved", self._load),
+            ":help": ("", "this list", self._help),
+            ":q": ("", "leave, as Ctrl-D does", self._leave),
+        }
+
+    def run(self, read: Callable[[], str]) -> int:
+        """Talks until the end of the input; returns how many lines could not be obeyed.
+
+        Args:
+            read: gives the next line; raises EOFError at the end, and KeyboardInterrupt for a line that is given up.
+        """
+        failures = 0
+        while True:
+            try:
+                line = read()
+                if line.startswith(":"):
+                    self._obey(line.strip())
+                elif line.strip():
+                    self._ask(line.strip())
+            except EOFError:
+                return failures
+            except KeyboardInterrupt:
+                continue
+            except BrokenPipeError:  # nobody reads the answers any more
+                raise
+            except UserError as error:
+                failures += 1
+                _note(f"error: {error}")
+            except Exception as error:  # the model's, which may answer the next question
+                failures += 1
+                _note(f"error: the model failed: {type(error).__name__}: {first_line(error)}")
+
+    def _obey(self, line: str) -> None:
+        name, _, rest = line.partition(" ")
+        rest = rest.strip()
+        if name not in self.commands:
+            raise UserError(f"'{name}' is no command.{did_you_mean(name, self.commands)}")
+        usage, _, command = self.commands[name]
+        if rest and not usage:
+            raise UserError(f"{name} takes nothing behind it, found '{rest}'.")
+        if usage and not rest and not usage.startswith("["):
+            raise UserError(f"{name} says nothing behind it. Write {name} {usage}")
+        command(rest)
+
+    def _ask(self, question: str) -> None:
+        """Prints the answer as it grows. Ctrl-C ends it, and a second one takes the question back."""
+        shown, forgotten = "", self.chat.forgotten
+        try:
+            with _interrupts(self.chat.stop):
+                for answer in self.chat.stream(question, **self.options.kwargs()):
+                    if not answer.startswith(shown):  # a tokenizer may change its mind about a space
+                        shown = ""
+                        _say("")
+                    _say(_printable(answer[len(shown) :]), end="")
+                    shown = answer
+        finally:
+            _say("")
+        if self.chat.forgotten > forgotten:
+            _note(f"The chat is long: the model no longer reads its first {self.chat.forgotten} questions.")
+
+    def _show_images(self, rest: str) -> None:
+        from minigpt4.conversation.pictures import Picture
+
+        self.chat.upload_img(*(Picture.from_file(path) for path in _paths(rest)))
+        self._tell_pictures()
+
+    def _show_video(self, rest: str) -> None:
+        from minigpt4.conversation.pictures import Video
+
+        self.chat.upload_video(Video(_path(rest)))
+        self._tell_pictures()
+
+    def _tell_pictures(self) -> None:
+        _note(f"The model sees {len(self.chat.pictures)} picture(s).")
+
+    def _history(self, _: str) -> None:
+        for turn in self.chat.turns:
+            _say(f"> {_printable(turn.question.replace(IMAGE, '[image]'))}")
+            if turn.answer is not None:
+                _say(_printable(turn.answer))
+
+    def _forget(self, _: str) -> None:
+        self.chat.restart()
+
+    def _clear_screen(self, _: str) -> None:
+        if sys.stdout.isatty():
+            from prompt_toolkit.shortcuts import clear
+
+            clear()
+
+    def _seed(self, rest: str) -> None:
+        if rest:
+            self._change([f"seed={rest}"])
+        else:
+            _say("random" if self.options.seed is None else str(self.options.seed))
+
+    def _configure(self, rest: str) -> None:
+        if rest:
+            self._change(rest.split())
+        else:
+            for key, value in self.options.kwargs().items():
+                _say(f"{key}={'random' if value is None else str(value).lower()}")
+
+    def _change(self, settings: list[str]) -> None:
+        self.options = self.options.changed(settings)
+        if idle := self.options.without_effect():
+            _note(f"{', '.join(idle)}: without effect until :conf do_sample=true")
+
+    def _reset_options(self, _: str) -> None:
+        self.options = self.initial_options
+
+    def _save(self, rest: str) -> None:
+        try:
+            _path(rest).write_text(self.chat.save(), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"'{rest}' can't be written: {error.strerror}. Name another file.") from None
+
+    def _load(self, rest: str) -> None:
+        try:
+            self.chat.load(_path(rest).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no text"
+            raise UserError(f"'{rest}' can't be read: {reason}. Name a file that :save wrote.") from None
+
+    def _help(self, _: str) -> None:
+        _say("Words without a command in front are a question; so is a line that begins with a space.")
+        for name, (usage, about, _command) in self.commands.items():
+            _say(f"  {f'{name} {usage}':24}{about}")
+        _say("Ctrl-C ends the answer that is under way.")
+
+    def _leave(self, _: str) -> None:
+        raise EOFError
+
+
+def _paths(rest: str) -> list[Path]:
+    """One path as it stands, or several, quoted as in a shell."""
+    if (whole := _path(rest)).exists():
+        return [whole]
+    try:
+        return [Path(path).expanduser() for path in shlex.split(rest)]
+    except ValueError as error:
+        raise UserError(f"{rest}: {str(error).lower()}. Close it, or write \\ before it.") from None
+
+
+def _path(rest: str) -> Path:
+    return Path(rest.strip("\"'")).expanduser()
+
+
+def _printable(text: str) -> str:
+    """Text of which no character steers the terminal, whoever wrote it; as long as it was."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _say(text: str, end: str = "\n") -> None:
+    sys.stdout.write(text + end)
+    sys.stdout.flush()
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+@contextmanager
+def _interrupts(stop: Callable[[], None]) -> Iterator[None]:
+    """Turns the first Ctrl-C into `stop`; a second one does what it always did."""
+
+    def obey(*_: Any) -> None:
+        signal.signal(signal.SIGINT, earlier)
+        stop()
+
+    earlier = signal.signal(signal.SIGINT, obey)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, earlier)

@@ -1,0 +1,258 @@
+"""`minigpt4 chat`: commands, streaming, Ctrl-C, the line editor, a terminal, pipes."""
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+
+from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.conversation import Turn
+from minigpt4.conversation.options import AnswerOptions
+from minigpt4.serve.line_editor import Commands, line_editor
+from minigpt4.serve.terminal import Terminal
+
+ROOT = Path(__file__).parents[2]
+SCENE = ROOT / "minigpt4" / "assets" / "tiny" / "examples" / "scene1.jpg"
+SEEN = "The image shows three handwritten digits."
+COMMAND = [sys.executable, "-c", "from minigpt4.tools.cli import main; main()", "chat"]
+
+
+@pytest.fixture
+def terminal(tiny) -> Terminal:
+    return Terminal(Chat(*tiny), AnswerOptions())
+
+
+@pytest.fixture
+def talk(terminal, capsys):
+    """Types lines, the last of which leaves; returns failures, stdout and stderr."""
+
+    def talk(*lines: str) -> tuple[int, str, str]:
+        typed = iter([*lines, ":q", "never read"])
+        failures = terminal.run(lambda: next(typed))
+        assert list(typed) == ["never read"]
+        return failures, *capsys.readouterr()
+
+    return talk
+
+
+def test_pictures_and_turns(talk, terminal):
+    failures, out, err = talk(f":img {SCENE}", "Describe this image in detail.", "", " How many digits are there?")
+    assert failures == 0 and out.startswith(SEEN) and out.endswith("\nthree\n")
+    assert err == "The model sees 1 picture(s).\n"
+    assert [turn.question for turn in terminal.chat.turns][1:] == ["How many digits are there?"]
+
+
+def test_answers_are_printed_as_they_grow(talk, terminal, monkeypatch):
+    words = []
+    monkeypatch.setattr("minigpt4.serve.terminal._say", lambda text, end="\n": words.append(text + end))
+    talk(f":img {SCENE}", "Describe this image in detail.")
+    assert len(words) > 20 and "".join(words) == terminal.chat.turns[0].answer + "\n"
+
+
+def test_an_answer_whose_beginning_changes_is_shown_again(talk, terminal, monkeypatch):
+    monkeypatch.setattr(terminal.chat, "stream", lambda *_, **__: iter(["do n", "don't"]))
+    assert talk("?")[1] == "do n\ndon't\n"
+
+
+def test_several_paths_spaces_and_quotes(talk, terminal, tmp_path):
+    for name in ("a b.jpg", "c.jpg"):
+        (tmp_path / name).write_bytes(SCENE.read_bytes())
+    assert talk(f":img {tmp_path}/a b.jpg", f':img "{tmp_path}/a b.jpg" {tmp_path}/c.jpg')[0] == 0
+    assert len(terminal.chat.pictures) == 3
+    failures, _, err = talk(":img it's", ":img nix.jpg", f":img {__file__}")
+    assert failures == 3 and len(terminal.chat.pictures) == 3
+    assert "no closing quotation" in err and "nix.jpg: the picture can't be read: No such file" in err
+
+
+def test_video(talk, terminal, video):
+    failures, out, _ = talk(f":video {video}", "How many digits are there?", ":video nix.mp4")
+    assert failures == 1 and len(terminal.chat.pictures) == 8
+
+
+def test_history_is_shown_saved_loaded_and_forgotten(talk, terminal, tmp_path):
+    file = tmp_path / "chat.json"
+    ask = [f":img {SCENE}", "How many digits are there?"]
+    assert talk(*ask, ":his")[1] == "three\n> [image] How many digits are there?\nthree\n"
+    assert talk(f":save {file}", ":clh", ":his")[:2] == (0, "")
+    assert terminal.chat.pictures == []
+    assert talk(f":load {file}", ":his", "Is there a red digit?")[1].endswith(
+        "three\nYes, there is a red 2 on the left.\n"
+    )
+    failures, _, err = talk(":load nix.json", f":load {SCENE}", f":save {tmp_path}", f":load {__file__}")
+    assert failures == 4 and len(terminal.chat.turns) == 2
+    for words in ("No such file", "it is no text", "Is a directory", "is no JSON"):
+        assert words in err
+
+
+def test_what_a_stranger_saved_does_not_steer_the_terminal(talk, terminal):
+    terminal.chat.turns = [Turn("\x1b[2Jboo\tx", "\x9b31mé\n🐶\x07")]
+    assert talk(":his")[1] == "> \ufffd[2Jboo\tx\n\ufffd31mé\n🐶\ufffd\n"
+
+
+def test_options_and_seed(talk, terminal):
+    terminal.options = terminal.initial_options = AnswerOptions(max_new_tokens=20)
+    sample = ":conf do_sample=true temperature=9 top_p=1"
+    asked = [f":img {SCENE}", "What?", ":clh"]
+    _, out, err = talk(sample, ":seed 3", *asked, *asked, ":seed 4", *asked, ":seed")
+    first, again, other, seed = out.splitlines()
+    assert first == again != other and seed == "4" and "without effect" not in err
+    _, out, _ = talk(":reset-conf", ":conf", ":seed")
+    assert "max_new_tokens=20\n" in out and "do_sample=false\n" in out and out.endswith("seed=random\nrandom\n")
+    assert "temperature: without effect until" in talk(":conf temperature=0.5")[2]
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        (":hsi", "':hsi' is no command. Did you mean ':his'? Known: :clear, :clh"),
+        (":", "':' is no command."),
+        (":conf temprature=1", "'temprature' is no option of an answer. Did you mean 'temperature'?"),
+        (":conf top_p=2", "top_p: 2.0 is out of range"),
+        (":conf num_beams=exit()", "num_beams: 'exit()' is not a whole number"),
+        (":seed x", "seed: 'x' is not a whole number"),
+        (":his 3", ":his takes nothing behind it, found '3'"),
+        (":img", ":img says nothing behind it. Write :img PATH..."),
+    ],
+)
+def test_a_wrong_command_is_an_error_in_words(line, complaint, talk, terminal):
+    failures, out, err = talk(line, ":help")
+    assert failures == 1 and err.startswith(f"error: {complaint}") and ":load PATH" in out
+    assert terminal.options == AnswerOptions()
+
+
+def test_a_failing_model_is_an_error_in_words_and_the_next_question_is_answered(talk, terminal, tiny, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny[0], "generate", lambda *_, **__: 1 / 0)
+        assert talk("?")[2] == "error: the model failed: ZeroDivisionError: division by zero\n"
+    assert talk(f":img {SCENE}", "How many digits are there?")[:2] == (0, "three\n")
+
+
+def test_words_that_the_model_no_longer_reads_are_told(talk, terminal, monkeypatch):
+    terminal.options = AnswerOptions(max_new_tokens=4)
+    monkeypatch.setattr(terminal.chat.model, "max_context_len", 40)
+    err = talk("How many digits are there, and where?", "How many digits are there, and where are they?")[2]
+    assert err == "The chat is long: the model no longer reads its first 1 questions.\n"
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_ends_the_answer_and_not_the_program(presses, beams, talk, terminal, tiny):
+    terminal.options = AnswerOptions(num_beams=beams)
+    read = []
+
+    def press(*_):
+        read.append(1)
+        if len(read) in (5, 8)[:presses]:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+
+    handle, earlier = tiny[0].llama_model.register_forward_hook(press), signal.getsignal(signal.SIGINT)
+    try:
+        failures, out, _ = talk(f":img {SCENE}", "Describe this image in detail.", "And?")
+    finally:
+        handle.remove()
+    assert failures == 0 and signal.getsignal(signal.SIGINT) is earlier
+    assert terminal.chat.turns[-1].question == "And?"
+    if presses == 1:
+        assert terminal.chat.turns[0].answer.finish == "interrupt"
+        assert out.startswith(terminal.chat.turns[0].answer)
+
+
+def test_the_line_editor_edits_and_remembers(tmp_path):
+    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
+        editor = line_editor(tmp_path / "cache", [], [])
+        keys.send_text("Wat\x1b[D\x1b[Dh\r")  # left, left
+        assert editor() == "What"
+        keys.send_text("x\x03")
+        with pytest.raises(KeyboardInterrupt):
+            editor()
+        keys.send_text("\x04")
+        with pytest.raises(EOFError):
+            editor()
+    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
+        keys.send_text("\x1b[A\r")  # up
+        assert line_editor(tmp_path / "cache", [], [])() == "What"
+    assert (tmp_path / "cache" / "chat_history").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        (":im", ":img"),
+        (":", ":img :conf"),
+        (f":img {SCENE.with_suffix('')}", f":img {SCENE}"),
+        (":conf num_beams=3 to", ":conf num_beams=3 top_p="),
+        (":his t", ""),
+        ("i", ""),
+    ],
+)
+def test_tab_completes_commands_paths_and_options(typed, completed):
+    found = Commands([":img", ":conf"], ["num_beams", "top_p"]).get_completions(Document(typed), CompleteEvent())
+    assert " ".join(typed[: len(typed) + c.start_position] + c.text for c in found) == completed
+
+
+def test_through_pipes_there_are_only_answers():
+    lines = f":img {SCENE}\nHow many digits are there?\n:nix\n\xff\n"
+    done = subprocess.run(COMMAND, cwd=ROOT, input=lines.encode("latin-1"), capture_output=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stdout.startswith(b"three\n") and b"\x1b" not in done.stdout + done.stderr
+    assert done.stderr.startswith(b"The model sees 1 picture(s).\nerror: ':nix' is no command.")
+
+
+class Screen:
+    """A program on a terminal of its own."""
+
+    def __init__(self, command: list[str], home: Path):
+        keys, screen = pty.openpty()
+        self.keys, self.shown = keys, ""
+        env = os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "HOME": str(home), "OMP_NUM_THREADS": "1"}
+        self.program = subprocess.Popen(
+            command, cwd=ROOT, stdin=screen, stdout=screen, stderr=screen, env=env, start_new_session=True,
+            preexec_fn=lambda: __import__("fcntl").ioctl(screen, __import__("termios").TIOCSCTTY, 0),
+        )  # fmt: skip
+        os.close(screen)
+
+    def type(self, text: str) -> None:
+        os.write(self.keys, text.encode())
+
+    def wait_for(self, words: str, seconds: float = 60) -> None:
+        """Until words are shown, after those waited for before."""
+        end = time.monotonic() + seconds
+        while words not in self.shown:
+            assert time.monotonic() < end, self.shown
+            if select.select([self.keys], [], [], 0.2)[0]:
+                raw = os.read(self.keys, 4096).decode(errors="replace")
+                self.shown += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", raw)
+        self.shown = self.shown.partition(words)[2]
+
+
+def test_in_a_terminal(tmp_path):
+    screen = Screen(COMMAND, tmp_path)
+    screen.wait_for(">")
+    screen.type("half a line\x03")
+    screen.wait_for(">")
+    screen.type(f":img {SCENE}\r")
+    screen.wait_for("1 picture(s).")
+    screen.wait_for(">")
+    screen.type("Describe this image in detail.\r")
+    screen.wait_for("\nThe")
+    screen.type("\x03")  # while it answers, or a moment after
+    screen.wait_for(">")
+    screen.type("How many digits are there?\r")
+    screen.wait_for("three")
+    screen.wait_for(">")
+    screen.type("\x04")
+    assert screen.program.wait(20) == 0
+    assert "Describe this image" in next(tmp_path.rglob("chat_history")).read_text()
