@@ -14,6 +14,12 @@ PATIENCE = 3.0  # seconds
 def config_parser(description: str, default: str | None = None) -> argparse.ArgumentParser:
     """A parser with the arguments of every entry point: `--cfg-path` and `--options`."""
     parser = argparse.ArgumentParser(description=description)
+    add_config_arguments(parser, default)
+    return parser
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Gives a parser `--cfg-path` and `--options`."""
     parser.add_argument(
         "--cfg-path", default=default, required=default is None, help=f"YAML file of the run (default: {default})"
     )
@@ -24,7 +30,6 @@ def config_parser(description: str, default: str | None = None) -> argparse.Argu
         metavar="KEY=VALUE",
         help="override keys, e.g. run.max_epoch=2",
     )
-    return parser
 
 
 def run(main: Callable[[], object]) -> None:

@@ -18,7 +18,7 @@ from minigpt4.conversation.streaming import Job
 from minigpt4.models.generation import settled
 from minigpt4.models.kept_cache import KeptCache
 from minigpt4.models.minigpt_base import MiniGPTBase
-from minigpt4.models.splice import IMAGE_PLACEHOLDER
+from minigpt4.models.splice import without_places
 
 
 class RestartedError(UserError):
@@ -99,7 +99,7 @@ class Chat:
         """
         self._require_idle()
         parts = [question] if isinstance(question, str) else question
-        yield from self._ask(self.turns + _turns_of(self._waiting, parts), options)
+        yield from self._ask(self.turns + turns_of(self._waiting, parts), options)
 
     def edit(self, index: int, question: str, **options: Any) -> Iterator[str]:
         """Asks turn `index` again in other words, about the same pictures; what came after it is dropped.
@@ -111,7 +111,7 @@ class Chat:
             raise UserError(f"turn {index} was not asked. Choose one that has an answer.")
         index %= len(self.turns)
         asked = self.turns[index]
-        yield from self._ask([*self.turns[:index], *_turns_of([], [*asked.pictures, question])], options)
+        yield from self._ask([*self.turns[:index], *turns_of([], [*asked.pictures, question])], options)
 
     def regenerate(self, **options: Any) -> Iterator[str]:
         """Asks the last question again; raises as `edit`. Greedy decoding gives the same answer."""
@@ -234,13 +234,13 @@ class Chat:
             self.forgotten += 1
 
 
-def _turns_of(waiting: list[Picture], parts: Sequence[Part]) -> list[Turn]:
+def turns_of(waiting: list[Picture], parts: Sequence[Part]) -> list[Turn]:
     """A question's turns: as in the original, each picture shown before it but the last has one of its own."""
     turns = [Turn(IMAGE, pictures=[picture]) for picture in waiting[:-1]]
     question, pictures = IMAGE * len(waiting[-1:]), waiting[-1:]
     for part in parts:
         if isinstance(part, str):
-            words = part.replace(IMAGE_PLACEHOLDER, "")  # only a picture makes a place for one
+            words = without_places(part)
             question += f" {words}" if question else words
         else:
             own = pictures_of(part)

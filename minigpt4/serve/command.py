@@ -1,0 +1,99 @@
+"""`minigpt4 serve`: the HTTP API."""
+
+import argparse
+import logging
+import os
+import socket
+
+from minigpt4.common.cli import add_config_arguments
+from minigpt4.common.errors import Problems, UserError
+
+logger = logging.getLogger(__name__)
+
+_LOCAL = ("127.0.0.1", "::1", "localhost")
+_PATIENCE = 5  # seconds that answers under way have after Ctrl-C
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(main=main)
+    add_config_arguments(parser, default="eval_configs/minigpt4_tiny_eval.yaml")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 opens it to the network")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--model-name", help="the model's name in requests (default: arch-model_type of the config)")
+    parser.add_argument(
+        "--api-key",
+        default=os.environ.get("MINIGPT4_API_KEY", ""),
+        help="refuse requests without it; others on this machine can read it here, not in $MINIGPT4_API_KEY",
+    )
+    parser.add_argument("--max-batch", type=int, default=8, help="most answers at once (default: %(default)s)")
+    parser.add_argument(
+        "--queue", type=int, default=64, help="most answers that wait; then it says 429 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-image-pixels", type=int, default=50_000_000, help="of one picture (default: %(default)s)"
+    )
+    parser.add_argument("--max-body-mb", type=float, default=20.0, help="of one request (default: %(default)s)")
+    parser.add_argument(
+        "--allow-remote-images", action="store_true", help="fetch pictures of http(s) URLs, from public addresses only"
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    """Loads the model and serves until Ctrl-C.
+
+    Raises:
+        UserError: the config is wrong, a file is missing, or the address can't be used.
+    """
+    from minigpt4.common.config import load_config
+    from minigpt4.common.config_names import check_names
+
+    config = load_config(args.cfg_path, args.options)  # wrong configs fail before the slow imports below
+    check_names(config)
+
+    try:
+        import prometheus_client  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise UserError(f"serving needs {error.name}. Install it: pip install 'minigpt4[serve]'") from error
+
+    from minigpt4.common.dist_utils import pick_device
+    from minigpt4.common.logger import setup_logger
+    from minigpt4.common.registry import registry
+    from minigpt4.processors import build_processor
+    from minigpt4.serve.api import build_app
+    from minigpt4.serve.service import Limits, Service
+
+    setup_logger()
+    problems = Problems()
+    with problems.collect():
+        limits = Limits(args.max_batch, args.queue, args.max_image_pixels, args.max_body_mb, args.allow_remote_images)
+    with problems.collect():
+        place = bind(args.host, args.port)
+    model = registry.get_model_class(config.model.arch).from_config(config, problems=problems)
+    model = model.place(pick_device(config.run.device)).eval()
+    name = args.model_name or f"{config.model.arch}-{config.model.model_type}"
+    processor = build_processor(config.preprocess.vis_processor.eval)
+    app = build_app(Service(model, processor, name, limits), args.api_key)
+    if args.host not in _LOCAL and not args.api_key:
+        logger.warning("--host %s: everyone who reaches this machine can ask. Set MINIGPT4_API_KEY.", args.host)
+    host, port = place.getsockname()[:2]
+    logger.info("%s answers at http://%s:%s/v1 (Ctrl-C ends it)", name, f"[{host}]" if ":" in host else host, port)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=_PATIENCE))
+    server.run(sockets=[place])
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Takes an address, on which nobody is listened to yet. Port 0 is any free one.
+
+    Raises:
+        UserError: it can't be taken.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        place = socket.socket(family)
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind(address)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--host {host} --port {port}: {reason}. Choose another, for example --port 8001.") from None
+    return place
