@@ -52,7 +52,8 @@ def as_api_error(error: Exception) -> ApiError:
 
 def _invalid(error: RequestValidationError) -> ApiError:
     """A request that does not fit the schema: of several reasons the one that reaches deepest into it."""
-    worst = max(error.errors(), key=lambda own: len(own["loc"]))
+    # where one of several types would do, a wrong type says less than what is wrong within the right one
+    worst = max(error.errors(), key=lambda own: (len(own["loc"]), not own["type"].endswith("_type")))
     if worst["type"] == "json_invalid":
         return ApiError(400, "The body is no JSON.", code="invalid_json")
     where = _place(worst["loc"], error.body)

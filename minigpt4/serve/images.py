@@ -41,6 +41,9 @@ def read_picture(data: bytes, max_pixels: int) -> Image.Image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except UserError:
         raise
+    except Image.DecompressionBombError:  # Pillow's own limit is met on opening
+        raise UserError(f"a picture is larger than {max_pixels} pixels. Make it smaller.") from None
+    except Image.UnidentifiedImageError:
+        raise UserError("a picture can't be read: these bytes are none. Send a JPEG or PNG.") from None
     except Exception as error:  # Pillow's readers raise many kinds
-        what = "these bytes are no picture" if isinstance(error, Image.UnidentifiedImageError) else first_line(error)
-        raise UserError(f"a picture can't be read: {what}. Send a JPEG or PNG.") from None
+        raise UserError(f"a picture can't be read: {first_line(error).rstrip('.')}. Send a JPEG or PNG.") from None

@@ -4,10 +4,11 @@ Fields and their meaning are those of https://platform.openai.com/docs/api-refer
 in the schema too, as the one value that asks for nothing, so that a request gets a reason and not a shrug.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 DEFAULT_MAX_TOKENS = 300  # as on the page and in the terminal
@@ -151,6 +152,15 @@ class ChatRequest(_Strict):
     store: bool | None = Field(None, description="without effect: nothing is stored")
     service_tier: str | None = Field(None, description="without effect")
     parallel_tool_calls: bool | None = Field(None, description="without effect")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, body: Any) -> Any:
+        try:
+            json.dumps(body if isinstance(body, dict) else {}, ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # JSON can write what no text holds
+            raise PydanticCustomError("no_text", "half a surrogate pair is no text") from None
+        return body
 
     @property
     def stops(self) -> tuple[str, ...]:

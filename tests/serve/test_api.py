@@ -1,0 +1,389 @@
+"""The API by OpenAI's own client, over HTTP."""
+
+import io
+import json
+import struct
+import zlib
+
+import httpx
+import openai
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from minigpt4.common.errors import UserError
+from minigpt4.conversation.chat import Chat
+from minigpt4.serve.service import Limits, Service
+from tests.serve.conftest import NAME, SCENES, client_of, image_part, running, user
+
+DESCRIBE = "Describe this image in detail."
+GREEDY = {"model": NAME, "temperature": 0}
+SAMPLED = {"model": NAME, "messages": [user(DESCRIBE)], "temperature": 2}
+
+
+@pytest.fixture
+def chat(tiny) -> Chat:
+    return Chat(*tiny)
+
+
+def show(chat: Chat, number: int) -> None:
+    with Image.open(SCENES[number]) as image:
+        chat.upload_img(image)
+
+
+def text_of(answer) -> str:
+    return answer.choices[0].message.content
+
+
+def streamed(client, **request) -> tuple[list[list[str]], list[str], object]:
+    """The pieces of each choice, how each ended, and the last chunk."""
+    pieces, ends = [[] for _ in range(request.get("n", 1))], [""] * request.get("n", 1)
+    for chunk in client.chat.completions.create(stream=True, **request):
+        for choice in chunk.choices:
+            pieces[choice.index] += [choice.delta.content] if choice.delta.content else []
+            ends[choice.index] += choice.finish_reason or ""
+    return pieces, ends, chunk
+
+
+def test_an_answer_is_the_chats(client, chat):
+    show(chat, 0)
+    answer = client.chat.completions.create(messages=[user(SCENES[0], DESCRIBE)], **GREEDY)
+    expected = chat.answer(DESCRIBE)
+    assert text_of(answer) == expected
+    assert len(expected) > 50
+    assert answer.choices[0].finish_reason == "stop"
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (expected.prompt_tokens, expected.new_tokens)
+    assert answer.usage.total_tokens == expected.prompt_tokens + expected.new_tokens
+    assert answer.model == NAME
+
+
+def test_later_turns_and_several_pictures_are_the_chats(client, chat):
+    show(chat, 1)
+    messages = [user(SCENES[1], "How many digits are there?")]
+    for question in ("Which digit is on the left?", "What color is it?"):
+        answer = text_of(client.chat.completions.create(messages=messages, **GREEDY))
+        assert answer == chat.answer(messages[-1]["content"][-1]["text"])
+        messages += [{"role": "assistant", "content": answer}, user(question)]
+    messages[-1] = user("Compare", SCENES[2], "and", SCENES[3], "please.")
+    pictures = [Image.open(scene) for scene in SCENES[2:4]]
+    parts = ["Compare", pictures[0], "and", pictures[1], "please."]
+    *_, expected = chat.stream(parts)
+    assert text_of(client.chat.completions.create(messages=messages, **GREEDY)) == expected
+
+
+def test_a_stream_is_the_same_answer_in_pieces(client):
+    request = {"messages": [user(SCENES[0], DESCRIBE)], **GREEDY}
+    plain = client.chat.completions.create(**request)
+    (pieces,), ends, last = streamed(client, stream_options={"include_usage": True}, **request)
+    assert "".join(pieces) == text_of(plain)
+    assert len(pieces) > 10
+    assert ends == ["stop"]
+    assert (last.choices, last.usage) == ([], plain.usage)
+
+
+def test_what_a_stream_looks_like(url):
+    request = {"messages": [user(DESCRIBE)], "max_tokens": 2, "stream": True, **GREEDY}
+    answer = httpx.post(f"{url}/v1/chat/completions", json=request)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    *events, done, nothing = answer.text.split("\n\n")
+    assert (done, nothing) == ("data: [DONE]", "")
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+    assert all("usage" not in chunk for chunk in chunks)
+
+
+def test_seeds_reproduce_whatever_else_is_asked(client):
+    def answers(n: int = 1, **more) -> list[str]:
+        return [choice.message.content for choice in client.chat.completions.create(n=n, **SAMPLED, **more).choices]
+
+    four = answers(4, seed=7)
+    assert four == answers(4, seed=7)
+    assert four == [answers(seed=seed)[0] for seed in (7, 8, 9, 10)]
+    assert len(set(four)) > 1
+    assert ["".join(pieces) for pieces in streamed(client, n=4, seed=7, **SAMPLED)[0]] == four
+    assert len({answers()[0] for _ in range(8)}) > 1  # no seed, no repetition
+
+
+def test_the_default_temperature_is_1(client):
+    request = {"model": NAME, "messages": [user(DESCRIBE)], "seed": 3}
+    set_to = ({}, {"temperature": 1}, {"temperature": 2})
+    default, one, two = (client.chat.completions.create(**request, **more) for more in set_to)
+    assert text_of(default) == text_of(one) != text_of(two)
+
+
+def test_n_counts_the_prompt_once(client):
+    one, three = (client.chat.completions.create(n=n, messages=[user("hello")], **GREEDY) for n in (1, 3))
+    assert [choice.index for choice in three.choices] == [0, 1, 2]
+    assert three.usage.prompt_tokens == one.usage.prompt_tokens
+    assert three.usage.completion_tokens == 3 * one.usage.completion_tokens
+
+
+@pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens"])
+def test_longest_answer(client, limit):
+    answer = client.chat.completions.create(messages=[user(DESCRIBE)], **{limit: 5}, **GREEDY)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.completion_tokens == 5
+
+
+@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_stops_are_cut_and_their_halves_never_shown(data, client):
+    request = {"messages": [user(SCENES[0], DESCRIBE)], **GREEDY}
+    whole = text_of(client.chat.completions.create(**request))
+    places = st.tuples(st.integers(0, len(whole) - 1), st.integers(1, 12)).map(
+        lambda place: whole[place[0] :][: place[1]]
+    )
+    stops = data.draw(st.lists(places, min_size=1, max_size=4))
+    expected = whole[: min(whole.find(stop) for stop in stops)].strip()
+    answer = client.chat.completions.create(stop=stops, **request)
+    assert text_of(answer) == expected
+    assert answer.choices[0].finish_reason == "stop"
+    (pieces,), ends, _ = streamed(client, stop=stops, **request)
+    assert ("".join(pieces), ends) == (expected, ["stop"])
+    if len(stops) == 1:
+        assert text_of(client.chat.completions.create(stop=stops[0], **request)) == expected
+
+
+@pytest.mark.parametrize(
+    ("request_", "param", "words"),
+    [
+        ({"logprobs": True}, "logprobs", "is not supported: answers come without log probabilities"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "calls no tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "plain text"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty", "use repetition_penalty"),
+        ({"presence_penalty": -0.5}, "presence_penalty", "use repetition_penalty"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "can't be weighted"),
+        ({"modalities": ["audio"]}, "modalities", "answers in text"),
+        ({"temperature": 3}, "temperature", "less than or equal to 2"),
+        ({"top_p": 0}, "top_p", "greater than 0"),
+        ({"n": 0}, "n", "greater than or equal to 1"),
+        ({"n": 65}, "n", "65 is more than this server queues"),
+        ({"n": "1"}, "n", "valid integer"),
+        ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"stop": list("abcde")}, "stop", "at most 4"),
+        ({"stop": ""}, "stop", "at least 1"),
+        ({"seed": 2**63}, "seed", "less than or equal"),
+        ({"tmperature": 1}, "tmperature", "is unknown"),
+        ({"messages": []}, "messages", "at least 1"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content", "is required"),
+        ({"messages": [{"role": "tool", "content": "5"}]}, "messages.0", "'tool'"),
+        ({"messages": [user("a"), {"role": "system", "content": "b"}]}, "messages.1", "can only be the first"),
+        ({"messages": [{"role": "system", "content": "b"}, user("a")]}, "messages.0", "no place for a system message"),
+        ({"messages": [{"role": "assistant", "content": "b"}, user("a")]}, "messages.0", "must follow a user's"),
+        ({"messages": [user("a"), {"role": "assistant", "content": "b"}]}, "messages.1", "must be the user's"),
+        ({"messages": [user("a " * 5000)]}, "messages", "the model reads and answers 2048 at once"),
+        ({"messages": [user("a " * 100_000)]}, "messages", "the model reads and answers 2048 at once"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_can_not_be_is_refused_with_a_reason(client, request_, param, words):
+    with pytest.raises(openai.BadRequestError, match=words) as error:
+        client.chat.completions.create(**{"model": NAME, "messages": [user("hello")]}, extra_body=request_)
+    assert error.value.body.keys() == {"message", "type", "param", "code"}
+    assert error.value.param == param
+    assert error.value.type == "invalid_request_error"
+
+
+def test_what_asks_for_nothing_is_taken(client):
+    nothing = {"logprobs": False, "tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "user": "me"}
+    nothing |= {"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "stop": None, "modalities": ["text"]}
+    first = client.chat.completions.create(messages=[user("hello")], extra_body=nothing, **GREEDY)
+    # an answer goes back as it came
+    messages = [user("hello"), first.choices[0].message, user("again")]
+    client.chat.completions.create(messages=messages, **GREEDY)
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 0.005, 0.01, 2])
+@pytest.mark.parametrize("more", [{"top_p": 5e-324}, {"repetition_penalty": 10}, {"seed": -(2**63)}])
+def test_extreme_sampling(client, temperature, more):
+    request = {"model": NAME, "messages": [user("hello")], "temperature": temperature, "max_tokens": 5}
+    client.chat.completions.create(**request, extra_body=more)
+
+
+def bomb(side: int) -> bytes:
+    """A large PNG in a few bytes."""
+    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+
+    def block(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    data = block(b"IHDR", head) + block(b"IDAT", zlib.compress(bytes(10**6))) + block(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + data
+
+
+def as_file(data: bytes, tmp_path):
+    (tmp_path / "file.png").write_bytes(data)
+    return tmp_path / "file.png"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"no picture", "these bytes are none"),
+        (b"", "these bytes are none"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 5\n", "these bytes are none"),  # starts Ghostscript
+        (SCENES[0].read_bytes()[:900], "can't be read: "),
+        (bomb(1001), "1001 x 1001 is larger than 1000000 pixels"),
+        (bomb(65535), "is larger than 1000000 pixels"),
+    ],
+    ids=["text", "nothing", "eps", "half", "large", "bomb"],
+)
+def test_what_is_no_picture(client, data, words, tmp_path):
+    with pytest.raises(openai.BadRequestError, match=words):
+        client.chat.completions.create(messages=[user(as_file(data, tmp_path))], **GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("data:image/png;base64,***", "base64 of a picture is broken"),
+        ("data:image/png,abc", "no picture in base64"),
+        ("http://127.0.0.1/x.png", "fetches no others"),
+        ("file:///etc/passwd", "fetches no others"),
+        ("", "fetches no others"),
+    ],
+)
+def test_what_is_no_data_url(client, address, words):
+    messages = [{"role": "user", "content": [image_part(address)]}]
+    with pytest.raises(openai.BadRequestError, match=words):
+        client.chat.completions.create(messages=messages, **GREEDY)
+
+
+def test_pictures_are_read_the_way_up_that_the_camera_meant(client, tmp_path):
+    """And in any mode."""
+    with Image.open(SCENES[0]) as scene:
+        upright, turned = scene.convert("RGB"), scene.rotate(90, expand=True)
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+        file = io.BytesIO()
+        turned.save(file, "png", exif=exif)
+    upright.putalpha(255)
+    answers = [
+        text_of(client.chat.completions.create(messages=[user(picture, DESCRIBE)], **GREEDY))
+        for picture in (upright, as_file(file.getvalue(), tmp_path))
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_other_models_and_addresses(client, url):
+    assert [card.id for card in client.models.list()] == [NAME]
+    assert client.models.retrieve(NAME).id == NAME
+    with pytest.raises(openai.NotFoundError, match="The model 'gpt-7' is not here. Ask for 'tiny'") as error:
+        client.chat.completions.create(messages=[user("hello")], model="gpt-7")
+    assert error.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-7")
+    assert httpx.get(f"{url}/v1/embeddings").json()["error"]["type"] == "invalid_request_error"
+    wrong = httpx.get(f"{url}/v1/chat/completions")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"5",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"n": ' + b"9" * 5000 + b"}",
+        b'{"model": "\\ud800", "messages": []}',
+        b'{"temperature": NaN}',
+    ],
+    ids=["half", "number", "bytes", "deep", "long", "surrogate", "nan"],
+)
+def test_broken_bodies(url, body):
+    answer = httpx.post(f"{url}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"]
+
+
+def test_lone_surrogates_are_no_text(url):
+    body = json.dumps({**GREEDY, "messages": [{"role": "user", "content": "\ud800"}]})  # as \\ud800
+    answer = httpx.post(f"{url}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+
+
+def test_other_sites_pages_can_not_ask(url):
+    """A browser sends text/plain to any site without asking that site first."""
+    body = json.dumps({"messages": [user("hello")], **GREEDY})
+    answer = httpx.post(f"{url}/v1/chat/completions", content=body, headers={"Content-Type": "text/plain"})
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_too_large_a_body(url, chunked):
+    body = json.dumps({"messages": [user("a" * 3_000_000)], **GREEDY}).encode()
+    content = (body[i : i + 10_000] for i in range(0, len(body), 10_000)) if chunked else body
+    answer = httpx.post(f"{url}/v1/chat/completions", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
+    assert answer.json()["error"]["message"] == "The request is larger than 2000000 bytes."
+
+
+def test_a_key_is_asked_for(tiny):
+    with running(Service(*tiny, NAME, Limits()), api_key="secret") as url:
+        assert [card.id for card in client_of(url, "secret").models.list()] == [NAME]
+        for key in ("wrong", "secre", "secret2"):
+            with pytest.raises(openai.AuthenticationError, match="missing or wrong") as error:
+                client_of(url, key).models.list()
+            assert error.value.code == "invalid_api_key"
+        large = httpx.post(f"{url}/v1/chat/completions", content=b"a" * 10**7)
+        assert (large.status_code, large.headers["www-authenticate"]) == (401, "Bearer")
+        assert httpx.get(f"{url}/health").json() == {"status": "ok"}
+        assert httpx.get(f"{url}/metrics").status_code == 200
+
+
+def test_metrics(tiny):
+    service = Service(*tiny, NAME, Limits())
+    with running(service) as url:
+        client = client_of(url)
+        usage = client.chat.completions.create(messages=[user("hello")], **GREEDY).usage
+        with pytest.raises(openai.BadRequestError):
+            client.chat.completions.create(messages=[], **GREEDY)
+        streamed(client, messages=[user("hello")], **GREEDY)
+    value = service.metrics.registry.get_sample_value
+    assert value("minigpt4_requests_total", {"status": "200"}) == 2
+    assert value("minigpt4_requests_total", {"status": "400"}) == 1
+    assert value("minigpt4_tokens_total", {"kind": "prompt"}) == 2 * usage.prompt_tokens
+    assert value("minigpt4_tokens_total", {"kind": "completion"}) == 2 * usage.completion_tokens
+    for name, count in (("queue", 2), ("first_token", 2), ("request", 3)):
+        assert value(f"minigpt4_{name}_seconds_count") == count
+        assert 0 < value(f"minigpt4_{name}_seconds_sum") < 60
+    assert value("minigpt4_batch_size_count") == 2
+    assert "minigpt4_queue_length 0.0" in service.metrics.text().decode()
+
+
+@pytest.mark.parametrize("limit", [{"max_batch": 0}, {"queue": -1}, {"max_body_mb": float("nan")}])
+def test_limits_out_of_range(limit):
+    with pytest.raises(UserError, match=rf"--{next(iter(limit)).replace('_', '-')}: .* is out of range"):
+        Limits(**limit)
+
+
+def test_a_failure_of_the_model_is_told(client, tiny, monkeypatch):
+    def fail(**_):
+        raise RuntimeError("out of memory\nlong details")
+
+    request = {"messages": [user("hello")], **GREEDY}
+    with monkeypatch.context() as broken:
+        broken.setattr(tiny[0].llama_model, "generate", fail)
+        for stream in (False, True):
+            with pytest.raises(openai.InternalServerError, match="The model failed: RuntimeError: out of memory$"):
+                client.chat.completions.create(stream=stream, **request)
+    client.chat.completions.create(**request)
+
+
+def test_a_failure_within_a_stream_is_told(client, tiny, monkeypatch):
+    model = tiny[0]
+    decode = model.llama_tokenizer.decode
+
+    def fail(tokens, **options):
+        if len(tokens) > 3:
+            raise RuntimeError("no such piece")
+        return decode(tokens, **options)
+
+    with monkeypatch.context() as broken, pytest.raises(openai.APIError, match="no such piece"):
+        broken.setattr(model.llama_tokenizer, "decode", fail)
+        streamed(client, messages=[user(DESCRIBE)], **GREEDY)
