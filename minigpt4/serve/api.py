@@ -38,7 +38,8 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorAnswer, "description": "The request can't be served; the message says why and what to do."},
     "5XX": {"model": ErrorAnswer, "description": "The server failed."},
 }
-_EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
+_EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}  # a chunk, or [DONE]
+_EVENTS = {"text/event-stream": {"schema": _EVENT}}
 
 
 def build_app(service: Service, api_key: str = "") -> FastAPI:

@@ -28,6 +28,15 @@ def _only(*nothing: Any, why: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)  # to JSON 5.0 is an integer too
+Count = Annotated[int, Field(ge=1), WHOLE]
+AnswerCount = Annotated[int, Field(ge=1, le=128), WHOLE]
+Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1), WHOLE]
+
 _NO_TOOLS = "the model calls no tools. Leave it out."
 _NO_PENALTY = "use repetition_penalty (1 is none, 1.1 a little), or leave it out."
 
@@ -104,11 +113,9 @@ class ChatRequest(_Strict):
     )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = Field(None, ge=1, le=128, description="Answers. Without a temperature they are all the same.")
-    max_tokens: int | None = Field(
-        None, ge=1, description=f"Most tokens of an answer ({DEFAULT_MAX_TOKENS} if not set)."
-    )
-    max_completion_tokens: int | None = Field(None, ge=1, description="The same; of both the smaller counts.")
+    n: AnswerCount | None = Field(None, description="Answers. Without a temperature they are all the same.")
+    max_tokens: Count | None = Field(None, description=f"Most tokens of an answer ({DEFAULT_MAX_TOKENS} if not set).")
+    max_completion_tokens: Count | None = Field(None, description="The same; of both the smaller counts.")
     temperature: float | None = Field(
         None,
         ge=0,
@@ -119,9 +126,7 @@ class ChatRequest(_Strict):
     repetition_penalty: float | None = Field(
         None, ge=0.1, le=10, description="Not OpenAI's: above 1 avoids what was said before. 1 if not set."
     )
-    seed: int | None = Field(
-        None, ge=-(2**63), le=2**63 - 1, description="The same seed draws the same answer, whatever else is asked."
-    )
+    seed: Seed | None = Field(None, description="The same seed draws the same answer, whatever else is asked.")
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = Field(
         None, description="An answer ends before the first of these."
     )
@@ -143,7 +148,8 @@ class ChatRequest(_Strict):
     functions: NoTools = None
     function_call: NoTools = None
     modalities: Annotated[
-        list[Literal["text"]] | None, _only(["text"], why='the model answers in text. Set it to ["text"].')
+        Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None,
+        _only(["text"], why='the model answers in text. Set it to ["text"].'),
     ] = None
     audio: Annotated[None, _only(why="the model answers in text. Leave it out.")] = None
 
