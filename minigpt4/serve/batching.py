@@ -17,7 +17,7 @@ from minigpt4.serve.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-_GATHER = 0.01  # seconds that the first of several may wait for the others
+_GATHER = 0.01  # seconds that a batch which is not full waits for more
 
 
 class Sampling(NamedTuple):
@@ -216,9 +216,9 @@ class Batcher:
         """The next batch; empty when those who asked have left."""
         with self._changed:
             self._at_work = []
-            if not self._waiting:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
-                self._changed.wait_for(lambda: len(self._waiting) >= self.max_batch or self._closed, timeout=_GATHER)
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            # those whose answers just ended may ask again: without them two halves would take turns
+            self._changed.wait_for(lambda: len(self._waiting) >= self.max_batch or self._closed, timeout=_GATHER)
             sampling = self._waiting[0].sampling if self._waiting else None
             self._at_work = [ask for ask in self._waiting if ask.sampling == sampling][: self.max_batch]
             self._waiting = [ask for ask in self._waiting if ask not in self._at_work]
@@ -238,6 +238,10 @@ class Batcher:
             **options,
         )
         for ask, answer in zip(batch, answers, strict=True):
-            if answer.error is not None and ask.answer is None:
+            if ask.answer is not None:
+                continue
+            if answer.error is not None:
                 logger.error("an answer failed", exc_info=answer.error)
                 ask.fail(answer.error)
+            else:  # it ended in a way that its tokens do not show; or it was interrupted, and nobody listens
+                ask.finish(answer, "stop" if answer.finish == "stop" else "length")

@@ -29,7 +29,9 @@ NAME = "tiny"
 def running(service: Service, api_key: str = "") -> Iterator[str]:
     """Serves in a thread; gives the address."""
     place = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(build_app(service, api_key), log_level="critical"))
+    server = uvicorn.Server(
+        uvicorn.Config(build_app(service, api_key), log_level="critical", timeout_graceful_shutdown=1)
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
     thread.start()
     while thread.is_alive() and not server.started:

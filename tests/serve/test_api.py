@@ -2,8 +2,6 @@
 
 import io
 import json
-import struct
-import zlib
 
 import httpx
 import openai
@@ -12,14 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from minigpt4.common.errors import UserError
 from minigpt4.conversation.chat import Chat
 from minigpt4.serve.service import Limits, Service
-from tests.serve.conftest import NAME, SCENES, client_of, image_part, running, user
+from tests.serve.conftest import NAME, SCENES, client_of, running, user
 
 DESCRIBE = "Describe this image in detail."
 GREEDY = {"model": NAME, "temperature": 0}
-SAMPLED = {"model": NAME, "messages": [user(DESCRIBE)], "temperature": 2}
+SAMPLED = {"model": NAME, "messages": [user(DESCRIBE)], "temperature": 2, "max_tokens": 20}
 
 
 @pytest.fixture
@@ -148,46 +145,6 @@ def test_stops_are_cut_and_their_halves_never_shown(data, client):
         assert text_of(client.chat.completions.create(stop=stops[0], **request)) == expected
 
 
-@pytest.mark.parametrize(
-    ("request_", "param", "words"),
-    [
-        ({"logprobs": True}, "logprobs", "is not supported: answers come without log probabilities"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "calls no tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "plain text"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty", "use repetition_penalty"),
-        ({"presence_penalty": -0.5}, "presence_penalty", "use repetition_penalty"),
-        ({"logit_bias": {"5": 1}}, "logit_bias", "can't be weighted"),
-        ({"modalities": ["audio"]}, "modalities", "answers in text"),
-        ({"temperature": 3}, "temperature", "less than or equal to 2"),
-        ({"top_p": 0}, "top_p", "greater than 0"),
-        ({"n": 0}, "n", "greater than or equal to 1"),
-        ({"n": 65}, "n", "65 is more than this server queues"),
-        ({"n": "1"}, "n", "valid integer"),
-        ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
-        ({"stop": list("abcde")}, "stop", "at most 4"),
-        ({"stop": ""}, "stop", "at least 1"),
-        ({"seed": 2**63}, "seed", "less than or equal"),
-        ({"tmperature": 1}, "tmperature", "is unknown"),
-        ({"messages": []}, "messages", "at least 1"),
-        ({"messages": [{"role": "user"}]}, "messages.0.content", "is required"),
-        ({"messages": [{"role": "tool", "content": "5"}]}, "messages.0", "'tool'"),
-        ({"messages": [user("a"), {"role": "system", "content": "b"}]}, "messages.1", "can only be the first"),
-        ({"messages": [{"role": "system", "content": "b"}, user("a")]}, "messages.0", "no place for a system message"),
-        ({"messages": [{"role": "assistant", "content": "b"}, user("a")]}, "messages.0", "must follow a user's"),
-        ({"messages": [user("a"), {"role": "assistant", "content": "b"}]}, "messages.1", "must be the user's"),
-        ({"messages": [user("a " * 5000)]}, "messages", "the model reads and answers 2048 at once"),
-        ({"messages": [user("a " * 100_000)]}, "messages", "the model reads and answers 2048 at once"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_what_can_not_be_is_refused_with_a_reason(client, request_, param, words):
-    with pytest.raises(openai.BadRequestError, match=words) as error:
-        client.chat.completions.create(**{"model": NAME, "messages": [user("hello")]}, extra_body=request_)
-    assert error.value.body.keys() == {"message", "type", "param", "code"}
-    assert error.value.param == param
-    assert error.value.type == "invalid_request_error"
-
-
 def test_what_asks_for_nothing_is_taken(client):
     nothing = {"logprobs": False, "tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "user": "me"}
     nothing |= {"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "stop": None, "modalities": ["text"]}
@@ -204,55 +161,6 @@ def test_extreme_sampling(client, temperature, more):
     client.chat.completions.create(**request, extra_body=more)
 
 
-def bomb(side: int) -> bytes:
-    """A large PNG in a few bytes."""
-    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-
-    def block(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    data = block(b"IHDR", head) + block(b"IDAT", zlib.compress(bytes(10**6))) + block(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + data
-
-
-def as_file(data: bytes, tmp_path):
-    (tmp_path / "file.png").write_bytes(data)
-    return tmp_path / "file.png"
-
-
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (b"no picture", "these bytes are none"),
-        (b"", "these bytes are none"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 5\n", "these bytes are none"),  # starts Ghostscript
-        (SCENES[0].read_bytes()[:900], "can't be read: "),
-        (bomb(1001), "1001 x 1001 is larger than 1000000 pixels"),
-        (bomb(65535), "is larger than 1000000 pixels"),
-    ],
-    ids=["text", "nothing", "eps", "half", "large", "bomb"],
-)
-def test_what_is_no_picture(client, data, words, tmp_path):
-    with pytest.raises(openai.BadRequestError, match=words):
-        client.chat.completions.create(messages=[user(as_file(data, tmp_path))], **GREEDY)
-
-
-@pytest.mark.parametrize(
-    ("address", "words"),
-    [
-        ("data:image/png;base64,***", "base64 of a picture is broken"),
-        ("data:image/png,abc", "no picture in base64"),
-        ("http://127.0.0.1/x.png", "fetches no others"),
-        ("file:///etc/passwd", "fetches no others"),
-        ("", "fetches no others"),
-    ],
-)
-def test_what_is_no_data_url(client, address, words):
-    messages = [{"role": "user", "content": [image_part(address)]}]
-    with pytest.raises(openai.BadRequestError, match=words):
-        client.chat.completions.create(messages=messages, **GREEDY)
-
-
 def test_pictures_are_read_the_way_up_that_the_camera_meant(client, tmp_path):
     """And in any mode."""
     with Image.open(SCENES[0]) as scene:
@@ -261,79 +169,13 @@ def test_pictures_are_read_the_way_up_that_the_camera_meant(client, tmp_path):
         exif[0x0112] = 6  # to be turned by 90 degrees clockwise
         file = io.BytesIO()
         turned.save(file, "png", exif=exif)
+    (tmp_path / "turned.png").write_bytes(file.getvalue())
     upright.putalpha(255)
     answers = [
         text_of(client.chat.completions.create(messages=[user(picture, DESCRIBE)], **GREEDY))
-        for picture in (upright, as_file(file.getvalue(), tmp_path))
+        for picture in (upright, tmp_path / "turned.png")
     ]
     assert answers[0] == answers[1]
-
-
-def test_other_models_and_addresses(client, url):
-    assert [card.id for card in client.models.list()] == [NAME]
-    assert client.models.retrieve(NAME).id == NAME
-    with pytest.raises(openai.NotFoundError, match="The model 'gpt-7' is not here. Ask for 'tiny'") as error:
-        client.chat.completions.create(messages=[user("hello")], model="gpt-7")
-    assert error.value.code == "model_not_found"
-    with pytest.raises(openai.NotFoundError):
-        client.models.retrieve("gpt-7")
-    assert httpx.get(f"{url}/v1/embeddings").json()["error"]["type"] == "invalid_request_error"
-    wrong = httpx.get(f"{url}/v1/chat/completions")
-    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"{",
-        b"5",
-        b"\xff",
-        b"[" * 100_000,
-        b'{"n": ' + b"9" * 5000 + b"}",
-        b'{"model": "\\ud800", "messages": []}',
-        b'{"temperature": NaN}',
-    ],
-    ids=["half", "number", "bytes", "deep", "long", "surrogate", "nan"],
-)
-def test_broken_bodies(url, body):
-    answer = httpx.post(f"{url}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
-    assert answer.status_code == 400
-    assert answer.json()["error"]["message"]
-
-
-def test_lone_surrogates_are_no_text(url):
-    body = json.dumps({**GREEDY, "messages": [{"role": "user", "content": "\ud800"}]})  # as \\ud800
-    answer = httpx.post(f"{url}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
-    assert answer.status_code == 400
-
-
-def test_other_sites_pages_can_not_ask(url):
-    """A browser sends text/plain to any site without asking that site first."""
-    body = json.dumps({"messages": [user("hello")], **GREEDY})
-    answer = httpx.post(f"{url}/v1/chat/completions", content=body, headers={"Content-Type": "text/plain"})
-    assert answer.status_code == 400
-
-
-@pytest.mark.parametrize("chunked", [False, True])
-def test_too_large_a_body(url, chunked):
-    body = json.dumps({"messages": [user("a" * 3_000_000)], **GREEDY}).encode()
-    content = (body[i : i + 10_000] for i in range(0, len(body), 10_000)) if chunked else body
-    answer = httpx.post(f"{url}/v1/chat/completions", content=content, headers={"Content-Type": "application/json"})
-    assert answer.status_code == 413
-    assert answer.json()["error"]["message"] == "The request is larger than 2000000 bytes."
-
-
-def test_a_key_is_asked_for(tiny):
-    with running(Service(*tiny, NAME, Limits()), api_key="secret") as url:
-        assert [card.id for card in client_of(url, "secret").models.list()] == [NAME]
-        for key in ("wrong", "secre", "secret2"):
-            with pytest.raises(openai.AuthenticationError, match="missing or wrong") as error:
-                client_of(url, key).models.list()
-            assert error.value.code == "invalid_api_key"
-        large = httpx.post(f"{url}/v1/chat/completions", content=b"a" * 10**7)
-        assert (large.status_code, large.headers["www-authenticate"]) == (401, "Bearer")
-        assert httpx.get(f"{url}/health").json() == {"status": "ok"}
-        assert httpx.get(f"{url}/metrics").status_code == 200
 
 
 def test_metrics(tiny):
@@ -354,36 +196,3 @@ def test_metrics(tiny):
         assert 0 < value(f"minigpt4_{name}_seconds_sum") < 60
     assert value("minigpt4_batch_size_count") == 2
     assert "minigpt4_queue_length 0.0" in service.metrics.text().decode()
-
-
-@pytest.mark.parametrize("limit", [{"max_batch": 0}, {"queue": -1}, {"max_body_mb": float("nan")}])
-def test_limits_out_of_range(limit):
-    with pytest.raises(UserError, match=rf"--{next(iter(limit)).replace('_', '-')}: .* is out of range"):
-        Limits(**limit)
-
-
-def test_a_failure_of_the_model_is_told(client, tiny, monkeypatch):
-    def fail(**_):
-        raise RuntimeError("out of memory\nlong details")
-
-    request = {"messages": [user("hello")], **GREEDY}
-    with monkeypatch.context() as broken:
-        broken.setattr(tiny[0].llama_model, "generate", fail)
-        for stream in (False, True):
-            with pytest.raises(openai.InternalServerError, match="The model failed: RuntimeError: out of memory$"):
-                client.chat.completions.create(stream=stream, **request)
-    client.chat.completions.create(**request)
-
-
-def test_a_failure_within_a_stream_is_told(client, tiny, monkeypatch):
-    model = tiny[0]
-    decode = model.llama_tokenizer.decode
-
-    def fail(tokens, **options):
-        if len(tokens) > 3:
-            raise RuntimeError("no such piece")
-        return decode(tokens, **options)
-
-    with monkeypatch.context() as broken, pytest.raises(openai.APIError, match="no such piece"):
-        broken.setattr(model.llama_tokenizer, "decode", fail)
-        streamed(client, messages=[user(DESCRIBE)], **GREEDY)

@@ -201,6 +201,16 @@ def test_the_thread_outlives_what_nobody_foresaw(parity_model, batcher, monkeypa
     assert asked[1].answer.error is None
 
 
+def test_nobody_waits_for_an_end_that_no_token_shows(parity_model, batcher, monkeypatch):
+    """An LLM may have an end of its own, which its settings do not name."""
+    monkeypatch.setattr(parity_model, "generate", lambda *_, **__: [Answer("a brown dog")])
+    own, each = batcher(), Asked(parity_model, stream=True)
+    own.start()
+    own.submit([each.ask])
+    assert (each.answer, each.answer.finish) == ("a brown dog", "stop")
+    assert each.told[:-1] == ["a brown dog"]
+
+
 def test_close_ends_what_is_under_way(parity_model, batcher, monkeypatch):
     monkeypatch.setattr(parity_model, "stop_ids", [])
     put, begun = Ask.put, threading.Event()

@@ -22,8 +22,7 @@ def run(monkeypatch, *arguments: str) -> None:
     cli.main()
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_until_it_is_told_to_stop(stop):
+def test_it_serves_until_it_is_told_to_stop():
     environment = os.environ | {"MINIGPT4_API_KEY": "secret", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([*COMMAND, "--port", "0"], stderr=subprocess.PIPE, text=True, env=environment) as process:
         log = ""
@@ -38,8 +37,8 @@ def test_it_serves_until_it_is_told_to_stop(stop):
         answer = client.chat.completions.create(model=name, messages=[user("hello")], temperature=0)
         assert name == "mini_gpt4-tiny"
         assert answer.choices[0].message.content
-        process.send_signal(stop)
-        assert process.wait(20) in (0, -stop, 128 + stop)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) in (0, -signal.SIGTERM)
 
 
 def test_all_problems_are_told_at_once(monkeypatch, capsys):

@@ -4,6 +4,7 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 
 import httpx
@@ -70,7 +71,7 @@ def test_32_clients_at_once_get_what_each_would_get_alone(tiny):
 @pytest.fixture
 def slow(parity_model, monkeypatch):
     """A model that talks for long: 20 ms a token, and never to an end before 400."""
-    put, stop_ids = Ask.put, parity_model.stop_ids
+    put = Ask.put
 
     def slowly(self, value):
         time.sleep(0.02 * len(value))
@@ -79,7 +80,6 @@ def slow(parity_model, monkeypatch):
     monkeypatch.setattr(Ask, "put", slowly)
     monkeypatch.setattr(parity_model, "stop_ids", [])
     monkeypatch.setattr(parity_model.llama_model.generation_config, "eos_token_id", None)
-    assert stop_ids
     return parity_model, build_processor(ProcessorConfig(name="blip2_image_eval", image_size=56))
 
 
@@ -157,13 +157,16 @@ def test_who_leaves_the_queue_makes_room(slow):
 
 def test_the_end_of_the_server_ends_the_answers(slow):
     service = Service(*slow, NAME, Limits())
-    with running(service) as url:
-        host, port = url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port))) as connection:
+    with ExitStack() as later:  # the client stays
+        with running(service) as url:
+            host, port = url.removeprefix("http://").split(":")
+            connection = later.enter_context(socket.create_connection((host, int(port))))
             body = httpx.Request("POST", url, json=REQUEST | {"stream": True}).content
             head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             wait_for(lambda: len(service.batcher._at_work) == 1)
+            start = time.monotonic()
+        assert time.monotonic() - start < 4  # 400 tokens would take 8 s
     assert not service.batcher.alive
 
 
