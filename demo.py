@@ -1,13 +1,23 @@
 """Chat about images in a web page: python demo.py [--cfg-path eval_configs/minigpt4_tiny_eval.yaml]"""
 
-from minigpt4.common.cli import config_parser, run
+from minigpt4.common.cli import add_serving, config_parser, credentials, positive, run
+from minigpt4.common.limits import MAX_UPLOAD_MB
 
 
 def main() -> None:
     parser = config_parser("Chat about images in a web page.", default="eval_configs/minigpt4_tiny_eval.yaml")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 opens it to the network")
-    parser.add_argument("--port", type=int, default=7860)
+    add_serving(parser, port=7860)
     parser.add_argument("--share", action="store_true", help="open a public gradio link")
+    parser.add_argument(
+        "--auth",
+        type=credentials,
+        action="append",
+        metavar="USER:PASSWORD",
+        help="let only this user in; can be given several times",
+    )
+    parser.add_argument(
+        "--max-upload-mb", type=positive, default=MAX_UPLOAD_MB, help="larger files are refused (default: %(default)s)"
+    )
     args = parser.parse_args()
 
     from minigpt4.common.config import load_config
@@ -18,7 +28,16 @@ def main() -> None:
 
     from minigpt4.serve.web import serve
 
-    serve(config, host=args.host, port=args.port, share=args.share)
+    serve(
+        config,
+        host=args.host,
+        port=args.port,
+        share=args.share,
+        auth=args.auth,
+        max_sessions=args.max_sessions,
+        max_image_pixels=args.max_image_pixels,
+        max_upload_mb=args.max_upload_mb,
+    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from minigpt4.common.errors import UserError
+from minigpt4.common.limits import MAX_IMAGE_PIXELS, MAX_SESSIONS
 
 PATIENCE = 3.0  # seconds
 
@@ -30,6 +31,39 @@ def add_config_arguments(parser: argparse.ArgumentParser, default: str | None = 
         metavar="KEY=VALUE",
         help="override keys, e.g. run.max_epoch=2",
     )
+
+
+def add_serving(parser: argparse.ArgumentParser, port: int) -> None:
+    """Adds the arguments of whatever serves visitors over HTTP."""
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 opens it to the network")
+    parser.add_argument("--port", type=int, default=port, help="(default: %(default)s)")
+    parser.add_argument(
+        "--max-sessions",
+        type=positive,
+        default=MAX_SESSIONS,
+        help="visitors whose chat stays in the model's memory, others wait longer (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-image-pixels",
+        type=positive,
+        default=MAX_IMAGE_PIXELS,
+        help="larger pictures are refused, before they are decoded (default: %(default)s)",
+    )
+
+
+def positive(text: str) -> int:
+    """An argument's type: a whole number from 1 on."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on. Give one, for example 8.")
+    return int(text)
+
+
+def credentials(text: str) -> tuple[str, str]:
+    """An argument's type: `user:password`; the password may hold colons."""
+    user, colon, password = text.partition(":")
+    if not (user and colon and password):
+        raise argparse.ArgumentTypeError("write it as USER:PASSWORD, for example --auth ada:secret.")
+    return user, password
 
 
 def run(main: Callable[[], object]) -> None:

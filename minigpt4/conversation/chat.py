@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from minigpt4.common.errors import UserError
+from minigpt4.common.limits import MAX_IMAGE_PIXELS
 from minigpt4.conversation.conversation import IMAGE, Turn
 from minigpt4.conversation.pictures import Part, Picture, Video, pictures_of
 from minigpt4.conversation.saved import from_json, to_json
@@ -140,13 +141,13 @@ class Chat:
         answered = max((i for i, turn in enumerate(self.turns, start=1) if turn.answer is not None), default=0)
         return to_json(self.turns[:answered], self._waiting)
 
-    def load(self, saved: str) -> None:
+    def load(self, saved: str, max_pixels: int = MAX_IMAGE_PIXELS) -> None:
         """Takes up a conversation that `save` wrote, instead of this one.
 
         Raises:
-            UserError: it can't be read, or a picture can't; this conversation is as it was.
+            UserError: it or a picture can't be read, or one has more than `max_pixels`; all is as it was.
         """
-        turns, waiting = from_json(saved)
+        turns, waiting = from_json(saved, max_pixels)
         self._encode([picture for turn in turns for picture in turn.pictures] + waiting)
         self.restart()
         self.turns, self._waiting = turns, waiting

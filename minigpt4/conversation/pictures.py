@@ -1,20 +1,44 @@
 """What a visitor shows: pictures and videos, how they are kept, and how they travel in JSON."""
 
 import base64
-import binascii
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from minigpt4.common.errors import UserError, first_line
+from minigpt4.common.limits import MAX_IMAGE_PIXELS
 
 _PNG = "data:image/png;base64,"
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow hands some others to other programs
+
+
+def open_image(file: Path | BinaryIO, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+    """Reads a picture that anybody may have sent, as RGB and the way up that its camera meant.
+
+    Raises:
+        UserError: it is no picture, is broken, or has more than `max_pixels`: its header tells, it is not decoded.
+    """
+    most = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))  # from there on, Pillow itself refuses
+    too_large = UserError(f"the picture has more than {most / 1e6:g} megapixels. Make it smaller.")
+    try:
+        with Image.open(file, formats=_FORMATS) as image:
+            if image.width * image.height > most:
+                raise too_large
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except Image.UnidentifiedImageError:
+        raise UserError("this can't be read as a picture. Use a JPEG or PNG.") from None
+    except Image.DecompressionBombError:
+        raise too_large from None
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's readers raise many kinds
+        raise UserError(f"the picture can't be read: {first_line(error)}. Use another.") from None
 
 
 @dataclass(eq=False)
@@ -31,20 +55,19 @@ class Picture:
         return _PNG + base64.b64encode(file.getvalue()).decode()
 
     @classmethod
-    def from_url(cls, url: Any) -> "Picture":
+    def from_url(cls, url: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> "Picture":
         """Reads a `data:` URL of any picture format.
 
         Raises:
-            UserError: it is none, or what it holds is no picture.
+            UserError: it is none, or as `open_image`.
         """
         if not isinstance(url, str) or not url.startswith("data:image/") or ";base64," not in url:
             raise UserError(f"a picture is not a data: URL but {str(url)[:40]!r}. Write {_PNG}...")
         try:
             data = base64.b64decode(url.partition(";base64,")[2], validate=True)
-            with Image.open(io.BytesIO(data)) as image:
-                return cls(image.convert("RGB"))
-        except (binascii.Error, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"a picture can't be read: {first_line(error)}. Use a JPEG or PNG.") from None
+        except ValueError as error:  # binascii's, or not even ASCII
+            raise UserError(f"a picture's data: URL can't be read: {error}. Write {_PNG}...") from None
+        return cls(open_image(io.BytesIO(data), max_pixels))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from minigpt4.common.errors import UserError
+from minigpt4.common.limits import MAX_SESSIONS
 from minigpt4.conversation.chat import Chat
 from minigpt4.models.minigpt_base import MiniGPTBase
 
@@ -27,7 +28,9 @@ class Sessions:
             half precision for a LLaMA of 7B.
     """
 
-    def __init__(self, model: MiniGPTBase, processor: Callable[[Image.Image], Tensor], max_sessions: int = 8):
+    def __init__(
+        self, model: MiniGPTBase, processor: Callable[[Image.Image], Tensor], max_sessions: int = MAX_SESSIONS
+    ):
         if max_sessions < 1:
             raise UserError(f"max_sessions: {max_sessions} is out of range. Set it to 1 or more.")
         self.model = model

@@ -72,11 +72,12 @@ class Decoding:
 
     def processors(self, seeds: Sequence[int]) -> LogitsProcessorList:
         """Between the LLM's logits and the choice of a token."""
+        # as floats: an API gives 1 for 1.0, which transformers refuse
         # generate's own option skips as many new tokens as the prompt has embeddings
-        processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(self.repetition_penalty)])
+        processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty))])
         if self.do_sample and not self.samples_beams:
-            processors += [TemperatureLogitsWarper(self.temperature), TopKLogitsWarper(_TOP_K)]
-            processors += [TopPLogitsWarper(self.top_p), _Draw(seeds)]
+            processors += [TemperatureLogitsWarper(float(self.temperature)), TopKLogitsWarper(_TOP_K)]
+            processors += [TopPLogitsWarper(float(self.top_p)), _Draw(seeds)]
         return processors
 
     @contextmanager

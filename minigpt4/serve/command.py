@@ -7,6 +7,7 @@ import socket
 
 from minigpt4.common.cli import add_config_arguments
 from minigpt4.common.errors import Problems, UserError
+from minigpt4.common.limits import MAX_IMAGE_PIXELS
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--queue", type=int, default=64, help="most answers that wait; then it says 429 (default: %(default)s)"
     )
     parser.add_argument(
-        "--max-image-pixels", type=int, default=50_000_000, help="of one picture (default: %(default)s)"
+        "--max-image-pixels", type=int, default=MAX_IMAGE_PIXELS, help="of one picture (default: %(default)s)"
     )
     parser.add_argument("--max-body-mb", type=float, default=20.0, help="of one request (default: %(default)s)")
     parser.add_argument(

@@ -1,6 +1,7 @@
 """From a request to its answers: prompts, pictures, limits."""
 
 import asyncio
+import io
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
@@ -13,13 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from minigpt4.common.errors import UserError
+from minigpt4.common.limits import MAX_IMAGE_PIXELS
+from minigpt4.conversation.pictures import Picture, open_image
 from minigpt4.models.generation import Answer
 from minigpt4.models.minigpt_base import MiniGPTBase
 from minigpt4.serve import remote
 from minigpt4.serve.api_errors import ApiError, as_api_error
 from minigpt4.serve.batching import Ask, Batcher, Sampling
 from minigpt4.serve.dialogue import render
-from minigpt4.serve.images import data_of, read_picture
 from minigpt4.serve.metrics import Metrics
 from minigpt4.serve.schema import ChatRequest, ImageUrl
 
@@ -41,7 +43,7 @@ class Limits:
 
     max_batch: int = 8
     queue: int = 64
-    max_image_pixels: int = 50_000_000
+    max_image_pixels: int = MAX_IMAGE_PIXELS
     max_body_mb: float = 20.0
     remote_images: bool = False
 
@@ -155,17 +157,19 @@ class Service:
         return prompt, images, length
 
     async def _read_picture(self, image: ImageUrl) -> Tensor:
-        if image.url[:5].lower() == "data:":
-            data = await to_thread.run_sync(data_of, image.url, limiter=self._hands)
-        elif self.limits.remote_images:
-            data = await remote.download(image.url, self.limits.max_bytes)
-        else:
-            raise UserError(f"'{image.url[:40]}' is no data: URL, and this server fetches no others. Send one.")
-        return await to_thread.run_sync(self._pixels, data, limiter=self._hands)
+        source: str | bytes = image.url
+        if not image.url.startswith("data:"):
+            if not self.limits.remote_images:
+                raise UserError(f"'{image.url[:40]}' is no data: URL, and this server fetches no others. Send one.")
+            source = await remote.download(image.url, self.limits.max_bytes)
+        return await to_thread.run_sync(self._pixels, source, limiter=self._hands)
 
-    def _pixels(self, data: bytes) -> Tensor:
-        # at once, so that one picture at a time is unpacked
-        return self.processor(read_picture(data, self.limits.max_image_pixels))
+    def _pixels(self, source: str | bytes) -> Tensor:
+        """Of a `data:` URL, or a file's bytes. At once, so that few pictures are unpacked at any time."""
+        most = self.limits.max_image_pixels
+        if isinstance(source, str):
+            return self.processor(Picture.from_url(source, most).image)
+        return self.processor(open_image(io.BytesIO(source), most))
 
 
 def _sampling(request: ChatRequest) -> Sampling:

@@ -1,7 +1,11 @@
 """What the entry points share: a user's error is one line and exit code 2."""
 
+import argparse
+import sys
+
 import pytest
 
+import demo
 from minigpt4.common import cli
 from minigpt4.common.errors import UserError, did_you_mean, first_line
 
@@ -37,3 +41,46 @@ def test_hints():
     assert did_you_mean("x", []) == " Known: none."
     assert first_line(ValueError("a\nb")) == "a"
     assert first_line(EOFError()) == "EOFError"
+
+
+@pytest.mark.parametrize("wrong", ["ada", "ada:", ":secret", ""])
+def test_credentials_are_a_user_and_a_password(wrong):
+    assert cli.credentials("ada:se:cret") == ("ada", "se:cret")
+    with pytest.raises(argparse.ArgumentTypeError, match="USER:PASSWORD"):
+        cli.credentials(wrong)
+
+
+@pytest.mark.parametrize("wrong", ["0", "-3", "1.5", "many", ""])
+def test_numbers_from_one_on(wrong):
+    assert cli.positive("12") == 12
+    with pytest.raises(argparse.ArgumentTypeError, match="no number from 1 on"):
+        cli.positive(wrong)
+
+
+def test_the_demos_arguments_reach_the_page(monkeypatch):
+    from minigpt4.serve import web
+
+    given = {}
+    monkeypatch.setattr(web, "serve", lambda config, **options: given.update(options))
+    monkeypatch.setattr(sys, "argv", ["demo.py"])
+    demo.main()
+    assert (given["host"], given["port"], given["share"], given["auth"]) == ("127.0.0.1", 7860, False, None)
+    argv = "demo.py --host 0.0.0.0 --port 80 --share --auth a:b --auth c:d --max-sessions 3 --max-image-pixels 5"
+    monkeypatch.setattr(sys, "argv", [*argv.split(), "--max-upload-mb", "7"])
+    demo.main()
+    assert given == {
+        "host": "0.0.0.0",
+        "port": 80,
+        "share": True,
+        "auth": [("a", "b"), ("c", "d")],
+        "max_sessions": 3,
+        "max_image_pixels": 5,
+        "max_upload_mb": 7,
+    }
+
+
+def test_a_wrong_password_argument_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--auth", "ada"])
+    with pytest.raises(SystemExit):
+        demo.main()
+    assert "argument --auth: write it as USER:PASSWORD" in capsys.readouterr().err

@@ -368,7 +368,7 @@ def test_a_saved_conversation_goes_on_as_it_would_have(chat, parity_model):
         (f'{{"version": 1, "turns": [{{"question": "{IMAGE}", "answer": ""}}]}}', "turn 1 .* 1 <ImageHere> but 0 pict"),
         ('{"version": 1, "turns": [{"question": "a", "answer": null}]}', "the last turn .* has no answer"),
         ('{"version": 1, "turns": [], "pictures": ["http://x"]}', "not a data: URL but 'http://x'"),
-        ('{"version": 1, "turns": [], "pictures": ["data:image/png;base64,AAAA"]}', "a picture can't be read"),
+        ('{"version": 1, "turns": [], "pictures": ["data:image/png;base64,AAAA"]}', "can't be read as a picture"),
         ('{"version": 1, "turns": [], "pictures": 3}', '"pictures" must be a list'),
     ],
 )

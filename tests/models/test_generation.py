@@ -174,3 +174,11 @@ def test_rows_are_streamed_and_interrupted_one_by_one(parity_model):
     assert answers[0].new_tokens in (5, 6)
     assert whole[0].startswith(answers[0]) and len(answers[0]) < len(whole[0])
     assert parity_model.llama_tokenizer.decode(rows[1].tokens, skip_special_tokens=True).startswith(whole[1])
+
+
+def test_whole_numbers_are_taken_for_floats(parity_model):
+    options = {"do_sample": True, "seed": 1, "max_new_tokens": 4}
+    whole = parity_model.generate(None, ["a dog"], temperature=1, top_p=1, repetition_penalty=1, **options)
+    assert whole == parity_model.generate(
+        None, ["a dog"], temperature=1.0, top_p=1.0, repetition_penalty=1.0, **options
+    )

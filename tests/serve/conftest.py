@@ -1,72 +1,110 @@
-"""The API on a free port, and those who ask it."""
+"""A page of the parity model, which can be told what to say, and an API of the tiny one."""
 
-import base64
-import io
-import threading
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-import uvicorn
 from openai import OpenAI
 from PIL import Image
 
-from minigpt4.common.config import load_config
+from minigpt4.common.config import ProcessorConfig, load_config
 from minigpt4.common.registry import registry
+from minigpt4.conversation.session import Sessions
+from minigpt4.models.generation import Answer
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.processors import build_processor
-from minigpt4.serve.api import build_app
-from minigpt4.serve.command import bind
+from minigpt4.serve import web
+from minigpt4.serve.page import build_page
 from minigpt4.serve.service import Limits, Service
+from minigpt4.serve.visitor import Handlers
+from tests.serve.asking import NAME, client_of, running
 
-SCENES = sorted((Path(__file__).parents[2] / "minigpt4/assets/tiny/examples").glob("*.jpg"))
-NAME = "tiny"
-
-
-@contextmanager
-def running(service: Service, api_key: str = "") -> Iterator[str]:
-    """Serves in a thread; gives the address."""
-    place = bind("127.0.0.1", 0)
-    server = uvicorn.Server(
-        uvicorn.Config(build_app(service, api_key), log_level="critical", timeout_graceful_shutdown=1)
-    )
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
-    thread.start()
-    while thread.is_alive() and not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{place.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        place.close()
+PROCESSOR = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=56))
+MAX_PIXELS = 4_000_000
 
 
-def client_of(url: str, key: str = "none") -> OpenAI:
-    return OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60)
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
-def data_url(picture: Path | Image.Image) -> str:
-    if isinstance(picture, Path):
-        data = picture.read_bytes()
-    else:
-        file = io.BytesIO()
-        picture.save(file, "png")
-        data = file.getvalue()
-    return f"data:image/any;base64,{base64.b64encode(data).decode()}"
+@pytest.fixture(scope="session")
+def example(tmp_path_factory) -> Path:
+    """A picture on the page that a click adds to the message."""
+    file = tmp_path_factory.mktemp("examples") / "green.png"
+    Image.new("RGB", (40, 30), "green").save(file)
+    return file
 
 
-def image_part(picture: Path | Image.Image | str) -> dict:
-    url = picture if isinstance(picture, str) else data_url(picture)
-    return {"type": "image_url", "image_url": {"url": url}}
+@pytest.fixture(scope="session")
+def url(parity_model, example):
+    handlers = Handlers(Sessions(parity_model, PROCESSOR, max_sessions=2), max_image_pixels=MAX_PIXELS)
+    page, port = build_page(handlers, [example]), free_port()
+    web.launch(page, "127.0.0.1", port, max_upload_mb=1)
+    yield f"http://127.0.0.1:{port}"
+    page.close()
 
 
-def user(*parts: str | Path | Image.Image) -> dict:
-    """A user's message."""
-    written = [{"type": "text", "text": part} if isinstance(part, str) else image_part(part) for part in parts]
-    return {"role": "user", "content": written}
+@pytest.fixture
+def echo(parity_model, monkeypatch):
+    """The model repeats its last question and names its pictures by a number, word by word, `seconds` each.
+
+    After `said` is set, it says that instead. `ended` holds how each answer ended, `options` what it was given.
+    """
+    model = SimpleNamespace(seconds=0.02, said=None, ended=[], options=[])
+
+    def generate(images, texts, *, streamer=None, interrupt=None, kept=None, **options):
+        model.options.append(options)
+        question = texts[0].rpartition("Human: ")[2].partition("###")[0].rpartition("</Img>")[2].strip()
+        seen = "no picture" if images is None else f"{len(images)} {images.double().sum():.3f}"
+        words = (model.said or f"{question} {seen}").split(" ")
+        said = 0
+        while said < len(words) and not interrupt.is_set():
+            said += 1
+            if streamer:
+                streamer.say(" ".join(words[:said]))
+            time.sleep(model.seconds)
+        answer = Answer(" ".join(words[:said]))
+        answer.new_tokens, answer.prompt_tokens = said, 10
+        answer.finish = "interrupt" if interrupt.is_set() else "stop"
+        model.ended.append(answer.finish)
+        return [answer]
+
+    monkeypatch.setattr(parity_model, "generate", generate)
+    return model
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """Makes a picture file of one colour."""
+
+    def make(color: str, size: tuple[int, int] = (40, 30)) -> Path:
+        Image.new("RGB", size, color).save(tmp_path / f"{color}.png")
+        return tmp_path / f"{color}.png"
+
+    return make
+
+
+@pytest.fixture
+def bad_files(tmp_path, picture) -> dict[Path, str]:
+    """Files that cannot be asked about, and what the page says of each."""
+    good = picture("yellow", (300, 300)).read_bytes()
+    for name, data in {
+        "text.jpg": b"Dear Sir,\n" * 99,
+        "half.png": good[: len(good) // 2],
+        "text.mp4": b"none",
+    }.items():
+        (tmp_path / name).write_bytes(data)
+    large = picture("purple", (2001, 2000))
+    return {
+        tmp_path / "text.jpg": "text.jpg: this can't be read as a picture",
+        tmp_path / "half.png": "half.png: the picture can't be read",
+        tmp_path / "text.mp4": "text.mp4: can't be read as a video",
+        large: "purple.png: the picture has more than 4 megapixels",
+    }
 
 
 @pytest.fixture(scope="session")
@@ -83,11 +121,11 @@ def service(tiny) -> Service:
 
 
 @pytest.fixture(scope="module")
-def url(service) -> Iterator[str]:
+def api_url(service) -> Iterator[str]:
     with running(service) as address:
         yield address
 
 
 @pytest.fixture
-def client(url) -> OpenAI:
-    return client_of(url)
+def client(api_url) -> OpenAI:
+    return client_of(api_url)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from minigpt4.conversation.chat import Chat
 from minigpt4.serve.service import Limits, Service
-from tests.serve.conftest import NAME, SCENES, client_of, running, user
+from tests.serve.asking import NAME, SCENES, client_of, running, user
 
 DESCRIBE = "Describe this image in detail."
 GREEDY = {"model": NAME, "temperature": 0}
@@ -79,9 +79,9 @@ def test_a_stream_is_the_same_answer_in_pieces(client):
     assert (last.choices, last.usage) == ([], plain.usage)
 
 
-def test_what_a_stream_looks_like(url):
+def test_what_a_stream_looks_like(api_url):
     request = {"messages": [user(DESCRIBE)], "max_tokens": 2, "stream": True, **GREEDY}
-    answer = httpx.post(f"{url}/v1/chat/completions", json=request)
+    answer = httpx.post(f"{api_url}/v1/chat/completions", json=request)
     assert answer.headers["content-type"].startswith("text/event-stream")
     *events, done, nothing = answer.text.split("\n\n")
     assert (done, nothing) == ("data: [DONE]", "")

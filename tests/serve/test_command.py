@@ -12,7 +12,7 @@ import pytest
 from minigpt4.common.errors import UserError
 from minigpt4.serve.command import bind
 from minigpt4.tools import cli
-from tests.serve.conftest import client_of, user
+from tests.serve.asking import client_of, user
 
 COMMAND = [sys.executable, "-c", "from minigpt4.tools.cli import main; main()", "serve"]
 

@@ -18,7 +18,7 @@ from minigpt4.conversation.conversation import IMAGE, Turn
 from minigpt4.processors import build_processor
 from minigpt4.serve.batching import Ask
 from minigpt4.serve.service import Limits, Service
-from tests.serve.conftest import NAME, SCENES, client_of, running, user
+from tests.serve.asking import NAME, SCENES, client_of, running, user
 
 QUESTIONS = ("Describe this image in detail.", "How many digits are there?", "Which digit is on the left?", "hello")
 

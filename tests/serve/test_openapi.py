@@ -7,7 +7,7 @@ from schemathesis import GenerationMode, checks
 from schemathesis.specs.openapi import checks as openapi
 
 from minigpt4.serve.service import Limits, Service
-from tests.serve.conftest import NAME, SCENES, data_url, running, user
+from tests.serve.asking import NAME, SCENES, data_url, running, user
 
 KEY = "secret"
 CHECKS = [

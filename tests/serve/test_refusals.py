@@ -10,7 +10,7 @@ import pytest
 
 from minigpt4.common.errors import UserError
 from minigpt4.serve.service import Limits, Service
-from tests.serve.conftest import NAME, SCENES, client_of, image_part, running, user
+from tests.serve.asking import NAME, SCENES, client_of, image_part, running, user
 
 GREEDY = {"model": NAME, "temperature": 0}
 
@@ -69,12 +69,12 @@ def bomb(side: int) -> bytes:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"no picture", "these bytes are none"),
-        (b"", "these bytes are none"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 5\n", "these bytes are none"),  # starts Ghostscript
+        (b"no picture", "can't be read as a picture"),
+        (b"", "can't be read as a picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 5\n", "can't be read as a picture"),  # starts Ghostscript
         (SCENES[0].read_bytes()[:900], "can't be read: "),
-        (bomb(1001), "1001 x 1001 is larger than 1000000 pixels"),
-        (bomb(65535), "is larger than 1000000 pixels"),
+        (bomb(1001), "more than 1 megapixels"),
+        (bomb(65535), "more than 1 megapixels"),
     ],
     ids=["text", "nothing", "eps", "half", "large", "bomb"],
 )
@@ -87,8 +87,9 @@ def test_what_is_no_picture(client, data, words, tmp_path):
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("data:image/png;base64,***", "base64 of a picture is broken"),
-        ("data:image/png,abc", "no picture in base64"),
+        ("data:image/png;base64,***", "data: URL can't be read"),
+        ("data:image/png;base64,é", "data: URL can't be read"),
+        ("data:image/png,abc", "is not a data: URL"),
         ("http://127.0.0.1/x.png", "fetches no others"),
         ("file:///etc/passwd", "fetches no others"),
         ("", "fetches no others"),
@@ -100,7 +101,7 @@ def test_what_is_no_data_url(client, address, words):
         client.chat.completions.create(messages=messages, **GREEDY)
 
 
-def test_other_models_and_addresses(client, url):
+def test_other_models_and_addresses(client, api_url):
     assert [card.id for card in client.models.list()] == [NAME]
     assert client.models.retrieve(NAME).id == NAME
     with pytest.raises(openai.NotFoundError, match="The model 'gpt-7' is not here. Ask for 'tiny'") as error:
@@ -108,8 +109,8 @@ def test_other_models_and_addresses(client, url):
     assert error.value.code == "model_not_found"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-7")
-    assert httpx.get(f"{url}/v1/embeddings").json()["error"]["type"] == "invalid_request_error"
-    wrong = httpx.get(f"{url}/v1/chat/completions")
+    assert httpx.get(f"{api_url}/v1/embeddings").json()["error"]["type"] == "invalid_request_error"
+    wrong = httpx.get(f"{api_url}/v1/chat/completions")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
 
 
@@ -126,31 +127,31 @@ def test_other_models_and_addresses(client, url):
     ],
     ids=["half", "number", "bytes", "deep", "long", "surrogate", "nan"],
 )
-def test_broken_bodies(url, body):
-    answer = httpx.post(f"{url}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+def test_broken_bodies(api_url, body):
+    answer = httpx.post(f"{api_url}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400
     assert answer.json()["error"]["message"]
 
 
-def test_lone_surrogates_are_no_text(url):
+def test_lone_surrogates_are_no_text(api_url):
     body = json.dumps({**GREEDY, "messages": [{"role": "user", "content": "\ud800"}]})  # as \\ud800
-    answer = httpx.post(f"{url}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    answer = httpx.post(f"{api_url}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400
 
 
-def test_other_sites_pages_can_not_ask(url):
+def test_other_sites_pages_can_not_ask(api_url):
     """A browser sends text/plain to any site without asking that site first."""
     body = json.dumps({"messages": [user("hello")], **GREEDY})
-    answer = httpx.post(f"{url}/v1/chat/completions", content=body, headers={"Content-Type": "text/plain"})
+    answer = httpx.post(f"{api_url}/v1/chat/completions", content=body, headers={"Content-Type": "text/plain"})
     assert answer.status_code == 400
 
 
 @pytest.mark.parametrize("size", [2_000_000, 40_000_000])
 @pytest.mark.parametrize("chunked", [False, True])
-def test_too_large_a_body(url, chunked, size):
+def test_too_large_a_body(api_url, chunked, size):
     body = json.dumps({"messages": [user("a" * size)], **GREEDY}).encode()
     content = (body[i : i + 10_000] for i in range(0, len(body), 10_000)) if chunked else body
-    answer = httpx.post(f"{url}/v1/chat/completions", content=content, headers={"Content-Type": "application/json"})
+    answer = httpx.post(f"{api_url}/v1/chat/completions", content=content, headers={"Content-Type": "application/json"})
     assert answer.status_code == 413
     assert answer.json()["error"]["message"] == "The request is larger than 2000000 bytes."
 

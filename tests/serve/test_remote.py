@@ -13,7 +13,7 @@ import pytest
 from minigpt4.common.errors import UserError
 from minigpt4.serve import remote
 from minigpt4.serve.service import Limits, Service
-from tests.serve.conftest import NAME, SCENES, client_of, image_part, running
+from tests.serve.asking import NAME, SCENES, client_of, image_part, running
 
 PICTURE = SCENES[0].read_bytes()
 
@@ -243,7 +243,7 @@ def test_over_the_api(tiny, site, port):
         assert ask(f"{site}/picture")
         for address, words in (
             (f"http://127.0.0.2:{port}/picture", "is not a public address"),
-            (f"{site}/zeros", "these bytes are none"),
+            (f"{site}/zeros", "can't be read as a picture"),
             ("file:///etc/passwd", "no http"),
         ):
             with pytest.raises(openai.BadRequestError, match=words):

@@ -1,0 +1,5 @@
+"""What visitors may ask of a server, unless its command line says otherwise."""
+
+MAX_IMAGE_PIXELS = 64_000_000  # 192 MB once decoded
+MAX_SESSIONS = 8
+MAX_UPLOAD_MB = 100

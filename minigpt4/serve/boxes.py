@@ -1,0 +1,58 @@
+"""The boxes of a MiniGPT-v2 answer, and the picture that they are drawn on (Chen et al. 2023, arXiv:2310.09478)."""
+
+import re
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+_GRID = 100  # coordinates are integers from 0 to this, relative to the picture
+_BOX = r"\{\s*<(\d{1,3})>\s*<(\d{1,3})>\s*<(\d{1,3})>\s*<(\d{1,3})>\s*\}"
+_LABELLED = re.compile(rf"(?:<p>(?P<label>[^<]*)</p>\s*)?(?P<boxes>{_BOX}(?:\s*<delim>\s*{_BOX})*)")
+_COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#f032e6", "#9a6324")
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle in hundredths of the picture's width and height, and what the answer says is in it."""
+
+    label: str
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+def find_boxes(answer: str) -> list[Box]:
+    """The boxes `{<x1><y1><x2><y2>}` of an answer, in order.
+
+    Several that `<delim>` joins share the phrase `<p>...</p>` before the first. What leaves the picture or has no
+    corner at its top left is none.
+    """
+    boxes = []
+    for match in _LABELLED.finditer(answer):
+        for numbers in re.findall(_BOX, match["boxes"]):
+            left, top, right, bottom = map(int, numbers)
+            if left <= right <= _GRID and top <= bottom <= _GRID:
+                boxes.append(Box((match["label"] or "").strip(), left, top, right, bottom))
+    return boxes
+
+
+def draw_boxes(image: Image.Image, boxes: list[Box]) -> Image.Image:
+    """A copy of an RGB picture with the boxes; those of one label have one color."""
+    image = image.copy()
+    draw, unit = ImageDraw.Draw(image), max(1, round(max(image.size) / 200))
+    font = ImageFont.load_default(size=max(12, 8 * unit))
+    labels = list(dict.fromkeys(box.label for box in boxes))
+    for box in boxes:
+        color = _COLORS[labels.index(box.label) % len(_COLORS)]
+        width, height = image.width - 1, image.height - 1
+        left, right = box.left * width / _GRID, box.right * width / _GRID
+        top, bottom = box.top * height / _GRID, box.bottom * height / _GRID
+        draw.rectangle((left, top, right, bottom), outline=color, width=unit)
+        if box.label:
+            wide, high = draw.textbbox((0, 0), box.label, font=font)[2:]
+            x = max(0, min(left, image.width - wide - 2 * unit))
+            y = top - high - 2 * unit if top > high + 2 * unit else top  # inside, where there is no room above
+            draw.rectangle((x, y, x + wide + 2 * unit, y + high + 2 * unit), fill=color)
+            draw.text((x + unit, y + unit), box.label, font=font, fill="white")
+    return image

@@ -1,0 +1,202 @@
+"""The page: what is where, and which event does what."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from minigpt4.serve.visitor import BEAMS, GREEDY, MODES, SAMPLE, Handlers, Message
+
+ANSWERS_AT_ONCE = 2  # further visitors wait in gradio's queue
+THEME = gr.themes.Default(
+    primary_hue="teal",
+    neutral_hue="slate",
+    font=["system-ui", "sans-serif"],  # nothing to download
+    font_mono=["ui-monospace", "monospace"],
+)
+CSS = """
+#chat { height: max(300px, calc(100dvh - 345px)) !important }
+#chat .bot .md { white-space: normal }
+#chat .bot .md :is(ul, ol) { padding-left: 1.5em }
+#chat .bot .md :is(h1, h2, h3, h4) { font-weight: bold; margin: 0.5em 0 }
+#chat .image-frame img { width: auto; max-width: 100%; max-height: 200px }
+#chat .bot .image-frame img { max-height: 300px }
+#chat .message-buttons:has(.download-link) { display: none }  /* would send a visitor's picture to another site */
+#status, #status * { font-size: 13px; line-height: 18px; color: var(--body-text-color-subdued) }
+#status { min-height: 24px; padding-top: 6px }
+#status [data-testid="status-tracker"] :is(.error, .clear-status) { display: none }  /* the toast says what it was */
+#mode .wrap { flex-wrap: nowrap; gap: 4px }
+#mode label { padding: 6px 5px; flex-grow: 1; font-size: 13px }
+#examples .gallery-item * { width: 68px; height: 68px }
+@media (max-width: 640px) { #chat { height: max(300px, calc(100dvh - 390px)) !important } }
+"""
+# a file that is dropped beside the message box would replace the page
+JS = """() => {
+    document.addEventListener("dragover", event => event.preventDefault());
+    document.addEventListener("drop", event => {
+        const box = document.querySelector("#message .full-container");
+        if (!box || box.contains(event.target) || !event.dataTransfer.files.length) return;
+        event.preventDefault();
+        box.dispatchEvent(new DragEvent("drop", { dataTransfer: event.dataTransfer, cancelable: true }));
+    });
+}"""
+_DOWNLOAD = "() => setTimeout(() => document.querySelector('#saved').click(), 100)"
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What the page tells a visitor about the loaded model."""
+
+    about: str
+    questions: tuple[str, ...]
+
+
+ANY_MODEL = Guide(
+    "Show pictures or a video and ask about them, in several turns if you like. The model can be wrong, and sound sure "
+    "of it.",
+    ("Describe this image in detail.", "What is unusual about this image?", "Write a poem about this image."),
+)
+
+
+def build_page(
+    handlers: Handlers, examples: list[Path], title: str = "MiniGPT-4", guide: Guide = ANY_MODEL
+) -> gr.Blocks:
+    """Builds the page.
+
+    Its events are also an API for `gradio_client`: `/ask`, `/edit`, `/regenerate`, `/undo`, `/restart` and `/load` give
+    the chat's messages, the message box and the status line; `/stop` nothing; `/save` a file.
+
+    Args:
+        examples: picture files that a click adds to the message.
+    """
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # some of gradio's telemetry looks only here
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as page:
+        visitor = gr.State()  # made at the first event: an initial value would be deep-copied
+        gr.Markdown(f"# {title}\n{guide.about}")
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=3, min_width=320):
+                chat, message, status = _chat_side(guide)
+            with gr.Column(scale=1, min_width=320):
+                with gr.Row():
+                    restart = gr.Button("Restart", size="sm", min_width=80)
+                    save = gr.Button("Save", size="sm", min_width=80)
+                    load = gr.UploadButton("Load", size="sm", min_width=80, file_types=[".json"])
+                saved = gr.DownloadButton(visible="hidden", elem_id="saved")
+                _picture_side(examples, message)
+                options = _options()
+
+        shown = [chat, message, status, visitor]
+        at_once: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
+        in_turn: dict[str, Any] = {"concurrency_limit": ANSWERS_AT_ONCE, "concurrency_id": "answers"}
+        in_turn["show_progress_on"] = status  # on the chat, an error would cover what was said
+        message.submit(handlers.ask, [message, *options, visitor], shown, api_name="ask", **in_turn)
+        chat.retry(handlers.regenerate, [*options, visitor], shown, api_name="regenerate", **in_turn)
+        index, words = gr.Number(visible=False), gr.Textbox(visible=False)
+        edited = chat.edit(_edited, None, [index, words], api_visibility="private", **at_once)
+        edited.success(handlers.edit, [index, words, *options, visitor], shown, api_name="edit", **in_turn)
+        message.stop(handlers.stop, visitor, None, api_name="stop", **at_once)
+        chat.undo(handlers.undo, visitor, shown, api_name="undo", **at_once)
+        gr.on([restart.click, chat.clear], handlers.restart, visitor, shown, api_name="restart", **at_once)
+        save.click(handlers.save, visitor, saved, api_name="save", **at_once).success(None, js=_DOWNLOAD)
+        load.upload(handlers.load, [load, visitor], shown, api_name="load", **at_once)
+    return page
+
+
+def _chat_side(guide: Guide) -> tuple[gr.Chatbot, gr.MultimodalTextbox, gr.Markdown]:
+    chat = gr.Chatbot(
+        show_label=False,
+        elem_id="chat",
+        buttons=[],
+        editable="user",
+        group_consecutive_messages=False,  # gradio cannot edit words in one bubble with a picture
+        render_markdown=False,  # the answers are rendered already, with no HTML of theirs
+        latex_delimiters=[],
+        placeholder="Drop, paste or attach pictures or a video, then ask about them.",
+    )
+    status = gr.Markdown(elem_id="status", container=False)
+    message = gr.MultimodalTextbox(
+        show_label=False,
+        placeholder="Ask about a picture",
+        file_count="multiple",
+        file_types=["image", "video"],
+        max_plain_text_length=1_000_000,  # longer pasted text would become a file
+        autofocus=True,
+        elem_id="message",
+    )
+    questions = gr.Dataset(
+        components=[gr.Textbox(visible=False)],
+        samples=[[question] for question in guide.questions],
+        label="Questions to start with",
+        type="index",
+    )
+    questions.click(
+        lambda chosen, old: {**old, "text": guide.questions[chosen]},
+        [questions, message],
+        message,
+        api_visibility="private",
+        show_progress="hidden",
+    )
+    return chat, message, status
+
+
+def _picture_side(examples: list[Path], message: gr.MultimodalTextbox) -> None:
+    if examples:
+        pictures = gr.Dataset(
+            components=[gr.Image(visible=False)],
+            samples=[[str(file)] for file in examples],
+            label="Pictures to try",
+            type="index",
+            elem_id="examples",
+        )
+        pictures.click(
+            lambda chosen, old: _with_file(old, str(examples[chosen])),
+            [pictures, message],
+            message,
+            api_visibility="private",
+            show_progress="hidden",
+        )
+    with gr.Accordion("Take a picture", open=False):
+        camera = gr.Image(sources=["webcam"], type="filepath", show_label=False, height=240, elem_id="camera")
+    camera.input(
+        lambda photo, old: (None, _with_file(old, photo) if photo else old),
+        [camera, message],
+        [camera, message],
+        api_visibility="private",
+        show_progress="hidden",
+    )
+
+
+def _options() -> list[Any]:
+    """The controls whose values `decoding` takes, in its order."""
+    with gr.Accordion("How it answers", open=True):
+        mode = gr.Radio(MODES, value=GREEDY, show_label=False, container=False, elem_id="mode")
+        beams = gr.Slider(2, 10, 5, step=1, label="Beams", visible=False)
+        length_penalty = gr.Slider(
+            -2, 2, 1, step=0.1, label="Length penalty", info="more: longer answers", visible=False
+        )
+        temperature = gr.Slider(0.1, 2, 1, step=0.1, label="Temperature", visible=False)
+        top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label="Top-p", visible=False)
+        seed = gr.Number(-1, precision=0, minimum=-1, label="Seed", info="-1: a new one each time", visible=False)
+        repetition = gr.Slider(1, 2, 1, step=0.05, label="Repetition penalty", info="1: none")
+        with gr.Row():
+            shortest = gr.Number(0, precision=0, minimum=0, label="Min tokens", min_width=80)
+            longest = gr.Number(300, precision=0, minimum=1, label="Max tokens", min_width=80)
+    controls = {beams: BEAMS, length_penalty: BEAMS, temperature: SAMPLE, top_p: SAMPLE, seed: SAMPLE}
+    mode.change(
+        lambda chosen: [gr.update(visible=chosen == of) for of in controls.values()],
+        mode,
+        list(controls),
+        api_visibility="private",
+        show_progress="hidden",
+    )
+    return [mode, beams, temperature, top_p, repetition, length_penalty, shortest, longest, seed]
+
+
+def _edited(event: gr.EditData) -> tuple[int, str]:
+    return event.index if isinstance(event.index, int) else event.index[0], event.value
+
+
+def _with_file(message: Message, file: str) -> Message:
+    return {"text": message["text"], "files": [*message["files"], file]}
