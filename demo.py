@@ -1,12 +1,18 @@
 """Chat about images in a web page: python demo.py [--cfg-path eval_configs/minigpt4_tiny_eval.yaml]"""
 
 from minigpt4.common.cli import add_serving, config_parser, credentials, positive, run
-from minigpt4.common.limits import MAX_UPLOAD_MB
+from minigpt4.common.limits import MAX_SESSIONS, MAX_UPLOAD_MB
 
 
 def main() -> None:
     parser = config_parser("Chat about images in a web page.", default="eval_configs/minigpt4_tiny_eval.yaml")
     add_serving(parser, port=7860)
+    parser.add_argument(
+        "--max-sessions",
+        type=positive,
+        default=MAX_SESSIONS,
+        help="visitors whose chat stays in the model's memory, others wait longer (default: %(default)s)",
+    )
     parser.add_argument("--share", action="store_true", help="open a public gradio link")
     parser.add_argument(
         "--auth",
@@ -20,11 +26,9 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    from minigpt4.common.config import load_config
-    from minigpt4.common.config_names import check_names
+    from minigpt4.serve.loading import read_config
 
-    config = load_config(args.cfg_path, args.options)  # wrong configs fail before the slow imports below
-    check_names(config)
+    config = read_config(args)  # wrong configs fail before the slow imports below
 
     from minigpt4.serve.web import serve
 

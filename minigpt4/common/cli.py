@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from minigpt4.common.errors import UserError
-from minigpt4.common.limits import MAX_IMAGE_PIXELS, MAX_SESSIONS
+from minigpt4.common.limits import MAX_IMAGE_PIXELS
 
 PATIENCE = 3.0  # seconds
 
@@ -34,15 +34,9 @@ def add_config_arguments(parser: argparse.ArgumentParser, default: str | None = 
 
 
 def add_serving(parser: argparse.ArgumentParser, port: int) -> None:
-    """Adds the arguments of whatever serves visitors over HTTP."""
+    """Gives a parser the arguments of whatever is served over HTTP."""
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 opens it to the network")
     parser.add_argument("--port", type=int, default=port, help="(default: %(default)s)")
-    parser.add_argument(
-        "--max-sessions",
-        type=positive,
-        default=MAX_SESSIONS,
-        help="visitors whose chat stays in the model's memory, others wait longer (default: %(default)s)",
-    )
     parser.add_argument(
         "--max-image-pixels",
         type=positive,

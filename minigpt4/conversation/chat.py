@@ -19,7 +19,7 @@ from minigpt4.conversation.streaming import Job
 from minigpt4.models.generation import settled
 from minigpt4.models.kept_cache import KeptCache
 from minigpt4.models.minigpt_base import MiniGPTBase
-from minigpt4.models.splice import IMAGE_PLACEHOLDER
+from minigpt4.models.splice import without_places
 
 
 class RestartedError(UserError):
@@ -241,7 +241,7 @@ def turns_of(waiting: list[Picture], parts: Sequence[Part]) -> list[Turn]:
     question, pictures = IMAGE * len(waiting[-1:]), waiting[-1:]
     for part in parts:
         if isinstance(part, str):
-            words = part.replace(IMAGE_PLACEHOLDER, "")  # only a picture makes a place for one
+            words = without_places(part)
             question += f" {words}" if question else words
         else:
             own = pictures_of(part)

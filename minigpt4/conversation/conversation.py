@@ -1,6 +1,6 @@
 """Conversation templates: how a dialogue becomes the one string that the LLM reads. A template is data."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
@@ -49,6 +49,19 @@ class Template:
     stop: tuple[str, ...]  # generation ends where one of these appears
     learned: tuple[str, ...] = ()  # markers that training's loss counts outside answers too
     before_answer: str = ""  # between assistant and an answer that is known
+    own_system: str = ""  # how somebody's own system text is written instead; empty where there is no place for one
+
+    def with_system(self, text: str) -> "Template":
+        """This template with another system text.
+
+        Raises:
+            UserError: it has no place for one.
+        """
+        if not self.own_system:
+            raise UserError(
+                "this model's prompt has no place for a system message. Leave it out, or say it in the first question."
+            )
+        return replace(self, system=self.own_system.format(text))
 
     def prompt(self, turns: list[Turn]) -> str:
         """Renders a dialogue; it ends where the answer of the last, unanswered turn begins."""
@@ -69,6 +82,11 @@ class TokenizerTemplate:
     tokenizer: "PreTrainedTokenizerBase"
     stop: tuple[str, ...] = ()  # the end-of-sequence ids do it
     learned: tuple[str, ...] = ()
+    system: str = ""  # of whoever asks; without one the tokenizer's template decides
+
+    def with_system(self, text: str) -> "TokenizerTemplate":
+        """This template with another system text; whether it has a place for one shows in `prompt`."""
+        return replace(self, system=text)
 
     def prompt(self, turns: list[Turn]) -> str:
         """Renders a dialogue, without the BOS that generation puts in front.
@@ -78,7 +96,8 @@ class TokenizerTemplate:
         Raises:
             UserError: the template refuses the dialogue.
         """
-        messages, asked = [], list[str]()
+        messages = [{"role": "system", "content": self.system}] if self.system else []
+        asked = list[str]()
         for turn in turns:
             asked.append(turn.question)
             if turn.answer is not None or turn is turns[-1]:
@@ -97,11 +116,15 @@ class TokenizerTemplate:
 
 
 TEMPLATES = {
-    "vicuna_v0": Template(_SYSTEM + "###", "Human: ", "###Assistant: ", "###", ("###",)),
+    "vicuna_v0": Template(_SYSTEM + "###", "Human: ", "###Assistant: ", "###", ("###",), own_system="{}###"),
     # the first version, of May 2023: no space where the answer is to begin
-    "vicuna_v0_2023_05": Template(_SYSTEM + "###", "Human: ", "###Assistant:", "###", ("###",), before_answer=" "),
-    "vicuna_v1.1": Template(_VICUNA_SYSTEM + " ", "USER: ", " ASSISTANT:", "</s>", ("</s>",), before_answer=" "),
-    "llama2": Template(_SYSTEM, "<s>[INST] ", " [/INST] ", "", ("</s>",)),
+    "vicuna_v0_2023_05": Template(
+        _SYSTEM + "###", "Human: ", "###Assistant:", "###", ("###",), before_answer=" ", own_system="{}###"
+    ),
+    "vicuna_v1.1": Template(
+        _VICUNA_SYSTEM + " ", "USER: ", " ASSISTANT:", "</s>", ("</s>",), before_answer=" ", own_system="{} "
+    ),
+    "llama2": Template(_SYSTEM, "<s>[INST] ", " [/INST] ", "", ("</s>",), own_system="{}"),
     "minigpt_v2": Template("", "<s>[INST] ", " [/INST]", "", ("</s>",)),
     "chatml": Template(
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
@@ -110,6 +133,7 @@ TEMPLATES = {
         "<|im_end|>\n",
         ("<|im_end|>", "<|im_start|>"),
         ("<|im_start|>", "<|im_end|>\n"),  # MiniGPT4Qwen's labels
+        own_system="<|im_start|>system\n{}<|im_end|>\n",
     ),
     # stage 2's prompt_template, turn after turn
     "tiny": Template("", "###Human: ", " ###Assistant: ", "", ("###",)),

@@ -1,7 +1,6 @@
 """What a visitor shows: pictures and videos, how they are kept, and how they travel in JSON."""
 
 import base64
-import binascii
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,7 +78,7 @@ class Picture:
             raise UserError(f"a picture is not a data: URL but {str(url)[:40]!r}. Write {_PNG}...")
         try:
             data = base64.b64decode(url.partition(";base64,")[2], validate=True)
-        except binascii.Error as error:
+        except ValueError as error:  # binascii's, or not even ASCII
             raise UserError(f"a picture's data: URL can't be read: {error}. Write {_PNG}...") from None
         return cls(open_image(io.BytesIO(data), max_pixels))
 

@@ -196,9 +196,10 @@ class MiniGPTBase(TrainingModel):
             raise_first(answers)
         return answers
 
-    def cut(self, text: str) -> str:
-        """Ends a text where the first stop string begins, and strips the space around it."""
-        return text[: min((at for stop in self.template.stop if (at := text.find(stop)) >= 0), default=None)].strip()
+    def cut(self, text: str, stops: Sequence[str] = ()) -> str:
+        """Ends a text where the first stop string begins, the template's or one of `stops`; strips space around it."""
+        found = (text.find(stop) for stop in (*self.template.stop, *stops))
+        return text[: min((at for at in found if at >= 0), default=None)].strip()
 
 
 def read_prompts(path: str, template: str) -> list[str]:

@@ -16,6 +16,11 @@ IMAGE_ROW = -1  # no token id is negative
 IGNORE = -100  # label that the loss skips
 
 
+def without_places(text: str) -> str:
+    """Somebody's words, in which only a picture may make a place for one."""
+    return text.replace(IMAGE_PLACEHOLDER, " ")  # not "": what stood around it could make another
+
+
 def prompt_layout(prompt: str, encode: Callable[[str], list[int]], rows_per_image: int) -> list[int]:
     """Lays out one prompt: text around each `<ImageHere>` is encoded by itself, an empty text gives nothing."""
     layout: list[int] = []

@@ -13,6 +13,7 @@ _TOOLS = {  # name: module with add_arguments and main, what it is for
     "predict": ("minigpt4.serve.predict", "ask about many images, one answer a line"),
     "tiny": ("minigpt4.tools.tiny.cli", "the bundled tiny model: make its data, make it again"),
     "validate-data": ("minigpt4.tools.validate_data", "check a file of own data, and show some of it on a page"),
+    "serve": ("minigpt4.serve.command", "answer over HTTP, as OpenAI's API does"),
     "convert-deepspeed": ("minigpt4.tools.convert_deepspeed", "turn a checkpoint of DeepSpeed into one of ours"),
 }
 

@@ -1,11 +1,13 @@
-"""Fixtures of the doors: the bundled model as they load it, and a page of a model that is told what to say."""
+"""Fixtures of the doors: the bundled model, a page of a model that is told what to say, and an API."""
 
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from openai import OpenAI
 from PIL import Image
 
 from minigpt4.common.config import ProcessorConfig, load_config
@@ -15,7 +17,9 @@ from minigpt4.processors import build_processor
 from minigpt4.serve import web
 from minigpt4.serve.loading import DEFAULT_CONFIG, load_model
 from minigpt4.serve.page import build_page
+from minigpt4.serve.service import Limits, Service
 from minigpt4.serve.visitor import Handlers
+from tests.serve.asking import NAME, client_of, running
 
 PROCESSOR = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=56))
 MAX_PIXELS = 4_000_000
@@ -102,7 +106,7 @@ def bad_files(tmp_path, picture) -> dict[Path, str]:
     }
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def tiny():
     """(model, processor)"""
     return load_model(load_config(DEFAULT_CONFIG))
@@ -120,3 +124,19 @@ def video(tmp_path_factory):
         writer.write(np.full((64, 64, 3), shade, np.uint8))
     writer.release()
     return file
+
+
+@pytest.fixture(scope="module")
+def service(tiny) -> Service:
+    return Service(*tiny, NAME, Limits(max_image_pixels=1_000_000, max_body_mb=2))
+
+
+@pytest.fixture(scope="module")
+def api_url(service) -> Iterator[str]:
+    with running(service) as address:
+        yield address
+
+
+@pytest.fixture
+def client(api_url) -> OpenAI:
+    return client_of(api_url)

@@ -1,0 +1,86 @@
+"""`minigpt4 serve`: the HTTP API."""
+
+import argparse
+import logging
+import os
+import socket
+
+from minigpt4.common.cli import add_config_arguments, add_serving
+from minigpt4.common.errors import Problems, UserError
+from minigpt4.serve.loading import DEFAULT_CONFIG, load_model, read_config
+
+logger = logging.getLogger(__name__)
+
+_LOCAL = ("127.0.0.1", "::1", "localhost")
+_PATIENCE = 5  # seconds that answers under way have after Ctrl-C
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(main=main)
+    add_config_arguments(parser, default=DEFAULT_CONFIG)
+    add_serving(parser, port=8000)
+    parser.add_argument("--model-name", help="the model's name in requests (default: arch-model_type of the config)")
+    parser.add_argument(
+        "--api-key",
+        default=os.environ.get("MINIGPT4_API_KEY", ""),
+        help="refuse requests without it; others on this machine can read it here, not in $MINIGPT4_API_KEY",
+    )
+    parser.add_argument("--max-batch", type=int, default=8, help="most answers at once (default: %(default)s)")
+    parser.add_argument(
+        "--queue", type=int, default=64, help="most answers that wait; then it says 429 (default: %(default)s)"
+    )
+    parser.add_argument("--max-body-mb", type=float, default=20.0, help="of one request (default: %(default)s)")
+    parser.add_argument(
+        "--allow-remote-images", action="store_true", help="fetch pictures of http(s) URLs, from public addresses only"
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    """Loads the model and serves until Ctrl-C.
+
+    Raises:
+        UserError: the config is wrong, a file is missing, or the address can't be used.
+    """
+    config = read_config(args)  # wrong configs fail before the slow imports below
+    try:
+        import prometheus_client  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise UserError(f"serving needs {error.name}. Install it: pip install 'minigpt4[serve]'") from error
+
+    from minigpt4.common.logger import setup_logger
+    from minigpt4.serve.api import build_app
+    from minigpt4.serve.service import Limits, Service
+
+    setup_logger()
+    problems = Problems()
+    with problems.collect():
+        limits = Limits(args.max_batch, args.queue, args.max_image_pixels, args.max_body_mb, args.allow_remote_images)
+    with problems.collect():
+        place = bind(args.host, args.port)
+    model, processor = load_model(config, problems)
+    name = args.model_name or f"{config.model.arch}-{config.model.model_type}"
+    app = build_app(Service(model, processor, name, limits), args.api_key)
+    if args.host not in _LOCAL and not args.api_key:
+        logger.warning("--host %s: everyone who reaches this machine can ask. Set MINIGPT4_API_KEY.", args.host)
+    host, port = place.getsockname()[:2]
+    logger.info("%s answers at http://%s:%s/v1 (Ctrl-C ends it)", name, f"[{host}]" if ":" in host else host, port)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=_PATIENCE))
+    server.run(sockets=[place])
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Takes an address, on which nobody is listened to yet. Port 0 is any free one.
+
+    Raises:
+        UserError: it can't be taken.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        place = socket.socket(family)
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind((address[0], port, *address[2:]))  # getaddrinfo would take port 70000 for 4464
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--host {host} --port {port}: {reason}. Choose another, for example --port 8001.") from None
+    return place

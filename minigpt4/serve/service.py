@@ -1,0 +1,180 @@
+"""From a request to its answers: prompts, pictures, limits."""
+
+import asyncio
+import io
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from anyio import CapacityLimiter, to_thread
+from PIL import Image
+from torch import Tensor
+
+from minigpt4.common.errors import UserError
+from minigpt4.common.limits import MAX_IMAGE_PIXELS
+from minigpt4.conversation.pictures import Picture, open_image
+from minigpt4.models.generation import Answer
+from minigpt4.models.minigpt_base import MiniGPTBase
+from minigpt4.serve import remote
+from minigpt4.serve.api_errors import ApiError, as_api_error
+from minigpt4.serve.batching import Ask, Batcher, Sampling
+from minigpt4.serve.dialogue import render
+from minigpt4.serve.metrics import Metrics
+from minigpt4.serve.schema import ChatRequest, ImageUrl
+
+_HANDS = 2  # requests whose words or pictures are read at once: a picture of the largest size takes 200 MB meanwhile
+_LEAST_TEMPERATURE = 0.01  # below, there is nothing left to draw, and divisions overflow
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server allows.
+
+    Attributes:
+        max_batch: answers made at once.
+        queue: answers that wait for their batch.
+        max_image_pixels: of one picture.
+        max_body_mb: of a request, and of a picture from the web.
+        remote_images: whether pictures may be http(s) URLs.
+    """
+
+    max_batch: int = 8
+    queue: int = 64
+    max_image_pixels: int = MAX_IMAGE_PIXELS
+    max_body_mb: float = 20.0
+    remote_images: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "queue", "max_image_pixels", "max_body_mb"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"--{name.replace('_', '-')}: {getattr(self, name)} is out of range. Set it above 0.")
+
+    @property
+    def max_bytes(self) -> int:
+        return int(self.max_body_mb * 1e6)
+
+
+class Service:
+    """One model and those who ask it.
+
+    Args:
+        model: in eval mode; nobody else is to use it.
+        processor: the model's eval processor, PIL image -> [3, H, W].
+        name: of the model, in requests and answers.
+    """
+
+    def __init__(self, model: MiniGPTBase, processor: Callable[[Image.Image], Tensor], name: str, limits: Limits):
+        self.model = model
+        self.processor = processor
+        self.name = name
+        self.limits = limits
+        self.metrics = Metrics()
+        self.batcher = Batcher(model, self.metrics, limits.max_batch, limits.queue)
+        self._hands = CapacityLimiter(_HANDS)
+        self._longest_piece = max(map(len, model.llama_tokenizer.get_vocab()))
+
+    async def read(self, request: ChatRequest) -> list[Ask]:
+        """What a request asks for: `n` answers to one prompt, with seeds that follow one another.
+
+        Raises:
+            ApiError: the model is another, or the conversation too long.
+            UserError: a message or a picture is not as it must be.
+            QueueFullError: there would be no room for the answers now.
+        """
+        self.require_model(request.model)
+        count = request.n or 1
+        if count > self.limits.queue:
+            raise ApiError(400, f"n: {count} is more than this server queues ({self.limits.queue}).", "n")
+        self.batcher.require_room(count)  # before the work
+        prompt, images, length = await to_thread.run_sync(self._read_words, request, limiter=self._hands)
+        pixels = [await self._read_picture(image) for image in images]
+        seed = secrets.randbits(62) if request.seed is None else request.seed
+        return [
+            Ask(
+                self.model,
+                prompt,
+                torch.stack(pixels) if pixels else None,
+                prompt_tokens=length,
+                max_tokens=int(min(request.longest, self.model.max_context_len - length)),
+                sampling=_sampling(request),
+                seed=(seed + index) % 2**63,
+                stops=request.stops,
+                stream=bool(request.stream),
+            )
+            for index in range(count)
+        ]
+
+    def require_model(self, name: str) -> None:
+        """Refuses another model's name."""
+        if name != self.name:
+            message = f"The model '{name[:80]}' is not here. Ask for '{self.name}'."
+            raise ApiError(404, message, "model", "model_not_found")
+
+    async def answers(self, asks: Sequence[Ask]) -> AsyncIterator[tuple[int, str | Answer]]:
+        """Has asks answered; yields the index of one and, if it streams, each further piece, at its end its `Answer`.
+
+        To leave before the end is to interrupt what is under way.
+
+        Raises:
+            QueueFullError: there is no room for them.
+            ApiError: one failed.
+        """
+        loop, told = asyncio.get_running_loop(), asyncio.Queue[tuple[int, str | Answer]]()
+
+        def tell(index: int, what: str | Answer) -> None:
+            with suppress(RuntimeError):  # the loop is closed, and nobody listens
+                loop.call_soon_threadsafe(told.put_nowait, (index, what))
+
+        for index, ask in enumerate(asks):
+            ask.tell = partial(tell, index)
+        self.batcher.submit(asks)
+        try:
+            left = len(asks)
+            while left:
+                index, what = await told.get()
+                if isinstance(what, Answer):
+                    left -= 1
+                    if what.error is not None:
+                        raise as_api_error(what.error)
+                yield index, what
+        finally:
+            self.batcher.cancel(asks)
+
+    def _read_words(self, request: ChatRequest) -> tuple[str, list[ImageUrl], int]:
+        """The prompt, its pictures, and how many tokens and image rows it has."""
+        prompt, images = render(self.model.template, request.messages)
+        window = self.model.max_context_len
+        # no token holds more than the longest piece: a book is refused without reading it
+        length = len(prompt) // self._longest_piece
+        if length < window:
+            length = len(self.model.layout(prompt))
+        if length >= window:
+            message = f"The messages have {length} tokens or more; the model reads and answers {window} at once."
+            raise ApiError(400, f"{message} Shorten them, or show fewer images.", "messages", "context_length_exceeded")
+        return prompt, images, length
+
+    async def _read_picture(self, image: ImageUrl) -> Tensor:
+        source: str | bytes = image.url
+        if not image.url.startswith("data:"):
+            if not self.limits.remote_images:
+                raise UserError(f"'{image.url[:40]}' is no data: URL, and this server fetches no others. Send one.")
+            source = await remote.download(image.url, self.limits.max_bytes)
+        return await to_thread.run_sync(self._pixels, source, limiter=self._hands)
+
+    def _pixels(self, source: str | bytes) -> Tensor:
+        """Of a `data:` URL, or a file's bytes. At once, so that few pictures are unpacked at any time."""
+        most = self.limits.max_image_pixels
+        if isinstance(source, str):
+            return self.processor(Picture.from_url(source, most).image)
+        return self.processor(open_image(io.BytesIO(source), most))
+
+
+def _sampling(request: ChatRequest) -> Sampling:
+    temperature = 1.0 if request.temperature is None else request.temperature
+    penalty = request.repetition_penalty or 1.0
+    if temperature < _LEAST_TEMPERATURE:
+        return Sampling(repetition_penalty=penalty)
+    return Sampling(True, temperature, request.top_p or 1.0, penalty)

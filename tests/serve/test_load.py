@@ -1,0 +1,179 @@
+"""The API when many ask, when too many do, and when one leaves."""
+
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+
+import httpx
+import openai
+import pytest
+import torch
+from PIL import Image
+
+from minigpt4.common.config import ProcessorConfig
+from minigpt4.conversation.conversation import IMAGE, Turn
+from minigpt4.processors import build_processor
+from minigpt4.serve.batching import Ask
+from minigpt4.serve.service import Limits, Service
+from tests.serve.asking import NAME, SCENES, client_of, running, user
+
+QUESTIONS = ("Describe this image in detail.", "How many digits are there?", "Which digit is on the left?", "hello")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """On busy cores PyTorch's threads wait for each other, for many times as long as they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def single_answer(model, processor, number: int) -> str:
+    """What the model says to client `number` when nobody else is there."""
+    shown = [SCENES[number % 4]] if number % 5 else []
+    pictures = [processor(Image.open(scene).convert("RGB")) for scene in shown]
+    prompt = model.template.prompt([Turn(" ".join([IMAGE] * len(shown) + [QUESTIONS[number // 4 % 4]]))])
+    sampling = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "seed": number} if number % 3 == 0 else {}
+    limit = 9 if number % 7 == 0 else 300
+    images = [pictures[0][None]] if pictures else None
+    return model.generate(images, [prompt], max_new_tokens=limit, **sampling)[0]
+
+
+def ask(client, number: int) -> str:
+    shown = [SCENES[number % 4]] if number % 5 else []
+    request = {
+        "model": NAME,
+        "messages": [user(*shown, QUESTIONS[number // 4 % 4])],
+        "temperature": 1 if number % 3 == 0 else 0,
+        "seed": number,
+        "max_tokens": 9 if number % 7 == 0 else 300,
+    }
+    if number % 2:
+        return client.chat.completions.create(**request).choices[0].message.content
+    chunks = client.chat.completions.create(stream=True, **request)
+    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+
+
+def test_32_clients_at_once_get_what_each_would_get_alone(tiny):
+    service = Service(*tiny, NAME, Limits(max_batch=8, queue=32))
+    with running(service) as url, ThreadPoolExecutor(32) as clients:
+        answers = list(clients.map(partial(ask, client_of(url)), range(32)))
+    assert answers == [single_answer(*tiny, number) for number in range(32)]
+    assert len(set(answers)) > 8
+    batches = service.metrics.registry.get_sample_value("minigpt4_batch_size_count")
+    assert batches < 16  # they did share
+
+
+@pytest.fixture
+def slow(parity_model, monkeypatch):
+    """A model that talks for long: 20 ms a token, and never to an end before 400."""
+    put = Ask.put
+
+    def slowly(self, value):
+        time.sleep(0.02 * len(value))
+        put(self, value)
+
+    monkeypatch.setattr(Ask, "put", slowly)
+    monkeypatch.setattr(parity_model, "stop_ids", [])
+    monkeypatch.setattr(parity_model.llama_model.generation_config, "eos_token_id", None)
+    return parity_model, build_processor(ProcessorConfig(name="blip2_image_eval", image_size=56))
+
+
+REQUEST = {"model": NAME, "messages": [{"role": "user", "content": "a dog"}], "max_tokens": 400, "temperature": 0}
+
+
+def wait_for(holds: Callable[[], bool], seconds: float = 5) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def idle(service: Service) -> bool:
+    return not service.batcher._waiting and not service.batcher._at_work
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_ends_its_generation(slow, stream):
+    service = Service(*slow, NAME, Limits())
+    with running(service) as url:
+        with httpx.Client() as client:
+            with client.stream("POST", f"{url}/v1/chat/completions", json=REQUEST | {"stream": True}) as answer:
+                next(answer.iter_lines())
+                wait_for(lambda: len(service.batcher._at_work) == 1)
+            if not stream:
+                wait_for(lambda: idle(service))
+                with pytest.raises(httpx.ReadTimeout):
+                    client.post(f"{url}/v1/chat/completions", json=REQUEST, timeout=0.3)
+        wait_for(lambda: idle(service), 1)  # 400 tokens would take 8 s
+        value = service.metrics.registry.get_sample_value
+        wait_for(lambda: value("minigpt4_tokens_total", {"kind": "completion"}) is not None)
+        assert value("minigpt4_tokens_total", {"kind": "completion"}) < 60
+        if not stream:
+            wait_for(lambda: value("minigpt4_requests_total", {"status": "499"}) == 1)
+
+
+def test_others_of_the_batch_go_on(slow):
+    service = Service(*slow, NAME, Limits())
+    with running(service) as url, ThreadPoolExecutor(1) as others:
+        stays = others.submit(client_of(url).chat.completions.create, **REQUEST | {"max_tokens": 30})
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/chat/completions", json=REQUEST, timeout=0.2)
+        assert stays.result().usage.completion_tokens == 30
+        wait_for(lambda: idle(service), 1)
+
+
+def test_a_full_queue_says_when_to_come_again(slow):
+    service = Service(*slow, NAME, Limits(max_batch=1, queue=2))
+    with running(service) as url, ThreadPoolExecutor(3) as others:
+        client = client_of(url)
+        first = [others.submit(client.chat.completions.create, **REQUEST | {"max_tokens": 50}) for _ in range(1)]
+        wait_for(lambda: len(service.batcher._at_work) == 1)
+        first += [others.submit(client.chat.completions.create, **REQUEST | {"max_tokens": 5}) for _ in range(2)]
+        wait_for(lambda: len(service.batcher._waiting) == 2)
+        for stream in (False, True):
+            with pytest.raises(openai.RateLimitError, match=r"The queue is full. Try again in \d+ s.") as error:
+                client.chat.completions.create(**REQUEST, stream=stream)
+            assert int(error.value.response.headers["retry-after"]) >= 1
+            assert error.value.code == "rate_limit_exceeded"
+        assert [answer.result().usage.completion_tokens for answer in first] == [50, 5, 5]
+        client.chat.completions.create(**REQUEST | {"max_tokens": 1})  # there is room again
+
+
+def test_who_leaves_the_queue_makes_room(slow):
+    service = Service(*slow, NAME, Limits(max_batch=1, queue=1))
+    with running(service) as url, ThreadPoolExecutor(1) as others:
+        first = others.submit(client_of(url).chat.completions.create, **REQUEST | {"max_tokens": 50})
+        wait_for(lambda: len(service.batcher._at_work) == 1)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/chat/completions", json=REQUEST, timeout=0.2)
+        wait_for(lambda: not service.batcher._waiting)
+        assert not first.done()
+
+
+def test_the_end_of_the_server_ends_the_answers(slow):
+    service = Service(*slow, NAME, Limits())
+    with ExitStack() as later:  # the client stays
+        with running(service) as url:
+            host, port = url.removeprefix("http://").split(":")
+            connection = later.enter_context(socket.create_connection((host, int(port))))
+            body = httpx.Request("POST", url, json=REQUEST | {"stream": True}).content
+            head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            wait_for(lambda: len(service.batcher._at_work) == 1)
+            start = time.monotonic()
+        assert time.monotonic() - start < 4  # 400 tokens would take 8 s
+    assert not service.batcher.alive
+
+
+def test_health_knows_when_nobody_answers(tiny):
+    service = Service(*tiny, NAME, Limits())
+    with running(service) as url:
+        assert httpx.get(f"{url}/health").status_code == 200
+        service.batcher.close()
+        answer = httpx.get(f"{url}/health")
+        assert (answer.status_code, answer.json()) == (503, {"status": "failed"})

@@ -1,0 +1,250 @@
+"""Pictures from the web: strangers name the address, so only public ones are asked, and only for so much."""
+
+import http.server
+import socket
+import threading
+import time
+from functools import partial
+
+import anyio
+import openai
+import pytest
+
+from minigpt4.common.errors import UserError
+from minigpt4.serve import remote
+from minigpt4.serve.service import Limits, Service
+from tests.serve.asking import NAME, SCENES, client_of, image_part, running
+
+PICTURE = SCENES[0].read_bytes()
+
+
+class Site(http.server.BaseHTTPRequestHandler):
+    """A web server; its paths say how it behaves."""
+
+    asked: list[str] = []
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        Site.asked.append(self.path)
+        if self.path.startswith("/to/"):
+            self.send_response(302)
+            self.send_header("Location", self.path.removeprefix("/to/"))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif self.path == "/missing":
+            self.send_error(404)
+        elif self.path == "/slow":
+            self.send_response(200)
+            self.end_headers()
+            for _ in range(20):  # each in time, all together not
+                time.sleep(0.1)
+                self.wfile.write(b"a")
+            self.close_connection = True
+        else:
+            self.send_response(200)
+            self.end_headers()
+            bodies = {"/picture": PICTURE, "/host": self.headers["Host"].encode()}
+            self.wfile.write(bodies.get(self.path, bytes(100_000)))
+            self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def port():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+@pytest.fixture
+def site(port, monkeypatch):
+    """A site that counts as public, at 127.0.0.1; all of 127.0.0.2 and so on does not."""
+    real = remote.is_public
+    monkeypatch.setattr(remote, "is_public", lambda address: address == "127.0.0.1" or real(address))
+    Site.asked = []
+    return f"http://127.0.0.1:{port}"
+
+
+def fetch(url: str, max_bytes: int = 50_000) -> bytes:
+    return anyio.run(partial(remote.download, url, max_bytes))
+
+
+def test_pictures_are_fetched_and_redirects_followed(site):
+    assert fetch(f"{site}/picture") == PICTURE
+    assert fetch(f"{site}/to//to//picture") == PICTURE  # relative
+    assert fetch(f"{site}/to/{site}/picture") == PICTURE
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/missing", "the server answered 404"),
+        ("/large", "larger than 50000 bytes"),
+        ("/to//to//to//to//picture", "more than 3 redirects"),
+        ("/to/file:///etc/passwd", "no http"),
+        ("/to/ftp://127.0.0.1/x", "no http"),
+    ],
+)
+def test_answers_that_are_no_picture(site, path, words):
+    with pytest.raises(UserError, match=rf"the picture '.*' can't be fetched: .*{words}.*Send it as a data: URL"):
+        fetch(site + path)
+
+
+def test_slow_answers(site, monkeypatch):
+    monkeypatch.setattr(remote, "PATIENCE", 0.5)
+    start = time.monotonic()
+    with pytest.raises(UserError, match="it took more than"):
+        fetch(f"{site}/slow")
+    assert time.monotonic() - start < 1.5
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.2",
+        "localhost",
+        "2130706434",  # 127.0.0.2 as one number
+        "0x7f.2",
+        "017700000002",
+        "127.2",
+        "0.0.0.0",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[64:ff9b::7f00:1]",
+        "169.254.169.254",
+    ],
+)
+def test_redirects_to_the_inside_are_not_followed(site, port, host, monkeypatch):
+    connect, connected = remote.httpcore.AnyIOBackend.connect_tcp, []
+
+    async def noted(self, host, *args, **options):
+        connected.append(host)
+        return await connect(self, host, *args, **options)
+
+    monkeypatch.setattr(remote.httpcore.AnyIOBackend, "connect_tcp", noted)
+    if host == "localhost":
+        monkeypatch.setattr(remote, "is_public", lambda address: len(connected) < 1)
+    with pytest.raises(UserError, match="is not a public address|is not found"):
+        fetch(f"{site}/to/http://{host}:{port}/picture")
+    assert connected == ["127.0.0.1"]
+    assert Site.asked == [f"/to/http://{host}:{port}/picture"]
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("8.8.8.8", True),
+        ("2606:4700::1111", True),
+        ("10.0.0.1", False),
+        ("172.16.5.5", False),
+        ("192.168.1.1", False),
+        ("100.64.0.1", False),  # carriers' own
+        ("127.8.8.8", False),
+        ("169.254.169.254", False),  # clouds tell their machines' secrets there
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("240.0.0.1", False),
+        ("255.255.255.255", False),
+        ("192.0.2.1", False),
+        ("::", False),
+        ("::1", False),
+        ("fe80::1%eth0", False),
+        ("fc00::1", False),
+        ("ff02::1", False),
+        ("2001:db8::1", False),
+        ("::ffff:8.8.8.8", False),  # an IPv4 address in disguise; a name never needs one
+        ("2002:7f00:1::", False),
+        ("2001:0:7f00:1::", False),
+        ("64:ff9b::7f00:1", False),
+    ],
+)
+def test_what_is_public(address, public):
+    assert remote.is_public(address) is public
+
+
+def test_a_name_that_changes_its_address_is_looked_up_once(site, port, monkeypatch):
+    answers = iter(["127.0.0.1", "127.0.0.2", "127.0.0.2"])
+
+    async def rebinding(host, port, **_):
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(answers), port))]
+
+    monkeypatch.setattr(remote.anyio, "getaddrinfo", rebinding)
+    assert fetch(f"http://rebinding.example:{port}/picture") == PICTURE
+    assert next(answers) == "127.0.0.2"  # the first was enough
+    with pytest.raises(UserError, match="'rebinding.example' is not a public address"):
+        fetch(f"http://rebinding.example:{port}/picture")
+
+
+def test_one_inner_address_among_several_is_too_many(site, port, monkeypatch):
+    async def both(host, port, **_):
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in ("127.0.0.1", "10.0.0.1")]
+
+    monkeypatch.setattr(remote.anyio, "getaddrinfo", both)
+    with pytest.raises(UserError, match="is not a public address"):
+        fetch(f"http://both.example:{port}/picture")
+
+
+def test_the_name_goes_along_with_the_request(site, port, monkeypatch):
+    """Sites that share an address, and certificates, need it."""
+
+    async def found(host, port, **_):
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(remote.anyio, "getaddrinfo", found)
+    assert fetch(f"http://shared.example:{port}/host") == f"shared.example:{port}".encode()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://",
+        "http:///x",
+        "http://[::1",
+        "http://a:b/",
+        "http://a:99999/",
+        "http://\x00/",
+        "http://a b/",
+        "//x",
+        "x",
+        "http://xn--a/",
+        "http://" + "a" * 300 + "/",
+        "http://.../",
+    ],
+)
+def test_broken_addresses(url):
+    with pytest.raises(UserError, match="can't be fetched"):
+        fetch(url)
+
+
+def test_what_answers_is_no_web_server(monkeypatch, site):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            connection, _ = server.accept()
+            connection.sendall(b"220 ready\r\n\r\n")
+            connection.close()
+
+        threading.Thread(target=answer).start()
+        with pytest.raises(UserError, match="no answer of a web server"):
+            fetch(f"http://127.0.0.1:{server.getsockname()[1]}/")
+
+
+def test_over_the_api(tiny, site, port):
+    with running(Service(*tiny, NAME, Limits(remote_images=True))) as url:
+        client = client_of(url)
+
+        def ask(address: str) -> str:
+            messages = [{"role": "user", "content": [image_part(address), {"type": "text", "text": "What is this?"}]}]
+            return client.chat.completions.create(model=NAME, messages=messages).choices[0].message.content
+
+        assert ask(f"{site}/picture")
+        for address, words in (
+            (f"http://127.0.0.2:{port}/picture", "is not a public address"),
+            (f"{site}/zeros", "can't be read as a picture"),
+            ("file:///etc/passwd", "no http"),
+        ):
+            with pytest.raises(openai.BadRequestError, match=words):
+                ask(address)
