@@ -1,8 +1,9 @@
 """How fast and how large training steps are: python benchmarks/train.py [--models tiny mid] [--rounds 5]
 
 On any device, with random weights, 224 pixels and 32000 words: tiny (layers as in the bundled model), mid (ViT-B,
-Q-Former, a Llama of 58 million parameters), and on a GPU 7b and 13b (EVA-ViT-g, Q-Former, a Llama of that size in bf16). Measured are whole runs of the runner that
-train.py uses, from JPEGs in shards to checkpoints, and on mid two pairs of ways to do the same, in turn.
+Q-Former, a Llama of 58 million parameters), and on a GPU 7b and 13b (EVA-ViT-g, Q-Former, a Llama of that size, bf16).
+Measured are whole runs of the runner that train.py uses, from JPEGs in shards to checkpoints, and on mid two pairs of
+ways to do the same, in turn.
 """
 
 import argparse

@@ -6,7 +6,11 @@ import multiprocessing
 import random
 import tarfile
 from collections import Counter
+from contextlib import closing
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from unittest.mock import patch
 
 import numpy as np
@@ -62,14 +66,16 @@ def dataset(name: str, storage: Path):
     return registry.get_builder_class(name)(name, config).build("train")
 
 
-def batches(folder: Path, names=("laion", "cc_sbu_align"), state=None, rank=0, ranks=1, **run) -> TrainBatches:
+def batches(
+    folder: Path, names=("laion", "cc_sbu_align"), state=None, rank=0, ranks=1, storage=None, **run
+) -> TrainBatches:
     """Of a mixture 1 : 2, for one rank of several."""
     settings = {"batch_size_train": 3, "num_workers": 0, "seed": 5} | run
     ratios = {"laion": 1.0, "cc_sbu": 1.0, "cc_sbu_align": 2.0}
     config = Config({}, {name: DatasetConfig(sample_ratio=ratios[name]) for name in names}, run=RunConfig(**settings))
-    storage = {"cc_sbu_align": folder}
+    places = {"cc_sbu_align": folder, "laion": storage or folder / "shards"}
     with patch.multiple(train_batches, rank=lambda: rank, world_size=lambda: ranks):
-        found = TrainBatches({name: dataset(name, storage.get(name, folder / "shards")) for name in names}, config)
+        found = TrainBatches({name: dataset(name, places.get(name, folder / "shards")) for name in names}, config)
     if state:
         found.load_state_dict(state)
     return found
@@ -191,6 +197,28 @@ def test_any_change_of_layout_keeps_a_pass_whole(folder, ranks, batch, cut, data
     left = (20 - len(before)) // (ranks2 * batch2)
     rest = [text for one in after for answers, _ in drawn(one, left) for text in answers]
     assert len(set(before + rest)) == len(before) + len(rest)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_shards_come_over_http_and_through_pipes(folder, workers):
+    """Webdataset's own openers. What a server lacks is counted as a damaged shard is."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    files = folder / "shards"
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=files)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        web = f"http://127.0.0.1:{server.server_port}"
+        expected = drawn(batches(folder, ["laion"], num_workers=workers), 8)
+        for storage in (f"{web}/{{0..4}}.tar", f"pipe:cat {files}/{{0..4}}.tar"):
+            with closing(batches(folder, ["laion"], num_workers=workers, storage=storage)) as found:
+                assert drawn(found, 8) == expected
+        found = batches(folder, ["laion"], num_workers=workers, storage=f"{web}/{{5..9}}.tar")
+        with closing(found), pytest.raises(UserError, match="9.tar"):
+            next(found)
+        server.shutdown()
 
 
 def test_too_few_shards_are_refused_with_the_cure(folder):
