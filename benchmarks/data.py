@@ -26,7 +26,7 @@ from torchvision.transforms import InterpolationMode
 from minigpt4.common.config import BuildInfo, Config, DatasetConfig, ProcessorConfig, ProcessorsConfig, RunConfig
 from minigpt4.common.registry import registry
 from minigpt4.datasets.train_batches import TrainBatches
-from minigpt4.processors.image import CLIP_MEAN, CLIP_STD, Blip2ImageTrainProcessor, open_image
+from minigpt4.processors.image import CLIP_MEAN, CLIP_STD, Blip2ImageTrainProcessor
 
 BATCH = 32
 
@@ -55,7 +55,7 @@ def ours(folder: Path, workers: int, reduced: bool = True) -> Iterator[Any]:
     )
     dataset: Any = registry.get_builder_class("cc_sbu")("cc_sbu", block).build("train")
     if not reduced:
-        dataset.reduced_size = None
+        dataset.reduced = False
     run = RunConfig(batch_size_train=BATCH, num_workers=workers)
     return TrainBatches({"cc_sbu": dataset}, Config(datasets={"cc_sbu": block}, run=run))
 
@@ -115,14 +115,14 @@ def reduced_and_full(folder: Path, rounds: int) -> None:
     processor = Blip2ImageTrainProcessor()
     files = [sample["jpg"] for sample in wds.WebDataset(str(folder / "00000.tar"), shardshuffle=False)]
 
-    def decoded(reduced_size: int | None) -> float:
+    def decoded(reduced: bool) -> float:
         started = time.process_time()
         for file in files:
-            processor(open_image(io.BytesIO(file), reduced_size))
+            processor.load(io.BytesIO(file), reduced)
         return len(files) / (time.process_time() - started)
 
     ways = {
-        "a JPEG to a tensor": {"reduced": lambda: decoded(processor.reduced_size), "full": lambda: decoded(None)},
+        "a JPEG to a tensor": {"reduced": lambda: decoded(True), "full": lambda: decoded(False)},
         "the whole path": {
             "reduced": lambda: images_per_second(ours(folder, 0), 4, 0),
             "full": lambda: images_per_second(ours(folder, 0, reduced=False), 4, 0),
