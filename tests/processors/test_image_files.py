@@ -114,7 +114,7 @@ def sizes_decoded(monkeypatch) -> list[tuple[int, int]]:
 def test_a_reduced_jpeg_shows_the_same_region(width, height, seed):
     file = stored(smooth(width, height), "JPEG", quality=95)
     reduced, whole = drawn(seed, TRAIN.load, file, True), drawn(seed, TRAIN.load, file, False)
-    assert (reduced - whole).abs().mean() < 0.02  # the values span about 3.7
+    assert (reduced - whole).abs().mean() < 0.01  # of values that span about 3.7
 
 
 EXIF = Image.Exif()
