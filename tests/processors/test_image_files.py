@@ -109,12 +109,12 @@ def sizes_decoded(monkeypatch) -> list[tuple[int, int]]:
     return seen
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(64, 700), st.integers(64, 700), st.integers(0, 99))
+@settings(max_examples=12, deadline=None)
+@given(st.integers(448, 1500), st.integers(448, 1500), st.integers(0, 99))
 def test_a_reduced_jpeg_shows_the_same_region(width, height, seed):
-    file = stored(smooth(width, height), "JPEG", quality=95)
-    reduced, whole = drawn(seed, TRAIN.load, file, True), drawn(seed, TRAIN.load, file, False)
-    assert (reduced - whole).abs().mean() < 0.01  # of values that span about 3.7
+    file, processor = stored(smooth(width, height), "JPEG", quality=95), Blip2ImageTrainProcessor()
+    reduced, whole = drawn(seed, processor.load, file, True), drawn(seed, processor.load, file, False)
+    assert (reduced - whole).abs().mean() < 0.015  # values span about 3.7, so one of 224 columns aside is 0.016
 
 
 EXIF = Image.Exif()
