@@ -2,7 +2,8 @@
 
 Shards of JPEGs made on the spot, from the file to normalised batches of 224 pixels:
 ours against plain webdataset + Pillow + torchvision on 256-pixel pictures, by workers; and, of 1024-pixel pictures on
-one core, JPEGs decoded at reduced size against the same at full size: from file to tensor, and in the whole path.
+one core, JPEGs read at reduced size, as training does (see `load` of the image processors), against the same at full
+size: from file to tensor, and in the whole path.
 """
 
 import argparse
@@ -131,7 +132,7 @@ def reduced_and_full(folder: Path, rounds: int) -> None:
     for what, both in ways.items():
         figures = in_turn(rounds, both)
         print(f"1024 pixels, one core, {what}")
-        print(row("JPEGs decoded at reduced size", figures["reduced"], "images/s"))
+        print(row("JPEGs read at reduced size", figures["reduced"], "images/s"))
         print(row("at full size", figures["full"], "images/s"))
         print(row("ratio", ratios(figures["reduced"], figures["full"]), "x"))
 
