@@ -27,7 +27,6 @@ from minigpt4.common.registry import registry
 from minigpt4.datasets import train_batches
 from minigpt4.datasets.datasets import shards as shards_module
 from minigpt4.datasets.train_batches import TrainBatches, seeded
-from minigpt4.processors.image import open_image
 
 NOISE = np.random.default_rng(0).integers(0, 255, (40, 36, 3), dtype=np.uint8)  # each crop of it is another
 
@@ -305,16 +304,3 @@ def test_seeded_puts_everything_back():
             raise KeyError
     assert (torch.rand(1), random.random()) == expected
     assert values[0] == values[1]
-
-
-@pytest.mark.parametrize(("size", "decoded"), [((1024, 1024), (512, 512)), ((735, 2000), (368, 1000)), ((700, 700), 0)])
-def test_training_decodes_no_more_of_a_jpeg_than_it_needs(size, decoded, tmp_path):
-    Image.new("RGB", size, (9, 99, 199)).save(tmp_path / "x.jpg")
-    training = dataset_of(tmp_path, True)
-    assert training.size == (decoded or size)
-    assert dataset_of(tmp_path, False).size == size
-
-
-def dataset_of(folder: Path, training: bool) -> Image.Image:
-    processor = registry.get_processor_class("blip2_image_train")(image_size=224)
-    return open_image(folder / "x.jpg", processor.reduced_size if training else None)
