@@ -45,7 +45,8 @@ def start(config: Path) -> subprocess.Popen:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     return subprocess.Popen(
         [sys.executable, *launcher, str(ROOT / "train.py"), "--cfg-path", str(config)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # without the latter, what torchrun starts again meets at the addresses of before (docs/training.md)
+        env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -82,7 +83,7 @@ def test_a_run_that_is_terminated_and_one_that_loses_a_process_go_on_to_the_bit(
             psutil.Process(run.pid).children()[-1].kill()  # a rank; torchrun starts all of them again
         errors = run.communicate(timeout=200)[1]
         assert run.returncode == 0, errors[-3000:]
-        assert ("killed by signal" in errors or "Signal 9" in errors) is (name == "parts"), errors[-3000:]
+        assert ("exitcode: -9" in errors) is (name == "parts"), errors[-3000:]
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     weights = [load_file(tmp_path / name / "checkpoint_1" / "model.safetensors") for name in ("whole", "parts")]
     assert all(torch.equal(weights[0][key], value) for key, value in weights[1].items())
