@@ -9,27 +9,7 @@ from safetensors.torch import load_file
 
 from minigpt4.common.errors import UserError
 from minigpt4.runners.guard import Guard
-from tests.runners.toy import Toy, toy_runner
-
-
-class Poisoned(Toy):
-    """Gives no number as loss, or as gradient, at some steps."""
-
-    def __init__(self, bad_steps: set[int], where: str = "loss"):
-        super().__init__()
-        self.bad_steps, self.where, self.calls = bad_steps, where, 0
-        self.ids: list[list[str]] = []
-
-    def forward(self, samples: dict) -> dict:
-        output = super().forward(samples)
-        self.calls += 1
-        if self.calls in self.bad_steps:
-            self.ids.append(samples["image_id"])
-            if self.where == "loss":
-                output["loss"] = output["loss"] * math.nan
-            else:
-                output["loss"].register_hook(lambda gradient: gradient * math.inf)
-        return output
+from tests.runners.toy import Poisoned, toy_runner
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])

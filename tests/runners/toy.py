@@ -1,5 +1,6 @@
 """A model and data so small that a run takes a moment; importable by processes that a test starts."""
 
+import math
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from minigpt4.common.config import Config, DatasetConfig, RunConfig
+from minigpt4.common.registry import registry
 from minigpt4.models.base_model import BaseModel
 from minigpt4.runners.runner_base import RunnerBase
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
@@ -49,6 +51,26 @@ class Toy(BaseModel):
         return {"loss": loss, "tokens": torch.tensor(len(samples["label"]))}
 
 
+class Poisoned(Toy):
+    """Gives no number as loss, or as gradient, at some steps."""
+
+    def __init__(self, bad_steps: set[int], where: str = "loss"):
+        super().__init__()
+        self.bad_steps, self.where, self.calls = bad_steps, where, 0
+        self.ids: list[list[str]] = []
+
+    def forward(self, samples: dict) -> dict:
+        output = super().forward(samples)
+        self.calls += 1
+        if self.calls in self.bad_steps:
+            self.ids.append(samples["image_id"])
+            if self.where == "loss":
+                output["loss"] = output["loss"] * math.nan
+            else:
+                output["loss"].register_hook(lambda gradient: gradient * math.inf)
+        return output
+
+
 def toy_runner(folder: Path, pause: float = 0.0, model: Toy | None = None, valid: bool = False, **run) -> RunnerBase:
     """A runner of 4 epochs of 8 steps."""
     settings = {"batch_size_train": 4, "num_workers": 0, "output_dir": str(folder), "amp": False, "init_lr": 1e-2}
@@ -56,6 +78,7 @@ def toy_runner(folder: Path, pause: float = 0.0, model: Toy | None = None, valid
     if valid:
         settings["valid_splits"] = ["val"]
     config = Config(datasets={"numbers": DatasetConfig()}, run=RunConfig(**settings))
-    RunnerBase.check(config)
+    runner_class = registry.get_runner_class(config.run.runner)
+    runner_class.check(config)
     datasets = {"train": {"numbers": Numbers(50)}, "val": {"numbers": Numbers(7)}}
-    return RunnerBase(config, ImageTextPretrainTask(config), model or Toy(pause), datasets)
+    return runner_class(config, ImageTextPretrainTask(config), model or Toy(pause), datasets)
