@@ -177,25 +177,6 @@ def test_a_run_writes_log_plot_config_and_trainable_weights_only(model, tmp_path
     assert "max_epoch: 2" in (tmp_path / "config.yaml").read_text()
 
 
-def test_the_best_checkpoint_is_the_one_with_the_lowest_validation_loss(model, tmp_path, monkeypatch):
-    trained = runner(model, tmp_path, valid=True, max_epoch=3)
-    losses = iter([2.0, 1.0, 3.0])
-    monkeypatch.setattr(trained, "validate", lambda: next(losses))
-    trained.train()
-    best, second, last = (
-        load_file(tmp_path / f"checkpoint_{n}" / "model.safetensors")["llama_proj.weight"] for n in ("best", 1, 2)
-    )
-    assert torch.equal(best, second) and not torch.equal(best, last)
-
-
-def test_validation_loss_is_the_mean_over_label_tokens_however_they_are_batched(model, tmp_path):
-    trained = runner(model, tmp_path, valid=True)
-    samples = [Pictures(7)[i] for i in range(7)]
-    batch = {"image": torch.stack([s["image"] for s in samples]), "answer": [s["answer"] for s in samples]}
-    with torch.no_grad():
-        assert trained.validate() == pytest.approx(model(batch)["loss"].item(), abs=1e-5)
-
-
 def test_accumulated_batches_equal_one_large_batch(model, tmp_path):
     other = copy.deepcopy(model)
     samples = [Pictures(8)[i] for i in range(4)]
