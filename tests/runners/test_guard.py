@@ -31,6 +31,7 @@ def test_a_bad_batch_spoils_the_whole_accumulated_step(tmp_path):
     for update in (False, True):
         runner._train_iteration(runner._next_batch(), 1e-2, update)
     assert torch.equal(model.llama_proj.weight, before)
+    assert model.llama_proj.weight.grad is None  # the good batch's is not for the next step
     for update in (False, True):
         runner._train_iteration(runner._next_batch(), 1e-2, update)
     assert not torch.equal(model.llama_proj.weight, before)

@@ -35,6 +35,7 @@ def test_the_loss_is_the_mean_over_label_tokens_however_they_are_batched(tmp_pat
     ("metric", "measures", "best"),
     [
         (None, [{"val_loss": 2.0}, {"val_loss": 1.0}, {"val_loss": 3.0}], 1),
+        (None, [{"val_loss": 1.0}, {"val_loss": 3.0}, {"val_loss": 2.0}], 0),
         (None, [{"val_loss": 2.0}, {"val_loss": float("nan")}, {"val_loss": 3.0}], 0),
         (None, [{}, {}, {}], 2),  # nothing to judge by: the last
         (
