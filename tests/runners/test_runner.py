@@ -177,6 +177,26 @@ def test_a_run_writes_log_plot_config_and_trainable_weights_only(model, tmp_path
     assert "max_epoch: 2" in (tmp_path / "config.yaml").read_text()
 
 
+def test_frozen_parts_stay_in_eval_mode_without_graphs_after_validation_too(model, tmp_path):
+    seen = []
+    for name in ("visual_encoder", "Qformer", "llama_model"):
+
+        def note(module, inputs, output, name=name):
+            if model.training:
+                dropping = any(part.training for part in module.modules())
+                seen.append((name, dropping, torch.is_grad_enabled()))
+
+        model.get_submodule(name).register_forward_hook(note)
+    trained = runner(model, tmp_path, valid=True, max_epoch=2)
+    in_optimizer = {id(p) for group in trained.strategy.optimizer.param_groups for p in group["params"]}
+    assert in_optimizer == {id(p) for p in model.llama_proj.parameters()}
+    trained.train()
+    frozen = [("visual_encoder", False, False), ("Qformer", False, False), ("llama_model", False, True)]
+    assert seen == frozen * 4  # steps
+    assert [n for n, p in model.named_parameters() if p.grad is not None and not p.requires_grad] == []
+    assert trained.strategy.optimizer.state.keys() == set(model.llama_proj.parameters())
+
+
 def test_accumulated_batches_equal_one_large_batch(model, tmp_path):
     other = copy.deepcopy(model)
     samples = [Pictures(8)[i] for i in range(4)]

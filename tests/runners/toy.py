@@ -1,7 +1,11 @@
 """A model and data so small that a run takes a moment; importable by processes that a test starts."""
 
 import math
+import multiprocessing
+import os
+import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,10 +14,14 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from minigpt4.common.config import Config, DatasetConfig, RunConfig
+from minigpt4.common.dist_utils import distributed
 from minigpt4.common.registry import registry
 from minigpt4.models.base_model import BaseModel
 from minigpt4.runners.runner_base import RunnerBase
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.runners.toy"])  # imports once; a child of it starts at once
 
 
 class Numbers(Dataset):
@@ -82,3 +90,24 @@ def toy_runner(folder: Path, pause: float = 0.0, model: Toy | None = None, valid
     runner_class.check(config)
     datasets = {"train": {"numbers": Numbers(50)}, "val": {"numbers": Numbers(7)}}
     return runner_class(config, ImageTextPretrainTask(config), model or Toy(pause), datasets)
+
+
+def on_ranks(processes: int, function: Callable[..., None], *args) -> None:
+    """Calls a function on so many processes that have joined."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [CONTEXT.Process(target=_on_rank, args=(r, processes, port, function, args)) for r in range(processes)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+        assert process.exitcode == 0
+
+
+def _on_rank(rank: int, processes: int, port: int, function: Callable[..., None], args: tuple) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with distributed(torch.device("cpu")):
+        function(*args)
