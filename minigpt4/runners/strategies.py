@@ -64,18 +64,19 @@ class Strategy:
         """One step of the optimizer with the gradients since the last, clipped where the config says so.
 
         Returns:
-            False, and nothing is done, where gradients are no numbers. With a scaler that is usual: it takes care.
+            False, and nothing is done, where gradients are no numbers. Not as long as a scaler can take care: that is
+            usual with it, and it lowers the scale.
         """
         self._set_lr(lr)
         self.scaler.unscale_(self.optimizer)
         most = math.inf if self.run.max_grad_norm is None else self.run.max_grad_norm
         norm = nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], most)
-        good = self.scaler.is_enabled() or bool(_whole(norm).isfinite())
-        if good:
-            self.scaler.step(self.optimizer)
+        finite = bool(_whole(norm).isfinite())
+        if finite or self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)  # a scaler skips what is not finite
             self.scaler.update()
         self.drop_gradients()
-        return good
+        return finite or self.scaler.get_scale() > 1  # without a scaler it is 1
 
     def _set_lr(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
