@@ -20,7 +20,6 @@ from minigpt4.datasets.feature_cache import FeatureCache, cached_datasets
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.preflight import preflight
 from minigpt4.models.towers import Towers
-from minigpt4.processors.image import Blip2ImageEvalProcessor, open_image
 from minigpt4.runners.runner_base import RunnerBase
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 from minigpt4.tools.tiny.data import write_all
@@ -86,7 +85,7 @@ def test_training_pictures_are_those_of_evaluation_decoded_in_full(config):
     Image.fromarray(pixels).resize((1024, 700)).save(file)
     dataset = cached(config)["train"]["cc_sbu_align"]
     processor = Blip2ImageEvalProcessor(56)
-    exact, reduced = (processor(open_image(file, size)) for size in (None, processor.reduced_size))
+    exact, reduced = (processor.load(file, reduced) for reduced in (False, True))
     assert not torch.equal(exact, reduced)
     features = Towers(config.model, preflight(config, towers=False)).image_features(exact.unsqueeze(0))[0]
     torch.testing.assert_close(dataset[3]["image_features"], features.bfloat16(), atol=1e-2, rtol=1e-2)
