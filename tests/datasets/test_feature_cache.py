@@ -20,6 +20,7 @@ from minigpt4.datasets.feature_cache import FeatureCache, cached_datasets
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.preflight import preflight
 from minigpt4.models.towers import Towers
+from minigpt4.processors.image import Blip2ImageEvalProcessor
 from minigpt4.runners.runner_base import RunnerBase
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 from minigpt4.tools.tiny.data import write_all
