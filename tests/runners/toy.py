@@ -101,7 +101,7 @@ def on_ranks(processes: int, function: Callable[..., None], *args) -> None:
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(60)
+        process.join(120)
         assert process.exitcode == 0
 
 
