@@ -74,6 +74,8 @@ class Poisoned(Toy):
             self.ids.append(samples["image_id"])
             if self.where == "loss":
                 output["loss"] = output["loss"] * math.nan
+            elif self.where == "infinite loss":  # whose gradients are numbers
+                output["loss"] = output["loss"] + math.inf
             else:
                 output["loss"].register_hook(lambda gradient: gradient * math.inf)
         return output
