@@ -33,12 +33,13 @@ class Guard:
 
         A bad batch spoils the whole step, which all ranks skip.
         """
-        if not good:
-            self._spoiled = True
+        told = self._spoiled and math.isfinite(loss)  # by the batch that spoiled it
+        self._spoiled |= not good
+        if not good and not told:
             ids = [str(i) for i in dist_utils.all_gather(list(batch.get("image_id", ["?"])))]
             self.bad.append(", ".join(ids[:10]) + (", ..." if len(ids) > 10 else ""))
-            told = (loss, self.bad_steps + 1, self.bad[-1])
-            logger.warning("loss %s: the step is skipped (%d in a row); batch: %s", *told)
+            message = "loss %s: the step is skipped (%d in a row); batch: %s"
+            logger.warning(message, loss, self.bad_steps + 1, self.bad[-1])
         if update:
             self.bad_steps, self.bad = (self.bad_steps + 1, self.bad) if self._spoiled else (0, [])
             self._spoiled = False

@@ -70,7 +70,6 @@ class RunnerBase:
         self.step = self.saved = 0
         self.best = math.inf
         self.epoch_loss = (0.0, 0)  # sum and number of this epoch's losses
-        self.group_ok = True  # no loss since the last step was no number
         self.signals = StopSignals()  # to this rank
         self.stopping = False  # all ranks know of one
         self.meter = Meter()
@@ -210,20 +209,15 @@ class RunnerBase:
             total, all_tokens, stopping = dist_utils.all_reduce_sum(shared).tolist()
             mean = total / max(all_tokens, 1)
             finite = math.isfinite(mean)
-            if finite:
-                # so that several ranks' mean is over tokens, as one process's with the same global batch
-                weight = tokens * dist_utils.world_size() / max(all_tokens, 1)
-                self.strategy.backward(loss * weight / self.run.accum_grad_iters, last=update)
+            # so that several ranks' mean is over tokens, as one process's with the same global batch; a bad loss spoils
+            # the gradients wherever an engine keeps those of the step, so that it refuses them all
+            weight = tokens * dist_utils.world_size() / max(all_tokens, 1) if finite else math.nan
+            self.strategy.backward(loss * weight / self.run.accum_grad_iters, last=update)
         self.stopping = stopping > 0  # all ranks stop at the same step
-        self.group_ok &= finite
-        if update and self.group_ok:
-            finite = self.strategy.step(lr)
-        elif update:
-            self.strategy.drop_gradients()
-        self.group_ok |= update
+        good = self.strategy.step(lr) if update else True
         self.meter.samples += len(next(iter(batch.values())))
         self.meter.tokens += int(all_tokens)
-        return mean, finite
+        return mean, finite and good
 
     def _report(self, bar: tqdm, losses: list[float], lr: float) -> None:
         """Tells the console and the log about the steps since the last report."""

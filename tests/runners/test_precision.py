@@ -104,3 +104,10 @@ def test_gradients_are_clipped_as_they_are_without_the_scale(most, tmp_path, mon
         runner._train_iteration(batch, 1e-2, update=True)
     assert norms[1] == pytest.approx(norms[0], rel=0.05) and norms[0] > 0
     assert (norms[0] == pytest.approx(0.01, rel=1e-3)) == (most is not None)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])
+def test_fp16_without_a_scaler_is_refused(strategy, monkeypatch):
+    monkeypatch.setattr("minigpt4.runners.strategies.world_size", lambda: 2)
+    with pytest.raises(UserError, match=f"run.strategy: {strategy} does not scale fp16 gradients. Set run.amp_dtype"):
+        build_strategy(Toy(), RunConfig(strategy=strategy, amp_dtype="fp16"), torch.device("cpu"))

@@ -74,6 +74,8 @@ class Poisoned(Toy):
             self.ids.append(samples["image_id"])
             if self.where == "loss":
                 output["loss"] = output["loss"] * math.nan
+            elif self.where == "infinite loss":  # whose gradients are numbers
+                output["loss"] = output["loss"] + math.inf
             else:
                 output["loss"].register_hook(lambda gradient: gradient * math.inf)
         return output
@@ -101,7 +103,7 @@ def on_ranks(processes: int, function: Callable[..., None], *args) -> None:
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(60)
+        process.join(120)
         assert process.exitcode == 0
 
 
