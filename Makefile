@@ -30,9 +30,10 @@ data: $(TINY_DATA)
 $(TINY_DATA): | install
 	$(BIN)/minigpt4 tiny data --out dataset/tiny
 
+# a second call trains nothing: it goes on where the first ended. `make clean` or rm -r output begins anew
 train: install data
-	$(BIN)/torchrun --nproc-per-node $(NPROC) train.py --cfg-path train_configs/minigpt4_tiny_stage1_pretrain.yaml
-	$(BIN)/torchrun --nproc-per-node $(NPROC) train.py --cfg-path train_configs/minigpt4_tiny_stage2_finetune.yaml
+	$(BIN)/torchrun --nproc-per-node $(NPROC) train.py --cfg-path train_configs/minigpt4_tiny_stage1_pretrain.yaml --options run.resume=auto
+	$(BIN)/torchrun --nproc-per-node $(NPROC) train.py --cfg-path train_configs/minigpt4_tiny_stage2_finetune.yaml --options run.resume=auto
 
 # the shipped projection, or your own: make eval CKPT=output/minigpt4_tiny_stage2_finetune/checkpoint_best
 eval: install data

@@ -1,8 +1,9 @@
 """How fast training data comes: python benchmarks/data.py [--rounds 5] [--workers 0 1 2]
 
 Shards of JPEGs made on the spot, from the file to normalised batches of 224 pixels:
-ours against plain webdataset + Pillow + torchvision on 256-pixel pictures, by workers; and, on 1024-pixel pictures on
-one core, ours with JPEGs decoded at reduced size against the same at full size.
+ours against plain webdataset + Pillow + torchvision on 256-pixel pictures, by workers; and, of 1024-pixel pictures on
+one core, JPEGs read at reduced size, as training does (see `load` of the image processors), against the same at full
+size: from file to tensor, and in the whole path.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from torchvision.transforms import InterpolationMode
 from minigpt4.common.config import BuildInfo, Config, DatasetConfig, ProcessorConfig, ProcessorsConfig, RunConfig
 from minigpt4.common.registry import registry
 from minigpt4.datasets.train_batches import TrainBatches
-from minigpt4.processors.image import CLIP_MEAN, CLIP_STD
+from minigpt4.processors.image import CLIP_MEAN, CLIP_STD, Blip2ImageTrainProcessor
 
 BATCH = 32
 
@@ -55,7 +56,7 @@ def ours(folder: Path, workers: int, reduced: bool = True) -> Iterator[Any]:
     )
     dataset: Any = registry.get_builder_class("cc_sbu")("cc_sbu", block).build("train")
     if not reduced:
-        dataset.reduced_size = None
+        dataset.reduced = False
     run = RunConfig(batch_size_train=BATCH, num_workers=workers)
     return TrainBatches({"cc_sbu": dataset}, Config(datasets={"cc_sbu": block}, run=run))
 
@@ -91,10 +92,55 @@ def images_per_second(batches: Iterator[Any], number: int, workers: int) -> floa
     return number * BATCH / (clock() - started)
 
 
+def by_workers(folder: Path, workers: list[int], rounds: int, batches: int) -> None:
+    first: list[float] = []
+    for count in workers:
+        number = batches * max(count, 1)
+        figures = in_turn(
+            rounds,
+            {
+                "ours": lambda w=count, n=number: images_per_second(ours(folder, w), n, w),
+                "plain": lambda w=count, n=number: images_per_second(plain(folder, w), n, w),
+            },
+        )
+        print(f"256 pixels, {count} workers")
+        print(row("ours", figures["ours"], "images/s"))
+        print(row("webdataset + Pillow + torchvision", figures["plain"], "images/s"))
+        print(row("ratio", ratios(figures["ours"], figures["plain"]), "x"))
+        if count > 1 and first:
+            print(row("ours, against 1 worker", ratios(figures["ours"], first), "x"))
+        first = figures["ours"] if count == 1 else first
+
+
+def reduced_and_full(folder: Path, rounds: int) -> None:
+    processor = Blip2ImageTrainProcessor()
+    files = [sample["jpg"] for sample in wds.WebDataset(str(folder / "00000.tar"), shardshuffle=False)]
+
+    def decoded(reduced: bool) -> float:
+        started = time.process_time()
+        for file in files:
+            processor.load(io.BytesIO(file), reduced)
+        return len(files) / (time.process_time() - started)
+
+    ways = {
+        "a JPEG to a tensor": {"reduced": lambda: decoded(True), "full": lambda: decoded(False)},
+        "the whole path": {
+            "reduced": lambda: images_per_second(ours(folder, 0), 4, 0),
+            "full": lambda: images_per_second(ours(folder, 0, reduced=False), 4, 0),
+        },
+    }
+    for what, both in ways.items():
+        figures = in_turn(rounds, both)
+        print(f"1024 pixels, one core, {what}")
+        print(row("JPEGs read at reduced size", figures["reduced"], "images/s"))
+        print(row("at full size", figures["full"], "images/s"))
+        print(row("ratio", ratios(figures["reduced"], figures["full"]), "x"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures the training data's path.")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--batches", type=int, default=20, help="measured in each round, for each worker")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -103,36 +149,10 @@ def main() -> None:
         small, large = Path(name) / "256", Path(name) / "1024"
         small.mkdir()
         large.mkdir()
-        write_shards(small, 256, 2048, max(8, *args.workers))
+        write_shards(small, 256, 2048, max([8, *args.workers]))
         write_shards(large, 1024, 256, 8)
-        first: list[float] = []
-        for workers in args.workers:
-            count = args.batches * max(workers, 1)
-            figures = in_turn(
-                args.rounds,
-                {
-                    "ours": lambda w=workers, n=count: images_per_second(ours(small, w), n, w),
-                    "plain": lambda w=workers, n=count: images_per_second(plain(small, w), n, w),
-                },
-            )
-            print(f"256 pixels, {workers} workers")
-            print(row("ours", figures["ours"], "images/s"))
-            print(row("webdataset + Pillow + torchvision", figures["plain"], "images/s"))
-            print(row("ratio", ratios(figures["ours"], figures["plain"]), "x"))
-            if workers > 1 and first:
-                print(row("ours, against 1 worker", ratios(figures["ours"], first), "x"))
-            first = figures["ours"] if workers == 1 else first
-        figures = in_turn(
-            args.rounds,
-            {
-                "reduced": lambda: images_per_second(ours(large, 0), 4, 0),
-                "full": lambda: images_per_second(ours(large, 0, reduced=False), 4, 0),
-            },
-        )
-        print("1024 pixels, one core")
-        print(row("JPEGs decoded at reduced size", figures["reduced"], "images/s"))
-        print(row("at full size", figures["full"], "images/s"))
-        print(row("ratio", ratios(figures["reduced"], figures["full"]), "x"))
+        by_workers(small, args.workers, args.rounds, args.batches)
+        reduced_and_full(large, args.rounds)
 
 
 if __name__ == "__main__":

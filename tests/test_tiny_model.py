@@ -86,8 +86,8 @@ def test_two_stages_on_two_processes_and_on_one(data, tmp_path):
         losses = [r["train_loss"] for r in records(folder) if "train_loss" in r]
         assert len(losses) == 6  # ranks other than 0 write nothing
         assert losses[-1] < 0.8 * losses[0]
-        first, last = (r["val_loss"] for r in records(folder) if "val_loss" in r)
-        assert last < first
+        validations = [r["val_loss"] for r in records(folder) if "val_loss" in r]
+        assert len(validations) == 2 and max(validations) < 0.9 * losses[0]
         assert {"checkpoint_0", "checkpoint_1", "checkpoint_best", "loss.png"} <= {p.name for p in folder.iterdir()}
 
 

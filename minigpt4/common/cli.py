@@ -1,6 +1,7 @@
 """What the entry points share: arguments, and errors as one line."""
 
 import argparse
+import logging
 import os
 import sys
 import time
@@ -66,10 +67,12 @@ def run(main: Callable[[], object]) -> None:
     Ranks mostly fail alike, and torchrun ends them all when the first exits. So the others wait: if rank 0 failed too,
     they never come to say it again; if not, they say what only they know.
     """
+    if (rank := os.environ.get("RANK", "0")) != "0":
+        logging.basicConfig(level=logging.ERROR)  # what it warns of, rank 0 does too
     try:
         main()
     except UserError as error:
-        if os.environ.get("RANK", "0") != "0":
+        if rank != "0":
             time.sleep(PATIENCE)
         # a worker process of a loader sends its traceback along; the error is its last line
         message = str(error).strip()

@@ -2,9 +2,11 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,25 @@ from minigpt4.common.dist_utils import is_main, world_size
 from minigpt4.common.errors import UserError
 
 LOG_FILE = "log.txt"
+_OF_SAMPLES = ("minigpt4.datasets.data_utils", "minigpt4.datasets.feature_cache", "minigpt4.models.training")
 
 
 def setup_logger() -> None:
-    """Sends log records to stderr; ranks other than 0 show warnings and errors only."""
-    level = logging.INFO if is_main() else logging.WARNING
+    """Sends log records to stderr. Ranks other than 0 show errors, and what is wrong with samples of their own."""
+    main = is_main()
+    level = logging.INFO if main else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", force=True)
     for chatty in ("httpx", "matplotlib", "PIL", "DeepSpeed"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+        logging.getLogger(chatty).setLevel(max(level, logging.WARNING))
+    if main:
+        return
+    for own in _OF_SAMPLES:
+        logging.getLogger(own).setLevel(logging.WARNING)
+    warnings.simplefilter("ignore")
+    from transformers.utils import logging as of_transformers  # slow to import
+
+    of_transformers.set_verbosity_error()
+    of_transformers.disable_progress_bar()
 
 
 class RunLog:
@@ -41,9 +54,11 @@ class RunLog:
         from torch.utils.tensorboard.writer import SummaryWriter  # slow to import
 
         self.file = self.folder / LOG_FILE
-        lines = self.file.read_text().splitlines() if resumed and self.file.is_file() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= resumed]
-        self.file.write_text("".join(line + "\n" for line in kept))
+        lines = self.file.read_text().splitlines(keepends=True) if resumed and self.file.is_file() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= resumed]
+        temporary = self.file.with_suffix(".tmp")  # cut off while it writes, a run leaves all lines
+        temporary.write_text("".join(kept))
+        os.replace(temporary, self.file)
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=resumed + 1)
         if config.run.wandb_log:
             self._wandb = _start_wandb(config)

@@ -6,6 +6,7 @@ import random
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape, glob
 from pathlib import Path
 from typing import Any, cast
 
@@ -74,7 +75,8 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def checkpoints(output_dir: Path) -> list[Path]:
     """The checkpoints of a run that can be continued from, the oldest first."""
-    states = output_dir.glob("*/" + _STATE.format("*"))
+    # not Path.glob, which fails where a run that goes on deletes an old one meanwhile
+    states = map(Path, glob(f"{escape(str(output_dir))}/*/{_STATE.format('*')}"))
     found = [(int(file.stem.rpartition("_")[2]), file.parent) for file in states if file.parent.suffix != _UNFINISHED]
     return [folder for _, folder in sorted(found)]
 

@@ -32,6 +32,8 @@ from minigpt4.models.llm import llm_folder, load_tokenizer
 from minigpt4.models.splice import IMAGE_PLACEHOLDER, prompt_layout
 from minigpt4.models.vision import JOINED
 from minigpt4.processors import build_processor
+from minigpt4.processors.image import open_image
+from minigpt4.processors.video import open_video
 
 SHOWN = 20  # samples on the page
 _LISTED = 20  # records named of each problem
@@ -177,7 +179,8 @@ def _check(index: int, raw: Any, processor: Callable[[str], str], folder: Path, 
         sample.answers = record.answers
         # what its pictures would take, if they can't be opened
         sample.questions = [question.replace(VIDEO, " ".join([IMAGE] * n_frms)) for question in questions]
-        sample.questions, pictures = load_pictures(record, questions, folder, n_frms)
+        video = partial(open_video, n_frms=n_frms)
+        sample.questions, pictures = load_pictures(record, questions, folder, open_image, video)
         sample.pictures = len(pictures)
         sample.thumbnails = [_thumbnail(picture) for picture in pictures] if index in shown else []
     except RecordError as error:

@@ -112,10 +112,8 @@ def cached_datasets(config: Config, task: ImageTextPretrainTask) -> dict[str, di
     """
     run = config.run
     folder = Path(str(run.cache_features))
-    logger.info("%s: '%s'; all splits see the evaluation transform, without random crops", _KEY, folder)
-    for block in config.datasets.values():
-        block.vis_processor.train = block.vis_processor.eval
-    splits = {split: task.build_datasets(split) for split in ("train", *run.valid_splits)}
+    logger.info("%s: '%s'; all splits see the evaluation transform: no random crops, exact decoding", _KEY, folder)
+    splits = {split: task.build_datasets(split, exact=True) for split in ("train", *run.valid_splits)}
     datasets: dict[str, Any] = {
         f"{split}/{name}": dataset for split, own in splits.items() for name, dataset in own.items()
     }

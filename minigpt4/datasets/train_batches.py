@@ -285,7 +285,7 @@ class _ShardBatches(IterableDataset):
         for name, read, position in self.dataset.endless(
             self.positions[worker], stream, self.ranks * workers, self.seed
         ):
-            with seeded(f"{self.seed} {name} {position}"):
+            with seeded(f"{self.seed} {stream} {position}"):
                 samples.append(use(name, read))
             skipped = sum(isinstance(sample, Skipped) for sample in samples)
             if len(samples) - skipped == self.batch_size or skipped == _MOST_WAITING:

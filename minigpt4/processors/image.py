@@ -1,13 +1,17 @@
 """Image processors: PIL image -> normalised tensor [3, image_size, image_size]."""
 
-import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
+import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
-from torchvision import transforms
-from torchvision.transforms import InterpolationMode
+from torch.nn.functional import interpolate
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.functional import normalize
 
 from minigpt4.common.errors import UserError
 from minigpt4.common.registry import registry
@@ -15,47 +19,83 @@ from minigpt4.common.registry import registry
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+_Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 
-def open_image(file: Path | BinaryIO, reduced_size: int | None = None) -> Image.Image:
+
+def open_image(file: Path | BinaryIO) -> Image.Image:
     """Reads a picture as RGB.
-
-    Args:
-        reduced_size: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as no side gets shorter than this:
-            faster, and not to the bit what resizing the whole gives.
 
     Raises:
         UserError: the file is no picture, or a damaged one.
     """
+    with _readable(file), Image.open(file) as image:
+        return _rgb(image)
+
+
+@contextmanager
+def _readable(file: Path | BinaryIO) -> Iterator[None]:
     try:
-        with Image.open(file) as image:
-            if reduced_size:
-                image.draft(None, (reduced_size, reduced_size))
-            return image.convert("RGB")
+        yield
     except (OSError, ValueError, SyntaxError, NotImplementedError, Image.DecompressionBombError) as error:
         name = f"{file} can't" if isinstance(file, Path) else "can't"
         raise UserError(f"{name} be read as a picture: {error}. Remove it and its records, or mend it.") from None
 
 
-def _compose(resize: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> transforms.Compose:
-    # the resize works on the PIL image: resizing the tensor gives other pixels than the weights were trained with
-    return transforms.Compose([resize, transforms.ToTensor(), transforms.Normalize(mean, std)])
+def _rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")  # which copies what is RGB
+
+
+def _tensor(image: Image.Image) -> Tensor:
+    """Bytes [3, height, width], not contiguous."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 @registry.register_processor("blip2_image_eval")
 class Blip2ImageEvalProcessor:
-    """Bicubic resize to a square (aspect ratio not kept, no crop), then CLIP's normalisation.
-
-    Attributes:
-        reduced_size: pixels of a picture's sides that training needs, see `open_image`.
-    """
+    """Bicubic resize to a square (aspect ratio not kept, no crop), then CLIP's normalisation."""
 
     def __init__(self, image_size: int = 224, mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD):
-        size = (image_size, image_size)
-        self.reduced_size = _reduced(image_size, 0.5)
-        self.transform = _compose(transforms.Resize(size, InterpolationMode.BICUBIC), mean, std)
+        self.image_size, self.mean, self.std = image_size, list(mean), list(std)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        return self.transform(image)
+        return self._pixels(image, self._box(image), 1)
+
+    def load(self, file: Path | BinaryIO, reduced: bool) -> Tensor:
+        """Reads a picture.
+
+        Args:
+            reduced: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as what is used of it needn't be
+                enlarged for that: faster, the same region to half a pixel, and not to the bit what the whole gives.
+
+        Raises:
+            UserError: the file is no picture, or a damaged one.
+        """
+        with _readable(file), Image.open(file) as image:
+            left, top, right, bottom = box = self._box(image)
+            whole = image.size
+            if reduced:
+                fit = min(right - left, bottom - top) // self.image_size
+                scale = next((scale for scale in (8, 4, 2) if scale <= fit), 1)
+                image.draft(None, (whole[0] // scale, whole[1] // scale))
+            picture = _rgb(image)
+        return self._pixels(picture, box, scale if picture.size != whole else 1)
+
+    def _box(self, image: Image.Image) -> _Box:
+        """What is used of an image, of which nothing but the header may be read yet."""
+        return (0, 0, *image.size)
+
+    def _pixels(self, image: Image.Image, box: _Box, scale: int) -> Tensor:
+        """The box of an image that was decoded at 1/scale."""
+        size = (self.image_size, self.image_size)
+        if scale == 1:  # by Pillow: resizing the tensor gives other pixels than the weights were trained with
+            pixels = _tensor(image.crop(box).resize(size, Image.Resampling.BICUBIC))
+        else:  # which the decoding gave already: torch's is off by one level of 255 at most, and twice as fast
+            left, top, right, bottom = (round(edge / scale) for edge in box)
+            part = _tensor(image.crop((left, top, right, bottom)))
+            pixels = interpolate(part[None], size, mode="bicubic", antialias=True)[0]
+        pixels = pixels.contiguous().float().div_(255)  # ToTensor and Normalize, with fewer copies
+        return normalize(pixels, self.mean, self.std, inplace=True)
 
 
 @registry.register_processor("blip2_image_train")
@@ -75,13 +115,10 @@ class Blip2ImageTrainProcessor(Blip2ImageEvalProcessor):
         random_resized_crop: bool = True,
     ):
         super().__init__(image_size, mean, std)
-        if random_resized_crop:
-            scale = (min_scale, max_scale)
-            crop = transforms.RandomResizedCrop(image_size, scale=scale, interpolation=InterpolationMode.BICUBIC)
-            self.transform = _compose(crop, mean, std)
-            self.reduced_size = _reduced(image_size, min_scale)
+        self.crop = RandomResizedCrop(image_size, (min_scale, max_scale)) if random_resized_crop else None
 
-
-def _reduced(image_size: int, min_scale: float) -> int:
-    """Pixels a picture's side needs for training: its smallest crop, of aspect ratio 3/4, is not to be enlarged."""
-    return math.ceil(image_size / math.sqrt(min_scale * 3 / 4))
+    def _box(self, image: Image.Image) -> _Box:
+        if self.crop is None:
+            return super()._box(image)
+        top, left, height, width = self.crop.get_params(image, self.crop.scale, self.crop.ratio)
+        return (left, top, left + width, top + height)

@@ -62,12 +62,13 @@ class DeepSpeed(Strategy):
 
     def step(self, lr: float) -> bool:
         self._set_lr(lr)
+        if self.run.zero_stage == 0:  # of which alone the engine does not look at the gradients
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            if not nn.utils.get_total_norm(gradients).isfinite():
+                self.engine.zero_grad()
+                return False
         self.engine.step()
-        return True
-
-    def drop_gradients(self) -> None:
-        self.engine.zero_grad()
-        self.engine.optimizer.zero_grad()
+        return bool(self.engine.was_step_applied())
 
     def weights(self) -> dict[str, Tensor]:
         trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}

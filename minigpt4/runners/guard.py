@@ -25,17 +25,24 @@ class Guard:
         self.most, self.chance = most, math.log(vocabulary)
         self.bad: list[str] = []  # ids of the batches of the bad steps in a row
         self.bad_steps = 0
+        self._spoiled = False  # the step to come
         self._said = False
 
-    def step_is_good(self, finite: bool, loss: float, batch: dict[str, Any]) -> bool:
-        """Counts a step; False once there were too many bad ones. A bad one was skipped by all ranks."""
-        if finite:
-            self.bad_steps, self.bad = 0, []
-            return True
-        self.bad_steps += 1
-        ids = [str(i) for i in dist_utils.all_gather(list(batch.get("image_id", ["?"])))]
-        self.bad.append(", ".join(ids[:10]) + (", ..." if len(ids) > 10 else ""))
-        logger.warning("loss %s: the step is skipped (%d in a row); batch: %s", loss, self.bad_steps, self.bad[-1])
+    def go_on(self, good: bool, loss: float, batch: dict[str, Any], update: bool) -> bool:
+        """Takes note of a batch; with `update` it was the last of its step. False once too many steps were bad.
+
+        A bad batch spoils the whole step, which all ranks skip.
+        """
+        told = self._spoiled and math.isfinite(loss)  # by the batch that spoiled it
+        self._spoiled |= not good
+        if not good and not told:
+            ids = [str(i) for i in dist_utils.all_gather(list(batch.get("image_id", ["?"])))]
+            self.bad.append(", ".join(ids[:10]) + (", ..." if len(ids) > 10 else ""))
+            message = "loss %s: the step is skipped (%d in a row); batch: %s"
+            logger.warning(message, loss, self.bad_steps + 1, self.bad[-1])
+        if update:
+            self.bad_steps, self.bad = (self.bad_steps + 1, self.bad) if self._spoiled else (0, [])
+            self._spoiled = False
         return self.bad_steps < self.most
 
     def give_up(self, output_dir: Path) -> None:

@@ -4,10 +4,8 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from importlib.util import find_spec
-from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +20,12 @@ from minigpt4.common.logger import Meter, RunLog, parts_table, plot_loss, write_
 from minigpt4.common.optims import build_schedule
 from minigpt4.common.registry import registry
 from minigpt4.common.signals import StopSignals
-from minigpt4.datasets.data_utils import Batch, SkipCounter, build_valid_loader, to_device
+from minigpt4.datasets.data_utils import Batch, to_device
 from minigpt4.datasets.train_batches import TrainBatches
 from minigpt4.models.base_model import BaseModel
 from minigpt4.runners.guard import Guard
 from minigpt4.runners.strategies import build_strategy
+from minigpt4.runners.validation import Validation
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 
 logger = logging.getLogger(__name__)
@@ -64,18 +63,13 @@ class RunnerBase:
                 model.check_language()
         self.strategy = build_strategy(model, run, self.device)
         self.batches = TrainBatches(datasets["train"], config, pin_memory=self.device.type not in ("cpu", "mps"))
-        self.valid_loaders = {
-            name: build_valid_loader(dataset, run.batch_size_eval, min(run.num_workers, 1))
-            for split in run.valid_splits
-            for name, dataset in datasets[split].items()
-        }
+        self.validation = Validation(config, task, self.strategy, datasets)
         self.iters_per_epoch = run.iters_per_epoch or self.batches.length or _no_length()
         self.total = self._total_iters()
         self.schedule = build_schedule(run, self.iters_per_epoch)
         self.step = self.saved = 0
         self.best = math.inf
         self.epoch_loss = (0.0, 0)  # sum and number of this epoch's losses
-        self.group_ok = True  # no loss since the last step was no number
         self.signals = StopSignals()  # to this rank
         self.stopping = False  # all ranks know of one
         self.meter = Meter()
@@ -99,14 +93,6 @@ class RunnerBase:
             raise UserError("run.evaluate: True trains nothing. Use evaluate.py, or set run.evaluate=False.")
         if run.max_iters is not None and run.runner == "runner_base":
             raise UserError("run.max_iters: runner_base counts epochs. Set run.max_epoch, or run.runner=runner_iter.")
-        if run.metric and not config.evaluation_datasets:
-            raise UserError("run.metric: evaluation_datasets names none to take it on. Name one, or set it to null.")
-        if run.metric and (run.strategy == "fsdp" or run.strategy == "deepspeed" and run.zero_stage == 3):
-            raise UserError("run.metric: a sharded model can't generate. Set run.strategy=ddp, or run.metric=null.")
-        if run.cache_features and run.metric:
-            raise UserError(
-                "run.metric: it is taken on pictures, which run.cache_features leaves out. Set one to null."
-            )
         if run.cache_features and (trained := config.model.trained & {"vit", "qformer"}):
             raise UserError(
                 f"run.cache_features: features change while {' and '.join(sorted(trained))} train. Set it to null, or "
@@ -115,6 +101,7 @@ class RunnerBase:
         for package, wanted in (("deepspeed", run.strategy == "deepspeed"), ("wandb", run.wandb_log)):
             if wanted and find_spec(package) is None:
                 raise UserError(f"run: {package} is asked for but not installed: pip install {package}")
+        Validation.check(config)
         training_state.checkpoint_to_continue(run.resume, Path(run.output_dir))
 
     def _restore(self, folder: Path, state: dict[str, Any]) -> None:
@@ -180,7 +167,7 @@ class RunnerBase:
                 batch = self._next_batch()
                 loss, good = self._train_iteration(batch, lr, update)
                 self.step += 1
-                if not self.guard.step_is_good(good, loss, batch):
+                if not self.guard.go_on(good, loss, batch, update):
                     self._save(f"checkpoint_step_{self.step}")
                     self.guard.give_up(self.output_dir)
                 if math.isfinite(loss):
@@ -209,7 +196,11 @@ class RunnerBase:
         return batch
 
     def _train_iteration(self, batch: Batch, lr: float, update: bool) -> tuple[float, bool]:
-        """Trains with one batch; returns the mean loss over the label tokens of all ranks, and whether it was used."""
+        """Trains with one batch.
+
+        Returns:
+            The mean loss over the label tokens of all ranks, and whether it and the step's gradients are numbers.
+        """
         with self.strategy.accumulating(last=update):
             with self.strategy.autocast():
                 output = self.task.train_step(self.strategy.wrapped, to_device(batch, self.device))
@@ -218,20 +209,15 @@ class RunnerBase:
             total, all_tokens, stopping = dist_utils.all_reduce_sum(shared).tolist()
             mean = total / max(all_tokens, 1)
             finite = math.isfinite(mean)
-            if finite:
-                # so that several ranks' mean is over tokens, as one process's with the same global batch
-                weight = tokens * dist_utils.world_size() / max(all_tokens, 1)
-                self.strategy.backward(loss * weight / self.run.accum_grad_iters, last=update)
+            # so that several ranks' mean is over tokens, as one process's with the same global batch; a bad loss spoils
+            # the gradients wherever an engine keeps those of the step, so that it refuses them all
+            weight = tokens * dist_utils.world_size() / max(all_tokens, 1) if finite else math.nan
+            self.strategy.backward(loss * weight / self.run.accum_grad_iters, last=update)
         self.stopping = stopping > 0  # all ranks stop at the same step
-        self.group_ok &= finite
-        if update:
-            finite = self.group_ok and self.strategy.step(lr)
-            self.group_ok = True
-        if not finite:
-            self.strategy.drop_gradients()
+        good = self.strategy.step(lr) if update else True
         self.meter.samples += len(next(iter(batch.values())))
         self.meter.tokens += int(all_tokens)
-        return mean, finite
+        return mean, finite and good
 
     def _report(self, bar: tqdm, losses: list[float], lr: float) -> None:
         """Tells the console and the log about the steps since the last report."""
@@ -249,10 +235,7 @@ class RunnerBase:
     def _end_epoch(self, epoch: int, started: float) -> None:
         total, count = self.epoch_loss
         record = {"epoch": epoch, "step": self.step, "epoch_loss": total / max(count, 1)}
-        if self.valid_loaders:
-            record["val_loss"] = self.validate()
-        if self.run.metric:
-            record[self.run.metric] = self._score(self.run.metric)
+        record |= self.validation.measure()
         self.log.write(**record, seconds=round(time.perf_counter() - started, 2))
         numbers = {k: v for k, v in record.items() if k not in ("epoch", "step")}
         logger.info("epoch %d: %s", epoch, ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
@@ -267,6 +250,8 @@ class RunnerBase:
         """Writes a checkpoint to continue from, and loss.png. All ranks must call it."""
         own = {"rng": training_state.rng_state(self.device), "data": self.batches.state_dict()}
         ranks, weights = dist_utils.all_gather([own]), self.strategy.weights()
+        if best and dist_utils.is_main():  # first: a checkpoint that counts it would never write it again
+            save_weights(weights, self.output_dir / BEST)
         with training_state.whole_folder(self.output_dir / name) as folder:
             state = {
                 "step": self.step,
@@ -281,45 +266,9 @@ class RunnerBase:
                 training_state.write_state(folder, self.step, state)
         self.saved = self.step
         if dist_utils.is_main():
-            if best:
-                save_weights(weights, self.output_dir / BEST)
             training_state.prune(self.output_dir, self.run.keep_last)
             plot_loss(self.output_dir)
         dist_utils.barrier()
-
-    @torch.no_grad()
-    def validate(self) -> float:
-        """Mean loss over the label tokens of all validation splits and ranks."""
-        self.strategy.wrapped.eval()
-        total = torch.zeros(2, device=self.device, dtype=torch.float64 if self.device.type != "mps" else torch.float32)
-        for name, loader in self.valid_loaders.items():
-            skips = SkipCounter(name, self.run.max_skip_rate)
-            for batch, counts in self._in_step(filter(skips.usable, loader)):
-                with self.strategy.autocast():
-                    output = self.task.valid_step(self.model, to_device(batch, self.device))
-                tokens = output["tokens"].to(total) * counts
-                total += torch.stack([output["loss"].to(total) * tokens, tokens])
-        dist_utils.all_reduce_sum(total)
-        return (total[0] / total[1].clamp(min=1)).item()
-
-    def _in_step(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
-        """Batches, and whether they count: where the model is sharded all ranks get as many, the last one repeated."""
-        last = None
-        for batch in chain(batches, repeat(None)):
-            more = torch.tensor(float(batch is not None), device=self.device)
-            if not (dist_utils.all_reduce_sum(more) if self.strategy.sharded else more):
-                return
-            last = last if batch is None else batch
-            if last is None:
-                raise UserError("run.valid_splits: there are fewer validation samples than processes. Add some.")
-            yield last, batch is not None
-
-    def _score(self, metric: str) -> float:
-        """The mean of a metric over `evaluation_datasets`."""
-        self.strategy.wrapped.eval()
-        task = registry.get_task_class("vqa")(self.config)
-        results = task.evaluate(self.model, task.build_eval_datasets())
-        return sum(result["trained"][metric] for result in results.values()) / len(results)
 
 
 def _no_length() -> int:

@@ -64,26 +64,23 @@ class Strategy:
         """One step of the optimizer with the gradients since the last, clipped where the config says so.
 
         Returns:
-            False, and nothing is done, where gradients are no numbers. With a scaler that is usual: it takes care.
+            False, and nothing is done, where gradients are no numbers. Not as long as a scaler can take care: that is
+            usual with it, and it lowers the scale.
         """
         self._set_lr(lr)
         self.scaler.unscale_(self.optimizer)
         most = math.inf if self.run.max_grad_norm is None else self.run.max_grad_norm
         norm = nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], most)
-        good = self.scaler.is_enabled() or bool(_whole(norm).isfinite())
-        if good:
-            self.scaler.step(self.optimizer)
+        finite = bool(_whole(norm).isfinite())
+        if finite or self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)  # a scaler skips what is not finite
             self.scaler.update()
-        self.drop_gradients()
-        return good
+        self.optimizer.zero_grad(set_to_none=True)
+        return finite or self.scaler.get_scale() > 1  # without a scaler it is 1
 
     def _set_lr(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-
-    def drop_gradients(self) -> None:
-        """Forgets the gradients since the last step."""
-        self.optimizer.zero_grad(set_to_none=True)
 
     def weights(self) -> dict[str, Tensor]:
         """The trainable weights, whole, on the CPU. All processes must call it."""
@@ -116,8 +113,6 @@ class FSDP(Strategy):
     sharded = True
 
     def __init__(self, model: BaseModel, run: RunConfig, device: torch.device):
-        if amp_dtype(run, device) == torch.float16:
-            raise UserError("run.strategy: fsdp does not scale fp16 gradients. Set run.amp_dtype=bf16, or use ddp.")
         if any(getattr(m, "is_quantized", False) for m in model.modules()):
             raise UserError("run.strategy: fsdp cannot shard a quantized LLM. Set model.quantization=none, or use ddp.")
         super().__init__(model, run, device)
@@ -142,6 +137,10 @@ def build_strategy(model: BaseModel, run: RunConfig, device: torch.device) -> St
     """
     if world_size() == 1 or run.strategy == "ddp":
         return Strategy(model, run, device)
+    if amp_dtype(run, device) == torch.float16:  # which DeepSpeed scales at stage 0 only, in its own way
+        raise UserError(
+            f"run.strategy: {run.strategy} does not scale fp16 gradients. Set run.amp_dtype=bf16, or use ddp."
+        )
     if run.strategy == "fsdp":
         return FSDP(model, run, device)
     from minigpt4.runners.deepspeed import DeepSpeed

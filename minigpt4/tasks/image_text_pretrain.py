@@ -18,14 +18,18 @@ class ImageTextPretrainTask:
     def __init__(self, config: Config):
         self.config = config
 
-    def build_datasets(self, split: str) -> dict[str, Dataset]:
-        """Builds one split of every dataset that has it. For `val` those are the ones with a `valid_storage`."""
+    def build_datasets(self, split: str, exact: bool = False) -> dict[str, Dataset]:
+        """Builds one split of every dataset that has it. For `val` those are the ones with a `valid_storage`.
+
+        Args:
+            exact: show training's pictures as evaluation does, too.
+        """
         config, problems = self.config, Problems()
         datasets: dict[str, Dataset] = {}
         for name, block in config.datasets.items():
             if split == "train" or block.build_info.valid_storage:
                 with problems.collect():
-                    datasets[name] = registry.get_builder_class(name)(name, block).build(split)
+                    datasets[name] = registry.get_builder_class(name)(name, block).build(split, exact)
         problems.tell()
         if not datasets:
             raise UserError(f"datasets: none has a '{split}' split. Name one, with build_info.valid_storage for val.")

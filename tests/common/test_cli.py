@@ -1,6 +1,8 @@
 """What the entry points share: a user's error is one line and exit code 2."""
 
 import argparse
+import os
+import subprocess
 import sys
 
 import pytest
@@ -27,6 +29,14 @@ def test_errors_are_one_line_and_exit_code_2_and_rank_0_speaks_first(rank, waite
     assert ended.value.code == 2
     assert naps == waited
     assert capsys.readouterr().err == "error: no such thing\n"
+
+
+@pytest.mark.parametrize(("rank", "told"), [("0", True), ("1", False)])
+def test_what_is_warned_of_before_ranks_join_is_told_once(rank, told):
+    code = "import logging; from minigpt4.common import cli; cli.run(lambda: logging.warning('without effect'))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=os.environ | {"RANK": rank}, capture_output=True, text=True, check=True)
+    assert ("without effect" in done.stderr) is told
 
 
 def test_an_error_of_a_loaders_worker_is_shown_without_its_traceback(capsys):

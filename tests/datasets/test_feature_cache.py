@@ -18,6 +18,9 @@ from minigpt4.datasets import feature_cache
 from minigpt4.datasets.data_utils import collate
 from minigpt4.datasets.feature_cache import FeatureCache, cached_datasets
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.preflight import preflight
+from minigpt4.models.towers import Towers
+from minigpt4.processors.image import Blip2ImageEvalProcessor
 from minigpt4.runners.runner_base import RunnerBase
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 from minigpt4.tools.tiny.data import write_all
@@ -74,6 +77,21 @@ def test_the_loss_is_that_of_the_towers_with_features_in_bf16(has_qformer, confi
         monkeypatch.setattr(live, "image_features", exact)
     blind.train()({"answer": ["hello"], "instruction_input": ["hi"]})["loss"].backward()  # text alone
     assert not blind.llama_proj.weight.grad.any()
+
+
+def test_training_pictures_are_those_of_evaluation_decoded_in_full(config):
+    """A live run may decode a JPEG at a fraction of its size, which gives other pixels: a cache keeps none of those."""
+    file = Path(config.datasets["cc_sbu_align"].build_info.storage) / "image" / "3.jpg"
+    pixels = np.random.default_rng(3).integers(0, 255, (1024, 1024, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((1024, 700)).save(file)
+    dataset = cached(config)["train"]["cc_sbu_align"]
+    processor = Blip2ImageEvalProcessor(56)
+    exact, reduced = (processor.load(file, reduced) for reduced in (False, True))
+    assert not torch.equal(exact, reduced)
+    features = Towers(config.model, preflight(config, towers=False)).image_features(exact.unsqueeze(0))[0]
+    torch.testing.assert_close(dataset[3]["image_features"], features.bfloat16(), atol=1e-2, rtol=1e-2)
+    assert torch.equal(dataset.dataset[3]["image"], exact)
+    assert config.datasets["cc_sbu_align"].vis_processor.train.name == "blip2_image_train"  # as the user wrote it
 
 
 def test_a_full_cache_needs_no_towers(config, monkeypatch):
@@ -151,7 +169,7 @@ class Mixed:
 
 
 def test_samples_with_no_picture_several_and_damaged_ones(config, monkeypatch, caplog):
-    monkeypatch.setattr(ImageTextPretrainTask, "build_datasets", lambda self, split: {"cc_sbu_align": Mixed()})
+    monkeypatch.setattr(ImageTextPretrainTask, "build_datasets", lambda *_, **__: {"cc_sbu_align": Mixed()})
     dataset = cached(config)["train"]["cc_sbu_align"]
     assert "sample 3 is damaged" in caplog.text
     assert dataset[0]["image_features"].shape == (8, 64) and dataset[2]["image_features"].shape == (2, 8, 64)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from functools import partial
 
 import cv2
 import numpy as np
@@ -24,6 +25,8 @@ from minigpt4.datasets.datasets.records import (
     record_id,
 )
 from minigpt4.models.splice import IMAGE_PLACEHOLDER
+from minigpt4.processors.image import open_image
+from minigpt4.processors.video import open_video
 
 WORDS = st.text(st.characters(exclude_characters="<\x1e", exclude_categories=["Cs"]), max_size=20)
 ANSWERS = WORDS.filter(str.strip)
@@ -216,7 +219,8 @@ def folder(tmp_path):
 
 def load(folder, question: str, n_frms: int = 4, **media):
     record = Record([question], ["x"], **media)
-    return load_pictures(record, record.placed(record.questions), folder, n_frms)
+    video = partial(open_video, n_frms=n_frms)
+    return load_pictures(record, record.placed(record.questions), folder, open_image, video)
 
 
 def test_pictures_come_in_the_order_of_appearance(folder):
@@ -259,5 +263,5 @@ def test_files_that_cant_be_opened(media, message, folder):
 def test_pictures_within_parquet(folder):
     image = {"bytes": (folder / "1.png").read_bytes(), "path": "elsewhere.png"}
     record = parse_record({"image": image, "instruction": "What?", "output": "x"})
-    _, pictures = load_pictures(record, record.placed(record.questions), folder, 1)
+    _, pictures = load_pictures(record, record.placed(record.questions), folder, open_image, open_video)
     assert pictures[0].getpixel((0, 0)) == (80, 0, 0)

@@ -6,7 +6,11 @@ import multiprocessing
 import random
 import tarfile
 from collections import Counter
+from contextlib import closing
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from unittest.mock import patch
 
 import numpy as np
@@ -23,7 +27,6 @@ from minigpt4.common.registry import registry
 from minigpt4.datasets import train_batches
 from minigpt4.datasets.datasets import shards as shards_module
 from minigpt4.datasets.train_batches import TrainBatches, seeded
-from minigpt4.processors.image import open_image
 
 NOISE = np.random.default_rng(0).integers(0, 255, (40, 36, 3), dtype=np.uint8)  # each crop of it is another
 
@@ -62,14 +65,16 @@ def dataset(name: str, storage: Path):
     return registry.get_builder_class(name)(name, config).build("train")
 
 
-def batches(folder: Path, names=("laion", "cc_sbu_align"), state=None, rank=0, ranks=1, **run) -> TrainBatches:
+def batches(
+    folder: Path, names=("laion", "cc_sbu_align"), state=None, rank=0, ranks=1, storage=None, **run
+) -> TrainBatches:
     """Of a mixture 1 : 2, for one rank of several."""
     settings = {"batch_size_train": 3, "num_workers": 0, "seed": 5} | run
     ratios = {"laion": 1.0, "cc_sbu": 1.0, "cc_sbu_align": 2.0}
     config = Config({}, {name: DatasetConfig(sample_ratio=ratios[name]) for name in names}, run=RunConfig(**settings))
-    storage = {"cc_sbu_align": folder}
+    places = {"cc_sbu_align": folder, "laion": storage or folder / "shards"}
     with patch.multiple(train_batches, rank=lambda: rank, world_size=lambda: ranks):
-        found = TrainBatches({name: dataset(name, storage.get(name, folder / "shards")) for name in names}, config)
+        found = TrainBatches({name: dataset(name, places.get(name, folder / "shards")) for name in names}, config)
     if state:
         found.load_state_dict(state)
     return found
@@ -193,6 +198,28 @@ def test_any_change_of_layout_keeps_a_pass_whole(folder, ranks, batch, cut, data
     assert len(set(before + rest)) == len(before) + len(rest)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_shards_come_over_http_and_through_pipes(folder, workers):
+    """Webdataset's own openers. What a server lacks is counted as a damaged shard is."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    files = folder / "shards"
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=files)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        web = f"http://127.0.0.1:{server.server_port}"
+        expected = drawn(batches(folder, ["laion"], num_workers=workers), 8)
+        for storage in (f"{web}/{{0..4}}.tar", f"pipe:cat {files}/{{0..4}}.tar"):
+            with closing(batches(folder, ["laion"], num_workers=workers, storage=storage)) as found:
+                assert drawn(found, 8) == expected
+        found = batches(folder, ["laion"], num_workers=workers, storage=f"{web}/{{5..9}}.tar")
+        with closing(found), pytest.raises(UserError, match="9.tar"):
+            next(found)
+        server.shutdown()
+
+
 def test_too_few_shards_are_refused_with_the_cure(folder):
     with pytest.raises(UserError, match="run.num_workers: 4 on each of 2 processes need 8 shards, and laion has 5"):
         batches(folder, ("laion",), num_workers=4, ranks=2)
@@ -277,16 +304,3 @@ def test_seeded_puts_everything_back():
             raise KeyError
     assert (torch.rand(1), random.random()) == expected
     assert values[0] == values[1]
-
-
-@pytest.mark.parametrize(("size", "decoded"), [((1024, 1024), (512, 512)), ((735, 2000), (368, 1000)), ((700, 700), 0)])
-def test_training_decodes_no_more_of_a_jpeg_than_it_needs(size, decoded, tmp_path):
-    Image.new("RGB", size, (9, 99, 199)).save(tmp_path / "x.jpg")
-    training = dataset_of(tmp_path, True)
-    assert training.size == (decoded or size)
-    assert dataset_of(tmp_path, False).size == size
-
-
-def dataset_of(folder: Path, training: bool) -> Image.Image:
-    processor = registry.get_processor_class("blip2_image_train")(image_size=224)
-    return open_image(folder / "x.jpg", processor.reduced_size if training else None)

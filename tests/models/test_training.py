@@ -25,6 +25,7 @@ def test_samples_without_an_answer_are_reported_once_and_cost_nothing(parity_mod
     monkeypatch.setattr(parity_model, "unlearned", set())
     monkeypatch.setattr(parity_model, "end_sym", "")
     samples = {"image": torch.randn(2, 3, 56, 56), "answer": ["", ""], "image_id": ["a", 7]}
+    parity_model.zero_grad()
     for _ in range(2):
         output = parity_model(samples)
         output["loss"].backward()

@@ -9,27 +9,7 @@ from safetensors.torch import load_file
 
 from minigpt4.common.errors import UserError
 from minigpt4.runners.guard import Guard
-from tests.runners.toy import Toy, toy_runner
-
-
-class Poisoned(Toy):
-    """Gives no number as loss, or as gradient, at some steps."""
-
-    def __init__(self, bad_steps: set[int], where: str = "loss"):
-        super().__init__()
-        self.bad_steps, self.where, self.calls = bad_steps, where, 0
-        self.ids: list[list[str]] = []
-
-    def forward(self, samples: dict) -> dict:
-        output = super().forward(samples)
-        self.calls += 1
-        if self.calls in self.bad_steps:
-            self.ids.append(samples["image_id"])
-            if self.where == "loss":
-                output["loss"] = output["loss"] * math.nan
-            else:
-                output["loss"].register_hook(lambda gradient: gradient * math.inf)
-        return output
+from tests.runners.toy import Poisoned, Toy, toy_runner
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -51,9 +31,26 @@ def test_a_bad_batch_spoils_the_whole_accumulated_step(tmp_path):
     for update in (False, True):
         runner._train_iteration(runner._next_batch(), 1e-2, update)
     assert torch.equal(model.llama_proj.weight, before)
+    assert model.llama_proj.weight.grad is None  # the good batch's is not for the next step
     for update in (False, True):
         runner._train_iteration(runner._next_batch(), 1e-2, update)
     assert not torch.equal(model.llama_proj.weight, before)
+
+
+def test_one_bad_batch_in_each_accumulated_step_ends_the_run(tmp_path, caplog):
+    """No step of the optimizer is left, however many good batches there are between the bad ones."""
+    model = Poisoned({1, 6, 11, 13, 18, 23, 24}, "loss")  # of each 4 the first, the second, the third; ...
+    before = model.llama_proj.weight.clone()
+    runner = toy_runner(tmp_path, model=model, accum_grad_iters=4, max_bad_steps=3)
+    with pytest.raises(UserError, match="3 steps in a row"):
+        runner.train()
+    assert runner.step == 12 and torch.equal(model.llama_proj.weight, before)
+    counts = [caplog.text.index(f"the step is skipped ({n} in a row); batch: {model.ids[n - 1][0]}") for n in (1, 2, 3)]
+    assert counts == sorted(counts) and (tmp_path / "checkpoint_step_12").is_dir()
+
+
+def test_a_good_step_begins_the_count_anew(tmp_path):
+    toy_runner(tmp_path, model=Poisoned({1, 2, 5, 6, 7, 8}), accum_grad_iters=2, max_bad_steps=3).train()
 
 
 def test_too_many_bad_steps_end_the_run_with_a_saved_state(tmp_path):
@@ -74,3 +71,13 @@ def test_a_run_that_learns_nothing_is_told_once(caplog):
     guard.watch(300, math.log(32000))
     guard.watch(400, math.log(32000))
     assert caplog.text.count("that of guessing among all words (10.37)") == 1
+
+
+def test_a_run_watches_its_own_losses(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("minigpt4.runners.guard._PATIENCE", 20)
+    model = Toy()
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.zero_()
+    toy_runner(tmp_path, model=model).train()
+    assert caplog.text.count("after 20 steps the loss is 2.08, that of guessing among all words (2.08)") == 1

@@ -1,12 +1,10 @@
 """A run that was cut off goes on as if it had not been: to the bit, after a signal, after kill -9."""
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
-import socket
 import threading
 import time
 from pathlib import Path
@@ -16,12 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from minigpt4.common import training_state
-from minigpt4.common.dist_utils import distributed
+from minigpt4.common.dist_utils import rank, world_size
 from minigpt4.common.errors import UserError
-from tests.runners.toy import toy_runner
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.runners.toy"])  # imports once; a child of it starts at once
+from tests.runners.toy import CONTEXT, on_ranks, toy_runner
 
 
 def weights(folder: Path, name: str = "checkpoint_3") -> dict[str, torch.Tensor]:
@@ -150,34 +145,21 @@ def test_without_the_random_numbers_of_before_the_run_would_be_another(whole, tm
     assert losses(tmp_path)[:8] == losses(whole)[:8] and losses(tmp_path)[8:] != losses(whole)[8:]
 
 
-def rank_of_run(rank: int, processes: int, port: int, folder: Path, options: dict) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with distributed(torch.device("cpu")):
-        runner = toy_runner(folder, valid=True, **options)
-        stop = options.get("save_steps")
-        iteration = runner._train_iteration
+def train_and_stop(folder: Path, options: dict) -> None:
+    runner = toy_runner(folder, valid=True, **options)
+    stop = options.get("save_steps")
+    iteration = runner._train_iteration
 
-        def stop_after(*args, **kwargs):  # the last rank alone gets the signal
-            runner.signals.received |= rank == processes - 1 and runner.step + 1 == stop
-            return iteration(*args, **kwargs)
+    def stop_after(*args, **kwargs):  # the last rank alone gets the signal
+        runner.signals.received |= rank() == world_size() - 1 and runner.step + 1 == stop
+        return iteration(*args, **kwargs)
 
-        runner._train_iteration = stop_after
-        runner.train()
+    runner._train_iteration = stop_after
+    runner.train()
 
 
 def run_on(processes: int, folder: Path, **options) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    args = [(rank, processes, port, folder, options) for rank in range(processes)]
-    ranks = [CONTEXT.Process(target=rank_of_run, args=a) for a in args]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(60)
-        assert process.exitcode == 0
+    on_ranks(processes, train_and_stop, folder, options)
 
 
 def test_two_processes_stop_together_and_go_on_to_the_bit(tmp_path):

@@ -1,6 +1,11 @@
 """A model and data so small that a run takes a moment; importable by processes that a test starts."""
 
+import math
+import multiprocessing
+import os
+import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,9 +14,14 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from minigpt4.common.config import Config, DatasetConfig, RunConfig
+from minigpt4.common.dist_utils import distributed
+from minigpt4.common.registry import registry
 from minigpt4.models.base_model import BaseModel
 from minigpt4.runners.runner_base import RunnerBase
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.runners.toy"])  # imports once; a child of it starts at once
 
 
 class Numbers(Dataset):
@@ -49,6 +59,28 @@ class Toy(BaseModel):
         return {"loss": loss, "tokens": torch.tensor(len(samples["label"]))}
 
 
+class Poisoned(Toy):
+    """Gives no number as loss, or as gradient, at some steps."""
+
+    def __init__(self, bad_steps: set[int], where: str = "loss"):
+        super().__init__()
+        self.bad_steps, self.where, self.calls = bad_steps, where, 0
+        self.ids: list[list[str]] = []
+
+    def forward(self, samples: dict) -> dict:
+        output = super().forward(samples)
+        self.calls += 1
+        if self.calls in self.bad_steps:
+            self.ids.append(samples["image_id"])
+            if self.where == "loss":
+                output["loss"] = output["loss"] * math.nan
+            elif self.where == "infinite loss":  # whose gradients are numbers
+                output["loss"] = output["loss"] + math.inf
+            else:
+                output["loss"].register_hook(lambda gradient: gradient * math.inf)
+        return output
+
+
 def toy_runner(folder: Path, pause: float = 0.0, model: Toy | None = None, valid: bool = False, **run) -> RunnerBase:
     """A runner of 4 epochs of 8 steps."""
     settings = {"batch_size_train": 4, "num_workers": 0, "output_dir": str(folder), "amp": False, "init_lr": 1e-2}
@@ -56,6 +88,28 @@ def toy_runner(folder: Path, pause: float = 0.0, model: Toy | None = None, valid
     if valid:
         settings["valid_splits"] = ["val"]
     config = Config(datasets={"numbers": DatasetConfig()}, run=RunConfig(**settings))
-    RunnerBase.check(config)
+    runner_class = registry.get_runner_class(config.run.runner)
+    runner_class.check(config)
     datasets = {"train": {"numbers": Numbers(50)}, "val": {"numbers": Numbers(7)}}
-    return RunnerBase(config, ImageTextPretrainTask(config), model or Toy(pause), datasets)
+    return runner_class(config, ImageTextPretrainTask(config), model or Toy(pause), datasets)
+
+
+def on_ranks(processes: int, function: Callable[..., None], *args) -> None:
+    """Calls a function on so many processes that have joined."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [CONTEXT.Process(target=_on_rank, args=(r, processes, port, function, args)) for r in range(processes)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+        assert process.exitcode == 0
+
+
+def _on_rank(rank: int, processes: int, port: int, function: Callable[..., None], args: tuple) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with distributed(torch.device("cpu")):
+        function(*args)

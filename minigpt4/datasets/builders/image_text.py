@@ -22,8 +22,11 @@ class DatasetBuilder:
     def __init__(self, name: str, config: DatasetConfig):
         self.name, self.config = name, config
 
-    def build(self, split: str) -> Dataset:
+    def build(self, split: str, exact: bool = False) -> Dataset:
         """Builds `train` with the training processors, `val` with those of evaluation.
+
+        Args:
+            exact: show pictures of `train` as evaluation does too: its processor, decoded at full size.
 
         Raises:
             UserError: its files are missing.
@@ -36,9 +39,9 @@ class DatasetBuilder:
             **{name: getattr(self.config.build_info, name) for name in self.build_info_keys},
             key=f"datasets.{self.name}.build_info.{key}",
             storage=storage,
-            vis_processor=build_processor(getattr(self.config.vis_processor, mode)),
+            vis_processor=build_processor(getattr(self.config.vis_processor, "eval" if exact else mode)),
             text_processor=build_processor(getattr(self.config.text_processor, mode)),
-            training=split == "train",
+            training=split == "train" and not exact,
         )
 
 

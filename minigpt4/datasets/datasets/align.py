@@ -9,7 +9,6 @@ from torch.utils.data import Dataset
 
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import IMAGE
-from minigpt4.processors.image import open_image
 
 
 class CCSBUAlignDataset(Dataset):
@@ -32,7 +31,7 @@ class CCSBUAlignDataset(Dataset):
         training: bool,
     ):
         self.vis_processor = vis_processor  # captions stay as they are: punctuation and case are to be learnt
-        self.reduced_size = vis_processor.reduced_size if training else None
+        self.reduced = training  # JPEGs may be decoded at reduced size
         self.images = Path(storage) / "image"
         file = Path(storage) / "filter_cap.json"
         if not file.is_file():
@@ -58,7 +57,7 @@ class CCSBUAlignDataset(Dataset):
         caption = annotation.get("caption")
         if not isinstance(caption, str) or not caption.strip():
             raise UserError(f"{annotation['image_id']}: no caption")
-        pixels = self.vis_processor(open_image(self.images / f"{annotation['image_id']}.jpg", self.reduced_size))
+        pixels = self.vis_processor.load(self.images / f"{annotation['image_id']}.jpg", self.reduced)
         question = annotation.get("instruction")
         return {
             "image": pixels,

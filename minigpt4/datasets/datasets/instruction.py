@@ -1,9 +1,12 @@
 """Own data: instructions about images and videos, or about none, in any of the formats of `records`."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from minigpt4.common.errors import UserError
@@ -15,6 +18,7 @@ from minigpt4.datasets.datasets.records import (
     read_records,
     record_id,
 )
+from minigpt4.processors.video import open_video
 
 
 class InstructionDataset(Dataset):
@@ -42,7 +46,7 @@ class InstructionDataset(Dataset):
         n_frms: int,
     ):
         self.vis_processor, self.text_processor, self.n_frms = vis_processor, text_processor, n_frms
-        self.reduced_size = vis_processor.reduced_size if training else None
+        self.reduced = training  # JPEGs may be decoded at reduced size
         self.file, self.images = storage, image_folder(storage, images)
         self.records = read_records(key, storage)
 
@@ -55,10 +59,10 @@ class InstructionDataset(Dataset):
         try:
             record = parse_record(raw)
             questions = record.placed([self.text_processor(question) for question in record.questions])
-            questions, pictures = load_pictures(record, questions, self.images, self.n_frms, self.reduced_size)
+            image = partial(self.vis_processor.load, reduced=self.reduced)
+            questions, pixels = load_pictures(record, questions, self.images, image, self._frames)
         except UserError as error:
             raise UserError(f"{self.file}: record {name}: {error}") from None
-        pixels = [self.vis_processor(picture) for picture in pictures]
         return {
             "image": torch.stack(pixels) if len(pixels) > 1 else pixels[0] if pixels else None,
             "image_id": name,
@@ -66,3 +70,6 @@ class InstructionDataset(Dataset):
             "conv_a": BETWEEN_TURNS.join(record.answers),
             "connect_sym": BETWEEN_TURNS,
         }
+
+    def _frames(self, file: Path | BinaryIO) -> list[Tensor]:
+        return [self.vis_processor(frame) for frame in open_video(file, self.n_frms)]

@@ -10,24 +10,20 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 from urllib.request import url2pathname, urlopen
 
-from PIL import Image
-
 from minigpt4.common.errors import UserError, first_line
 from minigpt4.conversation.conversation import IMAGE
 from minigpt4.models.splice import IMAGE_PLACEHOLDER
-from minigpt4.processors.image import open_image
-from minigpt4.processors.video import open_video
 
 VIDEO = "<video>"
 BETWEEN_TURNS = "\x1e"  # a record separator: no text of a record holds it
 
+_Read = Callable[[Path | BinaryIO], Any]
 _FORMATS = "image, instruction, output; or image, conversations; or messages"
 _ROLES = {"human": "user", "user": "user", "system": "user", "gpt": "assistant", "assistant": "assistant"}
 
@@ -245,37 +241,38 @@ def _short(value: Any) -> str:
 
 
 def load_pictures(
-    record: Record, questions: list[str], folder: Path, n_frms: int, reduced_size: int | None = None
-) -> tuple[list[str], list[Image.Image]]:
-    """Opens a record's images and videos.
+    record: Record, questions: list[str], folder: Path, image: _Read, video: _Read
+) -> tuple[list[str], list[Any]]:
+    """Reads a record's images and videos.
 
     Args:
         questions: those of `Record.placed`.
         folder: where file names begin.
-        n_frms: pictures taken of a video, fewer where it has fewer.
-        reduced_size: of images, see `open_image`.
+        image: reads an image.
+        video: reads a list of pictures.
 
     Returns:
-        The questions with an `<ImageHere>` for each picture, and the pictures in the order of appearance.
+        The questions with an `<ImageHere>` for each picture, and the pictures as they were read, in the order of
+        appearance.
 
     Raises:
         RecordError: a file is missing or can't be read.
     """
     images, videos = iter(record.images), iter(record.videos)
-    pictures: list[Image.Image] = []
+    pictures: list[Any] = []
 
     def load(match: re.Match[str]) -> str:
         if match[0] == VIDEO:
-            frames = _load(next(videos), folder, "unreadable video", lambda file: open_video(file, n_frms))
+            frames = _load(next(videos), folder, "unreadable video", video)
             pictures.extend(frames)
             return " ".join([IMAGE] * len(frames))
-        pictures.append(_load(next(images), folder, "unreadable image", partial(open_image, reduced_size=reduced_size)))
+        pictures.append(_load(next(images), folder, "unreadable image", image))
         return match[0]
 
     return [re.sub(f"{IMAGE_PLACEHOLDER}|{VIDEO}", load, question) for question in questions], pictures
 
 
-def _load(name: str, folder: Path, kind: str, read: Callable[[Path | BinaryIO], Any]) -> Any:
+def _load(name: str, folder: Path, kind: str, read: _Read) -> Any:
     """Reads a file of the folder, or what a data: URL holds."""
     try:
         if name.startswith("data:"):

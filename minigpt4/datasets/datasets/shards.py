@@ -14,7 +14,6 @@ from torch.utils.data import IterableDataset
 
 from minigpt4.common.errors import UserError
 from minigpt4.datasets.data_utils import use
-from minigpt4.processors.image import open_image
 
 SHUFFLED_TOGETHER = 1000  # samples, undecoded, that a worker keeps in memory
 _IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -74,7 +73,7 @@ class ShardedCaptionDataset(IterableDataset):
         training: bool,
     ):
         self.vis_processor, self.text_processor = vis_processor, text_processor
-        self.reduced_size = vis_processor.reduced_size if training else None
+        self.reduced = training  # JPEGs may be decoded at reduced size
         self.shards = expand_shards(key, storage)
 
     def __iter__(self) -> Iterator[Any]:
@@ -131,7 +130,7 @@ class ShardedCaptionDataset(IterableDataset):
         if not isinstance(caption, str) or not caption.strip():
             raise UserError("no caption")
         return {
-            "image": self.vis_processor(open_image(io.BytesIO(image), self.reduced_size)),
+            "image": self.vis_processor.load(io.BytesIO(image), self.reduced),
             "answer": self.text_processor(caption),
             "image_id": raw["__key__"],
         }

@@ -13,6 +13,7 @@ from minigpt4.common.errors import UserError
 from minigpt4.processors.image import open_image
 
 _KEYS = {"image", "question", "answer"}
+_ANY_TYPE = "all"  # of a question without one
 
 
 def _is_question(record: Any) -> bool:
@@ -61,6 +62,10 @@ class VQADataset(Dataset):
         # half the list away: never the same image, as long as there are at least two
         self.other = {n: names[(i + len(names) // 2) % len(names)] for i, n in enumerate(names)}
 
+    @property
+    def question_types(self) -> set[str]:
+        return {record.get("question_type", _ANY_TYPE) for record in self.records}
+
     def __len__(self) -> int:
         return len(self.records)
 
@@ -75,5 +80,5 @@ class VQADataset(Dataset):
             "image_id": record["image"],
             "question": record["question"],
             "answer": record["answer"],
-            "question_type": record.get("question_type", "all"),
+            "question_type": record.get("question_type", _ANY_TYPE),
         }

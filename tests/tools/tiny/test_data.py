@@ -17,7 +17,7 @@ def test_data_sets(tmp_path: Path) -> None:
     write_all(tmp_path / "a", seed=0, scale=0.01)
 
     shards = sorted(str(path) for path in (tmp_path / "a" / "stage1").glob("*.tar"))
-    assert [Path(shard).name for shard in shards] == ["00000.tar"]
+    assert [Path(shard).name for shard in shards] == [f"{i:05d}.tar" for i in range(8)]
     samples = list(webdataset.WebDataset(shards, shardshuffle=False))
     assert len(samples) == 30
     assert Image.open(io.BytesIO(samples[0]["jpg"])).size == (112, 112)

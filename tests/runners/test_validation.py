@@ -1,0 +1,127 @@
+"""What an epoch is judged by, and which checkpoint is kept as the best."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minigpt4.common import training_state
+from minigpt4.common.config import Config, EvaluationDatasetConfig, RunConfig, load_config
+from minigpt4.common.errors import UserError
+from minigpt4.runners.runner_base import RunnerBase
+from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
+from minigpt4.tools.tiny.data import write_all
+from tests.runners.run_strategies import ROOT
+from tests.runners.toy import Numbers, toy_runner
+
+
+def weights(folder, name: str) -> torch.Tensor:
+    return load_file(folder / name / "model.safetensors")["llama_proj.weight"]
+
+
+def test_the_loss_is_the_mean_over_label_tokens_however_they_are_batched(tmp_path):
+    runner = toy_runner(tmp_path, valid=True, batch_size_eval=3)
+    samples = [Numbers(7)[i] for i in range(7)]
+    batch = {key: torch.stack([sample[key] for sample in samples]) for key in ("image", "label")}
+    with torch.no_grad():
+        expected = runner.model.eval()(batch)["loss"].item()
+    runner.model.train()
+    assert runner.validation.measure() == {"val_loss": pytest.approx(expected, abs=1e-6)}
+
+
+@pytest.mark.parametrize("parts", [False, True], ids=["at once", "in parts"])
+@pytest.mark.parametrize(
+    ("metric", "measures", "best"),
+    [
+        (None, [{"val_loss": 2.0}, {"val_loss": 1.0}, {"val_loss": 3.0}], 1),
+        (None, [{"val_loss": 1.0}, {"val_loss": 3.0}, {"val_loss": 2.0}], 0),
+        (None, [{"val_loss": 2.0}, {"val_loss": float("nan")}, {"val_loss": 3.0}], 0),
+        (None, [{}, {}, {}], 2),  # nothing to judge by: the last
+        (
+            "overall",
+            [{"val_loss": 2, "overall": 0.0}, {"val_loss": 3, "overall": 0.9}, {"val_loss": 1, "overall": 0.7}],
+            1,
+        ),
+    ],
+)
+def test_the_best_checkpoint_has_the_lowest_loss_or_the_highest_score(metric, measures, best, parts, tmp_path):
+    left = iter(measures)
+    for _ in range(3 if parts else 1):
+        runner = toy_runner(tmp_path, max_epoch=3, resume="auto")
+        runner.run.metric = metric
+
+        def measure(runner=runner) -> dict:
+            runner.stopping = parts
+            return next(left)
+
+        runner.validation.measure = measure
+        runner.train()
+    kept = weights(tmp_path, "checkpoint_best")
+    assert [torch.equal(kept, weights(tmp_path, f"checkpoint_{n}")) for n in range(3)] == [n == best for n in range(3)]
+
+
+def test_a_crash_between_the_two_files_does_not_lose_the_best(tmp_path, monkeypatch):
+    runner = toy_runner(tmp_path, max_epoch=1)
+    monkeypatch.setattr(training_state, "prune", lambda *_: 1 / 0)  # what comes next
+    with pytest.raises(ZeroDivisionError):
+        runner.train()
+    assert torch.equal(weights(tmp_path, "checkpoint_best"), weights(tmp_path, "checkpoint_0"))
+
+
+def test_the_metric_is_taken_each_epoch_and_decides(tmp_path, monkeypatch):
+    """The bundled model sees; learning rates that grow a thousandfold blind it in the second epoch."""
+    monkeypatch.chdir(ROOT)
+    write_all(tmp_path, seed=1, scale=0.02)
+    file = tmp_path / "benchmark" / "benchmark.json"
+    file.write_text(json.dumps(json.loads(file.read_text())[:20]))
+    options = [
+        f"evaluation_datasets.tiny_scenes.eval_file_path={file}",
+        f"evaluation_datasets.tiny_scenes.img_path={tmp_path}/benchmark/image",
+        "evaluation_datasets.tiny_scenes.max_new_tokens=8",
+        f"datasets.cc_sbu_align.build_info.storage={tmp_path}/stage2",
+        "model.ckpt=${env.package_dir}/assets/tiny/projection.safetensors",
+        f"run.output_dir={tmp_path}/out",
+        *("run.valid_splits=[]", "run.metric=overall", "run.controls=[blank_images]", "run.num_workers=0"),
+        *("run.lr_sched=linear_warmup_step_lr", "run.init_lr=1e-4", "run.lr_decay_rate=1e4", "run.warmup_steps=0"),
+        *("run.max_epoch=2", "run.iters_per_epoch=2", "run.batch_size_train=4", "run.log_freq=1"),
+    ]
+    config = load_config(ROOT / "train_configs" / "minigpt4_tiny_stage2_finetune.yaml", options)
+    RunnerBase.check(config)
+    task = ImageTextPretrainTask(config)
+    RunnerBase(config, task, task.build_model(), {"train": task.build_datasets("train")}).train()
+    out = tmp_path / "out"
+    records = [json.loads(line) for line in (out / "log.txt").read_text().splitlines()]
+    first, second = (r["overall"] for r in records if "overall" in r)
+    assert first > 0.7 > 0.5 > second
+    assert torch.equal(weights(out, "checkpoint_best"), weights(out, "checkpoint_0"))
+    assert json.loads((out / "evaluation.json").read_text())["tiny_scenes"].keys() == {"trained"}
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (
+            {"metric": "overal"},
+            "run.metric: 'overal' is no question type of evaluation_datasets.x. Did you mean 'overall'",
+        ),
+        ({"metric": "overall", "strategy": "fsdp"}, "run.metric: a sharded model can't generate"),
+        ({"metric": "overall", "cache_features": "x"}, "run.metric: it is taken on pictures"),
+        ({"metric": "colour"}, None),
+        ({"metric": "all"}, None),
+    ],
+)
+def test_a_metric_that_cannot_be_taken_is_refused_before_anything_is_loaded(run, message, tmp_path):
+    questions = [{"image": "0.jpg", "question": "a", "answer": "b", "question_type": "colour"}]
+    questions.append({"image": "0.jpg", "question": "a", "answer": "b"})
+    (tmp_path / "0.jpg").touch()
+    (tmp_path / "questions.json").write_text(json.dumps(questions))
+    own = EvaluationDatasetConfig(str(tmp_path / "questions.json"), str(tmp_path))
+    config = Config(evaluation_datasets={"x": own}, run=RunConfig(output_dir=str(tmp_path / "out"), **run))
+    config.preprocess.vis_processor.eval.name = "blip2_image_eval"
+    if message is None:
+        RunnerBase.check(config)
+        return
+    with pytest.raises(UserError, match=message) as error:
+        RunnerBase.check(config)
+    assert "\n" not in str(error.value)
