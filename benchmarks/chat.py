@@ -6,8 +6,8 @@ transformers' InstructBLIP around the same LLM. With --compile, the time of a to
 
 Prints one JSON object; times are medians in seconds. Ratios are given by the wall clock and, as `_cpu`, by this
 process's CPU time, which other programs on a busy machine disturb less; on a GPU only the first mean anything. The
-default sizes are a small model's, with an LLM that costs about as much for an answer of 32 tokens as its towers do; at
-full size (the options above) it costs three times as much.
+default sizes are a small model's, whose LLM takes about three times as long as its towers for a batch of answers of 32
+tokens: about what the arithmetic of full size (the options above) comes to.
 """
 
 import argparse
