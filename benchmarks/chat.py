@@ -1,12 +1,18 @@
-"""What the chat engine gains: python benchmarks/chat.py [--device cuda] [--width 4096 --layers 32]
+"""What the chat engine gains: python benchmarks/chat.py [--width 4096 --layers 32 --vit-depth 39 --compile]
 
 Measured on a model with random weights: the time to the first token of turns 1 to 8 with and without the kept KV
 cache, answers/s of a batch of 8 and of one by one, tokens/s, and images encoded per second; and the last two against
-transformers' InstructBLIP around the same LLM. Prints one JSON object; times are medians in seconds.
+transformers' InstructBLIP around the same LLM. With --compile, the time of a token with and without a compiled step.
+
+Prints one JSON object; times are medians in seconds. Ratios are given by the wall clock and, as `_cpu`, by this
+process's CPU time, which other programs on a busy machine disturb less; on a GPU only the first mean anything. The
+default sizes are a small model's, whose LLM takes about three times as long as its towers for a batch of answers of 32
+tokens: about what the arithmetic of full size (the options above) comes to.
 """
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -27,6 +33,7 @@ from benchmarks.instructblip import Rival, instructblip  # noqa: E402
 from minigpt4.common.config import ModelConfig, ProcessorConfig, QformerConfig, VitConfig  # noqa: E402
 from minigpt4.conversation.chat import Chat  # noqa: E402
 from minigpt4.conversation.conversation import IMAGE, Turn  # noqa: E402
+from minigpt4.models.compiled import CompiledDecoding  # noqa: E402
 from minigpt4.models.llm import load_tokenizer, pick_dtype  # noqa: E402
 from minigpt4.models.minigpt4 import MiniGPT4  # noqa: E402
 from minigpt4.processors import build_processor  # noqa: E402
@@ -34,13 +41,15 @@ from minigpt4.processors import build_processor  # noqa: E402
 IMAGE_SIZE = 224
 TURNS = 8
 BATCH = 8
+Times = tuple[float, float]  # wall clock, CPU
+WORDS = 32000  # as many as LLaMA's
 
 
 def random_model(width: int, layers: int, config: ModelConfig, device: torch.device) -> MiniGPT4:
     """MiniGPT-4 around a LLaMA of these sizes, all weights random."""
     tokenizer = load_tokenizer(ROOT / "minigpt4" / "assets" / "tiny" / "llm", trust_remote_code=False)
     sizes = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=WORDS,
         hidden_size=width,
         intermediate_size=width * 11 // 4,
         num_hidden_layers=layers,
@@ -51,6 +60,7 @@ def random_model(width: int, layers: int, config: ModelConfig, device: torch.dev
     dtype = pick_dtype("auto", device)
     with torch.device(device):
         llm = AutoModelForCausalLM.from_config(sizes, dtype=dtype)
+    llm.lm_head.weight.data[len(tokenizer) :] = 0  # never chosen: the tokenizer has no such words
     model = MiniGPT4(config, llm, tokenizer)
     for tower in (model.visual_encoder, model.Qformer):
         tower.to_empty(device=device)
@@ -63,18 +73,28 @@ def random_model(width: int, layers: int, config: ModelConfig, device: torch.dev
     return model.to(device).eval()
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock time of one run."""
+def seconds(work: Callable[[], object], device: torch.device) -> Times:
+    """Wall-clock time and CPU time of one run."""
     if device.type == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     work()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - cpu
 
 
-def first_tokens(model: MiniGPT4, picture: Image.Image, processor, history: int, keep: bool) -> list[float]:
+def medians(runs: list[Times]) -> Times:
+    wall, cpu = zip(*runs, strict=True)
+    return statistics.median(wall), statistics.median(cpu)
+
+
+def ratio(name: str, slow: Times, fast: Times) -> dict[str, float]:
+    """By the wall clock, and by CPU time."""
+    return {name: round(slow[0] / fast[0], 2), f"{name}_cpu": round(slow[1] / fast[1], 2)}
+
+
+def first_tokens(model: MiniGPT4, picture: Image.Image, processor, history: int, keep: bool) -> list[Times]:
     """Time to the first token of each turn; all but the first have `history` tokens and image rows before them."""
     chat, times = Chat(model, processor), []
     chat.upload_img(picture)
@@ -97,14 +117,13 @@ def turns(model: MiniGPT4, picture: Image.Image, processor, history: int, repeat
     for _ in range(repeats):
         for keep, times in runs.items():
             times.append(first_tokens(model, picture, processor, history, keep))
-    kept, full = ([statistics.median(turn) for turn in zip(*runs[keep], strict=True)] for keep in (True, False))
-    ratios = [f / k for f, k in zip(full, kept, strict=True)]
+    kept, full = ([medians(turn) for turn in zip(*runs[keep], strict=True)] for keep in (True, False))
+    later = [[statistics.median(times) for times in zip(*turns[1:], strict=True)] for turns in (full, kept)]
     return {
         "history": history,
-        "first_token_kept": [round(t, 4) for t in kept],
-        "first_token_full": [round(t, 4) for t in full],
-        "first_token_full_over_kept": [round(ratio, 1) for ratio in ratios],
-        "first_token_full_over_kept_turns_2_to_8": round(statistics.median(ratios[1:]), 1),
+        "first_token_kept": [round(wall, 4) for wall, _ in kept],
+        "first_token_full": [round(wall, 4) for wall, _ in full],
+        **ratio("first_token_full_over_kept_turns_2_to_8", *later),
     }
 
 
@@ -118,6 +137,7 @@ def batches(model: MiniGPT4, config: ModelConfig, pixels: Tensor, new_tokens: in
     images, length = model.encode_img(pixels), {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
     rival = Rival(instructblip(config, model), pixels, [model.layout(prompt) for prompt in prompts], words)
     works = {
+        "encode_one": lambda: model.encode_img(pixels[:1]),
         "encode": lambda: model.encode_img(pixels),
         "encode_rival": rival.encode,
         "alone": lambda: [model.generate(images[i : i + 1], [p], **length) for i, p in enumerate(prompts)],
@@ -127,16 +147,41 @@ def batches(model: MiniGPT4, config: ModelConfig, pixels: Tensor, new_tokens: in
     }
     ways = {name: partial(seconds, work, model.device) for name, work in works.items()}
     times = in_turn(repeats + 1, ways)  # the first warms up
-    took = {name: statistics.median(own[1:]) for name, own in times.items()}
+    took = {name: medians(own[1:]) for name, own in times.items()}
     return {
-        "answers_per_s_one_by_one": round(BATCH / took["alone"], 2),
-        "answers_per_s_batch_of_8": round(BATCH / took["batch_seen"], 2),
-        "answers_per_s_batch_over_one_by_one": round(took["alone"] / took["batch_seen"], 2),
-        "tokens_per_s_one_by_one": round(BATCH * new_tokens / took["alone"], 1),
-        "images_per_s": round(BATCH / took["encode"], 2),
-        "images_per_s_over_instructblip": round(took["encode_rival"] / took["encode"], 2),
-        "answers_per_s_new_pictures_over_instructblip": round(took["batch_rival"] / took["batch"], 2),
-        "answers_per_s_seen_pictures_over_instructblip": round(took["batch_rival"] / took["batch_seen"], 2),
+        "answers_per_s_one_by_one": round(BATCH / took["alone"][0], 2),
+        "answers_per_s_batch_of_8": round(BATCH / took["batch_seen"][0], 2),
+        "tokens_per_s_one_by_one": round(BATCH * new_tokens / took["alone"][0], 1),
+        "images_per_s": round(BATCH / took["encode"][0], 2),
+        "ms_per_image_alone": round(1000 * took["encode_one"][0], 1),
+        **ratio("answers_per_s_batch_over_one_by_one", took["alone"], took["batch_seen"]),
+        **ratio("images_per_s_over_instructblip", took["encode_rival"], took["encode"]),
+        **ratio("answers_per_s_new_pictures_over_instructblip", took["batch_rival"], took["batch"]),
+        **ratio("answers_per_s_seen_pictures_over_instructblip", took["batch_rival"], took["batch_seen"]),
+    }
+
+
+def compiled(model: MiniGPT4, pixels: Tensor, new_tokens: int, repeats: int) -> dict[str, object]:
+    """What a token takes after the first, of one answer, with and without a compiled step."""
+    prompt, images = model.template.prompt([Turn(f"{IMAGE} What is it?")]), model.encode_img(pixels[:1])
+    kinds = {"usual": None, "compiled": CompiledDecoding(model.llama_model)}
+
+    def run(kind: str, tokens: int) -> Times:
+        model.compiled = kinds[kind]
+        length = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+        return seconds(lambda: model.generate(images, [prompt], **length), model.device)
+
+    ways = {(kind, tokens): partial(run, kind, tokens) for kind in kinds for tokens in (1, 1 + new_tokens)}
+    # the first round compiles, the second records CUDA graphs
+    took = {way: medians(own[2:]) for way, own in in_turn(repeats + 2, ways).items()}
+    model.compiled = None
+    token = {}
+    for kind in kinds:
+        first, all_ = took[kind, 1], took[kind, 1 + new_tokens]
+        token[kind] = (all_[0] - first[0]) / new_tokens, (all_[1] - first[1]) / new_tokens
+    return {
+        **{f"ms_per_token_{kind}": round(1000 * wall, 2) for kind, (wall, _) in token.items()},
+        **ratio("token_usual_over_compiled", token["usual"], token["compiled"]),
     }
 
 
@@ -144,12 +189,14 @@ def batches(model: MiniGPT4, config: ModelConfig, pixels: Tensor, new_tokens: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--width", type=int, default=512, help="of the LLM; a multiple of 128")
+    parser.add_argument("--width", type=int, default=1024, help="of the LLM; a multiple of 128")
     parser.add_argument("--layers", type=int, default=8, help="of the LLM")
     parser.add_argument("--vit-depth", type=int, default=2, help="39 for the whole ViT-g")
     parser.add_argument("--history", type=int, default=1000, help="tokens before turns 2 to 8")
     parser.add_argument("--new-tokens", type=int, default=32, help="of each answer in the batches")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--parts", nargs="*", choices=["turns", "batches"], default=["turns", "batches"])
+    parser.add_argument("--compile", action="store_true", help="measure the compiled step too")
     options = parser.parse_args()
 
     device = torch.device(options.device)
@@ -159,13 +206,21 @@ def main() -> None:
     processor = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=IMAGE_SIZE))
     picture = Image.effect_noise((640, 480), 64).convert("RGB")
     pixels = processor(picture).expand(BATCH, -1, -1, -1).to(device)
-    result = {
+    result: dict[str, object] = {
         "machine": machine(),
         "device": f"{device}, {torch.get_num_threads()} threads",
-        "llm": f"LLaMA {options.layers} x {options.width}, {model.llama_model.dtype}",
-        **turns(model, picture, processor, options.history, options.repeats),
-        **batches(model, config, pixels, options.new_tokens, options.repeats),
+        "load_before": os.getloadavg()[0],  # of a quiet machine it is near 0
+        "sizes": f"ViT-g, {options.vit_depth} of 39 blocks; Q-Former; LLaMA {options.layers} x {options.width}, "
+        f"{WORDS} words, {model.llama_model.dtype}",
     }
+    if "turns" in options.parts:
+        result |= turns(model, picture, processor, options.history, options.repeats)
+    if "batches" in options.parts:
+        result |= batches(model, config, pixels, options.new_tokens, options.repeats)
+    if options.compile:
+        result |= compiled(model, pixels, options.new_tokens, options.repeats)
+    if device.type != "cuda":
+        result["open"] = "on an H100, 7B: <= 5.6 ms per token, compiled; <= 4 ms per image"
     print(json.dumps(result, indent=1))
 
 

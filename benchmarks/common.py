@@ -4,10 +4,13 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+
+Way, Figure = TypeVar("Way", bound=Hashable), TypeVar("Figure")
 
 
 def machine() -> str:
@@ -24,9 +27,9 @@ def machine() -> str:
     return f"{os.cpu_count()} cores of {cpu}, {device}, Python {sys.version.split()[0]}, torch {torch.__version__}"
 
 
-def in_turn(rounds: int, ways: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
+def in_turn(rounds: int, ways: dict[Way, Callable[[], Figure]]) -> dict[Way, list[Figure]]:
     """Runs each way once a round, A B A B, so that a machine that gets slower does so for all; returns the figures."""
-    figures: dict[str, list[float]] = {name: [] for name in ways}
+    figures: dict[Way, list[Figure]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
             figures[name].append(way())

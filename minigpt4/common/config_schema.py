@@ -56,6 +56,8 @@ class ModelConfig:
     low_resource: bool = False  # the original's spelling of quantization: 8bit
     quantization: Literal["8bit", "4bit", "none"] = "none"
     device_map: str | None = None  # auto: spread the LLM over all devices
+    # a single answer without beams is decoded by a compiled step with a static cache: the first takes a minute or more
+    compile: bool = False
     lora_r: int = 0  # rank of the trained adapters on the LLM; 0: none
     lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])  # names of its linear layers
     lora_alpha: int = 16

@@ -182,17 +182,20 @@ def _generate(model: "MiniGPTBase", rows: list[Row], decoding: Decoding, kept: K
     if beams:
         kept = None
     held = nullcontext(None if beams else new_cache(llm)) if kept is None else kept.reading(llm, embeds[0])
+    options: dict[str, Any] = {
+        "inputs_embeds": embeds,
+        "attention_mask": mask,
+        "generation_config": config,
+        "logits_processor": decoding.processors(seeds),
+        "stopping_criteria": StoppingCriteriaList([Interrupt([row.interrupt for row in rows])]),
+        "tokenizer": model.llama_tokenizer,
+        "streamer": Fanout(streamers) if streamers else None,
+    }
     with decoding.seeded(seeds), held as cache:
-        tokens = llm.generate(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            generation_config=config,
-            logits_processor=decoding.processors(seeds),
-            stopping_criteria=StoppingCriteriaList([Interrupt([row.interrupt for row in rows])]),
-            tokenizer=model.llama_tokenizer,
-            streamer=Fanout(streamers) if streamers else None,
-            **({} if cache is None else {"past_key_values": cache}),
-        )
+        if model.compiled and cache is not None and len(rows) == 1:
+            tokens = model.compiled.generate(llm, cache, **options)
+        else:
+            tokens = llm.generate(**options, **({} if cache is None else {"past_key_values": cache}))
         if kept is not None:
             kept.note(torch.cat([embeds[0], embedding(tokens[0])]))
     for row, own in zip(rows, tokens.tolist(), strict=True):

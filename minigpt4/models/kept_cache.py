@@ -35,7 +35,7 @@ class KeptCache:
         """
         try:
             self.reused = self._roll_back(embeds)
-            if self._cache is None and _can_keep(llm):
+            if self._cache is None and can_keep(llm):
                 # in which no layer forgets what left its sliding window, so that it can be rolled back into
                 self._cache = GrowingCache()
             yield self._cache
@@ -59,7 +59,7 @@ class KeptCache:
         return common
 
 
-def _can_keep(llm: PreTrainedModel) -> bool:
+def can_keep(llm: PreTrainedModel) -> bool:
     """Whether keys and values of a prefix depend on nothing that follows, and can be cropped."""
     config = llm.config.get_text_config(decoder=True)
     ropes = getattr(config, "rope_parameters", None) or {}

@@ -15,6 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 from minigpt4.common.config import ModelConfig
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import get_template
+from minigpt4.models.compiled import CompiledDecoding
 from minigpt4.models.decoding import Decoding
 from minigpt4.models.generation import Answer, Images, answer_rows, make_rows, raise_first
 from minigpt4.models.kept_cache import KeptCache
@@ -44,6 +45,7 @@ class MiniGPTBase(TrainingModel):
         self.prompt_list = read_prompts(config.prompt_path, config.prompt_template)
         self.plain_text = config.plain_text
         self.unlearned = set()
+        self.compiled = CompiledDecoding(llm) if config.compile else None
 
     @property
     def device(self) -> torch.device:
