@@ -121,6 +121,11 @@ def test_a_split_may_be_added(config):
     assert len(cached(config)) == 2
 
 
+def touch(config: Config, name: str) -> None:
+    """Another picture of the same size would be newer."""
+    os.utime(Path(config.datasets["cc_sbu_align"].build_info.storage) / name, (1, 1))
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -128,6 +133,8 @@ def test_a_split_may_be_added(config):
         (lambda c: c.datasets["cc_sbu_align"].vis_processor.eval.mean.append(0.5), "datasets.cc_sbu_align"),
         (lambda c: write_picture_again(c, "image/2.jpg"), "datasets.cc_sbu_align"),
         (lambda c: write_picture_again(c, "filter_cap.json"), "datasets.cc_sbu_align"),
+        (lambda c: touch(c, "image/2.jpg"), "datasets.cc_sbu_align"),
+        (lambda c: setattr(c.run, "amp", not c.run.amp), "run.amp_dtype"),
     ],
 )
 def test_a_cache_of_something_else_is_refused_in_one_line(change, named, config):

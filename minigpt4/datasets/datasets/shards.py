@@ -4,6 +4,8 @@ import glob
 import io
 import json
 import random
+import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
@@ -11,6 +13,7 @@ from typing import Any, NamedTuple
 
 import webdataset as wds
 from torch.utils.data import IterableDataset
+from webdataset.gopen import gopen_schemes
 
 from minigpt4.common.errors import UserError
 from minigpt4.datasets.data_utils import use
@@ -41,11 +44,13 @@ def expand_shards(key: str, storage: str) -> list[str]:
     """Expands brace lists, globs and folders to shard names; URLs and pipes are left to webdataset.
 
     Raises:
-        UserError: a local shard does not exist.
+        UserError: a local shard does not exist, or nothing opens such URLs.
     """
     names = wds.shardlists.expand_urls(storage)
-    if storage.startswith("pipe:") or "://" in storage:
+    if storage.startswith("pipe:"):
         return names
+    if "://" in storage:
+        return [_openable(key, name) for name in names]
     found = [
         sorted(glob.glob(f"{name}/*.tar")) if not name.endswith(".tar") else sorted(glob.glob(name)) for name in names
     ]
@@ -56,6 +61,17 @@ def expand_shards(key: str, storage: str) -> list[str]:
             "Set it to shards such as data/{00000..00099}.tar (`minigpt4 tiny data` writes the tiny ones)."
         )
     return [file for files in found for file in files]
+
+
+def _openable(key: str, url: str) -> str:
+    """What webdataset can open: it leaves s3:// to the program that has its keys."""
+    scheme = url.partition("://")[0]
+    if scheme == "s3" and shutil.which("aws"):
+        return f"pipe:aws s3 cp {shlex.quote(url)} -"
+    if scheme == "s3" or scheme not in gopen_schemes:
+        cure = "Install AWS's command-line interface, `aws`" if scheme == "s3" else "Name a folder or http(s) URLs"
+        raise UserError(f"{key}: '{url}': nothing here opens {scheme}://. {cure}, or set it to pipe:COMMAND.")
+    return url
 
 
 class ShardedCaptionDataset(IterableDataset):
