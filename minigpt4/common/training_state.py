@@ -134,8 +134,25 @@ def _step(file: Path) -> int:
     return int(file.stem.rpartition("_")[2])
 
 
-def renumber(output_dir: Path, iters_per_epoch: int) -> None:
-    """Orders checkpoints whose epochs had other lengths by where they are in epochs of this length."""
+def line_up(output_dir: Path, step: int, iters_per_epoch: int | None) -> None:
+    """Makes the checkpoint that a run goes on from, at this step, the newest.
+
+    Those beyond it, of a branch that is left, get a name that nothing goes on from: else the run's own would be pruned
+    as the older ones. With `iters_per_epoch`, epochs had another length: the others' steps are counted anew.
+    """
+    if iters_per_epoch:
+        _renumber(output_dir, iters_per_epoch)
+    later = [folder for own, folder in _by_step(output_dir) if own > step]
+    for folder in later:
+        abandoned = folder.with_name(folder.name + _ABANDONED)
+        shutil.rmtree(abandoned, ignore_errors=True)
+        folder.rename(abandoned)
+    if later:
+        names = ", ".join(folder.name for folder in later)
+        logger.warning("%s: beyond step %d, from where this run goes on; now named *%s", names, step, _ABANDONED)
+
+
+def _renumber(output_dir: Path, iters_per_epoch: int) -> None:
     for folder in checkpoints(output_dir):
         (file,) = folder.glob(_STATE.format("*"))
         try:
@@ -144,22 +161,6 @@ def renumber(output_dir: Path, iters_per_epoch: int) -> None:
             continue
         step = state["step"] * iters_per_epoch // state.get("iters_per_epoch", iters_per_epoch)
         file.rename(file.with_name(_STATE.format(step)))
-
-
-def set_aside(output_dir: Path, step: int) -> None:
-    """Renames the checkpoints beyond a step: a run that went on from there would else be pruned as the older one."""
-    later = [folder for own, folder in _by_step(output_dir) if own > step]
-    for folder in later:
-        abandon(folder)
-    if later:
-        names = ", ".join(folder.name for folder in later)
-        logger.warning("%s: beyond step %d, from where this run goes on: now named *%s", names, step, _ABANDONED)
-
-
-def abandon(folder: Path) -> None:
-    abandoned = folder.with_name(folder.name + _ABANDONED)
-    shutil.rmtree(abandoned, ignore_errors=True)
-    folder.rename(abandoned)
 
 
 def newest(output_dir: Path) -> tuple[Path, dict[str, Any]] | None:

@@ -132,12 +132,10 @@ class RunnerBase:
         if dist_utils.is_main():
             make_folder("run.output_dir", self.output_dir)
             training_state.prune(self.output_dir, None)
-            if self.ratio != 1:
-                training_state.renumber(self.output_dir, self.iters_per_epoch)
             if fresh:
                 shutil.rmtree(self.best.folder, ignore_errors=True)  # an earlier run's
             else:
-                training_state.set_aside(self.output_dir, self.step)
+                training_state.line_up(self.output_dir, self.step, self.iters_per_epoch if self.ratio != 1 else None)
             save_config(self.config, self.output_dir / "config.yaml")
             write_run_info(self.output_dir, self.device)
         return RunLog(self.config, self.step, self.ratio)  # last: a run that can't start leaves the earlier one's log
