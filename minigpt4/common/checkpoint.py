@@ -87,6 +87,19 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
+def check_weights(folder: Path) -> None:
+    """Looks whether a checkpoint's weights are whole, by their header and size.
+
+    Raises:
+        UserError: they are not.
+    """
+    try:
+        with safe_open(folder / _WEIGHTS, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{folder / _WEIGHTS} can't be read as weights: {first_line(error)}") from error
+
+
 def shapes_of(file: Path) -> dict[str, list[int]]:
     """{name: shape} of a `.safetensors` file, of which only the header is read.
 
