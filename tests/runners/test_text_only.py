@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from minigpt4.common.config import load_config
 from minigpt4.common.dist_utils import is_main, rank
+from minigpt4.common.logger import parts_table
 from minigpt4.runners.strategies import build_strategy
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 from tests.runners.run_strategies import ROOT
@@ -20,13 +21,7 @@ CASES = {"frozen": ("[]", True), "unfrozen": ("[vit,qformer]", True), "cached": 
 
 def train(strategy: str, unfreeze: str, towers: bool, file: Path) -> None:
     """Three steps: text beside a picture, a picture beside text, and text alone on both ranks."""
-    options = [
-        f"run.strategy={strategy}",
-        "run.zero_stage=3",
-        "run.amp=False",
-        "run.batch_size_train=1",
-        "run.eps=1e-3",
-    ]
+    options = [f"run.strategy={strategy}", "run.zero_stage=3", "run.amp=False", "run.batch_size_train=1"]
     options += ["run.eps=1e-3", "model.ckpt=null", "model.use_grad_checkpoint=True", f"model.unfreeze={unfreeze}"]
     config = load_config(ROOT / "train_configs" / "minigpt4_tiny_stage2_finetune.yaml", options)
     torch.manual_seed(0)
@@ -42,6 +37,7 @@ def train(strategy: str, unfreeze: str, towers: bool, file: Path) -> None:
         assert engine.step(1e-3)
     weights = engine.weights()
     if is_main():
+        file.with_suffix(".md").write_text(parts_table(model))
         save_file(weights, file)
 
 
@@ -65,3 +61,9 @@ def test_text_beside_a_picture_trains_as_with_ddp(name, strategy, trained):
     assert found.keys() == expected.keys()
     for key, weight in expected.items():
         torch.testing.assert_close(found[key], weight, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("strategy", SHARDED)
+def test_the_table_of_parts_counts_what_other_ranks_hold(strategy, trained):
+    table, expected = ((trained / f"unfrozen {of}.md").read_text() for of in (strategy, "ddp"))
+    assert table == expected
