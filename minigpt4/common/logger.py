@@ -136,11 +136,11 @@ def parts_table(model: nn.Module) -> str:
     for name, parameter in model.named_parameters():
         parts.setdefault(name.split(".")[0], []).append(parameter)
     for name, own in (*parts.items(), ("all", [p for part in parts.values() for p in part])):
-        count = sum(p.numel() for p in own)
-        trained = sum(p.numel() for p in own if p.requires_grad)
+        sizes = [getattr(p, "ds_numel", p.numel()) for p in own]  # ZeRO-3 leaves an empty tensor of each
+        trained = sum(n for n, p in zip(sizes, own, strict=True) if p.requires_grad)
         dtypes = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in own}))
-        size = sum(p.numel() * p.element_size() for p in own) / 1e9
-        rows.append(f"| {name} | {count:,} | {trained:,} | {dtypes} | {size:.3f} |")
+        size = sum(n * p.element_size() for n, p in zip(sizes, own, strict=True)) / 1e9
+        rows.append(f"| {name} | {sum(sizes):,} | {trained:,} | {dtypes} | {size:.3f} |")
     return "\n".join(rows)
 
 

@@ -77,12 +77,17 @@ class DeepSpeed(Strategy):
 
     def save(self, folder: Path) -> dict[str, Any]:
         self.engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False, exclude_frozen_parameters=True)
-        return {}
+        return {"made_by": self.made_by}
+
+    @property
+    def made_by(self) -> str:
+        return f"{super().made_by} with run.zero_stage={self.run.zero_stage}"
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
-        if not (folder / _TAG).is_dir():
-            raise UserError(f"run.resume: '{folder}' was not written by run.strategy=deepspeed. Set that of its run.")
-        self.engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
+        if state.get("made_by") != self.made_by:  # each process has files of its own, as the stage shares them out
+            self._refuse(folder, state)
+        with self._own_settings():
+            self.engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
 
 
 @contextmanager
