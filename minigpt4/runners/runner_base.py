@@ -57,7 +57,8 @@ class RunnerBase:
         if resumed:
             training_state.load_weights(model, resumed[0])
         if resumed is None:
-            if run.strategy != "fsdp":  # which fills the device block by block
+            # FSDP and ZeRO-3 fill the device bit by bit
+            if run.strategy != "fsdp" and (run.strategy, run.zero_stage) != ("deepspeed", 3):
                 model.place(self.device)
             if dist_utils.is_main():
                 model.check_language()
