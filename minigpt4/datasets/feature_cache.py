@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
 from minigpt4.common import dist_utils
+from minigpt4.common.checkpoint import write_tensors
 from minigpt4.common.config import Config, DatasetConfig
 from minigpt4.common.errors import UserError, first_line, make_folder
 from minigpt4.datasets.data_utils import Skipped, use
@@ -57,9 +57,7 @@ class FeatureCache:
         features = {k: t.to("cpu", torch.bfloat16).contiguous() for k, (t, _) in samples.items() if t is not None}
         texts = {key: json.dumps(sample if key in features else None) for key, (_, sample) in samples.items()}
         name = next(iter(samples)).replace("/", "-")
-        temporary = self.folder / f"{name}.tmp"
-        save_file(features, temporary, metadata=texts)
-        os.replace(temporary, self.folder / f"{name}.safetensors")
+        write_tensors(features, self.folder / f"{name}.safetensors", texts)
 
     def _shard(self, name: str) -> Any:
         if name not in self._open:
@@ -121,7 +119,7 @@ def cached_datasets(config: Config, task: ImageTextPretrainTask) -> dict[str, di
         if isinstance(dataset, IterableDataset):
             raise UserError(
                 f"{_KEY}: datasets.{name.partition('/')[2]} streams shards; a cache needs data with a length, "
-                f"such as cc_sbu_align or instructions. Set {_KEY}=null."
+                f"such as cc_sbu_align or instruction. Set {_KEY}=null."
             )
     files = preflight(config, towers=False)  # they and the LLM are never in memory together
     if dist_utils.is_main():
@@ -226,8 +224,8 @@ def _check_fingerprint(folder: Path, own: dict[str, str]) -> None:
     for key in found.keys() & own.keys():
         if found[key] != own[key]:
             raise UserError(
-                f"{_KEY}: '{folder}' was filled with another {key} ({found[key]}, this run has {own[key]}). Delete the "
-                f"folder to fill it anew, or set {_KEY} to another."
+                f"{_KEY}: '{folder}' was filled with another {key} ({found[key][:80]}, this run has {own[key][:80]}). "
+                f"Delete the folder to fill it anew, or set {_KEY} to another."
             )
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps(found | own, indent=2) + "\n")

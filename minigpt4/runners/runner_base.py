@@ -159,6 +159,8 @@ class RunnerBase:
             *(self.run.accum_grad_iters, together),
         )
         self.began = time.perf_counter(), self.step
+        if self.step >= self.total:
+            logger.info("nothing is left to do: step %d of %d. Raise run.max_epoch to go on", self.step, self.total)
         with self.signals, closing(self.batches):
             if self.owed:
                 self._end_epoch((self.step - 1) // self.iters_per_epoch, time.perf_counter())
@@ -168,6 +170,7 @@ class RunnerBase:
                 if self._train_epoch(epoch):
                     self._end_epoch(epoch, started)
         self.log.close()
+        logger.info("log, loss.png and checkpoints are in %s", self.output_dir)
 
     def _train_epoch(self, epoch: int) -> bool:
         """Trains to the epoch's end and returns True, or False where a signal ended it, with a checkpoint."""

@@ -94,6 +94,14 @@ def test_training_pictures_are_those_of_evaluation_decoded_in_full(config):
     assert config.datasets["cc_sbu_align"].vis_processor.train.name == "blip2_image_train"  # as the user wrote it
 
 
+def test_others_may_read_a_cache_as_the_umask_says(config):
+    cached(config)
+    (file,) = {f.stat().st_mode & 0o777 for f in Path(config.run.cache_features).iterdir()}
+    umask = os.umask(0)
+    os.umask(umask)
+    assert file == 0o666 & ~umask
+
+
 def test_a_full_cache_needs_no_towers(config, monkeypatch):
     first = cached(config)["train"]["cc_sbu_align"][3]
     monkeypatch.setattr(feature_cache, "Towers", None)

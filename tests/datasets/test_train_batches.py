@@ -1,5 +1,6 @@
 """Training batches: the same again from any position, by any number of workers; what can't be used is counted."""
 
+import gzip
 import io
 import json
 import multiprocessing
@@ -25,6 +26,7 @@ from minigpt4.common.config import BuildInfo, Config, DatasetConfig, ProcessorCo
 from minigpt4.common.errors import UserError
 from minigpt4.common.registry import registry
 from minigpt4.datasets import train_batches
+from minigpt4.datasets.data_utils import SKIPPED, SkipCounter
 from minigpt4.datasets.datasets import shards as shards_module
 from minigpt4.datasets.train_batches import TrainBatches, seeded
 
@@ -254,6 +256,35 @@ def damaged(folder, tmp_path) -> Path:
     return tmp_path
 
 
+def cut_header(data: bytes, at: int) -> bytes:
+    return data[: at + 100]
+
+
+def cut_boundary(data: bytes, at: int) -> bytes:
+    return data[:at]
+
+
+def bad_header(data: bytes, at: int) -> bytes:
+    return data[:at] + b"x" * 512 + data[at + 512 :]
+
+
+def zero_header(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes(512) + data[at + 512 :]
+
+
+@pytest.mark.parametrize("damage", [cut_header, cut_boundary, bad_header, zero_header])
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_a_shard_that_is_damaged_between_its_files_is_named(damage, compress, folder, tmp_path):
+    """tarfile takes each of these for the end of the archive."""
+    with tarfile.open(folder / "shards" / "0.tar") as tar:
+        at = tar.getmembers()[6].offset
+    data = damage((folder / "shards" / "0.tar").read_bytes(), at)
+    (tmp_path / "0.tar").write_bytes(compress(data))
+    *samples, last = shards_module._samples(str(tmp_path / "0.tar"))
+    assert [sample["__key__"] for sample in samples] == ["000", "001", "002"]
+    assert str(last["error"]).startswith("damaged at byte") and str(last["error"]).endswith("the rest of it is lost")
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_cannot_be_used_is_skipped_counted_and_named(damaged, workers, caplog):
     found = batches(damaged, num_workers=workers, max_skip_rate=0.5)
@@ -271,6 +302,14 @@ def test_too_much_that_cannot_be_used_stops_the_run_with_the_list(names, workers
     with pytest.raises(UserError, match=rf"(?s)datasets.{names[0]}: 1\d of \d+ .*max_skip_rate=0.01 allows.*can't be"):
         for _ in range(200):
             next(found)
+
+
+def test_what_comes_again_in_each_epoch_counts_once():
+    skips = SkipCounter("own", max_rate=0.005)  # 5 of the first 1000
+    for _ in range(3):
+        assert not any(skips.usable({SKIPPED: [f"{i}: broken"]}) for i in range(5))
+    with pytest.raises(UserError, match="6 of 16 samples"):
+        skips.usable({SKIPPED: ["5: broken"]})
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -6,16 +6,19 @@ import json
 import random
 import shlex
 import shutil
+import tarfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from tarfile import EOFHeaderError, HeaderError, ReadError  # type: ignore[attr-defined]
+from typing import IO, Any, NamedTuple, cast
 
 import webdataset as wds
 from torch.utils.data import IterableDataset
+from typing_extensions import Self
 from webdataset.gopen import gopen_schemes
 
-from minigpt4.common.errors import UserError
+from minigpt4.common.errors import UserError, first_line
 from minigpt4.datasets.data_utils import use
 
 SHUFFLED_TOGETHER = 1000  # samples, undecoded, that a worker keeps in memory
@@ -160,15 +163,50 @@ def _samples(shard: str) -> Iterator[dict[str, Any]]:
         errors.append(error)
         return True
 
-    samples = wds.tarfile_to_samples(handler=note)([{"url": shard}])
+    def files() -> Iterator[dict[str, Any]]:
+        try:
+            with wds.gopen(shard, "rb") as stream:
+                yield from _files(stream, shard)
+        except Exception as error:  # openers raise many kinds
+            note(error)
+
+    samples = wds.tariterators.group_by_keys(files(), handler=note)
     if (first := next(samples, None)) is not None:
         yield first
     elif not errors:
         note(UserError("no samples in it"))
     yield from samples
     for error in errors:
-        reasons = [arg for arg in error.args if isinstance(arg, str)]  # webdataset appends streams and names
-        yield {"__url__": shard, "__key__": "", "error": UserError(reasons[0])}
+        yield {"__url__": shard, "__key__": "", "error": UserError(first_line(error))}
+
+
+class _Header(tarfile.TarInfo):
+    """A file's header in a shard. tarfile takes a damaged one, or none, for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tarfile)
+        except HeaderError as error:
+            if tarfile.offset == 0 or isinstance(error, EOFHeaderError):
+                raise
+            raise ReadError(f"damaged at byte {tarfile.offset}: the rest of it is lost") from error
+
+
+def _files(stream: Any, shard: str) -> Iterator[dict[str, Any]]:
+    """A shard's files, as webdataset groups them to samples.
+
+    Raises:
+        tarfile.ReadError: it is damaged or cut off.
+    """
+    with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header) as tar:
+        for info in tar:
+            if info.isreg():
+                yield {"fname": info.name, "data": cast(IO[bytes], tar.extractfile(info)).read(), "__url__": shard}
+                tar.members = []  # type: ignore[attr-defined]  # it would remember all of them
+        while block := cast(IO[bytes], tar.fileobj).read(2**16):
+            if block.strip(b"\0"):
+                raise ReadError(f"damaged at byte {tar.offset}: the rest of it is lost")
 
 
 def _name(raw: dict[str, Any]) -> str:
