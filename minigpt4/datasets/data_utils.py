@@ -60,14 +60,13 @@ class SkipCounter:
 
     Args:
         name: the dataset's.
-        max_rate: part of the samples that may be unusable; the first 1000 are judged together. One that comes again
-            with each epoch counts once.
+        max_rate: part of the samples that may be unusable; the first 1000 are judged together.
     """
 
     def __init__(self, name: str, max_rate: float):
         self.name, self.max_rate = name, max_rate
         self.seen = 0
-        self.reasons: dict[str, None] = {}  # in order
+        self.reasons: list[str] = []
 
     def usable(self, batch: Batch) -> bool:
         """Takes the reasons out of a batch and says whether any sample is left.
@@ -78,13 +77,11 @@ class SkipCounter:
         reasons = batch.pop(SKIPPED, [])
         samples = len(next(iter(batch.values()))) if batch else 0
         self.seen += samples + len(reasons)
-        for reason in dict.fromkeys(reasons):
-            if reason in self.reasons:
-                continue
-            self.reasons[reason] = None
+        for reason in reasons:
+            self.reasons.append(reason)
             logger.warning("datasets.%s: skipped %s (%d of %d)", self.name, reason, len(self.reasons), self.seen)
         if reasons and len(self.reasons) > self.max_rate * max(self.seen, 1000):
-            listed = list(self.reasons)
+            listed = list(dict.fromkeys(self.reasons))
             more = f"\n  and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
             raise UserError(
                 f"datasets.{self.name}: {len(self.reasons)} of {self.seen} samples can't be used, more than "

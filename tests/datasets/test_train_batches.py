@@ -26,7 +26,6 @@ from minigpt4.common.config import BuildInfo, Config, DatasetConfig, ProcessorCo
 from minigpt4.common.errors import UserError
 from minigpt4.common.registry import registry
 from minigpt4.datasets import train_batches
-from minigpt4.datasets.data_utils import SKIPPED, SkipCounter
 from minigpt4.datasets.datasets import shards as shards_module
 from minigpt4.datasets.train_batches import TrainBatches, seeded
 
@@ -302,14 +301,6 @@ def test_too_much_that_cannot_be_used_stops_the_run_with_the_list(names, workers
     with pytest.raises(UserError, match=rf"(?s)datasets.{names[0]}: 1\d of \d+ .*max_skip_rate=0.01 allows.*can't be"):
         for _ in range(200):
             next(found)
-
-
-def test_what_comes_again_in_each_epoch_counts_once():
-    skips = SkipCounter("own", max_rate=0.005)  # 5 of the first 1000
-    for _ in range(3):
-        assert not any(skips.usable({SKIPPED: [f"{i}: broken"]}) for i in range(5))
-    with pytest.raises(UserError, match="6 of 16 samples"):
-        skips.usable({SKIPPED: ["5: broken"]})
 
 
 @pytest.mark.parametrize("workers", [0, 1])
