@@ -139,11 +139,13 @@ def refuse_few_samples(folder) -> None:
     own = (runner.config, runner.task, runner.strategy)
     with pytest.raises(UserError, match="datasets.numbers: 1 validation samples, and .* each of 2 processes needs one"):
         Validation(*own, {"val": {"numbers": Numbers(1)}}, runner.signals)
-    Validation(*own, {"val": {"numbers": Numbers(2)}}, runner.signals)
+    enough = Validation(*own, {"val": {"numbers": Numbers(2)}}, runner.signals)
+    (folder / f"{rank()}.txt").write_text(str(list(enough.loaders)))
 
 
 def test_fewer_samples_than_processes_of_a_sharded_model_are_refused_before_training(tmp_path):
     on_ranks(2, refuse_few_samples, tmp_path)
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["['numbers']"] * 2
 
 
 def test_the_metric_is_taken_each_epoch_and_decides(tmp_path, monkeypatch):
