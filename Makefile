@@ -18,7 +18,7 @@ demo: install
 	$(BIN)/python demo.py
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

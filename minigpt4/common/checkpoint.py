@@ -87,6 +87,19 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
+def check_weights(folder: Path) -> None:
+    """Looks whether a checkpoint's weights are whole, by their header and size.
+
+    Raises:
+        UserError: they are not.
+    """
+    try:
+        with safe_open(folder / _WEIGHTS, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{folder / _WEIGHTS} can't be read as weights: {first_line(error)}") from error
+
+
 def shapes_of(file: Path) -> dict[str, list[int]]:
     """{name: shape} of a `.safetensors` file, of which only the header is read.
 
@@ -155,7 +168,8 @@ def load_checkpoints(
         logger.warning("model.ckpt holds no %s: they begin as built, from %s", part, (sources or {})[part])
     as_built = {name.split(".")[0] for name, _ in model.named_parameters() if name not in weights}
     report.as_built = {part: (sources or {}).get(part, "its initial values") for part in sorted(as_built)}
-    logger.info("%s", report)
+    if sources is not None:
+        logger.info("%s", report)
     return report
 
 
@@ -214,6 +228,17 @@ def save_weights(weights: Mapping[str, Tensor], folder: str | Path) -> None:
     """Writes trainable weights, named as in the model, to `folder/model.safetensors`, atomically."""
     file = Path(folder) / _WEIGHTS
     file.parent.mkdir(parents=True, exist_ok=True)
+    write_tensors({n.replace(".default.weight", ".weight"): w.contiguous() for n, w in weights.items()}, file)
+
+
+def write_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file atomically, for all whom the umask lets read: safetensors' own are private."""
     temporary = file.with_suffix(".tmp")
-    save_file({n.replace(".default.weight", ".weight"): w.contiguous() for n, w in weights.items()}, temporary)
+    save_file(tensors, temporary, metadata)
+    temporary.chmod(0o666 & ~_umask())
     os.replace(temporary, file)
+
+
+def _umask() -> int:
+    os.umask(mask := os.umask(0o077))  # the only way to read it
+    return mask

@@ -219,7 +219,7 @@ def _one_line(error: Exception) -> str:
     detail = [line for line in lines[1:] if not line.startswith(("full_key:", "object_type=", "reference_type="))]
     message = " ".join(lines[:1] + detail)
     if match := re.search(r"Invalid value '(.*)', expected one of (\[.*\])", message):  # of a Literal
-        names = re.findall("'(.*?)'", match[2])
+        names = [name.strip(" '") for name in match[2].strip("[]").split(",")]
         message = f"'{match[1]}' is unknown.{did_you_mean(match[1], names)}"
     elif isinstance(error, ConfigKeyError) and (place := _places().get(error.key)):
         message = f"{message.partition('. Did you mean')[0]}. Did you mean '{place}'?"

@@ -22,23 +22,7 @@ def expand_home(config: Config) -> None:
 
 def check_values(config: Config) -> None:
     """Refuses values of the right type that can't work."""
-    run = config.run
-    least_one = {
-        "run.log_freq": run.log_freq,
-        "run.accum_grad_iters": run.accum_grad_iters,
-        "run.batch_size_train": run.batch_size_train,
-        "run.batch_size_eval": run.batch_size_eval,
-        "run.max_epoch": run.max_epoch,
-        "run.iters_per_epoch": run.iters_per_epoch,
-        **{f"datasets.{name}.batch_size": d.batch_size for name, d in config.datasets.items()},
-        **{f"evaluation_datasets.{name}.batch_size": d.batch_size for name, d in config.evaluation_datasets.items()},
-    }
-    for key, value in least_one.items():
-        if value is not None and value < 1:
-            raise UserError(f"{key}: {value} is too small. Set it to 1 or more.")
-    for key, value in {"run.seed": run.seed, "run.num_workers": run.num_workers}.items():
-        if value < 0:
-            raise UserError(f"{key}: {value} is negative. Set it to 0 or more.")
+    _check_numbers(config)
     for name, dataset in config.datasets.items():
         for split, processor in vars(dataset.vis_processor).items():
             if processor.image_size not in (None, config.model.image_size):
@@ -60,6 +44,32 @@ def check_values(config: Config) -> None:
         raise UserError(
             f"model.prompt_template: '{config.model.prompt_template}' is no template. Write {{}} where the prompt goes."
         ) from None
+
+
+def _check_numbers(config: Config) -> None:
+    """Refuses numbers out of range."""
+    run, model = config.run, config.model
+    datasets = {f"datasets.{name}": block for name, block in config.datasets.items()}
+    evaluated = {f"evaluation_datasets.{name}": block for name, block in config.evaluation_datasets.items()}
+    keys = "log_freq accum_grad_iters batch_size_train batch_size_eval max_epoch iters_per_epoch max_iters save_steps"
+    at_least_1 = {f"run.{key}": getattr(run, key) for key in (*keys.split(), "keep_last", "max_bad_steps")}
+    at_least_1["model.max_txt_len"] = model.max_txt_len
+    at_least_1 |= {f"{name}.batch_size": block.batch_size for name, block in (datasets | evaluated).items()}
+    at_least_1 |= {f"{name}.build_info.n_frms": block.build_info.n_frms for name, block in datasets.items()}
+    at_least_0 = {f"run.{key}": getattr(run, key) for key in ("seed", "num_workers", "warmup_steps", "min_lr")}
+    at_least_0 |= {"run.weight_decay": run.weight_decay, "model.lora_r": model.lora_r}
+    above_0 = {"run.init_lr": run.init_lr, "run.eps": run.eps, "run.max_grad_norm": run.max_grad_norm}
+    above_0 |= {f"{name}.sample_ratio": block.sample_ratio for name, block in datasets.items()}
+    part = {"run.max_skip_rate": run.max_skip_rate, "run.betas[0]": run.betas[0], "run.betas[1]": run.betas[1]}
+    for numbers, holds, range_ in (
+        (at_least_1, lambda n: n >= 1, "1 or more"),
+        (at_least_0, lambda n: n >= 0, "0 or more"),
+        (above_0, lambda n: n > 0, "more than 0"),
+        (part, lambda n: 0 <= n <= 1, "0 to 1"),
+    ):
+        for key, number in numbers.items():
+            if number is not None and not holds(number):
+                raise UserError(f"{key}: {number} is out of range. Set it to {range_}.")
 
 
 def _check_trained(model: ModelConfig) -> None:

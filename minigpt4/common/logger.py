@@ -2,11 +2,13 @@
 
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
 import time
 import warnings
+from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -40,13 +42,20 @@ def setup_logger() -> None:
     of_transformers.disable_progress_bar()
 
 
+def to_json(record: dict[str, Any]) -> str:
+    """One line; what is no number is null, as JSON has no other word for it."""
+    bare = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(bare, allow_nan=False) + "\n"
+
+
 class RunLog:
     """A run's numbers: `log.txt` in its output folder (one JSON object a line), TensorBoard, and wandb where asked.
 
-    A run that continues from step `resumed` keeps the lines up to it; a new one begins anew.
+    A run that continues from step `resumed` keeps the lines up to it; a new one begins anew. Where its epochs have
+    another length than before, by `ratio`, so have the steps of these lines.
     """
 
-    def __init__(self, config: Config, resumed: int = 0):
+    def __init__(self, config: Config, resumed: int = 0, ratio: Fraction = Fraction(1)):
         self.folder = Path(config.run.output_dir)
         self._wandb: Any = None
         if not is_main():
@@ -55,9 +64,10 @@ class RunLog:
 
         self.file = self.folder / LOG_FILE
         lines = self.file.read_text().splitlines(keepends=True) if resumed and self.file.is_file() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= resumed]
+        records = [json.loads(line) for line in lines if line.endswith("\n")]
+        records = [r | {"step": int(r["step"] * ratio)} for r in records]
         temporary = self.file.with_suffix(".tmp")  # cut off while it writes, a run leaves all lines
-        temporary.write_text("".join(kept))
+        temporary.write_text("".join(to_json(r) for r in records if r["step"] <= resumed))
         os.replace(temporary, self.file)
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=resumed + 1)
         if config.run.wandb_log:
@@ -68,7 +78,7 @@ class RunLog:
         if not is_main():
             return
         with self.file.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(to_json(record))
         numbers = {k: v for k, v in record.items() if isinstance(v, float) and k != "step"}
         for name, value in numbers.items():
             self._board.add_scalar(name, value, record["step"])
@@ -126,11 +136,11 @@ def parts_table(model: nn.Module) -> str:
     for name, parameter in model.named_parameters():
         parts.setdefault(name.split(".")[0], []).append(parameter)
     for name, own in (*parts.items(), ("all", [p for part in parts.values() for p in part])):
-        count = sum(p.numel() for p in own)
-        trained = sum(p.numel() for p in own if p.requires_grad)
+        sizes = [getattr(p, "ds_numel", p.numel()) for p in own]  # ZeRO-3 leaves an empty tensor of each
+        trained = sum(n for n, p in zip(sizes, own, strict=True) if p.requires_grad)
         dtypes = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in own}))
-        size = sum(p.numel() * p.element_size() for p in own) / 1e9
-        rows.append(f"| {name} | {count:,} | {trained:,} | {dtypes} | {size:.3f} |")
+        size = sum(n * p.element_size() for n, p in zip(sizes, own, strict=True)) / 1e9
+        rows.append(f"| {name} | {sum(sizes):,} | {trained:,} | {dtypes} | {size:.3f} |")
     return "\n".join(rows)
 
 
@@ -176,7 +186,7 @@ def plot_loss(folder: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)")
     for key, style in (("train_loss", "-"), ("val_loss", "o")):
-        points = [(r["step"], r[key]) for r in records if key in r]
+        points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=key.replace("_", " "))
             axes.legend()

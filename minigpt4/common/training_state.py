@@ -1,6 +1,8 @@
 """Checkpoints that a run can continue from: folders that appear whole or not at all, and what is in them."""
 
+import json
 import logging
+import math
 import os
 import random
 import shutil
@@ -12,14 +14,18 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 
+from minigpt4.common.checkpoint import check_weights, load_checkpoints
 from minigpt4.common.dist_utils import barrier, is_main
 from minigpt4.common.errors import UserError, first_line
+from minigpt4.common.logger import to_json
 
 logger = logging.getLogger(__name__)
 
 _STATE = "training_state_{}.pt"  # its step: copies of folders lose their times
-_UNFINISHED, _REPLACED = ".tmp", ".old"
+_MEASURES = "measures.json"
+_UNFINISHED, _REPLACED, _ABANDONED = ".tmp", ".old", ".abandoned"
 
 
 @contextmanager
@@ -39,6 +45,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         for path in [*temporary.rglob("*"), temporary]:
             _to_disk(path)
         if folder.exists():
+            shutil.rmtree(replaced, ignore_errors=True)  # a crash left it
             folder.rename(replaced)  # found as well, until the new one has its name
         temporary.rename(folder)
         _to_disk(folder.parent)
@@ -58,34 +65,111 @@ def write_state(folder: Path, step: int, state: dict[str, Any]) -> None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Reads a checkpoint's training state.
+    """Reads a checkpoint's training state; its tensors are mapped, so what a rank leaves unused is not read.
 
     Raises:
         UserError: there is none, or it can't be read.
     """
+    file = next(folder.glob(_STATE.format("*")), None)
+    if file is None:
+        raise UserError(f"run.resume: '{folder}' {_what_it_is(folder)}")
     try:
-        (file,) = folder.glob(_STATE.format("*"))
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch's reader raises many kinds
         raise UserError(
-            f"run.resume: '{folder}' is no checkpoint to continue from ({first_line(error)}). "
-            "Set it to auto or to a checkpoint folder of a run."
+            f"run.resume: '{file}' can't be read ({first_line(error)}). Set it to auto or to another checkpoint."
         ) from None
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Loads a checkpoint's weights.
+
+    Raises:
+        UserError: they can't be read, or don't fit the model.
+    """
+    try:
+        load_checkpoints(model, [folder])
+    except UserError as error:
+        raise UserError(f"run.resume: {str(error).removeprefix('model.ckpt: ')}") from None
+
+
+def _what_it_is(folder: Path) -> str:
+    """Of a folder without a training state."""
+    if own := checkpoints(folder):
+        return f"is a run's folder, not a checkpoint. Name one in it, such as {own[-1].name}."
+    if any(folder.glob("*.safetensors")):
+        return "holds weights but no training state. Set model.ckpt to it, or run.resume=auto."
+    return "is no checkpoint to continue from. Set it to auto or to a checkpoint folder of a run."
+
+
+def write_measures(folder: Path, epochs: float, measures: dict[str, float]) -> None:
+    """Notes in a checkpoint of an epoch's end what validation found, after so many epochs."""
+    temporary = folder / (_MEASURES + _UNFINISHED)
+    temporary.write_text(to_json({"epochs": epochs, **measures}))
+    os.replace(temporary, folder / _MEASURES)
+
+
+def read_measures(folder: Path) -> dict[str, float] | None:
+    """What `write_measures` noted, or None."""
+    try:
+        found = json.loads((folder / _MEASURES).read_text())
+    except (OSError, ValueError):  # a loss of power left it empty
+        return None
+    return {name: math.nan if value is None else value for name, value in found.items()}
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
     """The checkpoints of a run that can be continued from, the oldest first."""
+    return [folder for _, folder in _by_step(output_dir)]
+
+
+def _by_step(output_dir: Path) -> list[tuple[int, Path]]:
     # not Path.glob, which fails where a run that goes on deletes an old one meanwhile
     states = map(Path, glob(f"{escape(str(output_dir))}/*/{_STATE.format('*')}"))
-    found = [(int(file.stem.rpartition("_")[2]), file.parent) for file in states if file.parent.suffix != _UNFINISHED]
-    return [folder for _, folder in sorted(found)]
+    passed_over = (_UNFINISHED, _ABANDONED)
+    return sorted((_step(file), file.parent) for file in states if file.parent.suffix not in passed_over)
+
+
+def _step(file: Path) -> int:
+    return int(file.stem.rpartition("_")[2])
+
+
+def line_up(output_dir: Path, step: int, iters_per_epoch: int | None) -> None:
+    """Makes the checkpoint that a run goes on from, at this step, the newest.
+
+    Those beyond it, of a branch that is left, get a name that nothing goes on from: else the run's own would be pruned
+    as the older ones. With `iters_per_epoch`, epochs had another length: the others' steps are counted anew.
+    """
+    if iters_per_epoch:
+        _renumber(output_dir, iters_per_epoch)
+    later = [folder for own, folder in _by_step(output_dir) if own > step]
+    for folder in later:
+        abandoned = folder.with_name(folder.name + _ABANDONED)
+        shutil.rmtree(abandoned, ignore_errors=True)
+        folder.rename(abandoned)
+    if later:
+        names = ", ".join(folder.name for folder in later)
+        logger.warning("%s: beyond step %d, from where this run goes on; now named *%s", names, step, _ABANDONED)
+
+
+def _renumber(output_dir: Path, iters_per_epoch: int) -> None:
+    for folder in checkpoints(output_dir):
+        (file,) = folder.glob(_STATE.format("*"))
+        try:
+            state = read_state(folder)
+        except UserError:  # nothing goes on from it
+            continue
+        step = state["step"] * iters_per_epoch // state.get("iters_per_epoch", iters_per_epoch)
+        file.rename(file.with_name(_STATE.format(step)))
 
 
 def newest(output_dir: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint that can be read, and its state; None where a run is to begin."""
     for folder in reversed(checkpoints(output_dir)):
         try:
-            return folder, read_state(folder)
+            state = read_state(folder)
+            check_weights(folder)
+            return folder, state
         except UserError as error:
             logger.warning("%s; the one before it is used", error)
     return None
@@ -98,7 +182,8 @@ def checkpoint_to_continue(resume: str | None, output_dir: Path) -> tuple[Path, 
         UserError: it can't be read, or an earlier run's checkpoints would be lost.
     """
     if resume not in (None, "auto"):
-        return Path(str(resume)), read_state(Path(str(resume)))
+        folder = Path(str(resume)).expanduser()
+        return folder, read_state(folder)
     found = newest(output_dir)
     if found and resume is None:
         raise UserError(

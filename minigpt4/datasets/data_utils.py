@@ -77,8 +77,8 @@ class SkipCounter:
         reasons = batch.pop(SKIPPED, [])
         samples = len(next(iter(batch.values()))) if batch else 0
         self.seen += samples + len(reasons)
-        self.reasons += reasons
         for reason in reasons:
+            self.reasons.append(reason)
             logger.warning("datasets.%s: skipped %s (%d of %d)", self.name, reason, len(self.reasons), self.seen)
         if reasons and len(self.reasons) > self.max_rate * max(self.seen, 1000):
             listed = list(dict.fromkeys(self.reasons))

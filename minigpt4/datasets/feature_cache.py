@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
 from minigpt4.common import dist_utils
+from minigpt4.common.checkpoint import write_tensors
 from minigpt4.common.config import Config, DatasetConfig
 from minigpt4.common.errors import UserError, first_line, make_folder
+from minigpt4.datasets.data_utils import Skipped, use
 from minigpt4.models.preflight import preflight
 from minigpt4.models.towers import Towers
 from minigpt4.runners.strategies import amp_dtype
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 _KEY = "run.cache_features"
 _SHARD = 256  # samples in a file
-_TEXTS = (".json", ".jsonl", ".parquet")  # files that count to the letter, others by name and size
+_TEXTS = (".json", ".jsonl", ".parquet")  # files that count to the letter, others by name, size and time
 _FINGERPRINT = "fingerprint.json"
 
 
@@ -56,9 +57,7 @@ class FeatureCache:
         features = {k: t.to("cpu", torch.bfloat16).contiguous() for k, (t, _) in samples.items() if t is not None}
         texts = {key: json.dumps(sample if key in features else None) for key, (_, sample) in samples.items()}
         name = next(iter(samples)).replace("/", "-")
-        temporary = self.folder / f"{name}.tmp"
-        save_file(features, temporary, metadata=texts)
-        os.replace(temporary, self.folder / f"{name}.safetensors")
+        write_tensors(features, self.folder / f"{name}.safetensors", texts)
 
     def _shard(self, name: str) -> Any:
         if name not in self._open:
@@ -96,12 +95,11 @@ class _Attempt(Dataset):
         return len(self.indices)
 
     def __getitem__(self, i: int) -> tuple[str, dict[str, Any] | None]:
-        index = self.indices[i]
-        try:
-            return f"{self.name}/{index}", self.dataset[index]
-        except UserError as error:
-            logger.warning("%s: %s", _KEY, error)
-            return f"{self.name}/{index}", None
+        key = f"{self.name}/{self.indices[i]}"
+        sample = use(key, self.dataset.__getitem__, self.indices[i])
+        if isinstance(sample, Skipped):
+            logger.warning("%s: %s", _KEY, sample.reason)
+        return key, None if isinstance(sample, Skipped) else sample
 
 
 def cached_datasets(config: Config, task: ImageTextPretrainTask) -> dict[str, dict[str, Any]]:
@@ -121,7 +119,7 @@ def cached_datasets(config: Config, task: ImageTextPretrainTask) -> dict[str, di
         if isinstance(dataset, IterableDataset):
             raise UserError(
                 f"{_KEY}: datasets.{name.partition('/')[2]} streams shards; a cache needs data with a length, "
-                f"such as cc_sbu_align or instructions. Set {_KEY}=null."
+                f"such as cc_sbu_align or instruction. Set {_KEY}=null."
             )
     files = preflight(config, towers=False)  # they and the LLM are never in memory together
     if dist_utils.is_main():
@@ -183,11 +181,21 @@ def fingerprint(config: Config, files: dict[str, Path], datasets: dict[str, Any]
         prints[f"model.{key}"] = value if isinstance(value, str | int) else asdict(value)
     for key in ("model.vit_model", "model.q_former_model"):
         if key in files:
-            prints[key] = [files[key].name, files[key].stat().st_size]
+            prints[key] = [files[key].name, files[key].stat().st_size, _ends(files[key])]
+    prints["run.amp_dtype"] = str(amp_dtype(config.run, dist_utils.pick_device(config.run.device)))
     for split_name, dataset in datasets.items():
         split, _, name = split_name.partition("/")
         prints[f"datasets.{name} ({split})"] = _data_print(config.datasets[name], split, len(dataset))
     return {key: json.dumps(value) for key, value in prints.items()}
+
+
+def _ends(file: Path) -> str:
+    """A digest of a file's first and last MiB: gigabytes take minutes to read."""
+    with file.open("rb") as stream:
+        digest = hashlib.sha256(stream.read(2**20))
+        stream.seek(-min(2**20, file.stat().st_size), os.SEEK_END)
+        digest.update(stream.read())
+    return digest.hexdigest()[:16]
 
 
 def _data_print(block: DatasetConfig, split: str, length: int) -> list[Any]:
@@ -198,7 +206,8 @@ def _data_print(block: DatasetConfig, split: str, length: int) -> list[Any]:
     digest = hashlib.sha256()
     for root in (storage, *folders):
         for file in sorted(f for f in root.rglob("*") if f.is_file()) if root.is_dir() else [root]:
-            digest.update(f"{file.relative_to(root)} {file.stat().st_size}\n".encode())
+            status = file.stat()
+            digest.update(f"{file.relative_to(root)} {status.st_size} {status.st_mtime_ns}\n".encode())
             if file.suffix in _TEXTS:
                 digest.update(file.read_bytes())
     return [length, asdict(block.vis_processor.eval), asdict(text), info.n_frms, digest.hexdigest()[:16]]
@@ -215,8 +224,8 @@ def _check_fingerprint(folder: Path, own: dict[str, str]) -> None:
     for key in found.keys() & own.keys():
         if found[key] != own[key]:
             raise UserError(
-                f"{_KEY}: '{folder}' was filled with another {key} ({found[key]}, this run has {own[key]}). Delete the "
-                f"folder to fill it anew, or set {_KEY} to another."
+                f"{_KEY}: '{folder}' was filled with another {key} ({found[key][:80]}, this run has {own[key][:80]}). "
+                f"Delete the folder to fill it anew, or set {_KEY} to another."
             )
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps(found | own, indent=2) + "\n")

@@ -49,7 +49,8 @@ class MiniGPTBase(TrainingModel):
 
     @property
     def device(self) -> torch.device:
-        return self.llama_proj.weight.device  # the LLM may be spread over several
+        # the LLM may be spread over several; by its name, ZeRO-3 would gather the weight, for which ranks wait
+        return next(self.llama_proj.parameters()).device
 
     @property
     def vocabulary(self) -> int:
@@ -129,7 +130,7 @@ class MiniGPTBase(TrainingModel):
     def _losses(self, samples: dict[str, Any], length_norm: str) -> Tensor:
         """Negative log-likelihood of each sample's answer, [B]."""
         examples = self._examples(samples)
-        logits, labels, rows = self._label_logits(examples, self._encode_images(samples))
+        logits, labels, rows = self._label_logits(*self._inputs(examples, self._encode_images(samples)))
         each = F.cross_entropy(logits, labels, reduction="none").cpu()
         losses = torch.zeros(len(examples)).index_add_(0, rows, each)
         learned = torch.tensor([sum(learned for _, learned in example) for example in examples])

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from minigpt4.common.checkpoint import check_shape, is_url, local_files, shapes_of, trained_weights
-from minigpt4.common.config import Config, ModelConfig
-from minigpt4.common.dist_utils import pick_device
+from minigpt4.common.config import Config, ModelConfig, RunConfig
+from minigpt4.common.dist_utils import pick_device, world_size
 from minigpt4.common.errors import Problems, UserError
 from minigpt4.conversation.conversation import get_template
 from minigpt4.models.llm import (
@@ -76,7 +76,7 @@ def preflight(config: Config, towers: bool = True, problems: Problems | None = N
                 check_projection(c, llm, path)
         if device is not None:
             with problems.collect():
-                check_memory(memory_of_devices(c, llm, device, towers))
+                check_memory(memory_of_devices(c, llm, device, towers), _holders(config.run))
     problems.tell()
     assert folder is not None
     return {**local_files(paths, config.env.cache_root), "model.llama_model": folder}
@@ -163,22 +163,30 @@ def memory_of_devices(
     return {d: parts | llm_share if d == device else llm_share for d in devices}
 
 
-def check_memory(devices: dict[torch.device, dict[str, float]]) -> None:
-    """Logs what the weights take of each device's free memory.
+def _holders(run: RunConfig) -> int:
+    """How many processes share one copy of the weights."""
+    return world_size() if run.strategy == "fsdp" or (run.strategy, run.zero_stage) == ("deepspeed", 3) else 1
+
+
+def check_memory(devices: dict[torch.device, dict[str, float]], holders: int = 1) -> None:
+    """Logs what the weights, of which each of so many processes holds a share, take of each device's free memory.
 
     Raises:
         UserError: a single accelerator has less. A CPU may swap and a device map spill over: those are warned of.
     """
-    for device, parts in devices.items():
+    for device, whole in devices.items():
         # ranks share the CPU; accelerators have one each
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
+        parts = {part: size / holders for part, size in whole.items()}
         needed, free = ranks * sum(parts.values()), _free_memory(device)
         sizes = ", ".join(f"{part} {size / 1e9:.2f}" for part, size in parts.items())
         told = f"{device}: the weights take {needed / 1e9:.2f} GB ({sizes}) of {free / 1e9:.2f} GB that are free"
         if needed <= free:
             logger.info(told)
             continue
-        told += ". Set model.quantization=8bit or 4bit, model.device_map=auto for several devices, or a smaller LLM."
+        cure = "Set model.quantization=8bit or 4bit, model.device_map=auto for several devices, or a smaller LLM; in "
+        cure += "training, run.strategy=fsdp shares it out to several processes."
+        told += ". " + (cure if holders == 1 else "Start more processes on further devices, or set a smaller LLM.")
         if device.type != "cpu" and len(devices) == 1:
             raise UserError(told)
         logger.warning(told)

@@ -4,7 +4,7 @@ import logging
 import random
 import re
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,13 +69,14 @@ class TrainingModel(BaseModel):
         images = self._encode_images(samples)
         examples = self._examples(samples)
         self._report_unlearned(samples, examples)
-        logits, labels, _ = self._label_logits(examples, images)
+        # text alone still needs a gradient, of zeros, and ranks wait for one another in all parts of the model, in the
+        # same order forward and backward
+        blank = self._encode_images(self._blank()) if images is None else None
+        embeds, mask, labels = self._inputs(examples, images, samples.get("image_id"))
+        if blank is not None:
+            embeds = embeds + (0 * blank.sum()).to(embeds)
+        logits, labels, _ = self._label_logits(embeds, mask, labels)
         loss = F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
-        if images is None:
-            # text alone still needs a gradient, of zeros, and ranks wait for one another in all parts of the model
-            blank = self._encode_images(self._blank())
-            assert blank is not None
-            loss = loss + 0 * blank.sum()
         return {"loss": loss, "tokens": torch.tensor(len(labels), device=loss.device)}
 
     def _report_unlearned(self, samples: dict[str, Any], examples: list[Example]) -> None:
@@ -95,13 +96,14 @@ class TrainingModel(BaseModel):
                 more = "; more such samples are not reported" if len(self.unlearned) > _MOST_REPORTED else ""
                 logger.warning("sample %s teaches no answer: %s%s", name, cause, more)
 
-    def _label_logits(self, examples: list[Example], images: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _label_logits(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits [N, V] in fp32 of the positions before the N labels, the labels [N], and whose sample each is [N].
+
+        The arguments are what `_inputs` returns.
 
         Only these positions go through the LLM's head: a large vocabulary's logits of all positions would take more
         memory than everything else.
         """
-        embeds, mask, labels = self._inputs(examples, images)
         rows, positions = (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)
         with _head_reads(self.llama_model, rows, positions):
             logits = self.llama_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).logits
@@ -109,13 +111,16 @@ class TrainingModel(BaseModel):
             logits = logits[rows, positions].unsqueeze(0)
         return logits[0].float(), labels[rows, positions + 1].to(logits.device), rows
 
-    def _inputs(self, examples: list[Example], images: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _inputs(
+        self, examples: list[Example], images: Tensor | None, names: Sequence[Any] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """What the LLM reads, embeddings [B, T, D] and mask [B, T], and the labels [B, T], on the CPU."""
         ids, mask, labels = training_batch(examples, self.llama_tokenizer.bos_token_id)
         if (excess := ids.shape[1] - self.max_context_len) > 0:
+            name = names[int(mask.sum(1).argmax())] if names else "without image_id"
             raise UserError(
-                f"a training sample is {excess} tokens longer than the {self.max_context_len} that the LLM reads at "
-                "once. Shorten its prompt, or lower model.max_txt_len."
+                f"training sample {name} is {excess} tokens longer than the {self.max_context_len} that the LLM reads "
+                "at once. Shorten its prompt, or lower model.max_txt_len."
             )
         embeds = splice(ids.to(self.device), images, embedding_of(self.llama_model))
         return embeds, mask.to(self.device), labels

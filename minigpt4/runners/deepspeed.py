@@ -30,10 +30,16 @@ class DeepSpeed(Strategy):
             raise UserError(
                 "run.strategy: deepspeed is not installed. pip install deepspeed, or set run.strategy=fsdp"
             ) from error
-        self.model, self.run, self.device = model.place(device), run, device
+        self.model, self.run, self.device = model, run, device
         self.sharded = run.zero_stage == 3
         self.amp_dtype = amp_dtype(run, device)
         self.deepspeed = deepspeed
+        half = any(p.dtype == torch.float16 for p in model.parameters())
+        if self.sharded and half and device.type == "cpu" and self.amp_dtype != torch.float32:
+            raise UserError(  # it joins the ranks' shares under autocast, for which torch has no fp16 on a CPU
+                "run.zero_stage: on a CPU stage 3 mixes no fp16 weights with bf16. Set model.vit_precision=bf16 and "
+                "model.llm_dtype=bf16, or run.strategy=fsdp."
+            )
         mixed = {"enabled": True, "dtype": str(self.amp_dtype).removeprefix("torch.")}
         settings: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": run.batch_size_train,
@@ -46,10 +52,12 @@ class DeepSpeed(Strategy):
         }
         if self.amp_dtype != torch.float32:
             settings["torch_autocast"] = mixed
+        optimizer = build_optimizer(model, run)  # first: it looks at shapes, which stage 3 takes away
+        if self.sharded:  # weight by weight: the whole may not fit the device
+            deepspeed.zero.Init(module=model, config_dict_or_path=settings)
+        model.place(device)
         # its logger speaks at every level; the root's is enough
-        self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=model, optimizer=build_optimizer(model, run), config=settings
-        )
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
         self.wrapped: nn.Module = self.engine
 
     def accumulating(self, last: bool) -> Any:
@@ -77,12 +85,17 @@ class DeepSpeed(Strategy):
 
     def save(self, folder: Path) -> dict[str, Any]:
         self.engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False, exclude_frozen_parameters=True)
-        return {}
+        return {"made_by": self.made_by}
+
+    @property
+    def made_by(self) -> str:
+        return f"{super().made_by} with run.zero_stage={self.run.zero_stage}"
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
-        if not (folder / _TAG).is_dir():
-            raise UserError(f"run.resume: '{folder}' was not written by run.strategy=deepspeed. Set that of its run.")
-        self.engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
+        if state.get("made_by") != self.made_by:  # each process has files of its own, as the stage shares them out
+            self._refuse(folder, state)
+        with self._own_settings():
+            self.engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
 
 
 @contextmanager

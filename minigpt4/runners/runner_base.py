@@ -5,6 +5,7 @@ import math
 import shutil
 import time
 from contextlib import closing
+from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from minigpt4.common import dist_utils, training_state
-from minigpt4.common.checkpoint import load_checkpoints, save_weights
+from minigpt4.common.checkpoint import save_weights
 from minigpt4.common.config import Config, save_config
 from minigpt4.common.errors import UserError, make_folder
 from minigpt4.common.logger import Meter, RunLog, parts_table, plot_loss, write_run_info
@@ -23,14 +24,13 @@ from minigpt4.common.signals import StopSignals
 from minigpt4.datasets.data_utils import Batch, to_device
 from minigpt4.datasets.train_batches import TrainBatches
 from minigpt4.models.base_model import BaseModel
+from minigpt4.runners.best import Best
 from minigpt4.runners.guard import Guard
 from minigpt4.runners.strategies import build_strategy
-from minigpt4.runners.validation import Validation
+from minigpt4.runners.validation import Stopped, Validation
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 
 logger = logging.getLogger(__name__)
-
-BEST = "checkpoint_best"
 
 
 @registry.register_runner("runner_base")
@@ -55,22 +55,25 @@ class RunnerBase:
         resumed = training_state.checkpoint_to_continue(run.resume, Path(run.output_dir))
         dist_utils.seed_everything(run.seed + dist_utils.rank())  # ranks draw different prompts
         if resumed:
-            load_checkpoints(model, [resumed[0]])
+            training_state.load_weights(model, resumed[0])
         if resumed is None:
-            if run.strategy != "fsdp":  # which fills the device block by block
+            # FSDP and ZeRO-3 fill the device bit by bit
+            if run.strategy != "fsdp" and (run.strategy, run.zero_stage) != ("deepspeed", 3):
                 model.place(self.device)
             if dist_utils.is_main():
                 model.check_language()
         self.strategy = build_strategy(model, run, self.device)
         self.batches = TrainBatches(datasets["train"], config, pin_memory=self.device.type not in ("cpu", "mps"))
-        self.validation = Validation(config, task, self.strategy, datasets)
+        self.signals = StopSignals()  # to this rank
+        self.validation = Validation(config, task, self.strategy, datasets, self.signals)
         self.iters_per_epoch = run.iters_per_epoch or self.batches.length or _no_length()
         self.total = self._total_iters()
         self.schedule = build_schedule(run, self.iters_per_epoch)
         self.step = self.saved = 0
-        self.best = math.inf
+        self.ratio = Fraction(1)  # of an epoch's length to that before
+        self.best = Best(self.output_dir, run.metric)
+        self.owed = False  # a validation that a signal or an error cut off
         self.epoch_loss = (0.0, 0)  # sum and number of this epoch's losses
-        self.signals = StopSignals()  # to this rank
         self.stopping = False  # all ranks know of one
         self.meter = Meter()
         self.guard = Guard(run.max_bad_steps, model.vocabulary)
@@ -105,8 +108,17 @@ class RunnerBase:
         training_state.checkpoint_to_continue(run.resume, Path(run.output_dir))
 
     def _restore(self, folder: Path, state: dict[str, Any]) -> None:
-        self.step = self.saved = state["step"]
-        self.best, self.epoch_loss = state["best"], tuple(state["epoch_loss"])
+        new = self.iters_per_epoch
+        old = state.get("iters_per_epoch", new)
+        self.ratio = Fraction(new, old) if self.run.max_iters is None else Fraction(1)  # those are batches in all
+        self.step = self.saved = int(state["step"] * self.ratio)  # down: no epoch ends without its validation
+        if self.ratio != 1:
+            logger.warning("an epoch has %d steps now, %d before: step %d is %d", new, old, state["step"], self.step)
+        self.epoch_loss = tuple(state["epoch_loss"])
+        if state.get("ends_epoch"):
+            self.owed = training_state.read_measures(folder) is None
+            self.epoch_loss = self.epoch_loss if self.owed else (0.0, 0)
+        self.best.resume(state["step"] / old)
         self.strategy.load(folder, state["engine"])
         same = state["processes"] == dist_utils.world_size()
         own = state["ranks"][dist_utils.rank() if same else 0]
@@ -122,15 +134,18 @@ class RunnerBase:
             make_folder("run.output_dir", self.output_dir)
             training_state.prune(self.output_dir, None)
             if fresh:
-                shutil.rmtree(self.output_dir / BEST, ignore_errors=True)  # an earlier run's
+                shutil.rmtree(self.best.folder, ignore_errors=True)  # an earlier run's
+            else:
+                training_state.line_up(self.output_dir, self.step, self.iters_per_epoch if self.ratio != 1 else None)
             save_config(self.config, self.output_dir / "config.yaml")
             write_run_info(self.output_dir, self.device)
-        return RunLog(self.config, self.step)  # last: a run that can't start leaves the earlier one's log
+        return RunLog(self.config, self.step, self.ratio)  # last: a run that can't start leaves the earlier one's log
 
     def train(self) -> None:
-        """Runs all epochs. Each ends with validation, a checkpoint, a line in log.txt and a new loss.png.
+        """Runs all epochs. Each ends with a checkpoint, validation, a line in log.txt and a new loss.png.
 
-        On SIGTERM or SIGINT it finishes the step, saves and returns.
+        On SIGTERM or SIGINT it finishes the step, saves and returns; a validation that this cuts off is made up for
+        when the run goes on.
 
         Raises:
             UserError: the losses are no numbers, or too much of the data is unusable.
@@ -143,13 +158,19 @@ class RunnerBase:
             *(self.total, self.iters_per_epoch, processes, type(self.strategy).__name__, batch),
             *(self.run.accum_grad_iters, together),
         )
+        self.began = time.perf_counter(), self.step
+        if self.step >= self.total:
+            logger.info("nothing is left to do: step %d of %d. Raise run.max_epoch to go on", self.step, self.total)
         with self.signals, closing(self.batches):
+            if self.owed:
+                self._end_epoch((self.step - 1) // self.iters_per_epoch, time.perf_counter())
             while self.step < self.total and not self.stopping:
                 epoch = self.step // self.iters_per_epoch
                 started = time.perf_counter()
                 if self._train_epoch(epoch):
                     self._end_epoch(epoch, started)
         self.log.close()
+        logger.info("log, loss.png and checkpoints are in %s", self.output_dir)
 
     def _train_epoch(self, epoch: int) -> bool:
         """Trains to the epoch's end and returns True, or False where a signal ended it, with a checkpoint."""
@@ -158,10 +179,8 @@ class RunnerBase:
         end = min(first + self.iters_per_epoch, self.total)
         window: list[float] = []
         self.meter.reset()
-        bar = tqdm(
-            total=end - first, initial=self.step - first, desc=f"epoch {epoch}", disable=not dist_utils.is_main()
-        )
-        with bar:
+        done, quiet = self.step - first, not dist_utils.is_main()
+        with tqdm(total=end - first, initial=done, desc=f"epoch {epoch}", disable=quiet) as bar:
             while self.step < end:
                 update, lr = self._updates(self.step - first, end - first), self.schedule.lr(self.step)
                 batch = self._next_batch()
@@ -225,6 +244,8 @@ class RunnerBase:
         numbers = self.meter.read(self.device)
         shown = {"loss": f"{loss:.3f}", "lr": f"{lr:.1e}", "samples/s": f"{numbers['samples_per_s']:.1f}"}
         shown |= {"tokens/s": f"{numbers['tokens_per_s']:.0f}", "data": f"{numbers['data_wait']:.0%}"}
+        seconds, steps = time.perf_counter() - self.began[0], self.step - self.began[1]
+        shown["eta"] = tqdm.format_interval((self.total - self.step) * seconds / steps)  # of the run
         if "memory_gb" in numbers:
             shown["memory"] = f"{numbers['memory_gb']:.1f}GB"
         bar.set_postfix(shown)
@@ -233,29 +254,35 @@ class RunnerBase:
             self.guard.watch(self.step, loss)
 
     def _end_epoch(self, epoch: int, started: float) -> None:
+        """Saves, and only then validates: an error or a signal there costs no training."""
+        name, rng = f"checkpoint_{epoch}", training_state.rng_state(self.device)
+        self._save(name, ends_epoch=True)
+        try:
+            measures = self.validation.measure()
+        except Stopped:
+            logger.warning("stopped by a signal; run.resume=auto validates epoch %d and goes on", epoch)
+            self.stopping = True
+            return
+        training_state.set_rng_state(rng, self.device)  # as if the checkpoint had been continued from
         total, count = self.epoch_loss
-        record = {"epoch": epoch, "step": self.step, "epoch_loss": total / max(count, 1)}
-        record |= self.validation.measure()
-        self.log.write(**record, seconds=round(time.perf_counter() - started, 2))
-        numbers = {k: v for k, v in record.items() if k not in ("epoch", "step")}
+        numbers = {"epoch_loss": total / max(count, 1), **measures}
+        self.log.write(epoch=epoch, step=self.step, **numbers, seconds=round(time.perf_counter() - started, 2))
         logger.info("epoch %d: %s", epoch, ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
         self.epoch_loss = (0.0, 0)
-        # the lower the better; without any measure the last is the best
-        rank = -record[self.run.metric] if self.run.metric else record.get("val_loss", -math.inf)
-        better = rank < self.best or rank == -math.inf
-        self.best = min(self.best, rank)
-        self._save(f"checkpoint_{epoch}", best=better)
+        self.best.note(self.output_dir / name, self.step / self.iters_per_epoch, measures)
+        if dist_utils.is_main():
+            plot_loss(self.output_dir)
+        dist_utils.barrier()
 
-    def _save(self, name: str, best: bool = False) -> None:
+    def _save(self, name: str, ends_epoch: bool = False) -> None:
         """Writes a checkpoint to continue from, and loss.png. All ranks must call it."""
         own = {"rng": training_state.rng_state(self.device), "data": self.batches.state_dict()}
         ranks, weights = dist_utils.all_gather([own]), self.strategy.weights()
-        if best and dist_utils.is_main():  # first: a checkpoint that counts it would never write it again
-            save_weights(weights, self.output_dir / BEST)
         with training_state.whole_folder(self.output_dir / name) as folder:
             state = {
                 "step": self.step,
-                "best": self.best,
+                "iters_per_epoch": self.iters_per_epoch,
+                "ends_epoch": ends_epoch,
                 "epoch_loss": self.epoch_loss,
                 "processes": dist_utils.world_size(),
                 "ranks": ranks,

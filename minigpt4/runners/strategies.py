@@ -1,11 +1,12 @@
 """How one model trains on several processes. The engines are torch's; a strategy is what the loop needs of one."""
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from minigpt4.common.config import RunConfig
-from minigpt4.common.dist_utils import world_size
+from minigpt4.common.dist_utils import is_main, world_size
 from minigpt4.common.errors import UserError
 from minigpt4.common.optims import build_optimizer
 from minigpt4.models.base_model import BaseModel, blocks
 from minigpt4.models.llm import DTYPES, pick_dtype
+
+logger = logging.getLogger(__name__)
 
 
 class Strategy:
@@ -92,16 +95,48 @@ class Strategy:
         An engine with files of its own writes them to `folder`.
         """
         state = self.optimizer.state_dict()
-        state["state"] = {i: {k: _whole(v) for k, v in s.items()} for i, s in state["state"].items()}
-        return {"optimizer": state, "scaler": self.scaler.state_dict()}
+        # one by one, and kept where it is written alone: the whole may not fit
+        state["state"] = {i: {k: _kept(v) for k, v in s.items()} for i, s in state["state"].items()}
+        return {"made_by": self.made_by, "optimizer": state, "scaler": self.scaler.state_dict()}
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
-        """Continues from what `save` returned."""
-        saved = state["optimizer"]
+        """Continues from what `save` returned, with the config's settings of the optimizer.
+
+        Raises:
+            UserError: it is of a strategy, or a number of processes, that this one can't go on from.
+        """
+        if "optimizer" not in state:
+            self._refuse(folder, state)
+        with self._own_settings():
+            self._load_optimizer(state["optimizer"])
+        if state["scaler"]:  # empty without fp16
+            self.scaler.load_state_dict(state["scaler"])
+
+    @property
+    def made_by(self) -> str:
+        """What tells a checkpoint that another strategy can't go on from."""
+        count = world_size()
+        return f"run.strategy={self.run.strategy} on {count} processes" if count > 1 else "a single process"
+
+    def _refuse(self, folder: Path, state: dict[str, Any]) -> NoReturn:
+        raise UserError(
+            f"run.resume: '{folder}' was written by {state.get('made_by', 'an earlier version')}; {self.made_by} can't "
+            "go on from it. Set run.strategy and run.zero_stage as they were and start as many processes, or begin "
+            f"with its weights alone: model.ckpt={folder}, run.resume=null and another run.output_dir."
+        )
+
+    @contextmanager
+    def _own_settings(self) -> Iterator[None]:
+        """Keeps weight decay, betas and eps as configured, whatever the state that is loaded meanwhile had."""
+        own = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        yield
+        for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(settings)
+
+    def _load_optimizer(self, saved: dict[str, Any]) -> None:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         saved["state"] = {i: {k: _as(parameters[i], v) for k, v in s.items()} for i, s in saved["state"].items()}
         self.optimizer.load_state_dict(saved)
-        self.scaler.load_state_dict(state["scaler"])
 
 
 class FSDP(Strategy):
@@ -135,6 +170,8 @@ def build_strategy(model: BaseModel, run: RunConfig, device: torch.device) -> St
     Raises:
         UserError: the strategy cannot do what else is asked for, or its package is missing.
     """
+    if world_size() == 1 and run.strategy != "ddp":
+        logger.info("run.strategy=%s: a single process has nothing to share out and trains without", run.strategy)
     if world_size() == 1 or run.strategy == "ddp":
         return Strategy(model, run, device)
     if amp_dtype(run, device) == torch.float16:  # which DeepSpeed scales at stage 0 only, in its own way
@@ -159,6 +196,14 @@ def amp_dtype(run: RunConfig, device: torch.device) -> torch.dtype:
 
 def _whole(value: Any) -> Any:
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _kept(value: Any) -> Any:
+    """A whole value on the CPU, on the rank that writes checkpoints; None on the others. All must call it."""
+    whole = _whole(value)
+    if not is_main():
+        return None
+    return whole.cpu() if isinstance(whole, Tensor) else whole
 
 
 def _as(parameter: Tensor, value: Any) -> Any:

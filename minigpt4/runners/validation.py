@@ -5,28 +5,51 @@ from itertools import chain, repeat
 from typing import Any
 
 import torch
+from torch.utils.data import IterableDataset
 
 from minigpt4.common.config import Config
-from minigpt4.common.dist_utils import all_reduce_sum
+from minigpt4.common.dist_utils import all_reduce_sum, world_size
 from minigpt4.common.errors import UserError, did_you_mean
 from minigpt4.common.registry import registry
+from minigpt4.common.signals import StopSignals
 from minigpt4.datasets.data_utils import Batch, SkipCounter, build_valid_loader, to_device
 from minigpt4.runners.strategies import Strategy
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 
 
+class Stopped(Exception):
+    """A rank got a signal; all ranks raise this together."""
+
+
 class Validation:
     """Measures a strategy's model on the splits that `run.valid_splits` names, and by `run.metric`."""
 
-    def __init__(self, config: Config, task: ImageTextPretrainTask, strategy: Strategy, datasets: dict[str, Any]):
-        """`datasets` maps a split to {name: dataset}."""
-        run = config.run
+    def __init__(
+        self,
+        config: Config,
+        task: ImageTextPretrainTask,
+        strategy: Strategy,
+        datasets: dict[str, Any],
+        signals: StopSignals,
+    ):
+        """`datasets` maps a split to {name: dataset}.
+
+        Raises:
+            UserError: a sharded model needs all ranks for each sample, and one would have none.
+        """
+        run, self.signals = config.run, signals
         self.config, self.run, self.task, self.strategy, self.device = config, run, task, strategy, strategy.device
         self.loaders = {
             name: build_valid_loader(dataset, run.batch_size_eval, min(run.num_workers, 1))
             for split in run.valid_splits
             for name, dataset in datasets[split].items()
         }
+        for name, dataset in ((n, d) for split in run.valid_splits for n, d in datasets[split].items()):
+            if strategy.sharded and not isinstance(dataset, IterableDataset) and len(dataset) < world_size():
+                raise UserError(
+                    f"datasets.{name}: {len(dataset)} validation samples, and with run.strategy={run.strategy} each "
+                    f"of {world_size()} processes needs one. Add some, or set run.valid_splits=[]."
+                )
 
     @staticmethod
     def check(config: Config) -> None:
@@ -55,10 +78,25 @@ class Validation:
                 )
 
     def measure(self) -> dict[str, float]:
-        """`val_loss` and the metric, those that the config asks for. All ranks must call it."""
+        """`val_loss` and the metric, those that the config asks for. All ranks must call it.
+
+        Raises:
+            Stopped: a signal came; the metric, once begun, is taken to its end.
+        """
         self.strategy.wrapped.eval()
         measures = {"val_loss": self.loss()} if self.loaders else {}
-        return measures | ({self.run.metric: self._score(self.run.metric)} if self.run.metric else {})
+        if self.run.metric:
+            self._agree(False)
+            measures[self.run.metric] = self._score(self.run.metric)
+        return measures
+
+    def _agree(self, more: bool) -> bool:
+        """Whether any rank has more to do."""
+        wishes = torch.tensor([float(more), float(self.signals.received)], device=self.device)
+        any_more, stopping = all_reduce_sum(wishes).tolist()
+        if stopping:
+            raise Stopped
+        return any_more > 0
 
     @torch.no_grad()
     def loss(self) -> float:
@@ -75,15 +113,19 @@ class Validation:
         return (total[0] / total[1].clamp(min=1)).item()
 
     def _in_step(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
-        """Batches, and whether they count: where the model is sharded all ranks get as many, the last one repeated."""
+        """Batches, and whether they count: where the model is sharded all ranks get as many, the last one repeated.
+
+        All ranks ask for as many, so that they stop together.
+        """
         last = None
         for batch in chain(batches, repeat(None)):
-            more = torch.tensor(float(batch is not None), device=self.device)
-            if not (all_reduce_sum(more) if self.strategy.sharded else more):
+            if not self._agree(more=batch is not None):
                 return
+            if batch is None and not self.strategy.sharded:
+                continue
             last = last if batch is None else batch
             if last is None:
-                raise UserError("run.valid_splits: there are fewer validation samples than processes. Add some.")
+                raise UserError("run.valid_splits: a process found no sample that can be used. Mend them, or add some.")
             yield last, batch is not None
 
     def _score(self, metric: str) -> float:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from minigpt4.common.config import Config, load_config
 from minigpt4.common.config_names import check_names
 from minigpt4.common.errors import UserError
+from minigpt4.common.registry import registry
 from tests.common.test_config import COMPAT, CONFIGS, ROOT, STAGE1
 
 NAMES = {
@@ -26,7 +27,11 @@ NAMES = {
 
 @pytest.mark.parametrize("path", CONFIGS + sorted(COMPAT.glob("*.yaml")), ids=lambda p: p.name)
 def test_every_config_names_what_there_is(path):
-    check_names(load_config(path))
+    config = load_config(path)
+    check_names(config)
+    found = [registry.get("model", config.model.arch), registry.get("task", config.run.task)]
+    found += [registry.get("builder", name) for name in config.datasets]
+    assert all(isinstance(named, type) for named in found)
 
 
 @settings(max_examples=20, deadline=None)

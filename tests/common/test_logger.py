@@ -66,6 +66,16 @@ def test_a_run_that_goes_on_takes_back_what_came_after_its_checkpoint(tmp_path):
     assert lines(tmp_path) == []  # a new run
 
 
+def test_what_is_no_number_is_null_as_in_json(tmp_path):
+    log = log_of(tmp_path)
+    log.write(step=1, train_loss=1.0)
+    log.write(step=2, val_loss=float("nan"), epoch_loss=float("inf"))
+    log.close()
+    text = (tmp_path / "log.txt").read_text().splitlines()[1]
+    assert json.loads(text, parse_constant=lambda _: 1 / 0) == {"step": 2, "val_loss": None, "epoch_loss": None}
+    plot_loss(tmp_path)
+
+
 def test_a_crash_while_lines_are_taken_back_loses_none(tmp_path, monkeypatch):
     log_of(tmp_path).write(step=1, train_loss=1.0)
     monkeypatch.setattr(os, "replace", lambda *_: 1 / 0)

@@ -74,6 +74,17 @@ def test_shard_names(shards, tmp_path):
         expand_shards("k", str(tmp_path / "{00000..00003}.tar"))
 
 
+def test_s3_is_left_to_its_own_program(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"k: 's3://b/0.tar': nothing here opens s3://. Install .* pipe:COMMAND"):
+        expand_shards("k", "s3://b/{0..1}.tar")
+    with pytest.raises(UserError, match="hdfs://. Name a folder"):
+        expand_shards("k", "hdfs://b/0.tar")
+    (tmp_path / "aws").touch()
+    (tmp_path / "aws").chmod(0o755)
+    assert expand_shards("k", "s3://b/{0..1}.tar") == ["pipe:aws s3 cp s3://b/0.tar -", "pipe:aws s3 cp s3://b/1.tar -"]
+
+
 def test_align_folder(align_folder):
     dataset = build("cc_sbu_align", align_folder)
     assert len(dataset) == 6

@@ -94,6 +94,14 @@ def test_training_pictures_are_those_of_evaluation_decoded_in_full(config):
     assert config.datasets["cc_sbu_align"].vis_processor.train.name == "blip2_image_train"  # as the user wrote it
 
 
+def test_others_may_read_a_cache_as_the_umask_says(config):
+    cached(config)
+    (file,) = {f.stat().st_mode & 0o777 for f in Path(config.run.cache_features).iterdir()}
+    umask = os.umask(0)
+    os.umask(umask)
+    assert file == 0o666 & ~umask
+
+
 def test_a_full_cache_needs_no_towers(config, monkeypatch):
     first = cached(config)["train"]["cc_sbu_align"][3]
     monkeypatch.setattr(feature_cache, "Towers", None)
@@ -121,6 +129,11 @@ def test_a_split_may_be_added(config):
     assert len(cached(config)) == 2
 
 
+def touch(config: Config, name: str) -> None:
+    """Another picture of the same size would be newer."""
+    os.utime(Path(config.datasets["cc_sbu_align"].build_info.storage) / name, (1, 1))
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -128,6 +141,8 @@ def test_a_split_may_be_added(config):
         (lambda c: c.datasets["cc_sbu_align"].vis_processor.eval.mean.append(0.5), "datasets.cc_sbu_align"),
         (lambda c: write_picture_again(c, "image/2.jpg"), "datasets.cc_sbu_align"),
         (lambda c: write_picture_again(c, "filter_cap.json"), "datasets.cc_sbu_align"),
+        (lambda c: touch(c, "image/2.jpg"), "datasets.cc_sbu_align"),
+        (lambda c: setattr(c.run, "amp", not c.run.amp), "run.amp_dtype"),
     ],
 )
 def test_a_cache_of_something_else_is_refused_in_one_line(change, named, config):

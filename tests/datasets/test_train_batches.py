@@ -1,5 +1,6 @@
 """Training batches: the same again from any position, by any number of workers; what can't be used is counted."""
 
+import gzip
 import io
 import json
 import multiprocessing
@@ -252,6 +253,35 @@ def damaged(folder, tmp_path) -> Path:
     records["annotations"][3]["caption"] = None
     (tmp_path / "filter_cap.json").write_text(json.dumps(records))
     return tmp_path
+
+
+def cut_header(data: bytes, at: int) -> bytes:
+    return data[: at + 100]
+
+
+def cut_boundary(data: bytes, at: int) -> bytes:
+    return data[:at]
+
+
+def bad_header(data: bytes, at: int) -> bytes:
+    return data[:at] + b"x" * 512 + data[at + 512 :]
+
+
+def zero_header(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes(512) + data[at + 512 :]
+
+
+@pytest.mark.parametrize("damage", [cut_header, cut_boundary, bad_header, zero_header])
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_a_shard_that_is_damaged_between_its_files_is_named(damage, compress, folder, tmp_path):
+    """tarfile takes each of these for the end of the archive."""
+    with tarfile.open(folder / "shards" / "0.tar") as tar:
+        at = tar.getmembers()[6].offset
+    data = damage((folder / "shards" / "0.tar").read_bytes(), at)
+    (tmp_path / "0.tar").write_bytes(compress(data))
+    *samples, last = shards_module._samples(str(tmp_path / "0.tar"))
+    assert [sample["__key__"] for sample in samples] == ["000", "001", "002"]
+    assert str(last["error"]).startswith("damaged at byte") and str(last["error"]).endswith("the rest of it is lost")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

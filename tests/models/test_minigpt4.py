@@ -128,7 +128,7 @@ def test_the_window_limits_prompts_answers_and_training(parity_model, monkeypatc
     monkeypatch.setattr(parity_model, "max_context_len", length - 2)
     with pytest.raises(UserError, match="a prompt is 3 tokens longer than the LLM can read and answer"):
         parity_model.generate(None, [prompt])
-    with pytest.raises(UserError, match="a training sample is .* tokens longer than the .* Shorten its prompt"):
+    with pytest.raises(UserError, match="training sample without image_id is .* tokens longer than the .* Shorten"):
         parity_model({"instruction_input": [prompt], "answer": ["a dog"]})
 
 

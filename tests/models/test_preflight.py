@@ -240,10 +240,26 @@ def test_weights_that_do_not_fit_are_told_before_they_are_read(monkeypatch, capl
     cards = [torch.device("cuda", i) for i in range(2)]
     check_memory({cards[0]: {"ViT": 2e9, "LLM (float16)": 5e9}})
     assert "cuda:0: the weights take 7.00 GB (ViT 2.00, LLM (float16) 5.00) of 8.00 GB that are free" in caplog.text
-    with pytest.raises(UserError, match="cuda:0: the weights take 9.00 GB .* Set model.quantization=8bit"):
+    with pytest.raises(UserError, match="cuda:0: the weights take 9.00 GB .* Set model.quant.* run.strategy=fsdp"):
         check_memory({cards[0]: {"LLM": 9e9}})
+    check_memory({cards[0]: {"LLM": 15e9}}, holders=2)
+    with pytest.raises(UserError, match=r"take 8.50 GB \(LLM 8.50\) .* are free. Start more processes"):
+        check_memory({cards[0]: {"LLM": 17e9}}, holders=2)
     caplog.clear()
     check_memory({card: {"LLM": 9e9} for card in cards})
     check_memory({CPU: {"LLM": 5e9}})  # twice, for two ranks
     assert [r.levelname for r in caplog.records] == ["WARNING"] * 3
     assert "cpu: the weights take 10.00 GB" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "holders"),
+    [({"strategy": "ddp"}, 1), ({"strategy": "fsdp"}, 4)]
+    + [({"strategy": "deepspeed", "zero_stage": stage}, 4 if stage == 3 else 1) for stage in range(4)],
+)
+def test_sharded_weights_are_counted_once_for_all_processes(options, holders, parity_config, monkeypatch):
+    told = []
+    monkeypatch.setattr("minigpt4.models.preflight.world_size", lambda: 4)
+    monkeypatch.setattr("minigpt4.models.preflight.check_memory", lambda devices, holders: told.append(holders))
+    preflight(Config(model=parity_config, run=RunConfig(device="cpu", **options)))
+    assert told == [holders]

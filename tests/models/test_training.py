@@ -182,3 +182,10 @@ def test_frozen_towers_keep_nothing_for_backward(parity_model):
     hook.remove()
     parity_model.eval()
     assert not features[0].requires_grad
+
+
+def test_a_sample_that_the_llm_cannot_read_is_named(parity_model, monkeypatch):
+    monkeypatch.setattr(parity_model, "max_context_len", 70)
+    samples = {"answer": ["a dog"] * 2, "instruction_input": ["a", "b " * 80], "image_id": ["short", "long"]}
+    with pytest.raises(UserError, match="training sample long is [0-9]+ tokens longer than the 70"):
+        parity_model(samples)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -49,8 +50,13 @@ def test_one_bad_batch_in_each_accumulated_step_ends_the_run(tmp_path, caplog):
     assert counts == sorted(counts) and (tmp_path / "checkpoint_step_12").is_dir()
 
 
-def test_a_good_step_begins_the_count_anew(tmp_path):
-    toy_runner(tmp_path, model=Poisoned({1, 2, 5, 6, 7, 8}), accum_grad_iters=2, max_bad_steps=3).train()
+def test_a_good_step_begins_the_count_anew(tmp_path, caplog):
+    runner = toy_runner(tmp_path, model=Poisoned({1, 2, 5, 6, 7, 8}), accum_grad_iters=2, max_bad_steps=3)
+    runner.train()
+    assert runner.step == runner.total == 32  # three bad steps do not end it: a good one is between them
+    bad = re.findall(r"the step is skipped \((\d) in a row\)", caplog.text)
+    assert list(dict.fromkeys(bad)) == ["1", "2"] and len(bad) > len(set(bad))
+    assert runner.guard.bad_steps == 0
 
 
 def test_too_many_bad_steps_end_the_run_with_a_saved_state(tmp_path):

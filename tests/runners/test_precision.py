@@ -111,3 +111,10 @@ def test_fp16_without_a_scaler_is_refused(strategy, monkeypatch):
     monkeypatch.setattr("minigpt4.runners.strategies.world_size", lambda: 2)
     with pytest.raises(UserError, match=f"run.strategy: {strategy} does not scale fp16 gradients. Set run.amp_dtype"):
         build_strategy(Toy(), RunConfig(strategy=strategy, amp_dtype="fp16"), torch.device("cpu"))
+
+
+def test_zero_3_refuses_fp16_weights_on_a_cpu(monkeypatch):
+    monkeypatch.setattr("minigpt4.runners.strategies.world_size", lambda: 2)
+    run = RunConfig(strategy="deepspeed", zero_stage=3)
+    with pytest.raises(UserError, match=r"run.zero_stage: .* Set model.vit_precision=bf16 and model.llm_dtype=bf16"):
+        build_strategy(Toy().half(), run, torch.device("cpu"))

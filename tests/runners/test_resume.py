@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from minigpt4.common import training_state
 from minigpt4.common.dist_utils import rank, world_size
 from minigpt4.common.errors import UserError
-from tests.runners.toy import CONTEXT, on_ranks, toy_runner
+from minigpt4.runners.runner_base import RunnerBase
+from tests.runners.toy import CONTEXT, Toy, on_ranks, toy_runner
 
 
 def weights(folder: Path, name: str = "checkpoint_3") -> dict[str, torch.Tensor]:
@@ -26,6 +27,17 @@ def weights(folder: Path, name: str = "checkpoint_3") -> dict[str, torch.Tensor]
 def losses(folder: Path) -> list[tuple[int, float]]:
     records = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
     return [(r["step"], r["train_loss"]) for r in records if "train_loss" in r]
+
+
+def stop_at(runner: RunnerBase, step: int) -> None:
+    """A signal comes in this step."""
+    iteration = runner._train_iteration
+
+    def stop_after(*args, **kwargs):
+        runner.signals.received |= runner.step + 1 == step
+        return iteration(*args, **kwargs)
+
+    runner._train_iteration = stop_after  # type: ignore[method-assign]
 
 
 def assert_same_run(one: Path, two: Path) -> None:
@@ -47,14 +59,7 @@ def whole(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("steps", [1, 5, 8, 11, 31])
 def test_a_stopped_run_goes_on_to_the_bit(steps, whole, tmp_path):
     first = toy_runner(tmp_path, valid=True)
-    iteration = first._train_iteration
-
-    def stop_after(*args, **kwargs):
-        if first.step + 1 == steps:
-            first.signals.received = True
-        return iteration(*args, **kwargs)
-
-    first._train_iteration = stop_after
+    stop_at(first, steps)
     first.train()
     assert first.step == steps
     second = toy_runner(tmp_path, valid=True, resume="auto")
@@ -83,12 +88,62 @@ def test_a_run_of_before_is_not_written_over(tmp_path):
     assert other.step == 8
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog):
+@pytest.mark.parametrize("damaged", ["training_state_16.pt", "model.safetensors"])
+def test_a_damaged_checkpoint_is_passed_over(damaged, tmp_path, caplog):
     toy_runner(tmp_path, max_epoch=2).train()
-    (state,) = (tmp_path / "checkpoint_1").glob("training_state_*.pt")
-    state.write_bytes(state.read_bytes()[:-100])
+    file = tmp_path / "checkpoint_1" / damaged
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match=f"(?s)^run.resume: .*{damaged}.* can't be read"):
+        toy_runner(tmp_path, resume=str(tmp_path / "checkpoint_1"))
     assert toy_runner(tmp_path, resume="auto").step == 8
     assert "the one before it is used" in caplog.text
+
+
+def test_what_is_no_checkpoint_is_said_in_words(tmp_path):
+    toy_runner(tmp_path, max_epoch=1).train()
+    with pytest.raises(UserError, match="checkpoint_best' holds weights but no training state. Set model.ckpt to it"):
+        toy_runner(tmp_path, resume=str(tmp_path / "checkpoint_best"))
+    with pytest.raises(UserError, match="is a run's folder, not a checkpoint. Name one in it, such as checkpoint_0"):
+        toy_runner(tmp_path, resume=str(tmp_path))
+
+
+def test_weights_of_another_model_name_the_key_that_chose_them(tmp_path):
+    toy_runner(tmp_path, max_epoch=1).train()
+    other = Toy()
+    other.llama_proj = torch.nn.Linear(16, 16, bias=False)
+    with pytest.raises(UserError, match="^run.resume: .*unknown .'llama_proj.bias'"):
+        toy_runner(tmp_path, model=other, resume="auto")
+
+
+def test_what_a_crash_left_does_not_stop_the_next_save(tmp_path):
+    for left in (tmp_path / "checkpoint_0.old", tmp_path / "checkpoint_0"):
+        left.mkdir()
+        (left / "file").touch()
+    toy_runner(tmp_path, max_epoch=1).train()
+    assert not (tmp_path / "checkpoint_0.old").exists()
+    assert not (tmp_path / "checkpoint_0" / "file").exists()
+
+
+def test_a_branch_that_is_left_does_not_come_back(tmp_path, caplog):
+    toy_runner(tmp_path, valid=True, keep_last=9).train()
+    older = str(tmp_path / "checkpoint_1")
+    runner = toy_runner(tmp_path, resume=older, keep_last=1, save_steps=3, valid=True)
+    assert "checkpoint_2, checkpoint_3: beyond step 16, from where this run goes on" in caplog.text
+    stop_at(runner, 20)
+    runner.train()
+    assert [folder.name for folder in training_state.checkpoints(tmp_path)] == ["checkpoint_step_20"]
+    assert toy_runner(tmp_path, resume="auto").step == 20
+
+
+def test_the_best_of_a_branch_that_is_left_does_not_count(tmp_path):
+    first = toy_runner(tmp_path, max_epoch=2)
+    measures = iter([2.0, 0.0])
+    first.validation.measure = lambda: {"val_loss": next(measures)}
+    first.train()
+    again = toy_runner(tmp_path, max_epoch=2, resume=str(tmp_path / "checkpoint_0"))
+    again.validation.measure = lambda: {"val_loss": 1.0}
+    again.train()
+    assert training_state.read_measures(tmp_path / "checkpoint_best") == {"epochs": 2.0, "val_loss": 1.0}
 
 
 def test_checkpoints_within_an_epoch_and_the_last_ones_kept(tmp_path):
@@ -177,3 +232,49 @@ def test_another_number_of_processes_goes_on_from_the_same_weights(tmp_path, cap
     assert "2 processes" in caplog.text
     runner.train()
     assert [step for step, _ in losses(tmp_path)] == list(range(1, 33))
+
+
+def epochs(folder: Path) -> list[tuple[int, int]]:
+    records = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+    return [(r["epoch"], r["step"]) for r in records if "epoch" in r]
+
+
+BY_DATA = {"iters_per_epoch": None, "keep_last": 2, "valid": True}  # of 50 samples
+
+
+@pytest.mark.parametrize(("before", "after", "length"), [(4, 8, 6), (8, 4, 12)])
+def test_another_batch_size_leaves_the_epochs_that_are_left(before, after, length, tmp_path, caplog):
+    toy_runner(tmp_path, max_epoch=2, batch_size_train=before, **BY_DATA).train()
+    runner = toy_runner(tmp_path, max_epoch=4, batch_size_train=after, resume="auto", **BY_DATA)
+    assert (runner.step, runner.total) == (2 * length, 4 * length)
+    assert f"an epoch has {length} steps now, {18 - length} before" in caplog.text
+    stop_at(runner, 3 * length - 1)
+    runner.train()
+    again = toy_runner(tmp_path, max_epoch=4, batch_size_train=after, resume="auto", **BY_DATA)
+    assert again.step == 3 * length - 1
+    again.train()
+    assert epochs(tmp_path) == [(n, (n + 1) * length) for n in range(4)]
+    names = [folder.name for folder in training_state.checkpoints(tmp_path)]
+    assert names == ["checkpoint_2", "checkpoint_3"]
+
+
+def test_another_batch_size_within_an_epoch_does_not_skip_its_end(tmp_path):
+    runner = toy_runner(tmp_path, max_epoch=1, batch_size_train=4, **BY_DATA)
+    stop_at(runner, 11)
+    runner.train()
+    runner = toy_runner(tmp_path, max_epoch=1, batch_size_train=8, resume="auto", **BY_DATA)
+    assert runner.step == 5
+    runner.train()
+    assert epochs(tmp_path) == [(0, 6)]
+
+
+def go_on_with_the_epochs_left(folder: Path) -> None:
+    runner = toy_runner(folder, max_epoch=3, resume="auto", **BY_DATA)
+    assert (runner.step, runner.total) == (6, 18)
+    runner.train()
+
+
+def test_another_number_of_processes_leaves_the_epochs_that_are_left(tmp_path):
+    toy_runner(tmp_path, max_epoch=1, **BY_DATA).train()
+    on_ranks(2, go_on_with_the_epochs_left, tmp_path)
+    assert epochs(tmp_path) == [(0, 6), (1, 12), (2, 18)]

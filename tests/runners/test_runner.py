@@ -161,7 +161,11 @@ def test_a_run_writes_log_plot_config_and_trainable_weights_only(model, tmp_path
         {"config.yaml", "run_info.json"},
     )
     assert names == folders | files | {"log.txt", "loss.png"}
-    assert {p.name for p in (tmp_path / "checkpoint_1").iterdir()} == {"model.safetensors", "training_state_4.pt"}
+    assert {p.name for p in (tmp_path / "checkpoint_1").iterdir()} == {
+        "measures.json",
+        "model.safetensors",
+        "training_state_4.pt",
+    }
     assert json.loads((tmp_path / "run_info.json").read_text())["packages"]["torch"] == version("torch")
     weights = load_file(tmp_path / "checkpoint_1" / "model.safetensors")
     assert weights.keys() == {"llama_proj.weight", "llama_proj.bias"}

@@ -6,14 +6,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minigpt4.common import training_state
 from minigpt4.common.config import Config, EvaluationDatasetConfig, RunConfig, load_config
+from minigpt4.common.dist_utils import rank
 from minigpt4.common.errors import UserError
+from minigpt4.runners import best as best_module
 from minigpt4.runners.runner_base import RunnerBase
+from minigpt4.runners.validation import Validation
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 from minigpt4.tools.tiny.data import write_all
 from tests.runners.run_strategies import ROOT
-from tests.runners.toy import Numbers, toy_runner
+from tests.runners.toy import Numbers, on_ranks, toy_runner
 
 
 def weights(folder, name: str) -> torch.Tensor:
@@ -45,11 +47,13 @@ def test_the_loss_is_the_mean_over_label_tokens_however_they_are_batched(tmp_pat
         ),
     ],
 )
-def test_the_best_checkpoint_has_the_lowest_loss_or_the_highest_score(metric, measures, best, parts, tmp_path):
+def test_the_best_checkpoint_has_the_lowest_loss_or_the_highest_score(
+    metric, measures, best, parts, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Validation, "check", lambda _: None)  # there are no questions
     left = iter(measures)
     for _ in range(3 if parts else 1):
-        runner = toy_runner(tmp_path, max_epoch=3, resume="auto")
-        runner.run.metric = metric
+        runner = toy_runner(tmp_path, max_epoch=3, resume="auto", metric=metric)
 
         def measure(runner=runner) -> dict:
             runner.stopping = parts
@@ -61,12 +65,87 @@ def test_the_best_checkpoint_has_the_lowest_loss_or_the_highest_score(metric, me
     assert [torch.equal(kept, weights(tmp_path, f"checkpoint_{n}")) for n in range(3)] == [n == best for n in range(3)]
 
 
-def test_a_crash_between_the_two_files_does_not_lose_the_best(tmp_path, monkeypatch):
-    runner = toy_runner(tmp_path, max_epoch=1)
-    monkeypatch.setattr(training_state, "prune", lambda *_: 1 / 0)  # what comes next
+def epochs(folder) -> list[dict]:
+    records = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in records if "epoch" in r]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    toy_runner(folder, max_epoch=2, valid=True).train()
+    return folder
+
+
+def test_a_validation_that_fails_costs_no_training_and_is_made_up_for(tmp_path, whole, monkeypatch):
+    runner = toy_runner(tmp_path, max_epoch=2, valid=True)
+    monkeypatch.setattr(runner.validation, "loss", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         runner.train()
-    assert torch.equal(weights(tmp_path, "checkpoint_best"), weights(tmp_path, "checkpoint_0"))
+    again = toy_runner(tmp_path, max_epoch=2, valid=True, resume="auto")
+    assert again.step == 8 and not (tmp_path / "checkpoint_best").exists()
+    again.train()
+    assert epochs(tmp_path) == epochs(whole) and len(epochs(whole)) == 2
+    for name in ("checkpoint_best", "checkpoint_0", "checkpoint_1"):
+        assert torch.equal(weights(tmp_path, name), weights(whole, name))
+
+
+def test_a_crash_before_the_best_is_noted_does_not_lose_it(tmp_path, whole, monkeypatch):
+    runner = toy_runner(tmp_path, max_epoch=2, valid=True)
+    with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+        patched.setattr(best_module, "save_weights", lambda *_: 1 / 0)
+        runner.train()
+    toy_runner(tmp_path, max_epoch=2, valid=True, resume="auto").train()
+    assert torch.equal(weights(tmp_path, "checkpoint_best"), weights(whole, "checkpoint_best"))
+
+
+def test_a_signal_ends_validation_at_once(tmp_path, whole, monkeypatch):
+    runner = toy_runner(tmp_path, max_epoch=2, valid=True, batch_size_eval=1)
+    seen = []
+
+    def valid_step(model, batch):
+        seen.append(batch)
+        runner.signals.received = len(seen) == 2
+        return model(batch)
+
+    monkeypatch.setattr(runner.task, "valid_step", valid_step)
+    runner.train()
+    assert len(seen) == 2 and runner.step == 8 and epochs(tmp_path) == []
+    toy_runner(tmp_path, max_epoch=2, valid=True, batch_size_eval=1, resume="auto").train()
+    assert [r["val_loss"] for r in epochs(tmp_path)] == pytest.approx([r["val_loss"] for r in epochs(whole)])
+
+
+def stop_the_last_rank(folder) -> None:
+    runner = toy_runner(folder, max_epoch=2, valid=True, batch_size_eval=1)
+    measure = runner.validation.measure
+
+    def stopped() -> dict:
+        runner.signals.received = rank() == 1
+        return measure()
+
+    runner.validation.measure = stopped
+    runner.train()
+    assert runner.stopping and runner.step == 8
+
+
+def test_all_ranks_end_validation_together(tmp_path):
+    on_ranks(2, stop_the_last_rank, tmp_path)
+    assert epochs(tmp_path) == []
+
+
+def refuse_few_samples(folder) -> None:
+    runner = toy_runner(folder)
+    runner.run.valid_splits, runner.strategy.sharded = ["val"], True
+    own = (runner.config, runner.task, runner.strategy)
+    with pytest.raises(UserError, match="datasets.numbers: 1 validation samples, and .* each of 2 processes needs one"):
+        Validation(*own, {"val": {"numbers": Numbers(1)}}, runner.signals)
+    enough = Validation(*own, {"val": {"numbers": Numbers(2)}}, runner.signals)
+    (folder / f"{rank()}.txt").write_text(str(list(enough.loaders)))
+
+
+def test_fewer_samples_than_processes_of_a_sharded_model_are_refused_before_training(tmp_path):
+    on_ranks(2, refuse_few_samples, tmp_path)
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["['numbers']"] * 2
 
 
 def test_the_metric_is_taken_each_epoch_and_decides(tmp_path, monkeypatch):

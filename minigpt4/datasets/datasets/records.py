@@ -237,7 +237,7 @@ def _role(turn: dict[str, Any], key: str) -> str:
 
 def _short(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= 80 else f"{text[:30]}...{text[-47:]}"  # of a path, the end tells most
 
 
 def load_pictures(

@@ -4,15 +4,21 @@ import glob
 import io
 import json
 import random
+import shlex
+import shutil
+import tarfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from tarfile import EOFHeaderError, HeaderError, ReadError  # type: ignore[attr-defined]
+from typing import IO, Any, NamedTuple, cast
 
 import webdataset as wds
 from torch.utils.data import IterableDataset
+from typing_extensions import Self
+from webdataset.gopen import gopen_schemes
 
-from minigpt4.common.errors import UserError
+from minigpt4.common.errors import UserError, first_line
 from minigpt4.datasets.data_utils import use
 
 SHUFFLED_TOGETHER = 1000  # samples, undecoded, that a worker keeps in memory
@@ -41,11 +47,13 @@ def expand_shards(key: str, storage: str) -> list[str]:
     """Expands brace lists, globs and folders to shard names; URLs and pipes are left to webdataset.
 
     Raises:
-        UserError: a local shard does not exist.
+        UserError: a local shard does not exist, or nothing opens such URLs.
     """
     names = wds.shardlists.expand_urls(storage)
-    if storage.startswith("pipe:") or "://" in storage:
+    if storage.startswith("pipe:"):
         return names
+    if "://" in storage:
+        return [_openable(key, name) for name in names]
     found = [
         sorted(glob.glob(f"{name}/*.tar")) if not name.endswith(".tar") else sorted(glob.glob(name)) for name in names
     ]
@@ -56,6 +64,17 @@ def expand_shards(key: str, storage: str) -> list[str]:
             "Set it to shards such as data/{00000..00099}.tar (`minigpt4 tiny data` writes the tiny ones)."
         )
     return [file for files in found for file in files]
+
+
+def _openable(key: str, url: str) -> str:
+    """What webdataset can open: it leaves s3:// to the program that has its keys."""
+    scheme = url.partition("://")[0]
+    if scheme == "s3" and shutil.which("aws"):
+        return f"pipe:aws s3 cp {shlex.quote(url)} -"
+    if scheme == "s3" or scheme not in gopen_schemes:
+        cure = "Install AWS's command-line interface, `aws`" if scheme == "s3" else "Name a folder or http(s) URLs"
+        raise UserError(f"{key}: '{url}': nothing here opens {scheme}://. {cure}, or set it to pipe:COMMAND.")
+    return url
 
 
 class ShardedCaptionDataset(IterableDataset):
@@ -144,15 +163,50 @@ def _samples(shard: str) -> Iterator[dict[str, Any]]:
         errors.append(error)
         return True
 
-    samples = wds.tarfile_to_samples(handler=note)([{"url": shard}])
+    def files() -> Iterator[dict[str, Any]]:
+        try:
+            with wds.gopen(shard, "rb") as stream:
+                yield from _files(stream, shard)
+        except Exception as error:  # openers raise many kinds
+            note(error)
+
+    samples = wds.tariterators.group_by_keys(files(), handler=note)
     if (first := next(samples, None)) is not None:
         yield first
     elif not errors:
         note(UserError("no samples in it"))
     yield from samples
     for error in errors:
-        reasons = [arg for arg in error.args if isinstance(arg, str)]  # webdataset appends streams and names
-        yield {"__url__": shard, "__key__": "", "error": UserError(reasons[0])}
+        yield {"__url__": shard, "__key__": "", "error": UserError(first_line(error))}
+
+
+class _Header(tarfile.TarInfo):
+    """A file's header in a shard. tarfile takes a damaged one, or none, for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tarfile)
+        except HeaderError as error:
+            if tarfile.offset == 0 or isinstance(error, EOFHeaderError):
+                raise
+            raise ReadError(f"damaged at byte {tarfile.offset}: the rest of it is lost") from error
+
+
+def _files(stream: Any, shard: str) -> Iterator[dict[str, Any]]:
+    """A shard's files, as webdataset groups them to samples.
+
+    Raises:
+        tarfile.ReadError: it is damaged or cut off.
+    """
+    with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header) as tar:
+        for info in tar:
+            if info.isreg():
+                yield {"fname": info.name, "data": cast(IO[bytes], tar.extractfile(info)).read(), "__url__": shard}
+                tar.members = []  # type: ignore[attr-defined]  # it would remember all of them
+        while block := cast(IO[bytes], tar.fileobj).read(2**16):
+            if block.strip(b"\0"):
+                raise ReadError(f"damaged at byte {tar.offset}: the rest of it is lost")
 
 
 def _name(raw: dict[str, Any]) -> str:

@@ -1,0 +1,43 @@
+"""`checkpoint_best`: the weights of the epoch that did best, and what it was measured to be."""
+
+import math
+from pathlib import Path
+
+from minigpt4.common.checkpoint import load_tensors, save_weights
+from minigpt4.common.dist_utils import is_main
+from minigpt4.common.training_state import read_measures, write_measures
+
+BEST = "checkpoint_best"
+
+
+class Best:
+    """Keeps the weights with the lowest `val_loss`, or the highest `metric` where one is named.
+
+    Attributes:
+        rank: the best so far; the lower the better.
+    """
+
+    def __init__(self, output_dir: Path, metric: str | None):
+        self.folder, self.metric = output_dir / BEST, metric
+        self.rank = math.inf
+
+    def resume(self, epochs: float) -> None:
+        """Goes on with the best of before, unless it was found after so many epochs: in a branch that is left."""
+        found = read_measures(self.folder)
+        if found and found["epochs"] <= epochs:
+            self.rank = self._rank_of(found, math.inf)
+
+    def note(self, folder: Path, epochs: float, measures: dict[str, float]) -> None:
+        """Takes note of what was measured of a checkpoint, there too. All ranks may call it; rank 0 writes."""
+        rank = self._rank_of(measures, -math.inf)
+        if is_main():
+            if rank < self.rank or rank == -math.inf:  # without any measure the last is the best
+                save_weights(load_tensors(folder), self.folder)
+                write_measures(self.folder, epochs, measures)
+            write_measures(folder, epochs, measures)  # last: the epoch is done with
+        self.rank = min(self.rank, rank)
+
+    def _rank_of(self, measures: dict[str, float], otherwise: float) -> float:
+        if self.metric:
+            return -measures.get(self.metric, -otherwise)
+        return measures.get("val_loss", otherwise)
