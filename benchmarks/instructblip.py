@@ -66,7 +66,7 @@ class Rival:
         device = self.pixels.device
         self.pixels = self.pixels.to(self.model.dtype)
         rows = [[IMAGE_TOKEN if i == IMAGE_ROW else i for i in layout] for layout in self.layouts]
-        self.ids, self.mask = (t.to(device) for t in pad(rows, value=PAD, side="left"))
+        self.ids, self.mask = (t.to(device) for t in pad(rows, value=PAD, behind=0))
         questions, mask = pad([[101, *range(1000, 1000 + words), 102] for words in self.words], value=0)
         self.questions = {"qformer_input_ids": questions.to(device), "qformer_attention_mask": mask.to(device)}
 

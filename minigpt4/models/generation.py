@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from minigpt4.common.errors import UserError
 from minigpt4.models.decoding import Decoding, Fanout, Interrupt
 from minigpt4.models.growing_cache import new_cache
-from minigpt4.models.kept_cache import KeptCache
+from minigpt4.models.kept_cache import KeptCache, shared_prefix
 from minigpt4.models.splice import IMAGE_PLACEHOLDER, pad, splice
 
 if TYPE_CHECKING:  # which imports this
@@ -164,7 +164,10 @@ def _encoder(model: "MiniGPTBase") -> Callable[[list[Row]], None]:
 def _generate(model: "MiniGPTBase", rows: list[Row], decoding: Decoding, kept: KeptCache | None) -> None:
     llm = cast(Any, model.llama_model)
     embedding = llm.get_input_embeddings()
-    ids, mask = (t.to(model.device) for t in pad([row.layout for row in rows], value=0, side="left"))
+    beams = decoding.num_beams > 1  # they multiply and reorder a cache
+    fresh = None if beams or kept is not None else new_cache(llm)
+    shared = 0 if fresh is None else shared_prefix(llm, [row.layout for row in rows])
+    ids, mask = (t.to(model.device) for t in pad([row.layout for row in rows], value=0, behind=shared))
     images = [row.images for row in rows if row.images is not None]
     embeds = splice(ids, torch.cat(images) if images else None, embedding)
     limit, seeds = rows[0].limit, [row.seed for row in rows]
@@ -178,10 +181,9 @@ def _generate(model: "MiniGPTBase", rows: list[Row], decoding: Decoding, kept: K
         stop_strings=list(model.template.stop) or None,
         **decoding.config(),
     )
-    beams = decoding.num_beams > 1  # they multiply and reorder a cache
     if beams:
         kept = None
-    held = nullcontext(None if beams else new_cache(llm)) if kept is None else kept.reading(llm, embeds[0])
+    held = nullcontext(fresh) if kept is None else kept.reading(llm, embeds[0])
     options: dict[str, Any] = {
         "inputs_embeds": embeds,
         "attention_mask": mask,
@@ -192,6 +194,9 @@ def _generate(model: "MiniGPTBase", rows: list[Row], decoding: Decoding, kept: K
         "streamer": Fanout(streamers) if streamers else None,
     }
     with decoding.seeded(seeds), held as cache:
+        if shared:  # read once for all rows
+            llm(inputs_embeds=embeds[:1, :shared], past_key_values=cache, use_cache=True)
+            cast(DynamicCache, cache).batch_repeat_interleave(len(rows))
         if model.compiled and cache is not None and len(rows) == 1:
             tokens = model.compiled.generate(llm, cache, **options)
         else:

@@ -1,6 +1,7 @@
 """A KV cache that outlives one call of `generate`, so that the next reads only what is new."""
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor
@@ -8,6 +9,9 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from minigpt4.models.growing_cache import GrowingCache
+from minigpt4.models.splice import IMAGE_ROW
+
+_WORTH_A_PASS = 64  # embeddings not read; a pass over a few takes as long as the next token
 
 
 class KeptCache:
@@ -67,3 +71,17 @@ def can_keep(llm: PreTrainedModel) -> bool:
     layers = {type(layer) for layer in DynamicCache(config=config).layers}
     # dynamic and longrope turn all keys otherwise once the text is long; recurrent layers have no past to go back to
     return not kinds & {"dynamic", "longrope"} and layers <= {DynamicLayer, DynamicSlidingWindowLayer}
+
+
+def shared_prefix(llm: PreTrainedModel, layouts: Sequence[list[int]]) -> int:
+    """How many words all prompts of a batch begin with, if it is worth reading them once, in a pass of their own.
+
+    0 for an LLM that does not take positions from the mask: the padding then lies between these words and the rest.
+    """
+    first, last = min(layouts), max(layouts)  # what these two have in common, all between them have
+    most = min(map(len, layouts)) - 1  # of each at least one is left to read
+    pairs = zip(first[:most], last[:most], strict=True)
+    shared = next((i for i, (one, other) in enumerate(pairs) if one != other or one == IMAGE_ROW), most)
+    saved = shared * (len(layouts) - 1)
+    takes_positions = "position_ids" in inspect.signature(llm.get_decoder().forward).parameters
+    return shared if saved >= _WORTH_A_PASS and takes_positions and can_keep(llm) else 0

@@ -32,15 +32,19 @@ def prompt_layout(prompt: str, encode: Callable[[str], list[int]], rows_per_imag
     return layout
 
 
-def pad(rows: Sequence[Sequence[int]], value: int, side: str = "right") -> tuple[Tensor, Tensor]:
-    """Pads id lists to tensors: ids [B, T] and a mask [B, T] that is 1 on what was there, 0 on padding."""
+def pad(rows: Sequence[Sequence[int]], value: int, behind: int | None = None) -> tuple[Tensor, Tensor]:
+    """Pads id lists to tensors: ids [B, T] and a mask [B, T] that is 1 on what was there, 0 on padding.
+
+    The padding goes behind the first so many ids: 0 is left padding, None right padding.
+    """
     length = max(map(len, rows))
     ids = torch.full((len(rows), length), value, dtype=torch.long)
     mask = torch.zeros_like(ids)
-    for index, row in enumerate(rows):
-        where = slice(length - len(row), None) if side == "left" else slice(len(row))
-        ids[index, where] = torch.tensor(row, dtype=torch.long)
-        mask[index, where] = 1
+    for own_ids, own_mask, row in zip(ids, mask, rows, strict=True):
+        first = len(row) if behind is None else behind
+        rest = length - len(row) + first
+        own_ids[:first], own_ids[rest:] = torch.tensor(row[:first]), torch.tensor(row[first:])
+        own_mask[:first] = own_mask[rest:] = 1
     return ids, mask
 
 

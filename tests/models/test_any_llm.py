@@ -15,6 +15,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    MptConfig,
     OPTConfig,
     Phi3Config,
     PretrainedConfig,
@@ -25,9 +26,10 @@ from transformers import (
 
 from minigpt4.common.config import Config, ModelConfig
 from minigpt4.conversation.conversation import IMAGE, Turn
+from minigpt4.models.kept_cache import shared_prefix
 from minigpt4.models.llm import add_lora, check_lora
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.splice import IGNORE
+from minigpt4.models.splice import IGNORE, IMAGE_ROW
 
 SMALL = {
     "hidden_size": 48,
@@ -177,6 +179,33 @@ def test_batches_answer_as_one_by_one(model):
         model.generate(images[1:], prompts[2:], max_new_tokens=8)[0],
     ]
     assert batch == single
+
+
+def test_a_batch_reads_a_long_common_beginning_once(model):
+    read = []
+    hook = model.llama_model.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    prompts = [model.template.prompt([Turn(words)]) for words in ("hello", "Where is the small dog?", "hi")]
+    lengths = [len(model.layout(prompt)) for prompt in prompts]
+    try:
+        batch = model.generate(None, prompts, max_new_tokens=1)
+    finally:
+        hook.remove()
+    shared = read[0][1]
+    slides = "sliding_attention" in getattr(model.llama_model.config, "layer_types", [])
+    assert read == ([(3, max(lengths))] if slides else [(1, shared), (3, max(lengths) - shared)])
+    assert batch == [model.generate(None, [prompt], max_new_tokens=1)[0] for prompt in prompts]
+
+
+def test_positions_that_are_not_the_masks_forbid_it():
+    config = MptConfig(d_model=48, n_heads=4, n_layers=1, max_seq_len=64, vocab_size=99)
+    layouts = [[1] * 70, [1] * 71]
+    assert shared_prefix(AutoModelForCausalLM.from_config(config), layouts) == 0
+    llama = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL, vocab_size=99))
+    assert shared_prefix(llama, layouts) == 69
+    assert shared_prefix(llama, [[1] * 65 + [IMAGE_ROW] * 9, [1] * 65 + [IMAGE_ROW] * 9]) == 65
+    assert shared_prefix(llama, [[1] * 63 + [2], [1] * 63 + [3]]) == shared_prefix(llama, layouts[:1]) == 0
 
 
 def test_generation_stops_at_the_end_of_the_turn(model, monkeypatch):
