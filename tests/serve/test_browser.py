@@ -1,6 +1,7 @@
 """The page in a real browser: what gradio_client cannot see."""
 
 import base64
+import os
 import re
 import shutil
 from pathlib import Path
@@ -26,7 +27,8 @@ def browser():
         installed = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
         chromium = next(filter(None, installed), playwright.chromium.executable_path)
         if not Path(chromium).exists():
-            pytest.skip("no chromium to test the page in. Install it: apt install chromium (or: playwright install)")
+            missing = pytest.fail if os.environ.get("CI") else pytest.skip
+            missing("no chromium to test the page in. Install it: apt install chromium (or: playwright install)")
         camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", *camera])
         yield browser
