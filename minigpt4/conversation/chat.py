@@ -1,5 +1,6 @@
 """One visitor's conversation: what was said and shown, and what the model still holds of it."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -218,21 +219,35 @@ class Chat:
 
     def _prompt(self, max_new_tokens: int) -> str:
         """The dialogue as the model reads it: of a too long one the oldest turns lose their words, never an image."""
-        turns, self.forgotten = list(self.turns), 0
-        while True:
-            prompt = self.model.template.prompt(turns)
-            excess = len(self.model.layout(prompt)) + max_new_tokens - self.model.max_context_len
-            if excess <= 0:
-                return prompt
-            oldest = next((i for i, turn in enumerate(turns[:-1]) if turn.answer is not None), None)
-            if oldest is None:
-                raise UserError(
-                    f"The message is {excess} tokens too long: the model reads {self.model.max_context_len} at once, "
-                    f"{max_new_tokens} of them kept for its answer. Shorten it, show fewer images, or ask for a "
-                    "shorter answer."
-                )
-            turns[oldest : oldest + 1] = [Turn(IMAGE)] * turns[oldest].question.count(IMAGE)
-            self.forgotten += 1
+        room = self.model.max_context_len - max_new_tokens
+        answered = sum(turn.answer is not None for turn in self.turns)
+
+        def excess(forgotten: int) -> float:
+            return len(self.model.layout(self.model.template.prompt(_read(self.turns, forgotten)))) - room
+
+        # the fewest that make it fit; each try reads the whole dialogue
+        self.forgotten = bisect_left(range(answered), True, key=lambda forgotten: excess(forgotten) <= 0)
+        if self.forgotten == answered and (more := excess(answered)) > 0:
+            raise UserError(
+                f"The message is {more} tokens too long: the model reads {self.model.max_context_len} at once, "
+                f"{max_new_tokens} of them kept for its answer. Shorten it, show fewer images, or ask for a shorter "
+                "answer."
+            )
+        return self.model.template.prompt(_read(self.turns, self.forgotten))
+
+
+def _read(turns: Sequence[Turn], forgotten: int) -> list[Turn]:
+    """What the model reads of a dialogue: of its `forgotten` oldest answered turns the pictures alone."""
+    read: list[Turn] = []
+    for turn in turns:
+        if turn.answer is None:
+            read.append(turn)
+        elif forgotten:
+            read += [Turn(IMAGE)] * turn.question.count(IMAGE)
+            forgotten -= 1
+        else:  # an answer makes no place for an image, whatever the model said
+            read.append(replace(turn, answer=without_places(turn.answer)))
+    return read
 
 
 def turns_of(waiting: list[Picture], parts: Sequence[Part]) -> list[Turn]:

@@ -139,6 +139,13 @@ def test_a_typed_placeholder_is_not_an_image(chat):
     assert isinstance(chat.answer("What is <ImageHere>?", max_new_tokens=2), str)
 
 
+def test_nor_is_one_that_the_model_says(chat, parity_model, script, monkeypatch):
+    script("a <ImageHere>")
+    assert chat.answer("What is this?") == "a <ImageHere>"
+    monkeypatch.undo()
+    assert isinstance(chat.answer("And now?", max_new_tokens=2), str)
+
+
 def test_sessions_share_nothing(parity_model, script):
     calls = script("fine")
     one, two = Chat(parity_model, PROCESSOR), Chat(parity_model, PROCESSOR)
@@ -211,6 +218,16 @@ def test_of_a_too_long_chat_the_oldest_turns_lose_their_words_but_not_their_imag
     images, prompt, _ = calls[3]
     assert (prompt, len(images), chat.forgotten) == (expected, 1, 1)
     assert [turn.question for turn in chat.turns] == [f"{IMAGE} One?", "Two?", "Three?", "Four?"]  # still on the page
+
+
+def test_what_to_forget_of_a_long_chat_is_found_in_few_tries(chat, script, monkeypatch):
+    calls, tries, layout = script("fine"), [], chat.model.layout
+    chat.turns = [Turn("word " * 10, "fine") for _ in range(300)]
+    monkeypatch.setattr(chat.model, "layout", lambda prompt: tries.append(prompt) or layout(prompt))
+    chat.answer("Four?", max_new_tokens=10)
+    assert 1 < chat.forgotten < 300 and len(tries) < 12
+    one_more = chat.model.template.prompt([*chat.turns[chat.forgotten - 1 : -1], Turn("Four?")])
+    assert len(layout(calls[0][1])) + 10 <= chat.model.max_context_len < len(layout(one_more)) + 10
 
 
 def test_a_message_that_cannot_fit_says_by_how_much(chat, parity_model, monkeypatch):
