@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from threading import Event
+from threading import Event, Lock
 from typing import Any, cast
 
 import torch
@@ -48,6 +48,8 @@ class Chat:
         self.model = model
         self.processor = processor
         self._on_use = on_use
+        self._claim = Lock()
+        self._interrupt = Event()
         self.restart()
 
     def restart(self) -> None:
@@ -56,7 +58,7 @@ class Chat:
         self.forgotten = 0  # turns whose words the last prompt had no room for
         self._waiting: list[Picture] = []  # shown since the last question
         self._kept = KeptCache()  # not the old one, which the answer under way may be using
-        self._interrupt = Event()
+        self._interrupt.set()
 
     @property
     def pictures(self) -> list[Picture]:
@@ -99,28 +101,34 @@ class Chat:
             UserError: the previous question is still being answered, or this one is too long.
             RestartedError: a restart came before the end.
         """
-        self._require_idle()
-        parts = [question] if isinstance(question, str) else question
-        yield from self._ask(self.turns + turns_of(self._waiting, parts), options)
+        parts = list[Picture | str]()
+        for part in [question] if isinstance(question, str) else question:
+            parts += [part] if isinstance(part, str) else pictures_of(part)
+        yield from self._ask(lambda: self.turns + turns_of(self._waiting, parts), options)
 
     def edit(self, index: int, question: str, **options: Any) -> Iterator[str]:
-        """Asks turn `index` again in other words, about the same pictures; what came after it is dropped.
+        """Asks turn `index` again in other words, after the same pictures; what came after it is dropped.
 
         Raises as `stream`, after which everything is as it was; UserError also where there is no such turn.
         """
-        self._require_idle()
-        if not -len(self.turns) <= index < len(self.turns) or self.turns[index].answer is None:
-            raise UserError(f"turn {index} was not asked. Choose one that has an answer.")
-        index %= len(self.turns)
-        asked = self.turns[index]
-        yield from self._ask([*self.turns[:index], *turns_of([], [*asked.pictures, question])], options)
+
+        def turns() -> list[Turn]:
+            if not -len(self.turns) <= index < len(self.turns) or self.turns[index].answer is None:
+                raise UserError(f"turn {index} was not asked. Choose one that has an answer.")
+            at = index % len(self.turns)
+            return [*self.turns[:at], *turns_of([], [*self.turns[at].pictures, question])]
+
+        yield from self._ask(turns, options)
 
     def regenerate(self, **options: Any) -> Iterator[str]:
         """Asks the last question again; raises as `edit`. Greedy decoding gives the same answer."""
-        self._require_idle()
-        if not self.turns:
-            raise UserError("Nothing was asked yet. Ask a question first.")
-        yield from self._ask([*self.turns[:-1], replace(self.turns[-1], answer=None)], options)
+
+        def turns() -> list[Turn]:
+            if not self.turns:
+                raise UserError("Nothing was asked yet. Ask a question first.")
+            return [*self.turns[:-1], replace(self.turns[-1], answer=None)]
+
+        yield from self._ask(turns, options)
 
     def undo(self) -> list[Picture | str]:
         """Takes the last question and its answer back; returns its pictures and words, with which it can be asked."""
@@ -173,17 +181,21 @@ class Chat:
         known = [picture.embedding for picture in pictures]  # looked at once: another thread may drop them
         new = [i for i, embedding in enumerate(known) if embedding is None]
         if new:
+            self._on_use(self)
             pixels = torch.stack([self.processor(pictures[i].image) for i in new]).to(self.model.device)
             for i, embedding in zip(new, self.model.encode_img(pixels).split(1), strict=True):
                 known[i] = pictures[i].embedding = embedding
         return cast(list[Tensor], known)
 
-    def _ask(self, turns: list[Turn], options: dict[str, Any]) -> Iterator[str]:
-        """Puts `turns` in the place of this conversation's and answers the last; on failure puts the old ones back."""
-        before, waiting, interrupt = self.turns, self._waiting, Event()
-        self.turns, self._interrupt = turns, interrupt
-        asked = [picture for turn in turns for picture in turn.pictures]
-        self._waiting = [picture for picture in waiting if picture not in asked]
+    def _ask(self, make_turns: Callable[[], list[Turn]], options: dict[str, Any]) -> Iterator[str]:
+        """Puts turns in the place of this conversation's and answers the last; on failure puts the old ones back."""
+        with self._claim:  # of two threads that ask at once one is refused
+            self._require_idle()
+            before, waiting, forgotten, interrupt = self.turns, self._waiting, self.forgotten, Event()
+            self.turns = turns = make_turns()
+            asked = [picture for turn in turns for picture in turn.pictures]
+            self._waiting = [picture for picture in waiting if picture not in asked]
+            self._interrupt = interrupt
         self._on_use(self)
         try:
             with closing(self._generate(options, interrupt)) as answers:
@@ -195,7 +207,7 @@ class Chat:
         finally:
             if turns[-1].answer is None and self.turns is turns:
                 since = [picture for picture in self._waiting if picture not in waiting]
-                self.turns, self._waiting = before, waiting + since
+                self.turns, self._waiting, self.forgotten = before, waiting + since, forgotten
 
     def _generate(self, options: dict[str, Any], interrupt: Event) -> Generator[str, None, None]:
         options = {"max_new_tokens": 300, **options}
@@ -226,14 +238,15 @@ class Chat:
             return len(self.model.layout(self.model.template.prompt(_read(self.turns, forgotten)))) - room
 
         # the fewest that make it fit; each try reads the whole dialogue
-        self.forgotten = bisect_left(range(answered), True, key=lambda forgotten: excess(forgotten) <= 0)
-        if self.forgotten == answered and (more := excess(answered)) > 0:
+        forgotten = bisect_left(range(answered), True, key=lambda forgotten: excess(forgotten) <= 0)
+        if forgotten == answered and (more := excess(answered)) > 0:
             raise UserError(
                 f"The message is {more} tokens too long: the model reads {self.model.max_context_len} at once, "
                 f"{max_new_tokens} of them kept for its answer. Shorten it, show fewer images, or ask for a shorter "
                 "answer."
             )
-        return self.model.template.prompt(_read(self.turns, self.forgotten))
+        self.forgotten = forgotten
+        return self.model.template.prompt(_read(self.turns, forgotten))
 
 
 def _read(turns: Sequence[Turn], forgotten: int) -> list[Turn]:
@@ -243,7 +256,8 @@ def _read(turns: Sequence[Turn], forgotten: int) -> list[Turn]:
         if turn.answer is None:
             read.append(turn)
         elif forgotten:
-            read += [Turn(IMAGE)] * turn.question.count(IMAGE)
+            if images := turn.question.count(IMAGE):
+                read.append(Turn(IMAGE * images))
             forgotten -= 1
         else:  # an answer makes no place for an image, whatever the model said
             read.append(replace(turn, answer=without_places(turn.answer)))

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
+    PreTrainedTokenizerBase,
     RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     TemperatureLogitsWarper,
@@ -116,6 +117,24 @@ class Interrupt(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         ended = torch.tensor([event.is_set() for event in self.events], device=input_ids.device)
         return ended.repeat_interleave(len(input_ids) // len(self.events))  # as many beams
+
+
+class StopWords(StoppingCriteria):
+    """Ends a row whose text holds one of these words.
+
+    transformers' own (`stop_strings`) prepares the whole vocabulary in each call, up to a second, and misses words
+    whose characters are split over tokens.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, words: Sequence[str]):
+        self.tokenizer = tokenizer
+        self.words = words
+        # a token has a byte or more; three more may be the end of a character that the first one cuts
+        self.tail = max(len(word.encode()) for word in words) + 3
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        tails = self.tokenizer.batch_decode(input_ids[:, -self.tail :])
+        return torch.tensor([any(word in tail for word in self.words) for tail in tails], device=input_ids.device)
 
 
 class Fanout(BaseStreamer):

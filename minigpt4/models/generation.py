@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from threading import Event
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -12,9 +13,9 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from minigpt4.common.errors import UserError
-from minigpt4.models.decoding import Decoding, Fanout, Interrupt
+from minigpt4.models.decoding import Decoding, Fanout, Interrupt, StopWords
 from minigpt4.models.growing_cache import new_cache
-from minigpt4.models.kept_cache import KeptCache, shared_prefix
+from minigpt4.models.kept_cache import KeptCache, shared_prefix, turns_with_length
 from minigpt4.models.splice import IMAGE_PLACEHOLDER, pad, splice
 
 if TYPE_CHECKING:  # which imports this
@@ -52,6 +53,7 @@ class Row:
     def fail(self, error: Exception) -> None:
         self.answer = Answer()
         self.answer.finish, self.answer.error = "error", error
+        clear_frames(error.__traceback__)  # their tensors
 
 
 def make_rows(
@@ -80,15 +82,17 @@ def answer_rows(
     """Answers each row, or notes why it failed.
 
     Raises:
-        UserError: images for all rows together, and not as many as they have places for.
+        UserError: images for all rows together, and not as many as they have places for, or for other rows.
     """
     _give_images(rows, images)
     for row in rows:
         _check(model, row, decoding)
     _isolated([row for row in _open(rows) if row.images is not None and row.images.dim() == 4], _encoder(model))
-    # rows near the window's end get a batch of their own: others would go on where it has no positions
-    for limit in sorted({row.limit for row in _open(rows)}):
-        group = [row for row in _open(rows) if row.limit == limit]
+    groups: dict[int, list[Row]] = {}
+    for number, row in enumerate(_open(rows)):
+        # rows near the window's end get a batch of their own: others would go on where it has no positions
+        groups.setdefault(number if turns_with_length(model.llama_model) else row.limit, []).append(row)
+    for group in groups.values():
         _isolated(group, lambda some: _generate(model, some, decoding, kept if len(rows) == 1 else None))
     return [cast(Answer, row.answer) for row in rows]
 
@@ -112,12 +116,13 @@ def _isolated(rows: list[Row], work: Callable[[list[Row]], None]) -> None:
     try:
         if rows:
             work(rows)
+        return
     except Exception as error:
         if len(rows) == 1:
             rows[0].fail(error)
             return
-        for row in rows:
-            _isolated([row], work)
+    for row in rows:  # out here, where the error no longer holds the batch's memory
+        _isolated([row], work)
 
 
 def _give_images(rows: list[Row], images: Images) -> None:
@@ -126,6 +131,8 @@ def _give_images(rows: list[Row], images: Images) -> None:
         if (given := 0 if images is None else len(images)) != sum(places):
             raise UserError(_mismatch("prompts hold", sum(places), given))
         images = [None] * len(rows) if images is None else list(images.split(places))
+    if len(images) != len(rows):
+        raise UserError(f"images were given for {len(images)} prompts, and there are {len(rows)}.")
     for row, own in zip(rows, images, strict=True):
         given = 0 if own is None else len(own)
         if given != row.places:
@@ -178,19 +185,20 @@ def _generate(model: "MiniGPTBase", rows: list[Row], decoding: Decoding, kept: K
         bos_token_id=model.llama_tokenizer.bos_token_id,
         eos_token_id=model.stop_ids or None,
         pad_token_id=(model.stop_ids or [0])[0],  # any id: masked before the prompt, cut off after the end
-        stop_strings=list(model.template.stop) or None,
         **decoding.config(),
     )
-    if beams:
-        kept = None
+    if beams and kept is not None:
+        kept.reused, kept = 0, None
     held = nullcontext(fresh) if kept is None else kept.reading(llm, embeds[0])
+    endings = StoppingCriteriaList([Interrupt([row.interrupt for row in rows])])
+    if model.template.stop:
+        endings.append(StopWords(model.llama_tokenizer, model.template.stop))
     options: dict[str, Any] = {
         "inputs_embeds": embeds,
         "attention_mask": mask,
         "generation_config": config,
         "logits_processor": decoding.processors(seeds),
-        "stopping_criteria": StoppingCriteriaList([Interrupt([row.interrupt for row in rows])]),
-        "tokenizer": model.llama_tokenizer,
+        "stopping_criteria": endings,
         "streamer": Fanout(streamers) if streamers else None,
     }
     with decoding.seeded(seeds), held as cache:

@@ -63,14 +63,18 @@ class KeptCache:
         return common
 
 
+def turns_with_length(llm: PreTrainedModel) -> bool:
+    """Whether all keys turn otherwise once the longest text of a batch is long: dynamic and longrope positions."""
+    ropes = getattr(llm.config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    kinds = {rope.get("rope_type") for rope in (ropes, *ropes.values()) if isinstance(rope, dict)}
+    return bool(kinds & {"dynamic", "longrope"})
+
+
 def can_keep(llm: PreTrainedModel) -> bool:
     """Whether keys and values of a prefix depend on nothing that follows, and can be cropped."""
-    config = llm.config.get_text_config(decoder=True)
-    ropes = getattr(config, "rope_parameters", None) or {}
-    kinds = {rope.get("rope_type") for rope in (ropes, *ropes.values()) if isinstance(rope, dict)}
-    layers = {type(layer) for layer in DynamicCache(config=config).layers}
-    # dynamic and longrope turn all keys otherwise once the text is long; recurrent layers have no past to go back to
-    return not kinds & {"dynamic", "longrope"} and layers <= {DynamicLayer, DynamicSlidingWindowLayer}
+    layers = {type(layer) for layer in DynamicCache(config=llm.config.get_text_config(decoder=True)).layers}
+    # recurrent layers have no past to go back to
+    return not turns_with_length(llm) and layers <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
 def shared_prefix(llm: PreTrainedModel, layouts: Sequence[list[int]]) -> int:

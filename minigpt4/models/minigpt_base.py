@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,10 @@ class MiniGPTBase(TrainingModel):
         self.llama_model = llm
         self.llama_tokenizer = tokenizer
         self.template = get_template(config.conversation, tokenizer)
-        self.stop_ids = stop_ids(llm, tokenizer)
+        special = [stop for stop in self.template.stop if stop in tokenizer.all_special_tokens]
+        self.stop_ids = [
+            *dict.fromkeys(stop_ids(llm, tokenizer) + cast(list, tokenizer.convert_tokens_to_ids(special)))
+        ]
         self.image_size = config.image_size
         self.end_sym = config.end_sym
         self.max_txt_len = config.max_txt_len
