@@ -60,13 +60,13 @@ def main(args: argparse.Namespace) -> None:
     no_bar = sys.stdout.isatty() and not args.output  # it would run into the answers
     failed = 0
     with Results(args.output, questions) as results:
+        if kept := len(questions) - len(results.open):
+            about = "they stay, whatever this run's model and options"
+            sys.stderr.write(f"{kept} of {len(questions)} questions have answers in '{args.output}'; {about}\n")
         if results.open:
             quiet()
             model, processor = load_model(config)
             timing.loaded()
-        if kept := len(questions) - len(results.open):
-            about = "they stay, whatever this run's model and options"
-            sys.stderr.write(f"{kept} of {len(questions)} questions have answers in '{args.output}'; {about}\n")
         # disable=None: only where stderr is a terminal
         with tqdm(total=len(questions), initial=kept, disable=no_bar or None) as bar:
             for start in range(0, len(results.open), size):

@@ -26,7 +26,7 @@ from minigpt4.serve.dialogue import render
 from minigpt4.serve.metrics import Metrics
 from minigpt4.serve.schema import ChatRequest, ImageUrl
 
-_ARRIVING = 16
+_ARRIVING = 16  # requests that may be read while all places of answers are taken
 _HANDS = 2  # requests whose words or pictures are read at once: a picture of the largest size takes 200 MB meanwhile
 _LEAST_TEMPERATURE = 0.01  # below, there is nothing left to draw, and divisions overflow
 
@@ -59,7 +59,7 @@ class Limits:
 
     @property
     def max_requests(self) -> int:
-        """Requests at once: one for each answer that is made or waits, and some that are being read."""
+        """Requests at once: one for each answer that is made or waits, and some that are read meanwhile."""
         return self.max_batch + self.queue + _ARRIVING
 
 

@@ -1,8 +1,11 @@
 """Where the page and the API listen."""
 
+import gradio as gr
+import httpx
 import pytest
 
 from minigpt4.common.errors import UserError
+from minigpt4.serve import web
 from minigpt4.serve.address import bind, in_url
 
 
@@ -22,3 +25,16 @@ def test_both_kinds_of_addresses():
 
 def test_how_urls_write_them():
     assert [in_url(host) for host in ("::1", "127.0.0.1", "localhost")] == ["[::1]", "127.0.0.1", "localhost"]
+
+
+@pytest.mark.parametrize("host", ["::1", "localhost"])
+def test_the_page_listens_there_too(host):
+    with bind(host, 0) as place:
+        port = place.getsockname()[1]
+    with gr.Blocks() as page:
+        pass
+    web.launch(page, host, port)
+    try:
+        assert httpx.get(f"http://{in_url(host)}:{port}/").status_code == 200
+    finally:
+        page.close()
