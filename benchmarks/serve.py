@@ -32,9 +32,9 @@ from minigpt4.common.registry import registry  # noqa: E402
 from minigpt4.conversation.pictures import Picture  # noqa: E402
 from minigpt4.models.minigpt_base import MiniGPTBase  # noqa: E402
 from minigpt4.processors import build_processor  # noqa: E402
+from minigpt4.serve.address import bind  # noqa: E402
 from minigpt4.serve.api import build_app  # noqa: E402
 from minigpt4.serve.batching import Ask  # noqa: E402
-from minigpt4.serve.command import bind  # noqa: E402
 from minigpt4.serve.service import Limits, Service  # noqa: E402
 
 CLIENTS = (1, 8, 32)

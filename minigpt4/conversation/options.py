@@ -104,7 +104,7 @@ def _finite(value: str) -> float:
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _PARSERS: dict[Any, tuple[Callable[[str], Any], str]] = {
     int: (int, "a whole number"),
-    int | None: (int, "a whole number"),
+    int | None: (lambda value: None if value == "random" else int(value), "a whole number or random"),
     float: (_finite, "a number"),
     bool: (lambda value: _BOOLS[value.lower()], "true or false"),
 }

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,15 +70,15 @@ class Picture:
 
     @classmethod
     def from_url(cls, url: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> "Picture":
-        """Reads a `data:` URL of any picture format.
+        """Reads a `data:` URL of any picture format and media type, or the base64 alone.
 
         Raises:
             UserError: it is none, or as `open_image`.
         """
-        if not isinstance(url, str) or not url.startswith("data:image/") or ";base64," not in url:
+        if not isinstance(url, str) or not re.match(r"data:[^,]*;base64,|[\w+/=\s]*$", url, re.IGNORECASE):
             raise UserError(f"a picture is not a data: URL but {str(url)[:40]!r}. Write {_PNG}...")
         try:
-            data = base64.b64decode(url.partition(";base64,")[2], validate=True)
+            data = base64.b64decode("".join(url[url.find(",") + 1 :].split()), validate=True)  # MIME's has lines
         except ValueError as error:  # binascii's, or not even ASCII
             raise UserError(f"a picture's data: URL can't be read: {error}. Write {_PNG}...") from None
         return cls(open_image(io.BytesIO(data), max_pixels))

@@ -57,7 +57,10 @@ def build_app(service: Service, api_key: str = "") -> FastAPI:
 
     # the pages of docs_url would load scripts from elsewhere
     app = FastAPI(title="MiniGPT-4", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(Gate, metrics=service.metrics, max_bytes=service.limits.max_bytes, api_key=api_key)
+    limits = service.limits
+    app.add_middleware(
+        Gate, metrics=service.metrics, max_bytes=limits.max_bytes, max_requests=limits.max_requests, api_key=api_key
+    )
     for kind in (HTTPException, RequestValidationError, UserError, QueueFullError, Exception):
         app.add_exception_handler(kind, lambda _, error: as_api_error(error).response())
     # the gate has let the request in: this is for the document
@@ -93,7 +96,7 @@ def _v1(service: Service) -> APIRouter:
         """The one model that is here."""
         return ModelList(data=[card])
 
-    @router.get("/v1/models/{model}")
+    @router.get("/v1/models/{model:path}")  # names of models can hold slashes
     async def model(model: str) -> ModelCard:
         """The model, if it has this name."""
         service.require_model(model)

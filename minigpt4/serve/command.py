@@ -3,10 +3,10 @@
 import argparse
 import logging
 import os
-import socket
 
-from minigpt4.common.cli import add_config_arguments, add_serving
+from minigpt4.common.cli import add_config_arguments, add_serving, positive
 from minigpt4.common.errors import Problems, UserError
+from minigpt4.serve.address import bind, in_url
 from minigpt4.serve.loading import DEFAULT_CONFIG, load_model, read_config
 
 logger = logging.getLogger(__name__)
@@ -25,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get("MINIGPT4_API_KEY", ""),
         help="refuse requests without it; others on this machine can read it here, not in $MINIGPT4_API_KEY",
     )
-    parser.add_argument("--max-batch", type=int, default=8, help="most answers at once (default: %(default)s)")
+    parser.add_argument("--max-batch", type=positive, default=8, help="most answers at once (default: %(default)s)")
     parser.add_argument(
-        "--queue", type=int, default=64, help="most answers that wait; then it says 429 (default: %(default)s)"
+        "--queue", type=positive, default=64, help="most answers that wait; then it says 429 (default: %(default)s)"
     )
     parser.add_argument("--max-body-mb", type=float, default=20.0, help="of one request (default: %(default)s)")
     parser.add_argument(
@@ -55,7 +55,13 @@ def main(args: argparse.Namespace) -> None:
     setup_logger()
     problems = Problems()
     with problems.collect():
-        limits = Limits(args.max_batch, args.queue, args.max_image_pixels, args.max_body_mb, args.allow_remote_images)
+        limits = Limits(
+            max_batch=args.max_batch,
+            queue=args.queue,
+            max_image_pixels=args.max_image_pixels,
+            max_body_mb=args.max_body_mb,
+            remote_images=args.allow_remote_images,
+        )
     with problems.collect():
         place = bind(args.host, args.port)
     model, processor = load_model(config, problems)
@@ -64,23 +70,6 @@ def main(args: argparse.Namespace) -> None:
     if args.host not in _LOCAL and not args.api_key:
         logger.warning("--host %s: everyone who reaches this machine can ask. Set MINIGPT4_API_KEY.", args.host)
     host, port = place.getsockname()[:2]
-    logger.info("%s answers at http://%s:%s/v1 (Ctrl-C ends it)", name, f"[{host}]" if ":" in host else host, port)
+    logger.info("%s answers at http://%s:%s/v1 (Ctrl-C ends it)", name, in_url(host), port)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=_PATIENCE))
     server.run(sockets=[place])
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Takes an address, on which nobody is listened to yet. Port 0 is any free one.
-
-    Raises:
-        UserError: it can't be taken.
-    """
-    try:
-        family, *_, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        place = socket.socket(family)
-        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        place.bind((address[0], port, *address[2:]))  # getaddrinfo would take port 70000 for 4464
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--host {host} --port {port}: {reason}. Choose another, for example --port 8001.") from None
-    return place

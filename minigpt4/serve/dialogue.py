@@ -31,7 +31,7 @@ def render(template: Template | TokenizerTemplate, messages: Sequence[Message]) 
     turns: list[Turn] = []
     images: list[ImageUrl] = []
     for index, message in enumerate(messages):
-        parts = [TextPart(type="text", text=c)] if isinstance(c := message.content, str) else c
+        parts = [TextPart(type="text", text=c)] if isinstance(c := message.content, str) else c or []
         if isinstance(message, UserMessage):
             images += [part.image_url for part in parts if isinstance(part, ImagePart)]
             turns += turns_of([], [part.text if isinstance(part, TextPart) else _SOME_PICTURE for part in parts])

@@ -45,8 +45,12 @@ class Metrics:
             self.queue_seconds.observe(begun - ask.asked)
             if ask.first_token is not None:
                 self.first_token_seconds.observe(ask.first_token - ask.asked)
-                self.tokens.labels("prompt").inc(ask.prompt_tokens)
-                self.tokens.labels("completion").inc(ask.new_tokens)
+
+    def note_tokens(self, asks: Sequence["Ask"]) -> None:
+        """Counts the tokens of the answers to one prompt, as a request's usage does."""
+        if any(ask.new_tokens for ask in asks):
+            self.tokens.labels("prompt").inc(asks[0].prompt_tokens)
+            self.tokens.labels("completion").inc(sum(ask.new_tokens for ask in asks))
 
     def text(self) -> bytes:
         """All of them in Prometheus' text format."""

@@ -57,14 +57,18 @@ def main(args: argparse.Namespace) -> None:
     else:
         questions = questions_about(args.image, args.text)
     size = 1 if options.do_sample and options.num_beams > 1 else args.batch_size  # they share a batch's generator
-    hidden = None if args.output or not sys.stdout.isatty() else True  # it would run into the answers
+    no_bar = sys.stdout.isatty() and not args.output  # it would run into the answers
     failed = 0
     with Results(args.output, questions) as results:
+        if kept := len(questions) - len(results.open):
+            about = "they stay, whatever this run's model and options"
+            sys.stderr.write(f"{kept} of {len(questions)} questions have answers in '{args.output}'; {about}\n")
         if results.open:
             quiet()
             model, processor = load_model(config)
             timing.loaded()
-        with tqdm(total=len(questions), initial=len(questions) - len(results.open), disable=hidden) as bar:
+        # disable=None: only where stderr is a terminal
+        with tqdm(total=len(questions), initial=kept, disable=no_bar or None) as bar:
             for start in range(0, len(results.open), size):
                 rows = [prepare(model, processor, question) for question in results.open[start : start + size]]
                 timing.read(rows)

@@ -12,7 +12,7 @@ from PIL import Image
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.chat import turns_of
 from minigpt4.conversation.conversation import Turn
-from minigpt4.conversation.pictures import Picture, Video
+from minigpt4.conversation.pictures import _FORMATS, Picture, Video
 from minigpt4.datasets.datasets.records import image_folder, read_records, record_id
 
 
@@ -35,8 +35,9 @@ class Question:
 
     def echo(self) -> dict[str, Any]:
         """What an answer repeats of its question. Pictures in data: URLs leave a checksum."""
-        digests = [f"data:{hashlib.sha256(n.encode()).hexdigest()[:16]}" for n in self.images if n.startswith("data:")]
-        images = [digests.pop(0) if name.startswith("data:") else name for name in self.images]
+        images = [
+            f"data:{hashlib.sha256(name.encode()).hexdigest()[:16]}" if _is_data(name) else name for name in self.images
+        ]
         asked = {"images": images, "video": self.video, "text": self.text}
         return {"id": self.id} | {key: value for key, value in asked.items() if value}
 
@@ -49,8 +50,7 @@ class Question:
         if self.error:
             raise UserError(self.error)
         pictures = [
-            Picture.from_url(name) if name.startswith("data:") else Picture.from_file(self.folder / name)
-            for name in self.images
+            Picture.from_url(name) if _is_data(name) else Picture.from_file(self.folder / name) for name in self.images
         ]
         video = [Video(self.folder / self.video)] if self.video else []
         return turns_of([], [*pictures, *video, self.text])
@@ -63,16 +63,17 @@ def questions_about(paths: Sequence[str], text: str) -> list[Question]:
         UserError: a folder holds no picture, or a picture is named twice.
     """
     Image.init()  # to know all suffixes
+    suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in _FORMATS}
     images: list[str] = []
     for path in paths:
         if Path(path).is_dir():
-            inside = sorted(file for file in Path(path).iterdir() if file.suffix.lower() in Image.EXTENSION)
+            inside = sorted(file for file in Path(path).iterdir() if file.suffix.lower() in suffixes and file.is_file())
             if not inside:
                 raise UserError(f"--image: the folder '{path}' holds no picture. Name one that does.")
             images += map(str, inside)
         else:
             images.append(path)
-    return _distinct("--image", [Question(image, text, [image]) for image in images])
+    return _distinct([Question(image, text, [image]) for image in images], "--image", "Name it once.")
 
 
 def read_questions(file: str, text: str | None, folder: str | None) -> list[Question]:
@@ -93,7 +94,7 @@ def read_questions(file: str, text: str | None, folder: str | None) -> list[Ques
             questions.append(_question(raw, name, text, start))
         except UserError as error:
             questions.append(Question(name, error=str(error)))
-    return _distinct("--input", questions)
+    return _distinct(questions, "--input", "Give each its own id.")
 
 
 def _question(raw: Any, name: str | int, text: str | None, folder: Path) -> Question:
@@ -111,8 +112,12 @@ def _question(raw: Any, name: str | int, text: str | None, folder: Path) -> Ques
     return Question(name, text, images, video, folder)
 
 
-def _distinct(source: str, questions: list[Question]) -> list[Question]:
+def _is_data(name: str) -> bool:
+    return name[:5].lower() == "data:"
+
+
+def _distinct(questions: list[Question], source: str, cure: str) -> list[Question]:
     name, count = Counter(question.id for question in questions).most_common(1)[0]
     if count > 1:
-        raise UserError(f"{source}: '{name}' stands there {count} times. Give each its own id.")
+        raise UserError(f"{source}: '{name}' stands there {count} times. {cure}")
     return questions

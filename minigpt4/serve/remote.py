@@ -1,7 +1,7 @@
 """Pictures from the web, of addresses that strangers name: only public ones, and only so much of them."""
 
 from collections.abc import Iterable
-from ipaddress import IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -13,6 +13,7 @@ from minigpt4.common.errors import UserError
 PATIENCE = 10.0  # seconds for a picture, redirects included
 _REDIRECTS = 3
 _NAT64 = IPv6Network("64:ff9b::/96")
+_NO_ONES = [ip_network(own) for own in ("192.88.99.0/24", "3fff::/20", "fec0::/10")]  # Python knows not all
 _HEADERS: dict[bytes | str, bytes | str] = {
     "Accept": "image/*",
     "Accept-Encoding": "identity",
@@ -25,7 +26,7 @@ def is_public(address: str) -> bool:
     ip = ip_address(address.partition("%")[0])
     if isinstance(ip, IPv6Address) and (ip.ipv4_mapped or ip.sixtofour or ip.teredo or ip in _NAT64):
         return False  # an IPv4 address in disguise
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or any(ip in network for network in _NO_ONES))
 
 
 class _PublicOnly(httpcore.AsyncNetworkBackend):
@@ -43,12 +44,11 @@ class _PublicOnly(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         try:
-            found = await anyio.getaddrinfo(host, port)
+            addresses = list(dict.fromkeys(str(own[0]) for *_, own in await anyio.getaddrinfo(host, port)))
         except (OSError, UnicodeError):
-            raise UserError(f"'{host}' is not found.") from None
-        addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
-        if not all(map(is_public, addresses)):
-            raise UserError(f"'{host}' is not a public address, and others are refused.")
+            addresses = []
+        if not addresses or not all(map(is_public, addresses)):  # in one wording: inner names are nobody's business
+            raise UserError(f"'{host}' has no public address, and others are refused.")
         for address in addresses:
             try:
                 return await self._network.connect_tcp(address, port, timeout=timeout)

@@ -1,7 +1,6 @@
 """Where answers go, one JSON object a line: a file that a later run goes on with, or stdout."""
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from minigpt4.common.errors import UserError, make_folder
+from minigpt4.common.files import regular_file, replace_file
 from minigpt4.serve.questions import Question
 
 _BEGINNING = b'{"id": '  # of every line
@@ -26,7 +26,7 @@ class Results(ExitStack):
         path: None for stdout.
 
     Raises:
-        UserError: the file holds something else, or can't be written.
+        UserError: the file holds something else, is no regular file, or can't be written.
     """
 
     def __init__(self, path: Path | None, questions: Sequence[Question]):
@@ -37,8 +37,8 @@ class Results(ExitStack):
         if path is None:
             self._file.reconfigure(**_ENCODING)
         else:
-            make_folder("--output", path.parent)
             try:
+                make_folder("--output", regular_file(path).parent)
                 self._lines = _answered(path, questions) if path.exists() else {}
                 self._replace()
                 self._file = self.enter_context(path.open("a", **_ENCODING))
@@ -60,11 +60,8 @@ class Results(ExitStack):
             self._replace()
 
     def _replace(self) -> None:
-        """Writes the file anew; it is whole at any time."""
         assert self._path
-        part = self._path.with_name(f"{self._path.name}.part")
-        part.write_text("".join(self._lines.values()), **_ENCODING)
-        os.replace(part, self._path)
+        replace_file(self._path, "".join(self._lines.values()).encode(**_ENCODING))
 
 
 def _answered(path: Path, questions: Sequence[Question]) -> dict[str | int, str]:

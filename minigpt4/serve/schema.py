@@ -4,7 +4,6 @@ Fields and their meaning are those of https://platform.openai.com/docs/api-refer
 in the schema too, as the one value that asks for nothing, so that a request gets a reason and not a shrug.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -57,7 +56,7 @@ class TextPart(_Strict):
 
 
 class ImageUrl(_Strict):
-    url: str = Field(description="`data:image/png;base64,...`; http(s) where the server allows it")
+    url: str = Field(description="`data:image/png;base64,...` or the base64 alone; http(s) where the server allows it")
     detail: Literal["auto", "low", "high"] | None = Field(None, description="without effect")
 
 
@@ -86,7 +85,7 @@ class AssistantMessage(_Strict):
     """An earlier answer, as the API gave it."""
 
     role: Literal["assistant"]
-    content: str | TextParts
+    content: str | TextParts | None
     name: str | None = Field(None, description="without effect")
     refusal: None = None
     audio: None = None
@@ -122,7 +121,7 @@ class ChatRequest(_Strict):
         le=2,
         description="1 if not set. Below 0.01 the likeliest token is taken; else one of the 50 likeliest is drawn.",
     )
-    top_p: float | None = Field(None, gt=0, le=1, description="1 if not set.")
+    top_p: float | None = Field(None, ge=0, le=1, description="1 if not set. 0 takes the likeliest token.")
     repetition_penalty: float | None = Field(
         None, ge=0.1, le=10, description="Not OpenAI's: above 1 avoids what was said before. 1 if not set."
     )
@@ -162,8 +161,16 @@ class ChatRequest(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _is_text(cls, body: Any) -> Any:
+        inside = [body]
         try:
-            json.dumps(body if isinstance(body, dict) else {}, ensure_ascii=False).encode()
+            while inside:
+                match inside.pop():
+                    case str(text) if not text.isascii():  # pictures are, and not looked at
+                        text.encode()
+                    case dict(members):
+                        inside += [*members, *members.values()]
+                    case list(members):
+                        inside += members
         except UnicodeEncodeError:  # JSON can write what no text holds
             raise PydanticCustomError("no_text", "half a surrogate pair is no text") from None
         return body

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import math
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
@@ -25,6 +26,7 @@ from minigpt4.serve.dialogue import render
 from minigpt4.serve.metrics import Metrics
 from minigpt4.serve.schema import ChatRequest, ImageUrl
 
+_ARRIVING = 16  # requests that may be read while all places of answers are taken
 _HANDS = 2  # requests whose words or pictures are read at once: a picture of the largest size takes 200 MB meanwhile
 _LEAST_TEMPERATURE = 0.01  # below, there is nothing left to draw, and divisions overflow
 
@@ -48,13 +50,17 @@ class Limits:
     remote_images: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "queue", "max_image_pixels", "max_body_mb"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"--{name.replace('_', '-')}: {getattr(self, name)} is out of range. Set it above 0.")
+        if not 0 < self.max_body_mb < math.inf:
+            raise UserError(f"--max-body-mb: {self.max_body_mb} is out of range. Set it above 0, for example to 20.")
 
     @property
     def max_bytes(self) -> int:
         return int(self.max_body_mb * 1e6)
+
+    @property
+    def max_requests(self) -> int:
+        """Requests at once: one for each answer that is made or waits, and some that are read meanwhile."""
+        return self.max_batch + self.queue + _ARRIVING
 
 
 class Service:
@@ -142,6 +148,7 @@ class Service:
                 yield index, what
         finally:
             self.batcher.cancel(asks)
+            self.metrics.note_tokens(asks)
 
     def _read_words(self, request: ChatRequest) -> tuple[str, list[ImageUrl], int]:
         """The prompt, its pictures, and how many tokens and image rows it has."""
@@ -158,14 +165,15 @@ class Service:
 
     async def _read_picture(self, image: ImageUrl) -> Tensor:
         source: str | bytes = image.url
-        if not image.url.startswith("data:"):
+        scheme, colon, _ = image.url[:80].partition(":")
+        if colon and scheme.lower() != "data":  # no colon: base64 alone
             if not self.limits.remote_images:
                 raise UserError(f"'{image.url[:40]}' is no data: URL, and this server fetches no others. Send one.")
             source = await remote.download(image.url, self.limits.max_bytes)
         return await to_thread.run_sync(self._pixels, source, limiter=self._hands)
 
     def _pixels(self, source: str | bytes) -> Tensor:
-        """Of a `data:` URL, or a file's bytes. At once, so that few pictures are unpacked at any time."""
+        """Of base64, or a file's bytes. At once, so that few pictures are unpacked at any time."""
         most = self.limits.max_image_pixels
         if isinstance(source, str):
             return self.processor(Picture.from_url(source, most).image)
@@ -175,6 +183,7 @@ class Service:
 def _sampling(request: ChatRequest) -> Sampling:
     temperature = 1.0 if request.temperature is None else request.temperature
     penalty = request.repetition_penalty or 1.0
-    if temperature < _LEAST_TEMPERATURE:
+    top_p = 1.0 if request.top_p is None else request.top_p
+    if temperature < _LEAST_TEMPERATURE or top_p == 0:
         return Sampling(repetition_penalty=penalty)
-    return Sampling(True, temperature, request.top_p or 1.0, penalty)
+    return Sampling(True, temperature, top_p, penalty)

@@ -1,17 +1,19 @@
 """`minigpt4 chat`: talk about images in a terminal, or through pipes."""
 
 import argparse
+import os
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from minigpt4.common.cli import add_config_arguments
 from minigpt4.common.errors import UserError, did_you_mean, first_line
+from minigpt4.common.files import replace_file
 from minigpt4.conversation.conversation import IMAGE
 from minigpt4.conversation.options import AnswerOptions, add_option_arguments, options_of
 from minigpt4.serve.loading import DEFAULT_CONFIG, load_model, quiet, read_config
@@ -39,8 +41,9 @@ def main(args: argparse.Namespace) -> None:
     model, processor = load_model(config)
     from minigpt4.conversation.chat import Chat
 
-    terminal = Terminal(Chat(model, processor), options)
-    if sys.stdin.isatty() and sys.stdout.isatty():
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    terminal = Terminal(Chat(model, processor), options, interactive)
+    if interactive:
         from minigpt4.serve.line_editor import line_editor
 
         _say(WELCOME)
@@ -53,20 +56,22 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _line_of_stdin() -> str:
-    try:
-        if line := sys.stdin.readline():
-            return line
-    except KeyboardInterrupt:
-        sys.exit(130)
+    if line := sys.stdin.readline():
+        return line
     raise EOFError
 
 
 class Terminal:
-    """Obeys the lines that are commands and asks the others. What was asked for goes to stdout, all else to stderr."""
+    """Obeys the lines that are commands and asks the others. What was asked for goes to stdout, all else to stderr.
 
-    def __init__(self, chat: "Chat", options: AnswerOptions):
+    Args:
+        interactive: Ctrl-C ends the answer under way, or gives up a line, and not all of it.
+    """
+
+    def __init__(self, chat: "Chat", options: AnswerOptions, interactive: bool):
         self.chat = chat
         self.options = self.initial_options = options
+        self.interactive = interactive
         self.commands: dict[str, tuple[str, str, Callable[[str], None]]] = {
             ":img": ("PATH...", "show pictures; the next question is about them", self._show_images),
             ":video": ("PATH", "show eight pictures of a video", self._show_video),
@@ -99,7 +104,8 @@ class Terminal:
             except EOFError:
                 return failures
             except KeyboardInterrupt:
-                continue
+                if not self.interactive:
+                    raise
             except BrokenPipeError:  # nobody reads the answers any more
                 raise
             except UserError as error:
@@ -125,7 +131,7 @@ class Terminal:
         """Prints the answer as it grows. Ctrl-C ends it, and a second one takes the question back."""
         shown, forgotten = "", self.chat.forgotten
         try:
-            with _interrupts(self.chat.stop):
+            with _interrupts(self.chat.stop) if self.interactive else nullcontext():
                 for answer in self.chat.stream(question, **self.options.kwargs()):
                     if not answer.startswith(shown):  # a tokenizer may change its mind about a space
                         shown = ""
@@ -190,22 +196,22 @@ class Terminal:
 
     def _save(self, rest: str) -> None:
         try:
-            _path(rest).write_text(self.chat.save(), encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"'{rest}' can't be written: {error.strerror}. Name another file.") from None
+            replace_file(_path(rest), self.chat.save().encode())
+        except (OSError, ValueError) as error:
+            raise UserError(f"'{rest}' can't be written: {_reason(error)}. Name another file.") from None
 
     def _load(self, rest: str) -> None:
         try:
-            self.chat.load(_path(rest).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is no text"
-            raise UserError(f"'{rest}' can't be read: {reason}. Name a file that :save wrote.") from None
+            saved = _path(rest).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UserError(f"'{rest}' can't be read: {_reason(error)}. Name a file that :save wrote.") from None
+        self.chat.load(saved)
 
     def _help(self, _: str) -> None:
         _say("Words without a command in front are a question; so is a line that begins with a space.")
         for name, (usage, about, _command) in self.commands.items():
             _say(f"  {f'{name} {usage}':24}{about}")
-        _say("Ctrl-C ends the answer that is under way.")
+        _say("Ctrl-C ends the answer that is under way; through pipes, all.")
 
     def _leave(self, _: str) -> None:
         raise EOFError
@@ -213,16 +219,20 @@ class Terminal:
 
 def _paths(rest: str) -> list[Path]:
     """One path as it stands, or several, quoted as in a shell."""
-    if (whole := _path(rest)).exists():
+    if os.path.exists(whole := _path(rest)):  # a list of paths can be too long for a name
         return [whole]
     try:
-        return [Path(path).expanduser() for path in shlex.split(rest)]
+        return [Path(os.path.expanduser(path)) for path in shlex.split(rest)]
     except ValueError as error:
         raise UserError(f"{rest}: {str(error).lower()}. Close it, or write \\ before it.") from None
 
 
 def _path(rest: str) -> Path:
-    return Path(rest.strip("\"'")).expanduser()
+    return Path(os.path.expanduser(rest.strip("\"'")))
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return getattr(error, "strerror", None) or ("it is no text" if isinstance(error, UnicodeError) else str(error))
 
 
 def _printable(text: str) -> str:

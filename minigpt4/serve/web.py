@@ -1,16 +1,16 @@
 """The demo: a web page on which a visitor shows pictures and talks about them."""
 
 import logging
-import socket
 from pathlib import Path
 
 import gradio as gr
 
 from minigpt4.common.config import Config
-from minigpt4.common.errors import Problems, UserError
+from minigpt4.common.errors import Problems
 from minigpt4.common.limits import MAX_IMAGE_PIXELS, MAX_SESSIONS, MAX_UPLOAD_MB
 from minigpt4.common.logger import setup_logger
 from minigpt4.conversation.session import Sessions
+from minigpt4.serve.address import bind, in_url
 from minigpt4.serve.loading import load_model
 from minigpt4.serve.page import ANSWERS_AT_ONCE, ANY_MODEL, CSS, JS, THEME, Guide, build_page
 from minigpt4.serve.visitor import Handlers
@@ -58,7 +58,7 @@ def serve(
     setup_logger()
     problems = Problems()
     with problems.collect():
-        _check_address(host, port)  # before the minutes that loading can take
+        bind(host, port).close()  # before the minutes that loading can take
     model, processor = load_model(config, problems)
     handlers = Handlers(Sessions(model, processor, max_sessions), max_image_pixels)
     kind = config.model.model_type
@@ -79,7 +79,7 @@ def launch(
 ) -> None:
     """Serves a page in a background thread."""
     page.queue(default_concurrency_limit=ANSWERS_AT_ONCE).launch(
-        server_name=host,
+        server_name=in_url(host),
         server_port=port,
         share=share,
         auth=auth,
@@ -93,11 +93,3 @@ def launch(
         quiet=True,
         prevent_thread_lock=True,
     )
-
-
-def _check_address(host: str, port: int) -> None:
-    try:
-        socket.create_server((host, port)).close()
-    except (OSError, OverflowError) as error:
-        reason = str(getattr(error, "strerror", None) or error).partition(" (")[0]
-        raise UserError(f"--host {host} --port {port}: {reason}. Choose another, for example --port 7861.") from None

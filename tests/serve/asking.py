@@ -12,8 +12,8 @@ import uvicorn
 from openai import OpenAI
 from PIL import Image
 
+from minigpt4.serve.address import bind
 from minigpt4.serve.api import build_app
-from minigpt4.serve.command import bind
 from minigpt4.serve.service import Service
 
 SCENES = sorted((Path(__file__).parents[2] / "minigpt4/assets/tiny/examples").glob("*.jpg"))

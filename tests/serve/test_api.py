@@ -1,5 +1,6 @@
 """The API by OpenAI's own client, over HTTP."""
 
+import base64
 import io
 import json
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from minigpt4.conversation.chat import Chat
 from minigpt4.serve.service import Limits, Service
-from tests.serve.asking import NAME, SCENES, client_of, running, user
+from tests.serve.asking import NAME, SCENES, client_of, image_part, running, user
 
 DESCRIBE = "Describe this image in detail."
 GREEDY = {"model": NAME, "temperature": 0}
@@ -154,6 +155,40 @@ def test_what_asks_for_nothing_is_taken(client):
     client.chat.completions.create(messages=messages, **GREEDY)
 
 
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda data: base64.b64encode(data).decode(),
+        lambda data: base64.encodebytes(data).decode(),  # as in mails, with line breaks
+        lambda data: f"Data:Image/JPEG;Base64,{base64.b64encode(data).decode()}",
+        lambda data: f"data:application/octet-stream;base64,{base64.b64encode(data).decode()}",
+        lambda data: f"data:;base64,{base64.b64encode(data).decode()}",
+    ],
+)
+def test_ways_to_write_a_picture(client, write):
+    answers = []
+    for picture in (SCENES[0], write(SCENES[0].read_bytes())):
+        messages = [{"role": "user", "content": [image_part(picture), {"type": "text", "text": DESCRIBE}]}]
+        answers.append(text_of(client.chat.completions.create(messages=messages, **GREEDY)))
+    assert answers[0] == answers[1]
+
+
+def test_a_top_p_of_0_takes_the_likeliest_token(client):
+    request = {"model": NAME, "messages": [user(DESCRIBE)], "max_tokens": 20}
+    likeliest = client.chat.completions.create(temperature=0, **request)
+    for seed in range(3):
+        drawn = client.chat.completions.create(temperature=2, top_p=0, seed=seed, **request)
+        assert text_of(drawn) == text_of(likeliest)
+
+
+def test_an_answer_may_have_been_nothing(client):
+    said = [{"role": "assistant", "content": nothing} for nothing in (None, "")]
+    answers = [
+        text_of(client.chat.completions.create(messages=[user("hello"), own, user(DESCRIBE)], **GREEDY)) for own in said
+    ]
+    assert answers[0] == answers[1]
+
+
 @pytest.mark.parametrize("temperature", [5e-324, 0.005, 0.01, 2])
 @pytest.mark.parametrize("more", [{"top_p": 5e-324}, {"repetition_penalty": 10}, {"seed": -(2**63)}])
 def test_extreme_sampling(client, temperature, more):
@@ -186,13 +221,14 @@ def test_metrics(tiny):
         with pytest.raises(openai.BadRequestError):
             client.chat.completions.create(messages=[], **GREEDY)
         streamed(client, messages=[user("hello")], **GREEDY)
+        client.chat.completions.create(messages=[user("hello")], n=2, **GREEDY)  # reads the prompt once
     value = service.metrics.registry.get_sample_value
-    assert value("minigpt4_requests_total", {"status": "200"}) == 2
+    assert value("minigpt4_requests_total", {"status": "200"}) == 3
     assert value("minigpt4_requests_total", {"status": "400"}) == 1
-    assert value("minigpt4_tokens_total", {"kind": "prompt"}) == 2 * usage.prompt_tokens
-    assert value("minigpt4_tokens_total", {"kind": "completion"}) == 2 * usage.completion_tokens
-    for name, count in (("queue", 2), ("first_token", 2), ("request", 3)):
+    assert value("minigpt4_tokens_total", {"kind": "prompt"}) == 3 * usage.prompt_tokens
+    assert value("minigpt4_tokens_total", {"kind": "completion"}) == 4 * usage.completion_tokens
+    for name, count in (("queue", 4), ("first_token", 4), ("request", 4)):
         assert value(f"minigpt4_{name}_seconds_count") == count
         assert 0 < value(f"minigpt4_{name}_seconds_sum") < 60
-    assert value("minigpt4_batch_size_count") == 2
+    assert value("minigpt4_batch_size_count") == 3
     assert "minigpt4_queue_length 0.0" in service.metrics.text().decode()

@@ -9,8 +9,7 @@ import sys
 
 import pytest
 
-from minigpt4.common.errors import UserError
-from minigpt4.serve.command import bind
+from minigpt4.serve.service import Limits
 from minigpt4.tools import cli
 from tests.serve.asking import client_of, user
 
@@ -44,10 +43,34 @@ def test_it_serves_until_it_is_told_to_stop():
 def test_all_problems_are_told_at_once(monkeypatch, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as ended:
         port = str(taken.getsockname()[1])
-        run(monkeypatch, "--port", port, "--queue", "0", "--options", "run.device=npu", "model.vit_model=/no/vit")
+        wrong = ["run.device=npu", "model.vit_model=/no/vit"]
+        run(monkeypatch, "--port", port, "--max-body-mb", "inf", "--options", *wrong)
     assert ended.value.code == 2
     keys = [line.removeprefix("error: ").split(":")[0] for line in capsys.readouterr().err.splitlines() if ":" in line]
-    assert keys[-4:] == ["--queue", f"--host 127.0.0.1 --port {port}", "model.vit_model", "run.device"]
+    assert keys[-4:] == ["--max-body-mb", f"--host 127.0.0.1 --port {port}", "model.vit_model", "run.device"]
+
+
+def test_arguments_reach_the_server(monkeypatch, tiny):
+    made = []
+    monkeypatch.setattr("minigpt4.serve.command.load_model", lambda *_: tiny)
+    monkeypatch.setattr("minigpt4.serve.api.build_app", lambda *arguments: made.append(arguments))
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
+    run(monkeypatch, "--port", "0")
+    given = "--api-key k --max-batch 3 --queue 5 --max-image-pixels 7 --max-body-mb 0.5 --allow-remote-images"
+    run(monkeypatch, "--port", "0", "--model-name", "org/tiny", *given.split())
+    (default, no_key), (service, key) = made
+    assert (default.limits, no_key, default.name) == (Limits(), "", "mini_gpt4-tiny")
+    assert (key, service.name) == ("k", "org/tiny")
+    assert service.limits == Limits(max_batch=3, queue=5, max_image_pixels=7, max_body_mb=0.5, remote_images=True)
+    assert (service.batcher.max_batch, service.batcher.queue) == (3, 5)
+
+
+@pytest.mark.parametrize("argument", ["--max-batch", "--queue", "--max-image-pixels"])
+def test_counts_are_from_one_on(monkeypatch, capsys, argument):
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, argument, "0")
+    assert ended.value.code == 2
+    assert f"argument {argument}: '0' is no number from 1 on" in capsys.readouterr().err
 
 
 def test_what_is_not_installed(monkeypatch, capsys):
@@ -55,15 +78,3 @@ def test_what_is_not_installed(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run(monkeypatch)
     assert "serving needs prometheus_client. Install it: pip install 'minigpt4[serve]'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 70000), ("no.such.host.invalid", 8000), ("192.0.2.1", 8000)])
-def test_addresses_that_can_not_be(host, port):
-    with pytest.raises(UserError, match=f"--host {host} --port {port}: .*. Choose another"):
-        bind(host, port)
-
-
-def test_both_kinds_of_addresses():
-    for host in ("127.0.0.1", "::1", "localhost"):
-        with bind(host, 0) as place:
-            assert place.getsockname()[1] > 0

@@ -1,5 +1,6 @@
 """The API when many ask, when too many do, and when one leaves."""
 
+import select
 import socket
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from PIL import Image
 from minigpt4.common.config import ProcessorConfig
 from minigpt4.conversation.conversation import IMAGE, Turn
 from minigpt4.processors import build_processor
+from minigpt4.serve import gate
 from minigpt4.serve.batching import Ask
 from minigpt4.serve.service import Limits, Service
 from tests.serve.asking import NAME, SCENES, client_of, running, user
@@ -153,6 +155,48 @@ def test_who_leaves_the_queue_makes_room(slow):
             httpx.post(f"{url}/v1/chat/completions", json=REQUEST, timeout=0.2)
         wait_for(lambda: not service.batcher._waiting)
         assert not first.done()
+
+
+def half_sent(url: str, later: ExitStack) -> socket.socket:
+    """A request of which half has arrived."""
+    host, port = url.removeprefix("http://").split(":")
+    connection = later.enter_context(socket.create_connection((host, int(port)), timeout=5))
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    connection.sendall(f"{head}Content-Length: 100000\r\n\r\n".encode() + b"[" * 50_000)
+    return connection
+
+
+def test_only_so_many_requests_are_read_at_once(tiny):
+    service = Service(*tiny, NAME, Limits(max_batch=1, queue=1))
+    with running(service) as url, ExitStack() as later:
+        clients = [half_sent(url, later) for _ in range(service.limits.max_requests + 1)]
+        ready, *_ = select.select(clients, [], [], 5)
+        assert [client.recv(99).partition(b"\r\n")[0] for client in ready] == [b"HTTP/1.1 429 Too Many Requests"]
+        assert httpx.get(f"{url}/health").status_code == httpx.get(f"{url}/v1/models").status_code == 200
+        with pytest.raises(openai.RateLimitError, match="The queue is full") as error:
+            client_of(url).chat.completions.create(**REQUEST)
+        assert error.value.response.headers["retry-after"] == "1"
+        clients[0].close()  # leaves while it sends
+        value = service.metrics.registry.get_sample_value
+        wait_for(lambda: value("minigpt4_requests_total", {"status": "499"}) == 1)
+        client_of(url).chat.completions.create(**REQUEST | {"max_tokens": 1})
+        assert value("minigpt4_requests_total", {"status": "400"}) is None
+
+
+def test_a_request_must_arrive_in_time(tiny, monkeypatch):
+    monkeypatch.setattr(gate, "PATIENCE", 0.5)
+    service = Service(*tiny, NAME, Limits())
+    with running(service) as url, ExitStack() as later:
+        client = half_sent(url, later)
+        client.sendall(b"[")
+        assert client.recv(99).startswith(b"HTTP/1.1 408 ")
+
+
+def test_an_answer_may_take_longer_than_its_request_may(slow, monkeypatch):
+    monkeypatch.setattr(gate, "PATIENCE", 0.2)
+    with running(Service(*slow, NAME, Limits())) as url:
+        answer = client_of(url).chat.completions.create(**REQUEST | {"max_tokens": 20})
+    assert answer.usage.completion_tokens == 20
 
 
 def test_the_end_of_the_server_ends_the_answers(slow):

@@ -86,6 +86,15 @@ def test_many_images_and_folders(predict, tmp_path):
     assert code == 0 and [r["answer"] for r in lines(out)] == ["three", "three", "two", "one"]
 
 
+def test_of_a_folder_only_pictures_are_asked_about(predict, tmp_path):
+    (tmp_path / "scene.JPG").write_bytes(SCENES[0].read_bytes())
+    (tmp_path / "sub.jpg").mkdir()
+    for name in ("doc.pdf", "plot.eps", "notes.txt"):  # Pillow writes or knows the first two
+        (tmp_path / name).write_text("no picture")
+    code, out, _ = predict("--image", tmp_path, "--text", COUNT)
+    assert code == 0 and [r["id"] for r in lines(out)] == [str(tmp_path / "scene.JPG")]
+
+
 @pytest.mark.parametrize("decoding", [[], ["--do-sample", "--temperature", "2", "--seed", "5"], ["--num-beams", "2"]])
 def test_batches_answer_as_a_chat_about_each_alone(decoding, predict, mixed, tiny, video):
     def run(size: int) -> str:
@@ -166,7 +175,7 @@ def test_what_failed_is_asked_again_and_lands_in_its_place(predict, mixed, tmp_p
     predict(*arguments)
     before = lines(output.read_text())
     (tmp_path / "gone.jpg").write_bytes(SCENES[3].read_bytes())
-    assert predict(*arguments)[2].startswith("5 of 12 questions failed")
+    assert "\n5 of 12 questions failed" in predict(*arguments)[2]
     after = lines(output.read_text())
     assert after[2] == {"id": "gone", "images": ["gone.jpg"], "text": COUNT} | {
         "answer": "one",
@@ -180,7 +189,28 @@ def test_nothing_is_loaded_when_all_is_answered(predict, tmp_path, monkeypatch):
     arguments = ["--image", EXAMPLES, "--text", COUNT, "--output", tmp_path / "out.jsonl"]
     assert predict(*arguments)[0] == 0
     monkeypatch.setattr("minigpt4.serve.predict.load_model", lambda *_: 1 / 0)
-    assert predict(*arguments) == (0, "", "")
+    told = f"4 of 4 questions have answers in '{arguments[-1]}'; they stay, whatever this run's model and options\n"
+    assert predict(*arguments, "--num-beams", "2") == (0, "", told)
+
+
+def test_the_output_may_be_a_link_but_no_device(predict, tmp_path):
+    link, file, device = (tmp_path / name for name in ("link.jsonl", "out.jsonl", "pipe"))
+    link.symlink_to(file)
+    assert predict("--image", SCENES[1], SCENES[0], "--text", COUNT, "--output", link)[0] == 0
+    assert link.is_symlink() and len(lines(file.read_text())) == 2
+    os.mkfifo(device)
+    code, _, err = predict("--image", SCENES[0], "--text", COUNT, "--output", device)
+    assert code == 2 and err.endswith(f"--output: '{device}': it is no regular file. Name another file.\n")
+    assert device.is_fifo()
+
+
+def test_a_bar_shows_how_far_it_is_where_it_is_in_nobodys_way(predict, tmp_path, monkeypatch):
+    arguments = ["--image", EXAMPLES, "--text", COUNT, "--batch-size", 2]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert "4/4" in predict(*arguments)[2]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)  # where the answers go
+    assert predict(*arguments)[2] == ""
+    assert "4/4" in predict(*arguments, "--output", tmp_path / "out.jsonl")[2]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +220,7 @@ def test_nothing_is_loaded_when_all_is_answered(predict, tmp_path, monkeypatch):
         ("my notes", "its end of '{}' is no answer that predict wrote"),
         ('{"id": "x", "answer": "y"}\n', "line 1 of '{}' answers 'x', which is asked otherwise now, or not at all"),
         (json.dumps({"id": str(SCENES[0]), "text": "What?", "answer": "y"}) + "\n", "which is asked otherwise now"),
-        (None, "Is a directory"),
+        (None, "is no regular file"),
     ],
 )
 def test_a_file_of_others_is_left_alone(content, complaint, predict, tmp_path):
@@ -205,10 +235,11 @@ def test_a_file_of_others_is_left_alone(content, complaint, predict, tmp_path):
     ("arguments", "complaint"),
     [
         (["--image", "x.jpg"], "--text: is missing"),
-        (["--image", SCENES[0], SCENES[0], "--text", "?"], "stands there 2 times"),
+        (["--image", SCENES[0], SCENES[0], "--text", "?"], "stands there 2 times. Name it once."),
         (["--image", "{tmp}", "--text", "?"], "the folder '{tmp}' holds no picture"),
         (["--input", "{tmp}/none.jsonl"], "--input: '{tmp}/none.jsonl' is no file"),
-        (["--input", "{tmp}/twice.jsonl"], "--input: 'a' stands there 2 times"),
+        (["--input", "{tmp}/twice.jsonl"], "--input: 'a' stands there 2 times. Give each its own id."),
+        (["--input", "{tmp}/empty.jsonl"], "holds no records. Write a list of them, or one a line.\n"),
         (["--input", "{tmp}/broken.jsonl"], "line 2 is not JSON"),
         (["--image", "x.jpg", "--text", "?", "--batch-size", "0"], "--batch-size: 0 is out of range"),
         (["--image", "x.jpg", "--text", "?", "--top-p", "2"], "top_p: 2.0 is out of range"),
@@ -219,6 +250,7 @@ def test_a_file_of_others_is_left_alone(content, complaint, predict, tmp_path):
 def test_wrong_arguments_are_one_line_before_anything_is_loaded(arguments, complaint, predict, tmp_path, monkeypatch):
     monkeypatch.setattr("minigpt4.serve.predict.load_model", lambda *_: 1 / 0)
     write(tmp_path / "twice.jsonl", [{"id": "a", "text": "?"}] * 2)
+    write(tmp_path / "empty.jsonl", [])
     (tmp_path / "broken.jsonl").write_text('{"text": "?"}\n{"text"')
     code, _, err = predict(*(str(a).format(tmp=tmp_path) for a in arguments))
     assert code == 2 and err.count("\n") == 1 and complaint.format(tmp=tmp_path) in err

@@ -26,7 +26,7 @@ GREEDY = {"model": NAME, "temperature": 0}
         ({"logit_bias": {"5": 1}}, "logit_bias", "can't be weighted"),
         ({"modalities": ["audio"]}, "modalities", "answers in text"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
-        ({"top_p": 0}, "top_p", "greater than 0"),
+        ({"top_p": -0.1}, "top_p", "greater than or equal to 0"),
         ({"n": 0}, "n", "greater than or equal to 1"),
         ({"n": 65}, "n", "65 is more than this server queues"),
         ({"n": "1"}, "n", "valid integer"),
@@ -92,13 +92,22 @@ def test_what_is_no_picture(client, data, words, tmp_path):
         ("data:image/png,abc", "is not a data: URL"),
         ("http://127.0.0.1/x.png", "fetches no others"),
         ("file:///etc/passwd", "fetches no others"),
-        ("", "fetches no others"),
+        ("ftp:", "fetches no others"),
+        ("", "can't be read as a picture"),
+        ("picture.png", "is not a data: URL but 'picture.png'"),
+        ("data:," + "a" * 9, "is not a data: URL"),
     ],
 )
 def test_what_is_no_data_url(client, address, words):
     messages = [{"role": "user", "content": [image_part(address)]}]
     with pytest.raises(openai.BadRequestError, match=words):
         client.chat.completions.create(messages=messages, **GREEDY)
+
+
+def test_a_models_name_may_hold_slashes(tiny):
+    with running(Service(*tiny, "org/tiny", Limits())) as url:
+        assert client_of(url).models.retrieve("org/tiny").id == "org/tiny"
+        assert httpx.get(f"{url}/v1/models/org/tiny").json()["id"] == "org/tiny"
 
 
 def test_other_models_and_addresses(client, api_url):
@@ -123,9 +132,12 @@ def test_other_models_and_addresses(client, api_url):
         b"[" * 100_000,
         b'{"n": ' + b"9" * 5000 + b"}",
         b'{"model": "\\ud800", "messages": []}',
+        b'{"model": "", "messages": [], "\\ud800": [[1]]}',
+        b'{"model": "", "messages": [], "metadata": {"a": "\xed\xa0\x80"}}',
+        b'{"metadata": ' + b'{"a":' * 900 + b"0" + b"}" * 901,
         b'{"temperature": NaN}',
     ],
-    ids=["half", "number", "bytes", "deep", "long", "surrogate", "nan"],
+    ids=["half", "number", "bytes", "deep", "long", "surrogate", "in a key", "in UTF-8", "less deep", "nan"],
 )
 def test_broken_bodies(api_url, body):
     answer = httpx.post(f"{api_url}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
@@ -169,10 +181,10 @@ def test_a_key_is_asked_for(tiny):
         assert httpx.get(f"{url}/metrics").status_code == 200
 
 
-@pytest.mark.parametrize("limit", [{"max_batch": 0}, {"queue": -1}, {"max_body_mb": float("nan")}])
-def test_limits_out_of_range(limit):
-    with pytest.raises(UserError, match=rf"--{next(iter(limit)).replace('_', '-')}: .* is out of range"):
-        Limits(**limit)
+@pytest.mark.parametrize("size", [0.0, -1.0, float("nan"), float("inf")])
+def test_limits_out_of_range(size):
+    with pytest.raises(UserError, match=f"--max-body-mb: {size} is out of range. Set it above 0, for example to 20"):
+        Limits(max_body_mb=size)
 
 
 def test_a_failure_of_the_model_is_told(client, tiny, monkeypatch):

@@ -1,5 +1,6 @@
 """`minigpt4 chat`: commands, streaming, Ctrl-C, the line editor, a terminal, pipes."""
 
+import io
 import os
 import pty
 import re
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.data_structures import Size
 from prompt_toolkit.document import Document
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
+from prompt_toolkit.output.vt100 import Vt100_Output
 
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.conversation import Turn
@@ -31,7 +34,7 @@ COMMAND = [sys.executable, "-c", "from minigpt4.tools.cli import main; main()", 
 
 @pytest.fixture
 def terminal(tiny) -> Terminal:
-    return Terminal(Chat(*tiny), AnswerOptions())
+    return Terminal(Chat(*tiny), AnswerOptions(), interactive=True)
 
 
 @pytest.fixture
@@ -71,8 +74,10 @@ def test_several_paths_spaces_and_quotes(talk, terminal, tmp_path):
         (tmp_path / name).write_bytes(SCENE.read_bytes())
     assert talk(f":img {tmp_path}/a b.jpg", f':img "{tmp_path}/a b.jpg" {tmp_path}/c.jpg')[0] == 0
     assert len(terminal.chat.pictures) == 3
-    failures, _, err = talk(":img it's", ":img nix.jpg", f":img {__file__}")
-    assert failures == 3 and len(terminal.chat.pictures) == 3
+    many = " ".join([f"{tmp_path}/c.jpg"] * 100)  # longer than a file's name may be
+    assert talk(f":img {many}", ":clh", f":img {SCENE} {SCENE} {SCENE}")[0] == 0
+    failures, _, err = talk(":img it's", ":img nix.jpg", f":img {__file__}", ":img ~nobody-of-this-name/a.jpg")
+    assert failures == 4 and len(terminal.chat.pictures) == 3
     assert "no closing quotation" in err and "nix.jpg: the picture can't be read: No such file" in err
 
 
@@ -92,13 +97,34 @@ def test_history_is_shown_saved_loaded_and_forgotten(talk, terminal, tmp_path):
     )
     failures, _, err = talk(":load nix.json", f":load {SCENE}", f":save {tmp_path}", f":load {__file__}")
     assert failures == 4 and len(terminal.chat.turns) == 2
-    for words in ("No such file", "it is no text", "Is a directory", "is no JSON"):
+    for words in ("No such file", "it is no text", "is no regular file", "is no JSON"):
         assert words in err
+
+
+def test_a_file_that_can_not_be_saved_to_keeps_what_it_holds(talk, terminal, tmp_path):
+    file, link = tmp_path / "chat.json", tmp_path / "link.json"
+    link.symlink_to(file)
+    assert talk("How many digits are there?", f":save {link}")[0] == 0
+    good = file.read_bytes()
+    assert link.is_symlink() and sorted(tmp_path.iterdir()) == [file, link]
+    terminal.chat.turns[0].question = "\ud800"  # which no file can hold
+    failures, _, err = talk(f":save {file}", ":save \0", ":load \0")
+    assert failures == 3 and file.read_bytes() == good
+    assert f"'{file}' can't be written: it is no text." in err and "null byte" in err
 
 
 def test_what_a_stranger_saved_does_not_steer_the_terminal(talk, terminal):
     terminal.chat.turns = [Turn("\x1b[2Jboo\tx", "\x9b31mé\n🐶\x07")]
     assert talk(":his")[1] == "> \ufffd[2Jboo\tx\n\ufffd31mé\n🐶\ufffd\n"
+
+
+def test_the_screen_is_cleared_where_there_is_one(talk, monkeypatch):
+    screen = io.StringIO()
+    with create_app_session(output=Vt100_Output(screen, lambda: Size(24, 80))):
+        assert talk(":clear") == (0, "", "") and screen.getvalue() == ""
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        talk(":clear")
+    assert "\x1b[2J" in screen.getvalue()
 
 
 def test_options_and_seed(talk, terminal):
@@ -110,6 +136,7 @@ def test_options_and_seed(talk, terminal):
     assert first == again != other and seed == "4" and "without effect" not in err
     _, out, _ = talk(":reset-conf", ":conf", ":seed")
     assert "max_new_tokens=20\n" in out and "do_sample=false\n" in out and out.endswith("seed=random\nrandom\n")
+    assert talk(":seed 3", ":conf seed=random", ":seed")[:2] == (0, "random\n")  # as :conf shows it
     assert "temperature: without effect until" in talk(":conf temperature=0.5")[2]
 
 
@@ -209,6 +236,17 @@ def test_through_pipes_there_are_only_answers():
     assert done.returncode == 1
     assert done.stdout.startswith(b"three\n") and b"\x1b" not in done.stdout + done.stderr
     assert done.stderr.startswith(b"The model sees 1 picture(s).\nerror: ':nix' is no command.")
+
+
+def test_ctrl_c_ends_a_piped_chat_while_it_answers():
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(COMMAND, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes) as program:
+        program.stdin.write(b"Describe this image in detail.\n" * 500)
+        program.stdin.flush()  # and not closed: it would wait for more
+        assert program.stdout.read(1)
+        program.send_signal(signal.SIGINT)
+        assert program.wait(20) == 130
+        assert program.stderr.read() == b""
 
 
 class Screen:

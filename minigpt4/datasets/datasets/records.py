@@ -80,7 +80,7 @@ def read_records(key: str, storage: str) -> list[Any]:
         raise UserError(f"{key}: '{storage}' is no file. Set it to a JSON, JSON lines or Parquet file of records.")
     records = _read_parquet(file) if file.suffix == ".parquet" else _read_json(file)
     if not records:
-        raise UserError(f"{file}: holds no records. Write a list of them, or one a line ({_FORMATS}).")
+        raise UserError(f"{file}: holds no records. Write a list of them, or one a line.")
     return records
 
 

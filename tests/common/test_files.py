@@ -1,0 +1,40 @@
+"""Files that are whole at any time."""
+
+import os
+
+import pytest
+
+from minigpt4.common.files import regular_file, replace_file
+
+
+def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path):
+    file, link = tmp_path / "file", tmp_path / "link"
+    link.symlink_to(file)
+    replace_file(link, b"one")
+    file.chmod(0o600)
+    replace_file(link, b"two")
+    assert link.is_symlink() and file.read_bytes() == b"two"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert sorted(tmp_path.iterdir()) == [file, link]
+
+
+def test_what_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    replace_file(file, b"one")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        replace_file(file, b"two")
+    assert file.read_bytes() == b"one" and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/dev/null", path)])
+def test_only_regular_files_are_replaced(make, tmp_path):
+    make(tmp_path / "it")
+    for use in (regular_file, lambda path: replace_file(path, b"")):
+        with pytest.raises(OSError, match="is no regular file"):
+            use(tmp_path / "it")
+    assert list(tmp_path.iterdir()) == [tmp_path / "it"]
