@@ -39,7 +39,7 @@ class CompiledDecoding:
         cast(Any, self.config)._compile_all_devices = True  # a CPU too, which its default leaves out
         self._caches: dict[int, StaticCache] = {}
         self._free = Lock()
-        self._thread = ThreadPoolExecutor(1, "compiled-decoding")  # CUDA graphs belong to the thread that recorded them
+        self._thread = ThreadPoolExecutor(1, "compiled-decoding")  # a device's graphs are the recording thread's
 
     def generate(self, llm: Any, cache: DynamicCache, generation_config: GenerationConfig, **options: Any) -> Tensor:
         """As transformers' `generate` with `inputs_embeds` [1, T, D]; while another answer is decoded, that itself.

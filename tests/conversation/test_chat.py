@@ -12,7 +12,7 @@ from minigpt4.common.config import ProcessorConfig
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.chat import Chat, RestartedError
 from minigpt4.conversation.conversation import IMAGE, Turn
-from minigpt4.conversation.pictures import Video
+from minigpt4.conversation.pictures import Picture, Video
 from minigpt4.conversation.session import Sessions
 from minigpt4.processors import build_processor
 from tests.conftest import golden, golden_json
@@ -173,6 +173,39 @@ def test_restart_ends_the_answer_under_way(chat, script):
     assert [turn.question for turn in chat.turns] == ["New?"]
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+def test_restart_ends_the_model_too(beams, chat, parity_model, monkeypatch):
+    begun, ended = threading.Event(), threading.Event()
+
+    def endless(images, texts, *, interrupt, **options):
+        begun.set()
+        if interrupt.wait(20):
+            ended.set()
+        return ["said"]
+
+    monkeypatch.setattr(parity_model, "generate", endless)
+    asking = threading.Thread(target=lambda: pytest.raises(RestartedError, chat.answer, "Old?", num_beams=beams))
+    asking.start()
+    begun.wait(20)
+    chat.restart()
+    asking.join(20)
+    assert ended.is_set() and chat.turns == []
+
+
+def test_of_two_that_ask_at_once_one_is_refused(chat, script, monkeypatch):
+    """While the parts of the first are read, too."""
+    script("fine")
+    slow, go = Video("slow.mp4"), threading.Event()
+    monkeypatch.setattr(Video, "pictures", lambda self: go.wait(20) and [Picture(picture("red"))])
+    answers = []
+    first = threading.Thread(target=lambda: answers.append(chat.answer([slow, "A?"])))
+    first.start()
+    chat.answer("B?")
+    go.set()
+    first.join(20)
+    assert answers == ["fine"] and [turn.question for turn in chat.turns] == ["B?", f"{IMAGE} A?"]
+
+
 def test_one_question_at_a_time(chat, script):
     script("one", " two")
     stream = chat.stream("First?")
@@ -228,6 +261,23 @@ def test_what_to_forget_of_a_long_chat_is_found_in_few_tries(chat, script, monke
     assert 1 < chat.forgotten < 300 and len(tries) < 12
     one_more = chat.model.template.prompt([*chat.turns[chat.forgotten - 1 : -1], Turn("Four?")])
     assert len(layout(calls[0][1])) + 10 <= chat.model.max_context_len < len(layout(one_more)) + 10
+
+
+def test_to_forget_pictures_many_at_a_time_shortens_the_dialogue(chat, script, monkeypatch):
+    calls = script("fine")
+    for _ in range(2):
+        chat.answer([*map(picture, ["red"] * 8), "Who?"], max_new_tokens=10)
+    asked = chat.model.template.prompt([*chat.turns, Turn("Who?")])
+    monkeypatch.setattr(chat.model, "max_context_len", len(chat.model.layout(asked)) + 10)
+    chat.answer("Who?", max_new_tokens=10)
+    assert (calls[2][1], chat.forgotten) == (asked, 0)
+    read = chat.model.template.prompt([Turn(IMAGE * 8), *chat.turns[1:], Turn("Who?")])
+    monkeypatch.setattr(chat.model, "max_context_len", len(chat.model.layout(read)) + 10)
+    chat.answer("Who?", max_new_tokens=10)
+    assert (calls[3][1], chat.forgotten) == (read, 1)
+    with pytest.raises(UserError, match="tokens too long"):
+        chat.answer("Who? " * 99, max_new_tokens=10)
+    assert chat.forgotten == 1  # as before: the next that is asked forgets what it must, and says so
 
 
 def test_a_message_that_cannot_fit_says_by_how_much(chat, parity_model, monkeypatch):
@@ -427,8 +477,12 @@ def test_idle_sessions_drop_their_cache_then_their_embeddings_and_nobody_notices
     expected = alone.answer("Where?", max_new_tokens=6)
     assert [chat.answer("Where?", max_new_tokens=6) for chat in chats] == [expected] * 6
     assert [chat.reused_tokens > 0 for chat in chats[:5]] == [False] * 5
-    del chats, chat
+    shown = [sessions.open() for _ in range(6)]  # who shows and never asks counts too
+    for chat in shown:
+        chat.upload_img(picture("blue"))
+    assert [chat.pictures[0].embedding is not None for chat in (*chats, *shown)] == [False] * 8 + [True] * 4
+    del chats, shown, chat
     gc.collect()
-    assert [ref() for ref in sessions._used] == [None] * 6
+    assert {ref() for ref in sessions._used} == {None}
     with pytest.raises(UserError, match="max_sessions: 0 is out of range"):
         Sessions(parity_model, PROCESSOR, max_sessions=0)

@@ -11,6 +11,7 @@ from transformers import Gemma2Config, Gemma3TextConfig, MistralConfig, Phi3Conf
 from minigpt4.common.config import ProcessorConfig, load_config
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.conversation import Turn
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.processors import build_processor
 from tests.models.test_any_llm import FAMILIES, GROUPED, build
@@ -89,6 +90,12 @@ def test_where_the_length_turns_all_keys_nothing_is_kept(parity_config, tmp_path
     do = both(build(LONGROPE, parity_config, tmp_path))
     for question in ("hello", "Where is the small dog on the grass?", "hello"):
         assert do(lambda chat, question=question: chat.answer(question, **LENGTH)) == 0
+
+
+def test_where_the_length_turns_all_keys_a_batch_answers_as_one_by_one(parity_config, tmp_path):
+    model = build(LONGROPE, parity_config, tmp_path)
+    prompts = [model.template.prompt([Turn(words)]) for words in ("hello", "the small dog " * 30, "Where?")]
+    assert model.generate(None, prompts, **LENGTH) == [model.generate(None, [p], **LENGTH)[0] for p in prompts]
 
 
 def test_the_tiny_model():

@@ -1,6 +1,7 @@
 """Batches: every prompt is answered as if it were alone, by any way of decoding, and failures stay where they are."""
 
 import threading
+import weakref
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from transformers.generation.streamers import BaseStreamer
 
 from minigpt4.common.errors import UserError
-from minigpt4.models.decoding import _Draw
+from minigpt4.models.decoding import Decoding, StopWords, _Draw
 
 IMAGE = "<Img><ImageHere></Img>"
 TEXT = st.text(st.sampled_from("abc dog 7.#é"), max_size=60)
@@ -99,6 +100,31 @@ def test_draws_follow_the_distribution():
     assert shares[3] == 0
 
 
+def test_only_the_likeliest_words_are_drawn():
+    options = {"max_new_tokens": 1, "min_new_tokens": 0, "num_beams": 1, "length_penalty": 1, "repetition_penalty": 1}
+    scores = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(300, -1)
+    for top_p, possible in ((0.4, 1), (0.7, 2), (0.9, 3), (1.0, 4)):
+        decoding = Decoding(**options, do_sample=True, temperature=1, top_p=top_p)
+        drawn = decoding.processors(range(300))(torch.zeros(300, 0, dtype=torch.long), scores).argmax(-1)
+        assert set(drawn.tolist()) == set(range(possible))
+    decoding = Decoding(**options, do_sample=True, temperature=1, top_p=1)
+    drawn = decoding.processors(range(300))(
+        torch.zeros(300, 0, dtype=torch.long), torch.zeros(300, 99) - torch.arange(99) / 999
+    )
+    assert 40 < len(set(drawn.argmax(-1).tolist())) <= 50 and drawn.argmax(-1).max() < 50
+
+
+def test_words_that_end_an_answer_may_come_in_pieces(parity_model):
+    tokenizer, words = parity_model.llama_tokenizer, ("é🐶", "###")
+    ends = StopWords(tokenizer, words)
+    for text in ("a dogé🐶", "a ###", "###", "dog 7. é🐶 and"):
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        first = next(n for n in range(len(tokens) + 1) if any(word in tokenizer.decode(tokens[:n]) for word in words))
+        ended = [bool(ends(torch.tensor([tokens[:n]]), torch.empty(0))[0]) for n in range(1, first + 1)]
+        assert ended == [False] * (first - 1) + [True]
+    assert not ends(torch.tensor([tokenizer.encode("a dog ## #é 🐶")]), torch.empty(0)).any()
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
@@ -145,6 +171,25 @@ def test_a_row_on_which_the_llm_fails(parity_model, monkeypatch):
         parity_model.generate(None, ["hello", "dog " * 60, "7"])
     with pytest.raises(RuntimeError, match="^out of memory$"):
         parity_model.generate(None, ["dog " * 60])
+
+
+def test_a_batch_that_failed_holds_no_memory_while_its_rows_are_tried(parity_model, monkeypatch):
+    held = []
+
+    def out_of_memory(inputs_embeds, **options):
+        held[:] = [ref for ref in held if ref() is not None]
+        assert not held
+        held.append(weakref.ref(inputs_embeds))
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(parity_model.llama_model, "generate", out_of_memory)
+    answers = parity_model.generate(None, ["hello", "7"], raise_errors=False)
+    assert [str(answer.error) for answer in answers] == ["out of memory"] * 2
+
+
+def test_images_for_other_prompts(parity_model):
+    with pytest.raises(UserError, match="images were given for 1 prompts, and there are 2"):
+        parity_model.generate([None], ["hello", "7"])
 
 
 class Collect(BaseStreamer):
