@@ -10,8 +10,8 @@ _SHOWN_EVERY = 0.05  # seconds; a browser that is sent more falls behind
 
 
 def waiting(before: int) -> str:
-    """Before it comes; `before` answers must end first."""
-    return f"Waiting for {before} other {'answers' if before > 1 else 'answer'} …" if before else "Reading …"
+    """Before its turn comes; so many answers must end first."""
+    return f"Waiting for {before} other {'answers' if before > 1 else 'answer'} …"
 
 
 class Clock:

@@ -186,12 +186,13 @@ class Handlers:
         with failure_in_words():
             options = decoding(*controls)
             with visitor.asking() as stopped, self._line.join() as before:
-                yield visitor.view.messages(visitor.chat.turns), _busy(), waiting(before()), visitor
+                box = _busy()
                 try:
-                    while before():
+                    while (answers := before()) > 0:
+                        yield visitor.view.messages(visitor.chat.turns), box, waiting(answers), visitor
                         if stopped.wait(_TOLD_EVERY):
                             raise _GivenUpError
-                        yield gr.skip(), gr.skip(), waiting(before()), gr.skip()
+                        box = gr.skip()
                     turns, stream = prepare(visitor.chat)
                     if stopped.is_set():
                         raise _GivenUpError

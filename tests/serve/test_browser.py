@@ -86,6 +86,8 @@ def ask(page: Page, text: str, *files: Path) -> str:
     send(page, text, *files)
     expect(words(page, "bot")).to_have_count(before + 1)
     idle(page)
+    expect(attached(page)).to_have_count(0)
+    expect(box(page)).to_have_value("")
     return words(page, "bot").last.inner_text()
 
 
@@ -131,9 +133,11 @@ def test_stop(open_page, echo):
 def test_a_question_that_waits_can_be_stopped(open_page, echo):
     others, page = [open_page(), open_page()], open_page()
     echo.seconds = 0.1
+    echo.said = "word " * 200
     for other in others:
-        send(other, "word " * 200)
+        send(other, "Talk!")
         expect(words(other, "bot")).to_contain_text("word word")
+    echo.said = None
     send(page, "never asked")
     expect(page.locator("#status")).to_contain_text("Waiting for 1 other answer")
     page.get_by_label("Stop").click()

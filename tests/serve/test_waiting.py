@@ -42,7 +42,7 @@ def test_a_question_that_waits_can_be_given_up(visitor, echo, way):
     echo.seconds = 0.05
     first, second, third = (visitor() for _ in range(3))
     answered = [begun(client, "word " * 40) for client in (first, second)]
-    waits = begun(third, "never asked", 3)
+    waits = begun(third, "never asked", 1)
     assert waits.outputs()[-1][-1] == "Waiting for 1 other answer …"
     third.predict(api_name=f"/{way}")
     assert texts(waits.result(timeout=1)) == []
@@ -54,7 +54,7 @@ def test_a_question_that_waits_can_be_given_up(visitor, echo, way):
 
 def test_a_question_that_waits_is_answered_when_its_turn_comes(visitor, echo):
     echo.seconds = 0.03
-    jobs = [begun(visitor(), "word " * 20), begun(visitor(), "word " * 20), begun(visitor(), "one", 3)]
+    jobs = [begun(visitor(), "word " * 20), begun(visitor(), "word " * 20), begun(visitor(), "one", 1)]
     assert texts(jobs[2].result()) == ["one", "one no picture"]
 
 
