@@ -188,7 +188,7 @@ def test_edit_regenerate_and_undo(open_page, echo, picture):
     echo.said = None
     page.get_by_role("button", name="Undo").click()
     expect(words(page, "bot")).to_have_count(1)
-    assert box(page).input_value() == "two"
+    expect(box(page)).to_have_value("two")
     page.get_by_role("button", name="Edit").click()
     expect(page.locator("#chat textarea")).to_have_value("one &lt;b> & &amp;amp;")
     page.locator("#chat textarea").fill("uno")
