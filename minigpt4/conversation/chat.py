@@ -14,7 +14,7 @@ from torch import Tensor
 from minigpt4.common.errors import UserError
 from minigpt4.common.limits import MAX_IMAGE_PIXELS
 from minigpt4.conversation.conversation import IMAGE, Turn
-from minigpt4.conversation.pictures import Part, Picture, Video, pictures_of
+from minigpt4.conversation.pictures import Part, Picture, Room, Video, pictures_of
 from minigpt4.conversation.saved import from_json, to_json
 from minigpt4.conversation.streaming import Job
 from minigpt4.models.generation import settled
@@ -76,7 +76,11 @@ class Chat:
         return self._encode(self.pictures)
 
     def upload_img(self, *images: Image.Image | Picture) -> None:
-        """Shows images; the next question is about them. They are encoded now, once, in one batch."""
+        """Shows images; the next question is about them. They are encoded now, once, in one batch.
+
+        Raises:
+            UserError: one, or all of the conversation's together, are too large (see `Room`).
+        """
         self._show([picture for image in images for picture in pictures_of(image)])
 
     def upload_video(self, video: Video) -> None:
@@ -154,9 +158,9 @@ class Chat:
         """Takes up a conversation that `save` wrote, instead of this one.
 
         Raises:
-            UserError: it or a picture can't be read, or one has more than `max_pixels`; all is as it was.
+            UserError: it or a picture can't be read, or one or all of them are too large; all is as it was.
         """
-        turns, waiting = from_json(saved, max_pixels)
+        turns, waiting = from_json(saved, max_pixels, self.model.max_context_len / self.model.rows_per_image)
         self._encode([picture for turn in turns for picture in turn.pictures] + waiting)
         self.restart()
         self.turns, self._waiting = turns, waiting
@@ -172,6 +176,9 @@ class Chat:
             raise UserError("The previous question is still being answered. Wait for its answer, or restart.")
 
     def _show(self, pictures: Sequence[Picture]) -> None:
+        room = Room(shown=self.pictures)  # what is shown here can be saved, and so must load again
+        for picture in pictures:
+            room.take(*picture.image.size)
         self._encode(pictures)
         self._waiting += pictures
 

@@ -3,7 +3,7 @@
 import base64
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,29 +13,64 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from minigpt4.common.errors import UserError, first_line
-from minigpt4.common.limits import MAX_IMAGE_PIXELS
+from minigpt4.common.limits import MAX_IMAGE_PIXELS, MAX_LARGEST_IMAGES
+from minigpt4.processors.image import rgb
 
 _PNG = "data:image/png;base64,"
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow hands some others to other programs
 
 
-def open_image(file: Path | BinaryIO, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+class Room:
+    """The pixels that a conversation's pictures may have: each has a limit, and all together so many times as many.
+
+    Args:
+        max_pixels: of each.
+        shown: pictures that it has already.
+    """
+
+    def __init__(self, max_pixels: int = MAX_IMAGE_PIXELS, shown: "Iterable[Picture]" = ()):
+        self._each = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))  # from there on, Pillow itself refuses
+        self._all = MAX_LARGEST_IMAGES * max_pixels
+        self._left = self._all - sum(picture.image.width * picture.image.height for picture in shown)
+
+    def take(self, width: int, height: int, count: int = 1) -> None:
+        """Takes the room of pictures of a size, before they are decoded.
+
+        Raises:
+            UserError: one is too large, or there is not enough left.
+        """
+        if width * height > self._each:
+            raise self.too_large()
+        self._left -= width * height * count
+        if self._left < 0:
+            raise UserError(
+                f"with it, the conversation's pictures have more than {self._all / 1e6:g} megapixels together. "
+                "Show fewer, or make them smaller."
+            )
+
+    def too_large(self) -> UserError:
+        """What is said of a picture over the limit of each."""
+        return UserError(f"the picture has more than {self._each / 1e6:g} megapixels. Make it smaller.")
+
+
+def open_image(file: Path | BinaryIO, max_pixels: int | Room = MAX_IMAGE_PIXELS) -> Image.Image:
     """Reads a picture that anybody may have sent, as RGB and the way up that its camera meant.
 
+    Args:
+        max_pixels: or the room that there is, of which it takes its part.
+
     Raises:
-        UserError: it is no picture, is broken, or has more than `max_pixels`: its header tells, it is not decoded.
+        UserError: it is no picture, is broken, or has too many pixels: its header tells, it is not decoded.
     """
-    most = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))  # from there on, Pillow itself refuses
-    too_large = UserError(f"the picture has more than {most / 1e6:g} megapixels. Make it smaller.")
+    room = max_pixels if isinstance(max_pixels, Room) else Room(max_pixels)
     try:
         with Image.open(file, formats=_FORMATS) as image:
-            if image.width * image.height > most:
-                raise too_large
-            return ImageOps.exif_transpose(image).convert("RGB")
+            room.take(*image.size)
+            return rgb(ImageOps.exif_transpose(image))
     except Image.UnidentifiedImageError:
         raise UserError("this can't be read as a picture. Use a JPEG or PNG.") from None
     except Image.DecompressionBombError:
-        raise too_large from None
+        raise room.too_large() from None
     except UserError:
         raise
     except Exception as error:  # Pillow's readers raise many kinds
@@ -57,7 +92,7 @@ class Picture:
         return _PNG + base64.b64encode(file.getvalue()).decode()
 
     @classmethod
-    def from_file(cls, file: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> "Picture":
+    def from_file(cls, file: Path, max_pixels: int | Room = MAX_IMAGE_PIXELS) -> "Picture":
         """Reads a picture file.
 
         Raises:
@@ -69,7 +104,7 @@ class Picture:
             raise UserError(f"{file}: {error}") from None
 
     @classmethod
-    def from_url(cls, url: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> "Picture":
+    def from_url(cls, url: Any, max_pixels: int | Room = MAX_IMAGE_PIXELS) -> "Picture":
         """Reads a `data:` URL of any picture format and media type, or the base64 alone.
 
         Raises:
@@ -91,11 +126,14 @@ class Video:
     path: Path
     frames: int = 8
 
-    def pictures(self) -> list[Picture]:
+    def pictures(self, room: Room | None = None) -> list[Picture]:
         """Reads the frames; a shorter video has fewer.
 
+        Args:
+            room: that of a conversation with no pictures yet, unless given.
+
         Raises:
-            UserError: decord is missing, or the file is no video.
+            UserError: decord is missing, the file is no video, or its frames have too many pixels.
         """
         if self.frames < 1:
             raise UserError(f"frames: {self.frames} is out of range. Set it to 1 or more.")
@@ -106,10 +144,15 @@ class Video:
                 f"{self.path}: reading a video needs decord. Install it: pip install 'minigpt4[video]'"
             ) from error
         try:
+            # a frame tells the size of all; more threads would decode more of them ahead
+            height, width, _ = decord.VideoReader(str(self.path), num_threads=1)[0].shape
             reader = decord.VideoReader(str(self.path))
             count = min(self.frames, len(reader))
+            (room or Room()).take(width, height, count)
             middles = ((np.arange(count) + 0.5) * len(reader) / count).astype(int)
             return [Picture(Image.fromarray(frame)) for frame in reader.get_batch(middles).asnumpy()]
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}") from None
         except (decord.DECORDError, RuntimeError, OSError) as error:
             raise UserError(
                 f"{self.path} can't be read as a video: {first_line(error)}. Try an MP4 with H.264."

@@ -29,7 +29,7 @@ def open_image(file: Path | BinaryIO) -> Image.Image:
         UserError: the file is no picture, or a damaged one.
     """
     with _readable(file), Image.open(file) as image:
-        return _rgb(image)
+        return rgb(image)
 
 
 @contextmanager
@@ -41,8 +41,17 @@ def _readable(file: Path | BinaryIO) -> Iterator[None]:
         raise UserError(f"{name} be read as a picture: {error}. Remove it and its records, or mend it.") from None
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image) -> Image.Image:
+    """A picture as RGB.
+
+    Raises:
+        ValueError: its brightness has 32 bits, of which nothing says what is white.
+    """
     image.load()
+    if image.mode in ("I", "F"):
+        raise ValueError("its brightness has 32 bits, and nothing says what is white; save it with 8 or 16")
+    if image.mode.startswith("I;16"):  # Pillow would take all above 255 for white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")  # which copies what is RGB
 
 
@@ -78,7 +87,7 @@ class Blip2ImageEvalProcessor:
                 fit = min(right - left, bottom - top) // self.image_size
                 scale = next((scale for scale in (8, 4, 2) if scale <= fit), 1)
                 image.draft(None, (whole[0] // scale, whole[1] // scale))
-            picture = _rgb(image)
+            picture = rgb(image)
         return self._pixels(picture, box, scale if picture.size != whole else 1)
 
     def _box(self, image: Image.Image) -> _Box:

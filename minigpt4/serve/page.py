@@ -7,9 +7,10 @@ from typing import Any
 
 import gradio as gr
 
-from minigpt4.serve.visitor import BEAMS, GREEDY, MODES, SAMPLE, Handlers, Message
+from minigpt4.conversation.options import AnswerOptions
+from minigpt4.serve.controls import BEAMS, GREEDY, MODES, SAMPLE
+from minigpt4.serve.visitor import Handlers, Message
 
-ANSWERS_AT_ONCE = 2  # further visitors wait in gradio's queue
 THEME = gr.themes.Default(
     primary_hue="teal",
     neutral_hue="slate",
@@ -89,8 +90,8 @@ def build_page(
 
         shown = [chat, message, status, visitor]
         at_once: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
-        in_turn: dict[str, Any] = {"concurrency_limit": ANSWERS_AT_ONCE, "concurrency_id": "answers"}
-        in_turn["show_progress_on"] = status  # on the chat, an error would cover what was said
+        # answers have a line of their own; on the chat, an error would cover what was said
+        in_turn: dict[str, Any] = {"concurrency_limit": None, "show_progress_on": status}
         message.submit(handlers.ask, [message, *options, visitor], shown, api_name="ask", **in_turn)
         chat.retry(handlers.regenerate, [*options, visitor], shown, api_name="regenerate", **in_turn)
         index, words = gr.Number(visible=False), gr.Textbox(visible=False)
@@ -170,19 +171,20 @@ def _picture_side(examples: list[Path], message: gr.MultimodalTextbox) -> None:
 
 def _options() -> list[Any]:
     """The controls whose values `decoding` takes, in its order."""
+    default = AnswerOptions()
     with gr.Accordion("How it answers", open=True):
         mode = gr.Radio(MODES, value=GREEDY, show_label=False, container=False, elem_id="mode")
         beams = gr.Slider(2, 10, 5, step=1, label="Beams", visible=False)
         length_penalty = gr.Slider(
-            -2, 2, 1, step=0.1, label="Length penalty", info="more: longer answers", visible=False
+            -2, 2, default.length_penalty, step=0.1, label="Length penalty", info="more: longer answers", visible=False
         )
-        temperature = gr.Slider(0.1, 2, 1, step=0.1, label="Temperature", visible=False)
-        top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label="Top-p", visible=False)
+        temperature = gr.Slider(0.1, 2, default.temperature, step=0.1, label="Temperature", visible=False)
+        top_p = gr.Slider(0.05, 1, default.top_p, step=0.05, label="Top-p", visible=False)
         seed = gr.Number(-1, precision=0, minimum=-1, label="Seed", info="-1: a new one each time", visible=False)
-        repetition = gr.Slider(1, 2, 1, step=0.05, label="Repetition penalty", info="1: none")
+        repetition = gr.Slider(1, 2, default.repetition_penalty, step=0.05, label="Repetition penalty", info="1: none")
         with gr.Row():
-            shortest = gr.Number(0, precision=0, minimum=0, label="Min tokens", min_width=80)
-            longest = gr.Number(300, precision=0, minimum=1, label="Max tokens", min_width=80)
+            shortest = gr.Number(default.min_new_tokens, precision=0, minimum=0, label="Min tokens", min_width=80)
+            longest = gr.Number(default.max_new_tokens, precision=0, minimum=1, label="Max tokens", min_width=80)
     controls = {beams: BEAMS, length_penalty: BEAMS, temperature: SAMPLE, top_p: SAMPLE, seed: SAMPLE}
     mode.change(
         lambda chosen: [gr.update(visible=chosen == of) for of in controls.values()],

@@ -1,12 +1,17 @@
 """The line below a conversation: how long an answer took, and how much of the model's window is used."""
 
 import time
-from typing import Any
 
 from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.options import AnswerOptions
 from minigpt4.models.generation import Answer
 
 _SHOWN_EVERY = 0.05  # seconds; a browser that is sent more falls behind
+
+
+def waiting(before: int) -> str:
+    """Before its turn comes; so many answers must end first."""
+    return f"Waiting for {before} other {'answers' if before > 1 else 'answer'} …"
 
 
 class Clock:
@@ -32,12 +37,12 @@ class Clock:
         """While it comes."""
         return "Reading …" if self._first is None else f"Answering … {self._last:.1f} s"
 
-    def summary(self, chat: Chat, answer: str, options: dict[str, Any]) -> str:
+    def summary(self, chat: Chat, answer: str, options: AnswerOptions) -> str:
         """Once it is there; `answer` is the last that `chat` gave."""
         if self._first is None or not isinstance(answer, Answer):
             return ""
         rest = self._last - self._first
-        if options.get("num_beams", 1) > 1 or answer.new_tokens < 2 or not rest:  # it came in one piece
+        if options.num_beams > 1 or answer.new_tokens < 2 or not rest:  # it came in one piece
             parts = [f"Answer after {self._last:.2f} s"]
         else:
             parts = [f"First token after {self._first:.2f} s", f"{(answer.new_tokens - 1) / rest:.1f} tokens/s"]
@@ -46,11 +51,11 @@ class Clock:
         parts.append(f"{used} of {chat.model.max_context_len} tokens used ({answer.new_tokens} in the answer{reused})")
         if chat.forgotten:
             parts.append(f"first {chat.forgotten} questions forgotten")
-        if "seed" in options:
-            parts.append(f"seed {options['seed']}")
+        if options.seed is not None:
+            parts.append(f"seed {options.seed}")
         if answer.finish == "interrupt":
             parts.append("stopped")
         if answer.finish == "length":
-            full = answer.new_tokens < options["max_new_tokens"]
+            full = answer.new_tokens < options.max_new_tokens
             parts.append("cut off: the window is full" if full else "cut off at the most tokens")
         return " · ".join(parts)

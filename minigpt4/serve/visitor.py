@@ -1,12 +1,14 @@
 """What happens on the page: each method answers one of its events."""
 
+import html
 import logging
 import mimetypes
-import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import gradio as gr
@@ -17,18 +19,27 @@ from minigpt4.common.errors import UserError, first_line
 from minigpt4.common.limits import MAX_IMAGE_PIXELS
 from minigpt4.conversation.chat import Chat, RestartedError
 from minigpt4.conversation.conversation import Turn
-from minigpt4.conversation.pictures import Picture, Video, open_image
+from minigpt4.conversation.options import AnswerOptions
+from minigpt4.conversation.pictures import Picture, Room, Video, open_image
 from minigpt4.conversation.session import Sessions
-from minigpt4.serve.status import Clock
+from minigpt4.serve.controls import decoding
+from minigpt4.serve.status import Clock, waiting
 from minigpt4.serve.view import View, original_file, typed
+from minigpt4.serve.waiting import Line
 
 logger = logging.getLogger(__name__)
 
-GREEDY, SAMPLE, BEAMS = MODES = ("Greedy", "Sample", "Beams")
 Message = dict[str, Any]  # {"text", "files": paths}
-Shown = tuple[Any, Any, str, Any]  # the chat's messages, the message box, the status line, the visitor
+Shown = tuple[Any, Any, Any, Any]  # the chat's messages, the message box, the status line, the visitor
+Asked = tuple[list[Turn], Callable[..., Iterator[str]]]  # the turns with a new question, and what answers that
 
+_ANSWERS_AT_ONCE = 2
+_TOLD_EVERY = 0.2  # seconds, who waits
 _EMPTY: Message = {"text": "", "files": []}
+
+
+class _GivenUpError(Exception):
+    """The visitor stopped or restarted before his question's turn came."""
 
 
 class Visitor:
@@ -37,16 +48,45 @@ class Visitor:
     def __init__(self, chat: Chat):
         self.chat = chat
         self.view = View()
+        self._stopped: Event | None = None  # of the question under way
 
     def shown(self, message: Message | None = None, status: str = "") -> Shown:
         """The page between two answers; `message` replaces what is in the box."""
         return self.view.messages(self.chat.turns), _ready(message), status, self
 
+    @contextmanager
+    def asking(self) -> Iterator[Event]:
+        """While a question is under way; gives what is set when the visitor no longer wants its answer.
+
+        Raises:
+            UserError: another one is under way.
+        """
+        if self._stopped is not None:
+            raise UserError("The previous question is still being answered. Wait for its answer, or stop it.")
+        self._stopped = stopped = Event()
+        try:
+            yield stopped
+        finally:
+            if self._stopped is stopped:  # no restart came
+                self._stopped = None
+
+    def stop(self) -> None:
+        """Ends the question under way, whether its answer has begun or not; what was said of that stays."""
+        if self._stopped is not None:
+            self._stopped.set()
+        self.chat.stop()
+
+    def restart(self) -> None:
+        """Forgets the conversation, and ends the question under way."""
+        self.stop()
+        self._stopped = None
+        self.chat.restart()
+
 
 class Handlers:
     """The page's events. Their last argument is the visitor, None before the first event.
 
-    `options` are the values of the page's controls, as `decoding` takes them.
+    `options_and_visitor` are the values of the page's controls, as `decoding` takes them, and the visitor.
 
     Args:
         sessions: opens a visitor's conversation.
@@ -56,45 +96,42 @@ class Handlers:
     def __init__(self, sessions: Sessions, max_image_pixels: int = MAX_IMAGE_PIXELS):
         self.sessions = sessions
         self.max_image_pixels = max_image_pixels
+        self._line = Line(_ANSWERS_AT_ONCE)
 
     def ask(self, message: Message, *options_and_visitor: Any) -> Iterator[Shown]:
         """Asks about a message's pictures and videos, and streams the answer."""
-        *options, visitor = options_and_visitor
-        visitor = self._visitor(visitor)
         with failure_in_words():
-            if not message["text"].strip():
-                raise UserError("The question is empty. Type one first.")
-            pictures = [picture for file in message["files"] for picture in self._open(Path(file))]
-            chosen = decoding(*options)
-        chat: Chat = visitor.chat
-        asked = [*chat.turns, Turn(message["text"], pictures=pictures)]
-        yield from _answer(visitor, asked, chosen, chat.stream([*pictures, message["text"]], **chosen), message)
+            words = _checked(message["text"])
+
+        def prepare(chat: Chat) -> Asked:
+            room = Room(self.max_image_pixels, chat.pictures)
+            pictures = [picture for file in message["files"] for picture in _open(Path(file), room)]
+            return [*chat.turns, Turn(words, pictures=pictures)], partial(chat.stream, [*pictures, words])
+
+        yield from self._answer(prepare, options_and_visitor, message)
 
     def edit(self, index: float, words: str, *options_and_visitor: Any) -> Iterator[Shown]:
         """Asks the question of a message in other words; what came after it is dropped."""
-        *options, visitor = options_and_visitor
-        visitor = self._visitor(visitor)
-        chat: Chat = visitor.chat
         with failure_in_words():
-            words, chosen = typed(words), decoding(*options)
-            if not words.strip():
-                raise UserError("The question is empty. Type one first.")
+            words = _checked(typed(words))
+
+        def prepare(chat: Chat) -> Asked:
             asked = [i for i, turn in enumerate(chat.turns) if turn.answer is not None]
             if not 0 <= (number := int(index) // 2) < len(asked):  # a question and an answer each
                 raise UserError("This question is no longer part of the conversation.")
-        turn = asked[number]
-        turns = [*chat.turns[:turn], Turn(words, pictures=chat.turns[turn].pictures)]
-        yield from _answer(visitor, turns, chosen, chat.edit(turn, words, **chosen))
+            turn = asked[number]
+            turns = [*chat.turns[:turn], Turn(words, pictures=chat.turns[turn].pictures)]
+            return turns, partial(chat.edit, turn, words)
+
+        yield from self._answer(prepare, options_and_visitor)
 
     def regenerate(self, *options_and_visitor: Any) -> Iterator[Shown]:
         """Asks the last question again."""
-        *options, visitor = options_and_visitor
-        visitor = self._visitor(visitor)
-        chat: Chat = visitor.chat
-        with failure_in_words():
-            chosen = decoding(*options)
-        turns = [*chat.turns[:-1], *(replace(turn, answer=None) for turn in chat.turns[-1:])]
-        yield from _answer(visitor, turns, chosen, chat.regenerate(**chosen))
+
+        def prepare(chat: Chat) -> Asked:
+            return [*chat.turns[:-1], *(replace(turn, answer=None) for turn in chat.turns[-1:])], chat.regenerate
+
+        yield from self._answer(prepare, options_and_visitor)
 
     def undo(self, visitor: Visitor | None) -> Shown:
         """Takes the last question back into the message box, pictures included."""
@@ -105,23 +142,23 @@ class Handlers:
         return visitor.shown({"text": words, "files": files})
 
     def stop(self, visitor: Visitor | None) -> None:
-        """Ends the answer under way; what was said of it stays."""
+        """Ends the question under way; what was said of its answer stays."""
         if visitor is not None:
-            visitor.chat.stop()
+            visitor.stop()
 
     def restart(self, visitor: Visitor | None) -> Shown:
-        """Forgets the conversation, and ends an answer under way."""
+        """Forgets the conversation, and ends a question under way."""
         visitor = self._visitor(visitor)
-        visitor.chat.stop()
-        visitor.chat.restart()
+        visitor.restart()
         return visitor.shown(_EMPTY)
 
     def save(self, visitor: Visitor | None) -> str:
         """The conversation as a JSON file."""
         visitor = self._visitor(visitor)
-        if not visitor.chat.turns:
-            raise gr.Error("There is nothing to save yet. Ask a question first.", print_exception=False)
-        return save_bytes_to_cache(visitor.chat.save().encode(), "conversation.json", get_upload_folder())
+        with failure_in_words():
+            if not visitor.chat.turns:
+                raise UserError("There is nothing to save yet. Ask a question first.")
+            return save_bytes_to_cache(visitor.chat.save().encode(), "conversation.json", get_upload_folder())
 
     def load(self, file: str, visitor: Visitor | None) -> Shown:
         """Takes up a conversation that was saved, instead of this one."""
@@ -131,88 +168,103 @@ class Handlers:
                 saved = Path(file).read_text(encoding="utf-8")
             except UnicodeDecodeError:
                 raise UserError("This is no saved conversation. Choose a JSON file that was saved here.") from None
-            visitor.chat.stop()
-            visitor.chat.load(saved, self.max_image_pixels)
+            chat = self.sessions.open()  # another: while it can't be loaded, the answer under way goes on
+            chat.load(saved, self.max_image_pixels)
+            visitor.restart()
+            visitor.chat = chat
         return visitor.shown(_EMPTY, "The conversation was loaded.")
 
     def _visitor(self, visitor: Visitor | None) -> Visitor:
         return visitor or Visitor(self.sessions.open())
 
-    def _open(self, file: Path) -> list[Picture]:
-        try:
-            if str(mimetypes.guess_type(file)[0]).startswith("video/"):
-                return Video(file).pictures()
-            return [Picture(open_image(file, self.max_image_pixels))]
-        except UserError as error:
-            words = str(error).removeprefix(f"{file} ").replace(str(file), "it")  # where we keep it is our business
-            raise UserError(f"{file.name}: {words}") from None
+    def _answer(
+        self, prepare: Callable[[Chat], Asked], options_and_visitor: Sequence[Any], message: Message | None = None
+    ) -> Iterator[Shown]:
+        """Waits for its turn, prepares, and streams the answer; if that fails, `message` goes back into its box."""
+        *controls, known = options_and_visitor
+        visitor = self._visitor(known)
+        with failure_in_words():
+            options = decoding(*controls)
+            with visitor.asking() as stopped, self._line.join() as before:
+                box = _busy()
+                try:
+                    while (answers := before()) > 0:
+                        yield visitor.view.messages(visitor.chat.turns), box, waiting(answers), visitor
+                        if stopped.wait(_TOLD_EVERY):
+                            raise _GivenUpError
+                        box = gr.skip()
+                    turns, stream = prepare(visitor.chat)
+                    if stopped.is_set():
+                        raise _GivenUpError
+                    emptied = None if message is None else _EMPTY
+                    yield from _stream(visitor, turns, stream(**options.kwargs()), options, emptied, stopped)
+                except (RestartedError, _GivenUpError):
+                    yield visitor.shown()  # gradio shows the last value once more: it must not be the old history
+                except Exception:
+                    yield visitor.shown(message)
+                    raise
 
 
-def decoding(
-    mode: str,
-    beams: float,
-    temperature: float,
-    top_p: float,
-    repetition_penalty: float,
-    length_penalty: float,
-    min_new_tokens: float,
-    max_new_tokens: float,
-    seed: float,
-) -> dict[str, Any]:
-    """The options of `MiniGPTBase.generate` that the page's controls mean; below 0, the seed is drawn.
+def _stream(
+    visitor: Visitor,
+    turns: list[Turn],
+    answers: Iterator[str],
+    options: AnswerOptions,
+    emptied: Message | None,
+    stopped: Event,
+) -> Iterator[Shown]:
+    """Shows `turns` with a growing answer to the last."""
+    chat, clock, forgotten, answer = visitor.chat, Clock(), visitor.chat.forgotten, ""
+    yield visitor.view.messages(turns, "…"), _busy(emptied), clock.status(), visitor
+    for answer in answers:
+        if stopped.is_set():  # maybe before there was something to stop
+            chat.stop()
+        if clock.tick():
+            yield visitor.view.messages(turns, answer), gr.skip(), clock.status(), visitor
+    if chat.forgotten > forgotten:
+        gr.Info(f"The conversation is long: the model no longer reads its first {chat.forgotten} questions.")
+    yield visitor.shown(status=clock.summary(chat, answer, options))
+
+
+def _checked(words: str) -> str:
+    """A visitor's words.
 
     Raises:
-        UserError: the mode is none of `MODES`.
+        UserError: there are none, or a character is none.
     """
-    options: dict[str, Any] = {
-        "repetition_penalty": float(repetition_penalty),  # JSON has one kind of number
-        "min_new_tokens": int(min_new_tokens),
-        "max_new_tokens": int(max_new_tokens),
-    }
-    if mode == SAMPLE:
-        seed = random.randrange(2**31) if seed < 0 else int(seed)
-        return options | {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p), "seed": seed}
-    if mode == BEAMS:
-        return options | {"num_beams": int(beams), "length_penalty": float(length_penalty)}
-    if mode != GREEDY:
-        raise UserError(f"The mode {mode!r} is unknown. Choose one of {', '.join(MODES)}.")
-    return options
+    if not words.strip():
+        raise UserError("The question is empty. Type one first.")
+    try:
+        words.encode()
+    except UnicodeEncodeError:  # it could not be sent back to the browser either
+        raise UserError("A character of the question is only half there. Type it again.") from None
+    return words
+
+
+def _open(file: Path, room: Room) -> list[Picture]:
+    try:
+        if str(mimetypes.guess_type(file)[0]).startswith("video/"):
+            return Video(file).pictures(room)
+        return [Picture(open_image(file, room))]
+    except UserError as error:  # where we keep it is our business
+        words = str(error).removeprefix(str(file)).lstrip(": ").replace(str(file), "it")
+        raise UserError(f"{file.name}: {words}") from None
 
 
 @contextmanager
 def failure_in_words() -> Iterator[None]:
-    """Turns exceptions into messages on the page; what is not the visitor's doing is logged with its traceback."""
+    """Turns exceptions into messages on the page; what is not the visitor's doing is logged with its traceback.
+
+    The page takes a message for HTML, and what a visitor sent may stand in it.
+    """
     try:
         yield
     except UserError as error:
-        raise gr.Error(str(error), print_exception=False) from None
+        raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
     except Exception as error:
         logger.exception("the model failed")
-        words = f"The model failed: {type(error).__name__}: {first_line(error)}"
+        words = html.escape(f"The model failed: {type(error).__name__}: {first_line(error)}", quote=False)
         raise gr.Error(words, print_exception=False) from error
-
-
-def _answer(
-    visitor: Visitor, turns: list[Turn], options: dict[str, Any], answers: Iterator[str], message: Message | None = None
-) -> Iterator[Shown]:
-    """Streams `turns` with a growing answer to the last; if it fails, `message` goes back into its box."""
-    chat, clock, forgotten = visitor.chat, Clock(), visitor.chat.forgotten
-    yield visitor.view.messages(turns, "…"), _busy(None if message is None else _EMPTY), clock.status(), visitor
-    with failure_in_words():
-        try:
-            answer = ""
-            for answer in answers:
-                if clock.tick():
-                    yield visitor.view.messages(turns, answer), gr.skip(), clock.status(), visitor
-        except RestartedError:
-            yield visitor.shown()  # gradio shows the last value once more: it must not be the old history
-            return
-        except Exception:
-            yield visitor.shown(message)
-            raise
-    if chat.forgotten > forgotten:
-        gr.Info(f"The conversation is long: the model no longer reads its first {chat.forgotten} questions.")
-    yield visitor.shown(status=clock.summary(chat, answer, options))
 
 
 def _ready(message: Message | None) -> Any:
@@ -220,5 +272,5 @@ def _ready(message: Message | None) -> Any:
     return gr.update(submit_btn=True, stop_btn=False) | ({} if message is None else {"value": message})
 
 
-def _busy(message: Message | None) -> Any:
+def _busy(message: Message | None = None) -> Any:
     return gr.update(submit_btn=False, stop_btn=True) | ({} if message is None else {"value": message})

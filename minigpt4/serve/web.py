@@ -12,7 +12,7 @@ from minigpt4.common.logger import setup_logger
 from minigpt4.conversation.session import Sessions
 from minigpt4.serve.address import bind, in_url
 from minigpt4.serve.loading import load_model
-from minigpt4.serve.page import ANSWERS_AT_ONCE, ANY_MODEL, CSS, JS, THEME, Guide, build_page
+from minigpt4.serve.page import ANY_MODEL, CSS, JS, THEME, Guide, build_page
 from minigpt4.serve.visitor import Handlers
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def launch(
     max_upload_mb: int = MAX_UPLOAD_MB,
 ) -> None:
     """Serves a page in a background thread."""
-    page.queue(default_concurrency_limit=ANSWERS_AT_ONCE).launch(
+    page.queue(default_concurrency_limit=None).launch(
         server_name=in_url(host),
         server_port=port,
         share=share,

@@ -16,6 +16,7 @@ from minigpt4.conversation.pictures import Picture, Video
 from minigpt4.conversation.session import Sessions
 from minigpt4.processors import build_processor
 from tests.conftest import golden, golden_json
+from tests.picture_files import write_video
 
 PROCESSOR = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=56))
 
@@ -448,12 +449,7 @@ def test_a_file_that_is_no_saved_conversation(saved, complaint, chat, script):
 
 
 def test_a_video_is_shown_as_frames(chat, script, tmp_path):
-    cv2, _ = pytest.importorskip("cv2"), pytest.importorskip("decord")
-    file = tmp_path / "clip.mp4"
-    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
-    for n in range(20):  # red grows
-        writer.write(np.full((48, 64, 3), (0, 0, 12 * n), np.uint8))
-    writer.release()
+    file = write_video(tmp_path / "clip.mp4", [(0, 0, 12 * n) for n in range(20)])  # red grows
     calls = script("fine")
     chat.answer([Video(file, frames=4), "What happens?"])
     assert chat.turns[0].question == f"{IMAGE * 4} What happens?"

@@ -1,37 +1,48 @@
 """Pictures that anybody may have sent."""
 
 import io
-import struct
-import zlib
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from minigpt4.common.errors import UserError
-from minigpt4.conversation.pictures import open_image
+from minigpt4.conversation.pictures import Picture, Room, Video, open_image
+from tests.picture_files import bomb, file_of, write_video
+
+LEVELS = np.array([[0, 255, 256, 32768, 65535]])
+GREY_16, OTHER_ENDIAN = (
+    Image.frombytes(mode, (5, 1), LEVELS.astype(t)) for mode, t in (("I;16", "<u2"), ("I;16B", ">u2"))
+)
 
 
-def file_of(image: Image.Image, kind: str = "png", **options) -> io.BytesIO:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file
+@pytest.mark.parametrize(
+    ("image", "kind", "pixels"),
+    [
+        (Image.new("1", (1, 1), 1), "png", [(255, 255, 255)]),
+        (Image.new("L", (1, 1), 90), "png", [(90, 90, 90)]),
+        (Image.new("P", (1, 1)), "png", [(0, 0, 0)]),
+        (Image.new("RGBA", (1, 1), (1, 2, 3, 4)), "png", [(1, 2, 3)]),
+        (Image.new("CMYK", (1, 1), (0, 255, 255, 0)), "tiff", [(255, 0, 0)]),
+        (Image.new("CMYK", (1, 1), (255, 255, 0, 0)), "tiff", [(0, 0, 255)]),
+        (GREY_16, "png", [(v, v, v) for v in (0, 0, 1, 128, 255)]),
+        (GREY_16, "tiff", [(v, v, v) for v in (0, 0, 1, 128, 255)]),
+        (OTHER_ENDIAN, "tiff", [(v, v, v) for v in (0, 0, 1, 128, 255)]),
+    ],
+    ids=lambda value: getattr(value, "mode", None),
+)
+def test_any_mode_becomes_rgb(image, kind, pixels):
+    opened = open_image(file_of(image, kind))
+    assert opened.mode == "RGB"
+    assert [tuple(pixel) for pixel in np.asarray(opened)[0]] == pixels
 
 
-def bomb(width: int, height: int) -> io.BytesIO:
-    """A PNG that says it is large, and holds nothing behind its header."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = [
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in ((b"IHDR", header), (b"IDAT", b""))
-    ]
-    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "I;16"])
-def test_any_mode_becomes_rgb(mode):
-    assert open_image(file_of(Image.new(mode, (4, 3)), "tiff")).mode == "RGB"
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_brightness_of_no_known_scale_is_refused(mode):
+    with pytest.raises(UserError, match="brightness has 32 bits, and nothing says what is white; save it with 8 or 16"):
+        open_image(file_of(Image.new(mode, (4, 3)), "tiff"))
 
 
 def test_pictures_are_read_the_right_way_up():
@@ -45,6 +56,29 @@ def test_a_picture_may_have_as_many_pixels_as_allowed_and_none_more():
     assert open_image(file_of(Image.new("RGB", (20, 10))), max_pixels=200).size == (20, 10)
     with pytest.raises(UserError, match="more than 0.0002 megapixels. Make it smaller"):
         open_image(file_of(Image.new("RGB", (67, 3))), max_pixels=200)
+
+
+def test_all_pictures_of_a_conversation_have_a_limit_together():
+    shown = [Picture(open_image(file_of(Image.new("RGB", (20, 10)))))]
+    room = Room(200, shown)
+    for _ in range(3):
+        open_image(file_of(Image.new("RGB", (10, 20))), room)
+    with pytest.raises(UserError, match="with it, the conversation's pictures have more than 0.0008 megapixels"):
+        open_image(bomb(20, 10), room)
+
+
+def test_a_video_has_the_limits_of_its_frames_before_they_are_read(tmp_path, monkeypatch):
+    import decord
+
+    file = write_video(tmp_path / "clip.mp4", [(0, 0, 9 * n) for n in range(20)])
+    assert len(Video(file, frames=4).pictures(Room(64 * 48))) == 4
+    monkeypatch.delattr(decord.VideoReader, "get_batch")
+    for frames, pixels, complaint in (
+        (4, 64 * 48 - 1, "clip.mp4: the picture has more than 0.003071 megapixels"),
+        (5, 64 * 48, "clip.mp4: with it, .* 0.012288 megapixels together"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            Video(file, frames).pictures(Room(pixels))
 
 
 @pytest.mark.parametrize("size", [(10_000, 10_000), (30_000, 30_000), (2**31 - 1, 2**31 - 1)])

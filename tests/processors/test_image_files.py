@@ -99,13 +99,13 @@ def test_the_crop_decides_how_much_is_decoded(monkeypatch):
 
 
 def sizes_decoded(monkeypatch) -> list[tuple[int, int]]:
-    seen, rgb = [], image_module._rgb
+    seen, rgb = [], image_module.rgb
 
     def note(image: Image.Image) -> Image.Image:
         seen.append(rgb(image).size)
         return rgb(image)
 
-    monkeypatch.setattr(image_module, "_rgb", note)
+    monkeypatch.setattr(image_module, "rgb", note)
     return seen
 
 
@@ -149,6 +149,16 @@ def test_all_kinds_of_pictures(mode, kind, options, tmp_path):
     exact, reduced = EVAL.load(file, False), EVAL.load(file, True)
     assert torch.equal(reduced, exact) == (kind != "JPEG")
     assert (reduced - exact).abs().mean() < 0.02
+
+
+def test_grey_of_16_bits_is_as_bright_as_that_of_8(tmp_path):
+    grey = np.asarray(smooth(40, 40).convert("L"))
+    file = tmp_path / "grey.png"
+    Image.fromarray(grey.astype(np.uint16) << 8).save(file)
+    assert torch.equal(EVAL.load(file, True), EVAL(Image.fromarray(grey).convert("RGB")))
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(UserError, match="float.tiff can't be read as a picture: its brightness has 32 bits"):
+        open_image(tmp_path / "float.tiff")
 
 
 @pytest.mark.parametrize("reduced", [False, True])

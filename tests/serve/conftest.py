@@ -19,6 +19,7 @@ from minigpt4.serve.loading import DEFAULT_CONFIG, load_model
 from minigpt4.serve.page import build_page
 from minigpt4.serve.service import Limits, Service
 from minigpt4.serve.visitor import Handlers
+from tests.picture_files import write_video
 from tests.serve.asking import NAME, client_of, running
 
 PROCESSOR = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=56))
@@ -115,15 +116,8 @@ def tiny():
 @pytest.fixture(scope="session")
 def video(tmp_path_factory):
     """A file of 20 frames."""
-    import cv2
-    import numpy as np
-
     file = tmp_path_factory.mktemp("video") / "clip.mp4"
-    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 64))
-    for shade in range(0, 200, 10):
-        writer.write(np.full((64, 64, 3), shade, np.uint8))
-    writer.release()
-    return file
+    return write_video(file, [(shade,) * 3 for shade in range(0, 200, 10)], 64, 64)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The page in a real browser: what gradio_client cannot see."""
 
 import base64
+import json
 import os
 import re
 import shutil
@@ -85,12 +86,20 @@ def ask(page: Page, text: str, *files: Path) -> str:
     send(page, text, *files)
     expect(words(page, "bot")).to_have_count(before + 1)
     idle(page)
+    expect(attached(page)).to_have_count(0)
+    expect(box(page)).to_have_value("")
     return words(page, "bot").last.inner_text()
 
 
 def idle(page: Page) -> None:
     expect(page.locator("#status")).to_contain_text("tokens used")
     expect(page.get_by_test_id("submit-button")).to_be_visible()
+
+
+def load(page: Page, file: Path) -> None:
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Load", exact=True).click()
+    chooser.value.set_files(file)
 
 
 def complaint(page: Page, text: str) -> None:
@@ -119,6 +128,26 @@ def test_stop(open_page, echo):
     page.get_by_label("Stop").click()
     expect(page.locator("#status")).to_contain_text("stopped")
     assert echo.ended == ["interrupt"]
+
+
+def test_a_question_that_waits_can_be_stopped(open_page, echo):
+    others, page = [open_page(), open_page()], open_page()
+    echo.seconds = 0.1
+    echo.said = "word " * 200
+    for other in others:
+        send(other, "Talk!")
+        expect(words(other, "bot")).to_contain_text("word word")
+    echo.said = None
+    send(page, "never asked")
+    expect(page.locator("#status")).to_contain_text("Waiting for 1 other answer")
+    page.get_by_label("Stop").click()
+    expect(page.get_by_test_id("submit-button")).to_be_visible()
+    assert box(page).input_value() == "never asked"
+    for other in others:
+        other.get_by_label("Stop").click()
+        idle(other)
+    assert ask(page, "two") == "two no picture"
+    assert len(echo.options) == 3
 
 
 def test_a_closed_window_ends_its_answer(open_page, echo):
@@ -159,7 +188,7 @@ def test_edit_regenerate_and_undo(open_page, echo, picture):
     echo.said = None
     page.get_by_role("button", name="Undo").click()
     expect(words(page, "bot")).to_have_count(1)
-    assert box(page).input_value() == "two"
+    expect(box(page)).to_have_value("two")
     page.get_by_role("button", name="Edit").click()
     expect(page.locator("#chat textarea")).to_have_value("one &lt;b> & &amp;amp;")
     page.locator("#chat textarea").fill("uno")
@@ -179,16 +208,17 @@ def test_save_and_load(open_page, echo, picture, tmp_path):
     assert download.value.suggested_filename == "conversation.json"
     download.value.save_as(tmp_path / "saved.json")
     for _ in range(2):  # the same file again, too
-        with other.expect_file_chooser() as chooser:
-            other.get_by_role("button", name="Load", exact=True).click()
-        chooser.value.set_files(tmp_path / "saved.json")
+        load(other, tmp_path / "saved.json")
         expect(words(other, "user")).to_have_text(["one"])
         expect(other.locator("#chat .user img")).to_have_count(1)
         assert ask(other, "two").startswith("two 1 ")
 
 
 def test_bad_files_are_told_in_words(open_page, echo, bad_files, tmp_path):
-    page = open_page()
+    page, hostile = open_page(), "<img src=//evil.invalid/a>"
+    (tmp_path / "bad.json").write_text(json.dumps({"version": 1, "turns": [], "pictures": [hostile]}))
+    load(page, tmp_path / "bad.json")
+    complaint(page, hostile)
     for file, told in bad_files.items():
         send(page, "What is it?", file)
         complaint(page, told)

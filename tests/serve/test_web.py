@@ -5,7 +5,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -17,38 +17,16 @@ from PIL import Image
 from minigpt4.common.config import Config
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.options import AnswerOptions
 from minigpt4.serve import web
+from tests.picture_files import write_video
 from tests.serve.conftest import PROCESSOR
-
-OPTIONS = ["Greedy", 5, 1, 0.9, 1, 1, 0, 8, -1]  # mode, beams, temperature, top-p, penalties, min, max, seed
+from tests.serve.visiting import OPTIONS, ask, message, number_of, pictures, texts
 
 
 @pytest.fixture
 def client(url) -> Client:
     return Client(url, verbose=False)
-
-
-def message(text: str, files: Sequence[Path] = ()) -> dict:
-    return {"text": text, "files": [handle_file(file) for file in files]}
-
-
-def ask(client: Client, text: str, *files: Path, options: Sequence = OPTIONS) -> list[str]:
-    return texts(client.predict(message(text, files), *options, api_name="/ask"))
-
-
-def texts(shown: tuple) -> list[str]:
-    """The messages of what an event shows, without their pictures."""
-    return [part["text"] for said in shown[0] for part in said["content"] if part["type"] == "text"]
-
-
-def pictures(shown: tuple) -> int:
-    return sum(part["type"] == "file" for said in shown[0] for part in said["content"])
-
-
-def number_of(model, *colors: str) -> str:
-    chat = Chat(model, PROCESSOR)
-    chat.upload_img(*(Image.new("RGB", (40, 30), color) for color in colors))
-    return f"{len(colors)} {sum(image.double().sum() for image in chat.images):.3f}"
 
 
 def test_several_turns_and_pictures_in_any_of_them(client, picture, echo, parity_model):
@@ -61,14 +39,8 @@ def test_several_turns_and_pictures_in_any_of_them(client, picture, echo, parity
 
 
 def test_a_video_is_asked_about_by_its_frames(client, tmp_path, echo):
-    import cv2
-    import numpy as np
-
-    video = cv2.VideoWriter(str(tmp_path / "v.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 5, (64, 48))
-    for grey in range(20):
-        video.write(np.full((48, 64, 3), 12 * grey, np.uint8))
-    video.release()
-    assert ask(client, "how many", tmp_path / "v.mp4")[1].startswith("how many 8 ")
+    video = write_video(tmp_path / "v.mp4", [(12 * n,) * 3 for n in range(20)])
+    assert ask(client, "how many", video)[1].startswith("how many 8 ")
 
 
 def test_answer_is_streamed(client, picture, echo):
@@ -210,18 +182,33 @@ def test_options_reach_the_model(client, echo):
         ["Sample", 5, 1, 0.9, 1, 1, 0, 5, -1],
     ):
         shown = client.predict(message("?"), *options, api_name="/ask")
-    assert echo.options[:3] == [
-        {"repetition_penalty": 1, "min_new_tokens": 0, "max_new_tokens": 5},
-        {"repetition_penalty": 1.2, "min_new_tokens": 2, "max_new_tokens": 6}
-        | {"do_sample": True, "temperature": 0.5, "top_p": 0.8, "seed": 7},
-        {"repetition_penalty": 1, "min_new_tokens": 0, "max_new_tokens": 5, "num_beams": 4, "length_penalty": -1},
+    most = AnswerOptions(max_new_tokens=5)
+    assert [AnswerOptions(**options) for options in echo.options[:3]] == [
+        most,
+        AnswerOptions(6, 2, do_sample=True, temperature=0.5, top_p=0.8, repetition_penalty=1.2, seed=7),
+        replace(most, num_beams=4, length_penalty=-1),
     ]
     assert shown[-1].endswith(f"· seed {echo.options[3]['seed']}")  # drawn, and told
 
 
-def test_options_out_of_range_in_words(client):
-    with pytest.raises(AppError, match="min_new_tokens: 9 is out of range"):
-        ask(client, "?", options=["Greedy", 5, 1, 0.9, 1, 1, 9, 8, -1])
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["Greedy", 5, 1, 0.9, 1, 1, 9, 8, -1], "min_new_tokens: 9 is out of range"),
+        (["Sample", 5, 1, 0.9, 1, 1, 0, 8, 2**70], f"seed: {2**70} is out of range. Set it to 0 to"),
+        (["Other", 5, 1, 0.9, 1, 1, 0, 8, -1], "Other"),
+    ],
+)
+def test_options_out_of_range_in_words(client, options, complaint):
+    with pytest.raises(AppError, match=complaint):
+        ask(client, "?", options=options)
+
+
+def test_an_emptied_field_is_the_default(client, echo):
+    ask(client, "?", options=["Greedy", 5, 1, 0.9, 1, 1, None, None, -1])
+    *_, status = client.predict(message("?"), "Sample", 5, 1, 0.9, 1, 1, None, None, None, api_name="/ask")
+    assert AnswerOptions(**echo.options[0]) == AnswerOptions()
+    assert AnswerOptions(**echo.options[1]) == AnswerOptions(do_sample=True, seed=int(status.rpartition("seed ")[2]))
 
 
 def test_bad_files_in_words_and_the_session_goes_on(client, echo, picture, bad_files, tmp_path):

@@ -1,0 +1,84 @@
+"""A visitor whose question waits for its turn, and one who does two things at once."""
+
+import json
+import time
+from contextlib import ExitStack
+
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+
+from minigpt4.serve.waiting import Line
+from tests.serve.visiting import OPTIONS, ask, message, texts
+
+
+@pytest.fixture
+def visitor(url):
+    return lambda: Client(url, verbose=False)
+
+
+def begun(client: Client, text: str, outputs: int = 2):
+    """A question of which so much has been shown."""
+    job = client.submit(message(text), *OPTIONS, api_name="/ask")
+    while len(job.outputs()) < outputs:
+        time.sleep(0.02)
+    return job
+
+
+def test_first_come_first_served():
+    line = Line(2)
+    with ExitStack() as early, line.join() as third_before:
+        assert third_before() == 0
+        with line.join(), line.join() as late:
+            assert late() == 1
+        first, second = (early.enter_context(line.join()) for _ in range(2))
+        assert [third_before(), first(), second()] == [0, 0, 1]
+    with line.join() as alone:
+        assert alone() == 0
+
+
+@pytest.mark.parametrize("way", ["stop", "restart"])
+def test_a_question_that_waits_can_be_given_up(visitor, echo, way):
+    echo.seconds = 0.05
+    first, second, third = (visitor() for _ in range(3))
+    answered = [begun(client, "word " * 40) for client in (first, second)]
+    waits = begun(third, "never asked", 1)
+    assert waits.outputs()[-1][-1] == "Waiting for 1 other answer …"
+    third.predict(api_name=f"/{way}")
+    assert texts(waits.result(timeout=1)) == []
+    assert not any(job.done() for job in answered)  # nor are they harmed
+    assert len(texts(answered[0].result())) == len(texts(answered[1].result())) == 2
+    assert echo.ended == ["stop", "stop"]
+    assert ask(third, "one") == ["one", "one no picture"]
+
+
+def test_a_question_that_waits_is_answered_when_its_turn_comes(visitor, echo):
+    echo.seconds = 0.03
+    jobs = [begun(visitor(), "word " * 20), begun(visitor(), "word " * 20), begun(visitor(), "one", 1)]
+    assert texts(jobs[2].result()) == ["one", "one no picture"]
+
+
+def test_a_second_question_at_once_is_refused_and_the_page_stays_as_it_is(visitor, echo):
+    echo.seconds = 0.05
+    client = visitor()
+    first = begun(client, "word " * 20)
+    second = client.submit(message("two"), *OPTIONS, api_name="/ask")
+    with pytest.raises(AppError, match="still being answered. Wait for its answer, or stop it"):
+        second.result()
+    assert not second.outputs() and not first.done()
+    assert len(texts(first.result())[1].split()) == 22
+
+
+def test_only_a_conversation_that_loads_ends_the_answer_under_way(visitor, echo, tmp_path):
+    echo.seconds = 0.05
+    client = visitor()
+    asked = begun(client, "word " * 60)
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "good.json").write_text(json.dumps({"version": 1, "turns": [{"question": "one", "answer": "1"}]}))
+    with pytest.raises(AppError, match="no JSON"):
+        client.predict(handle_file(tmp_path / "bad.json"), api_name="/load")
+    assert not echo.ended
+    loaded = client.predict(handle_file(tmp_path / "good.json"), api_name="/load")
+    assert texts(loaded) == texts(asked.result(timeout=1)) == ["one", "1"]
+    assert echo.ended == ["interrupt"]
+    assert ask(client, "two") == ["one", "1", "two", "two no picture"]
