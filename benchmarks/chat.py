@@ -44,6 +44,13 @@ Times = tuple[float, float]  # wall clock, CPU
 WORDS = 32000  # as many as LLaMA's
 
 
+def towers(vit_depth: int, device: torch.device) -> ModelConfig:
+    """ViT-g with so many of its 39 blocks, and the Q-Former."""
+    config = ModelConfig(image_size=IMAGE_SIZE, vit=VitConfig(depth=vit_depth), qformer=QformerConfig())
+    config.vit_precision = "fp32" if device.type == "cpu" else "fp16"
+    return config
+
+
 def random_model(width: int, layers: int, config: ModelConfig, device: torch.device) -> MiniGPT4:
     """MiniGPT-4 around a LLaMA of these sizes, all weights random."""
     tokenizer = load_tokenizer(ROOT / "minigpt4" / "assets" / "tiny" / "llm", trust_remote_code=False)
@@ -199,8 +206,7 @@ def main() -> None:
     options = parser.parse_args()
 
     device = torch.device(options.device)
-    config = ModelConfig(image_size=IMAGE_SIZE, vit=VitConfig(depth=options.vit_depth), qformer=QformerConfig())
-    config.vit_precision = "fp32" if device.type == "cpu" else "fp16"
+    config = towers(options.vit_depth, device)
     model = random_model(options.width, options.layers, config, device)
     processor = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=IMAGE_SIZE))
     picture = Image.effect_noise((640, 480), 64).convert("RGB")

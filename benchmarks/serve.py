@@ -25,7 +25,7 @@ import torch  # noqa: E402
 import uvicorn  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from benchmarks.chat import IMAGE_SIZE, random_model  # noqa: E402
+from benchmarks.chat import IMAGE_SIZE, random_model, towers  # noqa: E402
 from benchmarks.common import machine  # noqa: E402
 from minigpt4.common.config import ProcessorConfig, load_config  # noqa: E402
 from minigpt4.common.registry import registry  # noqa: E402
@@ -139,7 +139,7 @@ def main() -> None:
     tiny = registry.get_model_class(config.model.arch).from_config(config).place(device).eval()
     result = {"machine": machine(), "max_batch": options.max_batch, "queue": options.queue}
     result["tiny"] = benchmark(tiny, build_processor(config.preprocess.vis_processor.eval), options)
-    model = random_model(options.width, options.layers, options.vit_depth, device)
+    model = random_model(options.width, options.layers, towers(options.vit_depth, device), device)
     processor = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=IMAGE_SIZE))
     name = f"LLaMA {options.layers} x {options.width}, ViT-g of {options.vit_depth}, {model.llama_model.dtype}"
     result[name] = benchmark(model, processor, options)
