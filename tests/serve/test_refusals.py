@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from minigpt4.common.errors import UserError
+from minigpt4.serve.batching import Ask
 from minigpt4.serve.service import Limits, Service
 from tests.serve.asking import NAME, SCENES, client_of, image_part, running, user
 
@@ -200,15 +201,14 @@ def test_a_failure_of_the_model_is_told(client, tiny, monkeypatch):
     client.chat.completions.create(**request)
 
 
-def test_a_failure_within_a_stream_is_told(client, tiny, monkeypatch):
-    model = tiny[0]
-    decode = model.llama_tokenizer.decode
+def test_a_failure_within_a_stream_is_told(client, monkeypatch):
+    decode = Ask._decode
 
-    def fail(tokens, **options):
+    def fail(ask, tokens):
         if len(tokens) > 3:
             raise RuntimeError("no such piece")
-        return decode(tokens, **options)
+        return decode(ask, tokens)
 
     with monkeypatch.context() as broken, pytest.raises(openai.APIError, match="no such piece"):
-        broken.setattr(model.llama_tokenizer, "decode", fail)
+        broken.setattr(Ask, "_decode", fail)
         list(client.chat.completions.create(messages=[user("Describe this image in detail.")], stream=True, **GREEDY))
