@@ -62,7 +62,7 @@ def credentials(text: str) -> tuple[str, str]:
 
 
 def run(main: Callable[[], object]) -> None:
-    """Runs an entry point: a `UserError` becomes one line on stderr and exit code 2.
+    """Runs an entry point: a `UserError` becomes one line on stderr and exit code 2, Ctrl-C 130.
 
     Ranks mostly fail alike, and torchrun ends them all when the first exits. So the others wait: if rank 0 failed too,
     they never come to say it again; if not, they say what only they know.
@@ -80,3 +80,5 @@ def run(main: Callable[[], object]) -> None:
             message = message.splitlines()[-1].partition("UserError: ")[2]
         sys.stderr.write(f"error: {message}\n")
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -238,7 +238,11 @@ class Chat:
 
     def _prompt(self, max_new_tokens: int) -> str:
         """The dialogue as the model reads it: of a too long one the oldest turns lose their words, never an image."""
-        room = self.model.max_context_len - max_new_tokens
+        if (room := self.model.max_context_len - max_new_tokens) < 1:
+            raise UserError(
+                f"max_new_tokens: {max_new_tokens} leaves nothing of the {self.model.max_context_len} tokens that the "
+                "model reads and answers. Set it lower."
+            )
         answered = sum(turn.answer is not None for turn in self.turns)
 
         def excess(forgotten: int) -> float:

@@ -137,6 +137,8 @@ class Video:
         """
         if self.frames < 1:
             raise UserError(f"frames: {self.frames} is out of range. Set it to 1 or more.")
+        if not self.path.is_file():
+            raise UserError(f"{self.path} does not exist.")
         try:
             import decord
         except ImportError as error:

@@ -89,19 +89,19 @@ def build_page(
                 options = _options()
 
         shown = [chat, message, status, visitor]
-        at_once: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
+        unseen: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
         # answers have a line of their own; on the chat, an error would cover what was said
-        in_turn: dict[str, Any] = {"concurrency_limit": None, "show_progress_on": status}
-        message.submit(handlers.ask, [message, *options, visitor], shown, api_name="ask", **in_turn)
-        chat.retry(handlers.regenerate, [*options, visitor], shown, api_name="regenerate", **in_turn)
+        seen: dict[str, Any] = {"concurrency_limit": None, "show_progress_on": status}
+        message.submit(handlers.ask, [message, *options, visitor], shown, api_name="ask", **seen)
+        chat.retry(handlers.regenerate, [*options, visitor], shown, api_name="regenerate", **seen)
         index, words = gr.Number(visible=False), gr.Textbox(visible=False)
-        edited = chat.edit(_edited, None, [index, words], api_visibility="private", **at_once)
-        edited.success(handlers.edit, [index, words, *options, visitor], shown, api_name="edit", **in_turn)
-        message.stop(handlers.stop, visitor, None, api_name="stop", **at_once)
-        chat.undo(handlers.undo, visitor, shown, api_name="undo", **at_once)
-        gr.on([restart.click, chat.clear], handlers.restart, visitor, shown, api_name="restart", **at_once)
-        save.click(handlers.save, visitor, saved, api_name="save", **at_once).success(None, js=_DOWNLOAD)
-        load.upload(handlers.load, [load, visitor], shown, api_name="load", **at_once)
+        edited = chat.edit(_edited, None, [index, words], api_visibility="private", **unseen)
+        edited.success(handlers.edit, [index, words, *options, visitor], shown, api_name="edit", **seen)
+        message.stop(handlers.stop, visitor, None, api_name="stop", **unseen)
+        chat.undo(handlers.undo, visitor, shown, api_name="undo", **seen)
+        gr.on([restart.click, chat.clear], handlers.restart, visitor, shown, api_name="restart", **seen)
+        save.click(handlers.save, visitor, saved, api_name="save", **unseen).success(None, js=_DOWNLOAD)
+        load.upload(handlers.load, [load, visitor], shown, api_name="load", **seen)
     return page
 
 
@@ -180,11 +180,11 @@ def _options() -> list[Any]:
         )
         temperature = gr.Slider(0.1, 2, default.temperature, step=0.1, label="Temperature", visible=False)
         top_p = gr.Slider(0.05, 1, default.top_p, step=0.05, label="Top-p", visible=False)
-        seed = gr.Number(-1, precision=0, minimum=-1, label="Seed", info="-1: a new one each time", visible=False)
+        seed = gr.Number(-1, precision=0, label="Seed", info="-1: a new one each time", visible=False)
         repetition = gr.Slider(1, 2, default.repetition_penalty, step=0.05, label="Repetition penalty", info="1: none")
         with gr.Row():
-            shortest = gr.Number(default.min_new_tokens, precision=0, minimum=0, label="Min tokens", min_width=80)
-            longest = gr.Number(default.max_new_tokens, precision=0, minimum=1, label="Max tokens", min_width=80)
+            shortest = gr.Number(default.min_new_tokens, precision=0, label="Min tokens", min_width=80)
+            longest = gr.Number(default.max_new_tokens, precision=0, label="Max tokens", min_width=80)
     controls = {beams: BEAMS, length_penalty: BEAMS, temperature: SAMPLE, top_p: SAMPLE, seed: SAMPLE}
     mode.change(
         lambda chosen: [gr.update(visible=chosen == of) for of in controls.values()],

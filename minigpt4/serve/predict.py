@@ -78,6 +78,8 @@ def main(args: argparse.Namespace) -> None:
                 bar.update(len(rows))
                 failed += sum("error" in result for result in answers)
     results.finish()
+    if args.output and results.open:
+        sys.stderr.write(f"{len(questions) - failed} of {len(questions)} answers are in '{args.output}'\n")
     if args.timing:
         sys.stderr.write(f"{timing}\n")
     if failed:

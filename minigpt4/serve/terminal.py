@@ -93,12 +93,17 @@ class Terminal:
         Args:
             read: gives the next line; raises EOFError at the end, and KeyboardInterrupt for a line that is given up.
         """
-        failures = 0
+        failures, misled = 0, False
         while True:
             try:
                 line = read()
                 if line.startswith(":"):
+                    misled = not self.interactive  # whoever can't see the error must not get an answer without it
                     self._obey(line.strip())
+                    misled = False
+                elif line.strip() and misled:
+                    misled = False
+                    raise UserError(f"'{line.strip()}' was not asked: the command before it failed.")
                 elif line.strip():
                     self._ask(line.strip())
             except EOFError:
@@ -156,7 +161,8 @@ class Terminal:
         self._tell_pictures()
 
     def _tell_pictures(self) -> None:
-        _note(f"The model sees {len(self.chat.pictures)} picture(s).")
+        count = len(self.chat.pictures)
+        _note(f"The model sees {count} picture{'s' * (count != 1)}.")
 
     def _history(self, _: str) -> None:
         for turn in self.chat.turns:
@@ -199,6 +205,7 @@ class Terminal:
             replace_file(_path(rest), self.chat.save().encode())
         except (OSError, ValueError) as error:
             raise UserError(f"'{rest}' can't be written: {_reason(error)}. Name another file.") from None
+        _note(f"The conversation is in '{rest}'.")
 
     def _load(self, rest: str) -> None:
         try:
@@ -206,6 +213,7 @@ class Terminal:
         except (OSError, ValueError) as error:
             raise UserError(f"'{rest}' can't be read: {_reason(error)}. Name a file that :save wrote.") from None
         self.chat.load(saved)
+        _note(f"{sum(turn.answer is not None for turn in self.chat.turns)} questions were loaded.")
 
     def _help(self, _: str) -> None:
         _say("Words without a command in front are a question; so is a line that begins with a space.")

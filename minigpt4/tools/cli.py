@@ -30,8 +30,6 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         run(lambda: args.main(args))
-    except KeyboardInterrupt:
-        sys.exit(130)
     except BrokenPipeError:  # who read our output has gone; Python would complain once more when it closes it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

@@ -2,6 +2,7 @@
 
 import gc
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -281,6 +282,11 @@ def test_to_forget_pictures_many_at_a_time_shortens_the_dialogue(chat, script, m
     assert chat.forgotten == 1  # as before: the next that is asked forgets what it must, and says so
 
 
+def test_an_answer_longer_than_the_window(chat):
+    with pytest.raises(UserError, match="max_new_tokens: 1024 leaves nothing of the 1024 tokens"):
+        chat.answer("One?", max_new_tokens=1024)
+
+
 def test_a_message_that_cannot_fit_says_by_how_much(chat, parity_model, monkeypatch):
     chat.upload_img(picture("red"))
     asked = chat.model.layout(chat.model.template.prompt([Turn(f"{IMAGE} One?")]))
@@ -458,7 +464,13 @@ def test_a_video_is_shown_as_frames(chat, script, tmp_path):
     np.testing.assert_allclose(reds, [12 * n for n in (2, 7, 12, 17)], atol=8)
     chat.upload_video(Video(file, frames=99))
     assert len(chat.pictures) == 4 + 20
-    for frames, path, complaint in ((0, file, "frames: 0 is out of range"), (2, __file__, "can't be read as a video")):
+    no_video, missing = Path(__file__), tmp_path / "nix"
+    wrong = (
+        (0, file, "frames: 0 is out of"),
+        (2, no_video, "can't be read as a video"),
+        (2, missing, "nix does not exist"),
+    )
+    for frames, path, complaint in wrong:
         with pytest.raises(UserError, match=complaint):
             chat.upload_video(Video(path, frames=frames))
 

@@ -217,8 +217,14 @@ def test_save_and_load(open_page, echo, picture, tmp_path):
 def test_bad_files_are_told_in_words(open_page, echo, bad_files, tmp_path):
     page, hostile = open_page(), "<img src=//evil.invalid/a>"
     (tmp_path / "bad.json").write_text(json.dumps({"version": 1, "turns": [], "pictures": [hostile]}))
+    ask(page, "Who?")
     load(page, tmp_path / "bad.json")
     complaint(page, hostile)
+    expect(page.locator("#chat .error")).to_have_count(0)  # it would cover what was said
+    expect(words(page, "user")).to_be_visible()
+    restart = page.get_by_role("button", name="Restart")
+    restart.click()
+    expect(words(page, "user")).to_have_count(0)
     for file, told in bad_files.items():
         send(page, "What is it?", file)
         complaint(page, told)

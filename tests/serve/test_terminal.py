@@ -53,7 +53,7 @@ def talk(terminal, capsys):
 def test_pictures_and_turns(talk, terminal):
     failures, out, err = talk(f":img {SCENE}", "Describe this image in detail.", "", " How many digits are there?")
     assert failures == 0 and out.startswith(SEEN) and out.endswith("\nthree\n")
-    assert err == "The model sees 1 picture(s).\n"
+    assert err == "The model sees 1 picture.\n"
     assert [turn.question for turn in terminal.chat.turns][1:] == ["How many digits are there?"]
 
 
@@ -90,7 +90,7 @@ def test_history_is_shown_saved_loaded_and_forgotten(talk, terminal, tmp_path):
     file = tmp_path / "chat.json"
     ask = [f":img {SCENE}", "How many digits are there?"]
     assert talk(*ask, ":his")[1] == "three\n> [image] How many digits are there?\nthree\n"
-    assert talk(f":save {file}", ":clh", ":his")[:2] == (0, "")
+    assert talk(f":save {file}", ":clh", ":his") == (0, "", f"The conversation is in '{file}'.\n")
     assert terminal.chat.pictures == []
     assert talk(f":load {file}", ":his", "Is there a red digit?")[1].endswith(
         "three\nYes, there is a red 2 on the left.\n"
@@ -235,7 +235,20 @@ def test_through_pipes_there_are_only_answers():
     done = subprocess.run(COMMAND, cwd=ROOT, input=lines.encode("latin-1"), capture_output=True, timeout=120)
     assert done.returncode == 1
     assert done.stdout.startswith(b"three\n") and b"\x1b" not in done.stdout + done.stderr
-    assert done.stderr.startswith(b"The model sees 1 picture(s).\nerror: ':nix' is no command.")
+    assert done.stderr.startswith(b"The model sees 1 picture.\nerror: ':nix' is no command.")
+
+
+def test_through_pipes_a_question_whose_picture_is_missing_is_not_asked(tiny, capsys):
+    lines = iter([":img nix.jpg", "How many digits are there?", f":img {SCENE}", "How many digits are there?"])
+
+    def read():
+        if (line := next(lines, None)) is None:
+            raise EOFError
+        return line
+
+    assert Terminal(Chat(*tiny), AnswerOptions(), interactive=False).run(read) == 2
+    out, err = capsys.readouterr()
+    assert out == "three\n" and "'How many digits are there?' was not asked: the command before it failed" in err
 
 
 def test_ctrl_c_ends_a_piped_chat_while_it_answers():
@@ -282,7 +295,7 @@ def test_in_a_terminal(tmp_path):
     screen.type("half a line\x03")
     screen.wait_for(">")
     screen.type(f":img {SCENE}\r")
-    screen.wait_for("1 picture(s).")
+    screen.wait_for("1 picture.")
     screen.wait_for(">")
     screen.type("Describe this image in detail.\r")
     screen.wait_for("\nThe")
