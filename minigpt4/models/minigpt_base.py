@@ -93,9 +93,8 @@ class MiniGPTBase(TrainingModel):
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids without BOS or EOS."""
-        return self.llama_tokenizer.encode(
-            text, add_special_tokens=False, verbose=False
-        )  # we look at lengths ourselves
+        # not verbose: it would warn of a text longer than the window, and lengths are looked at elsewhere
+        return self.llama_tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
     def layout(self, prompt: str) -> list[int]:
         """What the LLM reads of a prompt, BOS included: token ids and image rows (see `splice`)."""
