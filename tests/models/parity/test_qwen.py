@@ -22,7 +22,7 @@ class ByteTokenizer:
     bos_token_id = bos_token = None
     special = {"<|im_start|>": 256, "<|im_end|>": 257}
 
-    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = False, verbose: bool = True) -> list[int]:
         pieces = re.split("(" + "|".join(map(re.escape, self.special)) + ")", text)
         return [i for p in pieces for i in ([self.special[p]] if p in self.special else p.encode())]
 
