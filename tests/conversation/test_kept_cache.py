@@ -183,6 +183,7 @@ def test_any_course_of_a_conversation(actions, window, parity_model):
         patch.setattr(parity_model, "max_context_len", window)
         for action in actions:
             do(lambda chat, action=action: act(chat, *action))
+            assert not do.kept.turns or do.kept.turns[-1].answer is not None  # no question is left without its answer
 
 
 def test_the_comparison_would_notice_a_wrong_cache(parity_model, monkeypatch):

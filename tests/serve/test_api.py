@@ -150,9 +150,11 @@ def test_what_asks_for_nothing_is_taken(client):
     nothing = {"logprobs": False, "tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "user": "me"}
     nothing |= {"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "stop": None, "modalities": ["text"]}
     first = client.chat.completions.create(messages=[user("hello")], extra_body=nothing, **GREEDY)
+    assert text_of(first) == text_of(client.chat.completions.create(messages=[user("hello")], **GREEDY))
     # an answer goes back as it came
     messages = [user("hello"), first.choices[0].message, user("again")]
-    client.chat.completions.create(messages=messages, **GREEDY)
+    again = client.chat.completions.create(messages=messages, **GREEDY)
+    assert again.usage.prompt_tokens > first.usage.prompt_tokens
 
 
 @pytest.mark.parametrize(
@@ -193,7 +195,8 @@ def test_an_answer_may_have_been_nothing(client):
 @pytest.mark.parametrize("more", [{"top_p": 5e-324}, {"repetition_penalty": 10}, {"seed": -(2**63)}])
 def test_extreme_sampling(client, temperature, more):
     request = {"model": NAME, "messages": [user("hello")], "temperature": temperature, "max_tokens": 5}
-    client.chat.completions.create(**request, extra_body=more)
+    answer = client.chat.completions.create(**request, extra_body=more)
+    assert answer.choices[0].finish_reason in ("stop", "length") and 1 <= answer.usage.completion_tokens <= 5
 
 
 def test_pictures_are_read_the_way_up_that_the_camera_meant(client, tmp_path):

@@ -198,6 +198,7 @@ def test_edit_regenerate_and_undo(open_page, echo, picture):
     page.get_by_role("button", name="Undo").click()
     expect(words(page, "bot")).to_have_count(0)
     expect(attached(page)).to_have_count(1)
+    assert box(page).input_value() == "uno"
 
 
 def test_save_and_load(open_page, echo, picture, tmp_path):
@@ -267,6 +268,7 @@ def test_ways_to_show_a_picture(open_page, echo, picture):
     expect(box(page)).to_have_value("Describe this image in detail.")
     box(page).press("Enter")
     expect(words(page, "bot")).to_have_text(re.compile(r"in detail\. 5 "))
+    assert words(page, "bot").count() == 1
 
 
 def test_boxes_are_shown(open_page, echo, picture):
@@ -274,6 +276,7 @@ def test_boxes_are_shown(open_page, echo, picture):
     echo.said = "<p>it</p> {<20><20><60><60>}"
     ask(page, "[detection] it", picture("red"))
     expect(page.locator("#chat .bot img")).to_have_count(1)
+    assert page.locator("#chat .bot img").evaluate("image => image.naturalWidth") > 0
 
 
 def test_switch_shows_what_it_needs(open_page, echo):
@@ -288,3 +291,4 @@ def test_switch_shows_what_it_needs(open_page, echo):
         ):
             expect(page.get_by_text(label, exact=True)).to_have_count(int(of == mode))
         expect(page.get_by_text(shown, exact=True)).to_be_visible()
+        assert page.get_by_text("Seed", exact=True).count() == (mode == "Sample")
