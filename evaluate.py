@@ -32,7 +32,7 @@ def main() -> None:
         datasets = None
         with problems.collect():
             datasets = task.build_eval_datasets()
-        task.evaluate(task.build_model(problems=problems).place(device).eval(), datasets)
+        task.evaluate(task.build_model(problems=problems).place(device).answering(), datasets)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def random_model(width: int, layers: int, config: ModelConfig, device: torch.dev
             else:
                 tensor.zero_()
     model.query_tokens = nn.Parameter(torch.zeros(model.query_tokens.shape, device=device))
-    return model.to(device).eval()
+    return model.place(device).answering()
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> Times:

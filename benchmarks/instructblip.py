@@ -1,5 +1,9 @@
-"""The rival of benchmarks/chat.py: transformers' InstructBLIP, its towers of the same sizes, its LLM the very same."""
+"""The rival of benchmarks/chat.py: transformers' InstructBLIP, its towers of the same sizes, its LLM the very same.
 
+All of it computes as transformers and PyTorch do it by themselves.
+"""
+
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +16,7 @@ from transformers import (
 )
 
 from minigpt4.common.config import ModelConfig
+from minigpt4.models.cpu_linear import OneDnnLinear
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.splice import IMAGE_ROW, pad
 
@@ -49,7 +54,11 @@ def instructblip(config: ModelConfig, ours: MiniGPT4) -> InstructBlipForConditio
         for weight in tower.parameters():
             nn.init.normal_(weight, std=0.02)  # its own 1e-10 would make numbers that a CPU is slow with
     model = model.to(torch.float32 if device.type == "cpu" else torch.float16).eval()
-    model.language_model = ours.llama_model
+    weights = {id(weight): weight for weight in ours.llama_model.parameters()}
+    model.language_model = deepcopy(ours.llama_model, weights)  # which are not copied
+    for module in model.language_model.modules():
+        if type(module) is OneDnnLinear:
+            module.__class__ = nn.Linear
     return model
 
 

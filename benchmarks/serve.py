@@ -136,7 +136,7 @@ def main() -> None:
 
     device = torch.device(options.device)
     config = load_config(str(ROOT / "eval_configs/minigpt4_tiny_eval.yaml"), [])
-    tiny = registry.get_model_class(config.model.arch).from_config(config).place(device).eval()
+    tiny = registry.get_model_class(config.model.arch).from_config(config).place(device).answering()
     result = {"machine": machine(), "max_batch": options.max_batch, "queue": options.queue}
     result["tiny"] = benchmark(tiny, build_processor(config.preprocess.vis_processor.eval), options)
     model = random_model(options.width, options.layers, towers(options.vit_depth, device), device)

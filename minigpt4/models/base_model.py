@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from minigpt4.common.config import Config
 from minigpt4.common.errors import Problems
+from minigpt4.models.cpu_linear import pack_4bit, use_onednn
 
 
 class BaseModel(nn.Module):
@@ -50,7 +51,14 @@ class BaseModel(nn.Module):
         self.to(device)
         for name, part in placed.items():
             setattr(self, name, part)
+        if device.type == "cpu":
+            use_onednn(self)
         return self
+
+    def answering(self) -> Self:
+        """Sets eval mode for good: what makes answers faster, but gradients wrong, is allowed from here on."""
+        pack_4bit(self, allowed=True)
+        return self.eval()
 
     def train(self, mode: bool = True) -> Self:
         """Sets training mode for what trains; frozen parts stay in eval mode (no dropout, no drop path)."""

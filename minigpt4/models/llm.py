@@ -23,6 +23,7 @@ from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from minigpt4.common.config import ModelConfig
 from minigpt4.common.errors import UserError, did_you_mean, first_line
+from minigpt4.models.cpu_linear import pack_4bit
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +163,7 @@ def load_llm(config: ModelConfig, device: torch.device) -> PreTrainedModel:
         )
     for name, found, own in sorted(info["mismatched_keys"]):
         refuse_size(path, name, found, own)
+    pack_4bit(llm, allowed=False)  # it may be trained through
     return llm.requires_grad_("llm" in config.trained)
 
 

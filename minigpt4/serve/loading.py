@@ -52,4 +52,5 @@ def load_model(
     from minigpt4.processors import build_processor
 
     model = registry.get_model_class(config.model.arch).from_config(config, problems=problems)
-    return model.place(pick_device(config.run.device)).eval(), build_processor(config.preprocess.vis_processor.eval)
+    model.place(pick_device(config.run.device)).answering()
+    return model, build_processor(config.preprocess.vis_processor.eval)

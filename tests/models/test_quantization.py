@@ -1,13 +1,14 @@
 """An LLM in 8 or 4 bits, or with a device map: its loss is close to fp32's, it stays frozen and where it is."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from minigpt4.common.config import Config, RunConfig
+from minigpt4.common.config import Config, RunConfig, load_config
 from minigpt4.models.base_model import BaseModel
 from minigpt4.models.llm import pick_dtype
 from minigpt4.models.minigpt4 import MiniGPT4
@@ -40,6 +41,35 @@ def test_training_and_generation(options, weights, tolerance, parity_config, par
     assert {n for n, p in model.named_parameters() if p.grad is not None} == {"llama_proj.weight", "llama_proj.bias"}
     answers = model.generate(samples["image"], samples["instruction_input"], max_new_tokens=4)
     assert len(answers) == 2 and all(answers)
+
+
+def test_four_bits_train_after_they_have_answered(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    config = load_config("eval_configs/minigpt4_tiny_eval.yaml", ["model.quantization=4bit", "run.device=cpu"])
+    model = MiniGPT4.from_config(config).place(CPU)
+    sample = {"image": torch.randn(1, 3, 112, 112), "answer": ["two"], "instruction_input": [PROMPT]}
+
+    def gradient():
+        model.zero_grad()
+        model.train()(sample)["loss"].backward()
+        return model.llama_proj.weight.grad.clone()
+
+    before = gradient()
+    model.eval().generate(sample["image"], [PROMPT])  # as a validation does
+    assert gradient().equal(before) and before.any()
+
+
+def test_four_bits_are_packed_to_answer_only_and_where_they_fit(monkeypatch, parity_config):
+    monkeypatch.setattr("bitsandbytes.functional.has_avx512bf16", lambda: True)
+    config = Config(model=replace(parity_config, quantization="4bit"), run=RunConfig(device="cpu"))
+    model = MiniGPT4.from_config(config).place(CPU)
+    layers = [m for m in model.llama_model.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
+    assert layers and not any(layer.support_avx512bf16_for_cpu for layer in layers)
+    model.answering()
+    packed = {(m.out_features, m.in_features) for m in layers if m.support_avx512bf16_for_cpu}
+    left = {(m.out_features, m.in_features) for m in layers} - packed
+    assert all(rows % 32 == columns % 64 == 0 for rows, columns in packed)
+    assert left and not any(rows % 32 == columns % 64 == 0 for rows, columns in left)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,51 @@
+"""Large linear layers on a CPU: oneDNN's results are PyTorch's, and gradients go on as before."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from minigpt4.models.base_model import BaseModel
+from minigpt4.models.cpu_linear import OneDnnLinear
+
+CPU = torch.device("cpu")
+
+
+class Model(BaseModel):
+    def __init__(self, bias: bool = True):
+        super().__init__()
+        self.large, self.small = nn.Linear(512, 520, bias), nn.Linear(8, 8)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch was built without oneDNN")
+def test_large_layers_alone_are_computed_by_onednn(monkeypatch):
+    model = Model().place(CPU)
+    assert type(model.large) is OneDnnLinear and type(model.small) is nn.Linear
+    called = []
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *args: called.append(args) or args[0])
+    x = torch.randn(2, 512)
+    with torch.no_grad():
+        model.large(x)
+        assert len(called) == 1
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model.large(x).dtype == torch.bfloat16
+        model.double().large(x.double())
+    assert len(called) == 1
+
+
+@given(rows=st.lists(st.integers(1, 9), max_size=2), bias=st.booleans(), strided=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_results_are_those_of_pytorch(rows, bias, strided):
+    torch.manual_seed(0)
+    model = Model(bias)
+    plain = copy.deepcopy(model.large)
+    x = torch.randn(*rows, 1024 if strided else 512)[..., :: 1 + strided]
+    model.place(CPU)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.large(x), plain(x), rtol=1e-5, atol=1e-5)
+    assert model.large(x).equal(plain(x))
+    model.large(x).sum().backward()
+    assert model.large.weight.grad is not None and model.state_dict().keys() == Model(bias).state_dict().keys()
