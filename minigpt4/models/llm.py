@@ -100,6 +100,8 @@ def load_tokenizer(folder: str | Path, trust_remote_code: bool = False) -> PreTr
         raise UserError(_no_tokenizer(folder, "its tokenizer turns text into nothing"))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    # some settings take spaces out of text that has been streamed already: " ." becomes "." with the next word
+    tokenizer.clean_up_tokenization_spaces = False
     return tokenizer
 
 

@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import PreTrainedTokenizerFast
 
 from minigpt4.models.llm import LlamaSentencePieceTokenizer, load_tokenizer
 from tests.conftest import PARITY, golden_json
@@ -90,6 +95,16 @@ def test_a_saved_tokenizer_loads_as_the_same(folder, tmp_path):
     saved = load_tokenizer(tmp_path / "saved")
     assert isinstance(saved, LlamaSentencePieceTokenizer) and saved.chat_template == CHAT
     assert saved.encode("<s> hi</s>") == load_tokenizer(folder).encode("<s> hi</s>")
+
+
+def test_a_decoded_text_grows_at_its_end_only(tmp_path):
+    words = ["wait", " .", " is", " n't", " 're", " I", "?"]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="?"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = Split(" ", "merged_with_next"), Fuse()
+    settings = {"eos_token": "?", "clean_up_tokenization_spaces": True}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings).save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.decode(range(5)) == "wait . is n't 're"
 
 
 def test_vocabularies_with_other_special_tokens_are_left_to_transformers(tmp_path):
