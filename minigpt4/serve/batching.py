@@ -74,9 +74,11 @@ class Ask(BaseStreamer):
 
     def put(self, value: Tensor) -> None:
         """Takes the next token [1], or none [0] where the generation begins."""
+        if self.answer is not None:
+            return
         if not len(value):
             self._tokens.clear()  # of a batch that another row made fail
-        elif self.answer is None:
+        else:
             self._tokens += value.tolist()
             self.first_token = self.first_token or time.perf_counter()
             self._follow()

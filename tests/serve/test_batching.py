@@ -186,6 +186,7 @@ def test_a_row_that_fails_late_leaves_the_others_as_they_are(parity_model, batch
     for each in (good, short):
         limit = each.ask.max_tokens
         assert each.answer == parity_model.generate(None, [each.ask.prompt], max_new_tokens=limit)[0]
+        assert each.ask.new_tokens == limit  # also of the one that had its answer when the batch failed
         assert "".join(each.told[:-1]) == each.answer
     assert sum(isinstance(what, Answer) for each in (bad, good, short) for what in each.told) == 3
 
