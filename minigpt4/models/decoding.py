@@ -24,6 +24,13 @@ from minigpt4.common.errors import UserError
 
 _TOP_K = 50  # the originals sampled with the default of their transformers
 _TORCHS_GENERATOR = Lock()
+LEAST_TEMPERATURE = 0.01  # below, there is nothing left to draw, and divisions overflow
+
+
+def draw_seeds(count: int) -> list[int]:
+    """Draws seeds of answers from torch's generator."""
+    with _TORCHS_GENERATOR:  # else they would be those that `seeded` beams draw next, and theirs others
+        return torch.randint(2**62, (count,)).tolist()
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,10 @@ class Decoding:
         "max_new_tokens": ("1 or more", lambda d: d.max_new_tokens >= 1),
         "min_new_tokens": ("0 to max_new_tokens", lambda d: 0 <= d.min_new_tokens <= d.max_new_tokens),
         "num_beams": ("1 or more", lambda d: d.num_beams >= 1),
-        "temperature": ("more than 0; for none, set do_sample=False", lambda d: not d.do_sample or d.temperature > 0),
+        "temperature": (
+            f"{LEAST_TEMPERATURE} or more; for none, set do_sample=False",
+            lambda d: not d.do_sample or d.temperature >= LEAST_TEMPERATURE,
+        ),
         "top_p": ("more than 0, at most 1", lambda d: 0 < d.top_p <= 1),
         "repetition_penalty": ("more than 0; 1 is none", lambda d: d.repetition_penalty > 0),
     }
@@ -108,18 +118,39 @@ class _Draw(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(-1, token, 0.0)
 
 
-class Interrupt(StoppingCriteria):
+class Ending(StoppingCriteria):
+    """Ends rows for a reason, and notes in `at` after how many tokens it first held for each: what follows is padding.
+
+    With beams a row is one of several that change places, and what is noted of it means nothing.
+    """
+
+    def __init__(self) -> None:
+        self.at: dict[int, int] = {}
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        ended = self.ended(input_ids)
+        for row in (row for row, own in enumerate(ended) if own):
+            self.at.setdefault(row, input_ids.shape[1])
+        return torch.tensor(ended, device=input_ids.device)
+
+    def ended(self, input_ids: Tensor) -> list[bool]:
+        """Whether each row ends here."""
+        raise NotImplementedError
+
+
+class Interrupt(Ending):
     """Ends a row at the next token once its event is set."""
 
     def __init__(self, events: Sequence[Event]):
+        super().__init__()
         self.events = events
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        ended = torch.tensor([event.is_set() for event in self.events], device=input_ids.device)
-        return ended.repeat_interleave(len(input_ids) // len(self.events))  # as many beams
+    def ended(self, input_ids: Tensor) -> list[bool]:
+        beams = len(input_ids) // len(self.events)
+        return [event.is_set() for event in self.events for _ in range(beams)]
 
 
-class StopWords(StoppingCriteria):
+class StopWords(Ending):
     """Ends a row whose text holds one of these words.
 
     transformers' own (`stop_strings`) prepares the whole vocabulary in each call, up to a second, and misses words
@@ -127,14 +158,15 @@ class StopWords(StoppingCriteria):
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, words: Sequence[str]):
+        super().__init__()
         self.tokenizer = tokenizer
         self.words = words
         # a token has a byte or more; three more may be the end of a character that the first one cuts
         self.tail = max(len(word.encode()) for word in words) + 3
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+    def ended(self, input_ids: Tensor) -> list[bool]:
         tails = self.tokenizer.batch_decode(input_ids[:, -self.tail :])
-        return torch.tensor([any(word in tail for word in self.words) for tail in tails], device=input_ids.device)
+        return [any(word in tail for word in self.words) for tail in tails]
 
 
 class Fanout(BaseStreamer):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Event
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -13,7 +13,7 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from minigpt4.common.errors import UserError
-from minigpt4.models.decoding import Decoding, Fanout, Interrupt, StopWords
+from minigpt4.models.decoding import Decoding, Ending, Fanout, Interrupt, StopWords
 from minigpt4.models.growing_cache import new_cache
 from minigpt4.models.kept_cache import KeptCache, shared_prefix, turns_with_length
 from minigpt4.models.splice import IMAGE_PLACEHOLDER, pad, splice
@@ -41,11 +41,12 @@ class Answer(str):
 class Row:
     """One prompt on its way to an answer."""
 
-    layout: list[int]
+    text: str
     places: int  # for images
     seed: int
     interrupt: Event
     streamer: BaseStreamer | None = None
+    layout: list[int] = field(default_factory=list)
     images: Tensor | None = None  # pictures [n, 3, H, W], then their embeddings [n, rows, D]
     limit: int = 0  # most tokens that its answer may have
     answer: Answer | None = None
@@ -66,10 +67,17 @@ def make_rows(
     """Rows of prompts; what is given once is for all of them."""
     count = len(texts)
     seeds, interrupts, streamers = (_each(own, count) for own in (seed, interrupt or Event(), streamer))
-    return [
-        Row(model.layout(text), text.count(IMAGE_PLACEHOLDER), *own)
+    rows = [
+        Row(text, text.count(IMAGE_PLACEHOLDER), *own)
         for text, *own in zip(texts, seeds, interrupts, streamers, strict=True)
     ]
+    for row in rows:
+        _isolated([row], lambda own: _lay_out(model, *own))
+    return rows
+
+
+def _lay_out(model: "MiniGPTBase", row: Row) -> None:
+    row.layout = model.layout(row.text)
 
 
 def _each(value: Any, count: int) -> list[Any]:
@@ -85,7 +93,7 @@ def answer_rows(
         UserError: images for all rows together, and not as many as they have places for, or for other rows.
     """
     _give_images(rows, images)
-    for row in rows:
+    for row in _open(rows):
         _check(model, row, decoding)
     _isolated([row for row in _open(rows) if row.images is not None and row.images.dim() == 4], _encoder(model))
     groups: dict[int, list[Row]] = {}
@@ -190,7 +198,7 @@ def _generate(model: "MiniGPTBase", rows: list[Row], decoding: Decoding, kept: K
     if beams and kept is not None:
         kept.reused, kept = 0, None
     held = nullcontext(fresh) if kept is None else kept.reading(llm, embeds[0])
-    endings = StoppingCriteriaList([Interrupt([row.interrupt for row in rows])])
+    endings: list[Ending] = [Interrupt([row.interrupt for row in rows])]
     if model.template.stop:
         endings.append(StopWords(model.llama_tokenizer, model.template.stop))
     options: dict[str, Any] = {
@@ -198,12 +206,12 @@ def _generate(model: "MiniGPTBase", rows: list[Row], decoding: Decoding, kept: K
         "attention_mask": mask,
         "generation_config": config,
         "logits_processor": decoding.processors(seeds),
-        "stopping_criteria": endings,
+        "stopping_criteria": StoppingCriteriaList(endings),
         "streamer": Fanout(streamers) if streamers else None,
     }
     with decoding.seeded(seeds), held as cache:
         if shared:  # read once for all rows
-            llm(inputs_embeds=embeds[:1, :shared], past_key_values=cache, use_cache=True)
+            llm.get_decoder()(inputs_embeds=embeds[:1, :shared], past_key_values=cache, use_cache=True)  # no logits
             cast(DynamicCache, cache).batch_repeat_interleave(len(rows))
         if model.compiled and cache is not None and len(rows) == 1:
             tokens = model.compiled.generate(llm, cache, **options)
@@ -211,21 +219,22 @@ def _generate(model: "MiniGPTBase", rows: list[Row], decoding: Decoding, kept: K
             tokens = llm.generate(**options, **({} if cache is None else {"past_key_values": cache}))
         if kept is not None:
             kept.note(torch.cat([embeds[0], embedding(tokens[0])]))
-    for row, own in zip(rows, tokens.tolist(), strict=True):
-        row.answer = _answer(model, row, own)
+    for number, (row, own) in enumerate(zip(rows, tokens.tolist(), strict=True)):
+        first = number * decoding.num_beams
+        ends = [ending.at[first] for ending in (endings[:1] if beams else endings) if first in ending.at]
+        row.answer = _answer(model, row, own[: min(ends, default=None)], interrupted=first in endings[0].at)
 
 
-def _answer(model: "MiniGPTBase", row: Row, tokens: list[int]) -> Answer:
+def _answer(model: "MiniGPTBase", row: Row, tokens: list[int], interrupted: bool) -> Answer:
     end = next((i for i, token in enumerate(tokens) if token in model.stop_ids), len(tokens))
     text = cast(str, model.llama_tokenizer.decode(tokens[:end], skip_special_tokens=True))
     said = any(stop in text for stop in model.template.stop)
-    interrupted = row.interrupt.is_set() and not said
-    # a row that its batch outlives is padded, whatever ended it
+    interrupted = interrupted and not said and end == len(tokens)  # else it had ended before
     ended = said or (end < row.limit and not interrupted)
     answer = Answer(model.cut(text) if ended else settled(model, text))
     answer.finish = "stop" if ended else "interrupt" if interrupted else "length"
     answer.prompt_tokens = len(row.layout)
-    answer.new_tokens = end + (ended and not said)  # after any other end, an end is padding
+    answer.new_tokens = end + (ended and not said)  # with the token that ended it
     return answer
 
 

@@ -16,7 +16,7 @@ from minigpt4.common.config import ModelConfig
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import get_template
 from minigpt4.models.compiled import CompiledDecoding
-from minigpt4.models.decoding import Decoding
+from minigpt4.models.decoding import Decoding, draw_seeds
 from minigpt4.models.generation import Answer, Images, answer_rows, make_rows, raise_first
 from minigpt4.models.kept_cache import KeptCache
 from minigpt4.models.llm import embedding_of, stop_ids, window_of
@@ -92,7 +92,15 @@ class MiniGPTBase(TrainingModel):
             self.llama_proj = trained
 
     def encode_text(self, text: str) -> list[int]:
-        """Token ids without BOS or EOS."""
+        """Token ids without BOS or EOS.
+
+        Raises:
+            UserError: a character of it is none.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # tokenizers fail on it in words of their own
+            raise UserError("a character of the text is only half there (a lone surrogate). Remove it.") from None
         # not verbose: it would warn of a text longer than the window, and lengths are looked at elsewhere
         return self.llama_tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
@@ -174,7 +182,8 @@ class MiniGPTBase(TrainingModel):
             texts: B prompts (see `Template.prompt`).
             seed: of sampling, for each prompt or one for all; the same seed draws the same answer in any batch and
                 beside any thread. None draws it from torch's generator. Sampled beams take a batch's first seed.
-            streamer: receives the tokens; in a batch one for each prompt. Not with beams.
+            streamer: receives the tokens; in a batch one for each prompt. Not with beams. It gets no tokens, [0], where
+                an answer begins, and again where it begins anew because another prompt made the batch fail.
             interrupt: ends an answer at the next token once it is set; in a batch one for each prompt, or one for all.
             kept: of a batch of one, what the LLM has read before and need not read again. Beams leave it alone.
             raise_errors: False leaves a failed prompt's error in its `Answer.error` and answers the others.
@@ -196,7 +205,7 @@ class MiniGPTBase(TrainingModel):
             length_penalty=length_penalty,
         )
         if seed is None:  # greedy decoding leaves torch's generator alone: training goes on after an evaluation
-            seed = torch.randint(2**62, (len(texts),)).tolist() if do_sample else 0
+            seed = draw_seeds(len(texts)) if do_sample else 0
         rows = make_rows(self, texts, seed, streamer, interrupt)
         answers = answer_rows(self, rows, images, decoding, kept)
         if raise_errors:

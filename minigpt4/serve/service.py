@@ -17,6 +17,7 @@ from torch import Tensor
 from minigpt4.common.errors import UserError
 from minigpt4.common.limits import MAX_IMAGE_PIXELS
 from minigpt4.conversation.pictures import Picture, open_image
+from minigpt4.models.decoding import LEAST_TEMPERATURE
 from minigpt4.models.generation import Answer
 from minigpt4.models.minigpt_base import MiniGPTBase
 from minigpt4.serve import remote
@@ -28,7 +29,6 @@ from minigpt4.serve.schema import ChatRequest, ImageUrl
 
 _ARRIVING = 16  # requests that may be read while all places of answers are taken
 _HANDS = 2  # requests whose words or pictures are read at once: a picture of the largest size takes 200 MB meanwhile
-_LEAST_TEMPERATURE = 0.01  # below, there is nothing left to draw, and divisions overflow
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,6 @@ def _sampling(request: ChatRequest) -> Sampling:
     temperature = 1.0 if request.temperature is None else request.temperature
     penalty = request.repetition_penalty or 1.0
     top_p = 1.0 if request.top_p is None else request.top_p
-    if temperature < _LEAST_TEMPERATURE or top_p == 0:
+    if temperature < LEAST_TEMPERATURE or top_p == 0:
         return Sampling(repetition_penalty=penalty)
     return Sampling(True, temperature, top_p, penalty)

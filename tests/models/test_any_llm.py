@@ -183,7 +183,7 @@ def test_batches_answer_as_one_by_one(model):
 
 def test_a_batch_reads_a_long_common_beginning_once(model):
     read = []
-    hook = model.llama_model.register_forward_pre_hook(
+    hook = model.llama_model.get_decoder().register_forward_pre_hook(
         lambda _, args, kwargs: read.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
     )
     prompts = [model.template.prompt([Turn(words)]) for words in ("hello", "Where is the small dog?", "hi")]

@@ -1,7 +1,9 @@
 """Batches: every prompt is answered as if it were alone, by any way of decoding, and failures stay where they are."""
 
+import re
 import threading
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,6 +86,17 @@ def test_seeds_of_sampled_beams_reproduce_and_leave_torchs_generator_alone(parit
     first, again, other = (parity_model.generate(None, ["7"], seed=seed, **options) for seed in (1, 1, 2))
     assert first == again != other
     assert torch.equal(torch.get_rng_state(), state)
+    ended = threading.Event()
+
+    def draw_unseeded() -> None:
+        while not ended.is_set():
+            parity_model.generate(None, ["a dog"], do_sample=True, max_new_tokens=1)
+
+    beside = threading.Thread(target=draw_unseeded)
+    beside.start()
+    assert [parity_model.generate(None, ["7"], seed=1, **options) for _ in range(5)] == [first] * 5
+    ended.set()
+    beside.join()
 
 
 def test_greedy_decoding_leaves_torchs_generator_alone(parity_model):
@@ -132,6 +145,7 @@ def test_words_that_end_an_answer_may_come_in_pieces(parity_model):
         ("min_new_tokens", 21),
         ("num_beams", 0),
         ("temperature", 0.0),
+        ("temperature", 1e-40),
         ("top_p", 1.5),
         ("repetition_penalty", -1.0),
     ],
@@ -219,6 +233,50 @@ def test_rows_are_streamed_and_interrupted_one_by_one(parity_model):
     assert answers[0].new_tokens in (5, 6)
     assert whole[0].startswith(answers[0]) and len(answers[0]) < len(whole[0])
     assert parity_model.llama_tokenizer.decode(rows[1].tokens, skip_special_tokens=True).startswith(whole[1])
+
+
+def test_a_row_that_had_ended_is_not_interrupted_later(parity_model, monkeypatch):
+    whole = parity_model.generate(None, ["hello", "a dog"], max_new_tokens=30, min_new_tokens=30)
+    first = parity_model.encode_text(f" {whole[0]}")  # ends at a token that it says, and the other does not
+    other = parity_model.encode_text(f" {whole[1]}")
+    monkeypatch.setattr(parity_model, "stop_ids", [next(token for token in first[2:] if token not in other)])
+    alone = parity_model.generate(None, ["hello"], max_new_tokens=30)[0]
+    assert alone.finish == "stop" and 0 < alone.new_tokens < 28
+    rows = [Collect(99), Collect(alone.new_tokens + 2)]
+    answers = parity_model.generate(None, ["hello", "a dog"], max_new_tokens=30, streamer=rows, interrupt=rows[1].event)
+    assert [a.finish for a in answers] == ["stop", "interrupt"]
+    assert (answers[0], answers[0].new_tokens) == (alone, alone.new_tokens)
+
+
+def test_an_llm_without_an_end_of_its_own(parity_model, monkeypatch):
+    """What pads a row behind a stop word or an interrupt is no part of its answer."""
+    monkeypatch.setattr(parity_model, "stop_ids", [])
+    whole = parity_model.generate(None, ["hello", "a dog"], max_new_tokens=30)
+    assert [a.finish for a in whole] == ["length", "length"]
+    word = next(w for w in re.findall("[A-Za-z]{3,}", whole[0]) if w not in whole[1])
+    monkeypatch.setattr(parity_model, "template", replace(parity_model.template, stop=(word,)))
+    alone = [parity_model.generate(None, [p], max_new_tokens=30)[0] for p in ("hello", "a dog")]
+    batch = parity_model.generate(None, ["hello", "a dog"], max_new_tokens=30)
+    assert [(a, a.new_tokens, a.finish) for a in batch] == [(a, a.new_tokens, a.finish) for a in alone]
+    assert [a.finish for a in batch] == ["stop", "length"]
+
+
+def test_what_no_tokenizer_takes_fails_alone(parity_model):
+    answers = parity_model.generate(None, ["hello", "\ud800", "a dog"], raise_errors=False)
+    assert "half there" in str(answers[1].error) and isinstance(answers[1].error, UserError)
+    assert [answers[0], answers[2]] == parity_model.generate(None, ["hello", "a dog"])
+    with pytest.raises(UserError, match="prompt 2 of 3: a character of the text is only half there"):
+        parity_model.generate(None, ["hello", "\ud800", "a dog"])
+
+
+def test_reading_what_all_prompts_begin_with_makes_no_logits(parity_model):
+    rows = []
+    handle = parity_model.llama_model.lm_head.register_forward_hook(lambda _, args, out: rows.append(out.shape[1]))
+    try:
+        parity_model.generate(None, ["the same words " * 20 + own for own in ("a", "b", "c d")], max_new_tokens=3)
+    finally:
+        handle.remove()
+    assert rows and set(rows) == {1}
 
 
 def test_whole_numbers_are_taken_for_floats(parity_model):
