@@ -22,6 +22,8 @@ from minigpt4.models.kept_cache import KeptCache
 from minigpt4.models.minigpt_base import MiniGPTBase
 from minigpt4.models.splice import without_places
 
+_KEPT_WHEN_FULL = 0.75  # of the room for what can be forgotten
+
 
 class RestartedError(UserError):
     """The conversation was restarted while an answer was under way."""
@@ -37,6 +39,7 @@ class Chat:
         model: in eval mode; its template says how the dialogue is written.
         processor: the model's eval processor, PIL image -> [3, H, W].
         on_use: called with this session when a question is asked (see `Sessions`).
+        max_pixels: of a picture; see `Room` for what all may have together.
     """
 
     def __init__(
@@ -44,36 +47,43 @@ class Chat:
         model: MiniGPTBase,
         processor: Callable[[Image.Image], Tensor],
         on_use: Callable[["Chat"], None] = lambda _: None,
+        max_pixels: int = MAX_IMAGE_PIXELS,
     ):
         self.model = model
         self.processor = processor
+        self.max_pixels = max_pixels
         self._on_use = on_use
         self._claim = Lock()
         self._interrupt = Event()
+        self._begun = 0  # conversations
         self.restart()
 
     def restart(self) -> None:
         """Forgets everything said and shown; an answer under way ends with a `RestartedError`."""
-        self.turns: list[Turn] = []
-        self.forgotten = 0  # turns whose words the last prompt had no room for
-        self._waiting: list[Picture] = []  # shown since the last question
-        self._kept = KeptCache()  # not the old one, which the answer under way may be using
-        self._interrupt.set()
+        self._begin([], [])
+
+    def _begin(self, turns: list[Turn], waiting: list[Picture]) -> None:
+        with self._claim:
+            self._begun += 1
+            self.turns = turns
+            self.forgotten = 0  # turns whose words the last prompt had no room for
+            self._waiting = waiting  # shown since the last question
+            self._kept = KeptCache()  # not the old one, which the answer under way may be using
+            self._interrupt.set()
 
     @property
     def pictures(self) -> list[Picture]:
         """All that was shown, in order of appearance."""
         return [picture for turn in self.turns for picture in turn.pictures] + self._waiting
 
+    def room(self) -> Room:
+        """What is left for more pictures: what is shown can be saved, and so must load again."""
+        return Room(self.max_pixels, self.pictures)
+
     @property
     def reused_tokens(self) -> int:
         """How many tokens and image rows of the last prompt the model did not have to read again."""
         return self._kept.reused
-
-    @property
-    def images(self) -> list[Tensor]:
-        """The embeddings [1, rows, D] of `pictures`."""
-        return self._encode(self.pictures)
 
     def upload_img(self, *images: Image.Image | Picture) -> None:
         """Shows images; the next question is about them. They are encoded now, once, in one batch.
@@ -81,11 +91,11 @@ class Chat:
         Raises:
             UserError: one, or all of the conversation's together, are too large (see `Room`).
         """
-        self._show([picture for image in images for picture in pictures_of(image)])
+        self._show(images)
 
     def upload_video(self, video: Video) -> None:
-        """Shows a video's frames as images, which are encoded in one batch."""
-        self._show(video.pictures())
+        """Shows a video's frames as images, which are encoded in one batch; raises as `upload_img`."""
+        self._show([video])
 
     def answer(self, question: str | Sequence[Part], **options: Any) -> str:
         """Asks and returns the whole answer. `options` are those of `MiniGPTBase.generate`."""
@@ -102,12 +112,12 @@ class Chat:
             question: words, or words, images and videos in the order in which the model is to read them.
 
         Raises:
-            UserError: the previous question is still being answered, or this one is too long.
+            UserError: the previous question is still being answered, or this one is too long or has too large pictures.
             RestartedError: a restart came before the end.
         """
-        parts = list[Picture | str]()
+        parts, room = list[Picture | str](), self.room()
         for part in [question] if isinstance(question, str) else question:
-            parts += [part] if isinstance(part, str) else pictures_of(part)
+            parts += [part] if isinstance(part, str) else pictures_of(part, room)
         yield from self._ask(lambda: self.turns + turns_of(self._waiting, parts), options)
 
     def edit(self, index: int, question: str, **options: Any) -> Iterator[str]:
@@ -154,16 +164,15 @@ class Chat:
         answered = max((i for i, turn in enumerate(self.turns, start=1) if turn.answer is not None), default=0)
         return to_json(self.turns[:answered], self._waiting)
 
-    def load(self, saved: str, max_pixels: int = MAX_IMAGE_PIXELS) -> None:
+    def load(self, saved: str) -> None:
         """Takes up a conversation that `save` wrote, instead of this one.
 
         Raises:
             UserError: it or a picture can't be read, or one or all of them are too large; all is as it was.
         """
-        turns, waiting = from_json(saved, max_pixels, self.model.max_context_len / self.model.rows_per_image)
+        turns, waiting = from_json(saved, self.max_pixels, self.model.max_context_len / self.model.rows_per_image)
         self._encode([picture for turn in turns for picture in turn.pictures] + waiting)
-        self.restart()
-        self.turns, self._waiting = turns, waiting
+        self._begin(turns, waiting)
 
     def forget_cache(self, pictures_too: bool = False) -> None:
         """Frees the KV cache, and with `pictures_too` the image embeddings; the next question makes them again."""
@@ -175,12 +184,13 @@ class Chat:
         if self.turns and self.turns[-1].answer is None:
             raise UserError("The previous question is still being answered. Wait for its answer, or restart.")
 
-    def _show(self, pictures: Sequence[Picture]) -> None:
-        room = Room(shown=self.pictures)  # what is shown here can be saved, and so must load again
-        for picture in pictures:
-            room.take(*picture.image.size)
+    def _show(self, parts: Sequence[Image.Image | Picture | Video]) -> None:
+        begun, room = self._begun, self.room()
+        pictures = [picture for part in parts for picture in pictures_of(part, room)]
         self._encode(pictures)
-        self._waiting += pictures
+        with self._claim:
+            if self._begun == begun:  # no restart came meanwhile
+                self._waiting = self._waiting + pictures
 
     @torch.inference_mode()
     def _encode(self, pictures: Sequence[Picture]) -> list[Tensor]:
@@ -200,12 +210,13 @@ class Chat:
             self._require_idle()
             before, waiting, forgotten, interrupt = self.turns, self._waiting, self.forgotten, Event()
             self.turns = turns = make_turns()
+            kept = self._kept  # a question after a restart has another
             asked = [picture for turn in turns for picture in turn.pictures]
             self._waiting = [picture for picture in waiting if picture not in asked]
             self._interrupt = interrupt
         self._on_use(self)
         try:
-            with closing(self._generate(options, interrupt)) as answers:
+            with closing(self._generate(turns, kept, interrupt, options)) as answers:
                 for text in answers:
                     if self.turns is not turns:
                         raise RestartedError("The conversation was restarted before the answer was complete.")
@@ -216,18 +227,21 @@ class Chat:
                 since = [picture for picture in self._waiting if picture not in waiting]
                 self.turns, self._waiting, self.forgotten = before, waiting + since, forgotten
 
-    def _generate(self, options: dict[str, Any], interrupt: Event) -> Generator[str, None, None]:
+    def _generate(
+        self, turns: list[Turn], kept: KeptCache, interrupt: Event, options: dict[str, Any]
+    ) -> Generator[str, None, None]:
         options = {"max_new_tokens": 300, **options}
-        prompt = self._prompt(options["max_new_tokens"])
-        embeddings = self._encode([picture for turn in self.turns for picture in turn.pictures])
-        images, model, kept = torch.cat(embeddings) if embeddings else None, self.model, self._kept
+        prompt = self._prompt(turns, options["max_new_tokens"])
+        embeddings = self._encode([picture for turn in turns for picture in turn.pictures])
+        images, model = torch.cat(embeddings) if embeddings else None, self.model
+        options |= {"interrupt": interrupt, "kept": kept}
         if options.get("num_beams", 1) > 1:  # no beam is final before the end
-            yield model.generate(images, [prompt], interrupt=interrupt, **options)[0]
+            yield model.generate(images, [prompt], **options)[0]
             return
         job = Job(
             model.llama_tokenizer,
             interrupt,
-            lambda job: model.generate(images, [prompt], streamer=job, interrupt=interrupt, kept=kept, **options)[0],
+            lambda job: model.generate(images, [prompt], streamer=job, **options)[0],
         )
         with job:
             said = ""
@@ -236,28 +250,37 @@ class Chat:
                     yield said
         yield job.result()
 
-    def _prompt(self, max_new_tokens: int) -> str:
-        """The dialogue as the model reads it: of a too long one the oldest turns lose their words, never an image."""
+    def _prompt(self, turns: list[Turn], max_new_tokens: int) -> str:
+        """The dialogue as the model reads it: of a too long one the oldest turns lose their words, never an image.
+
+        What was forgotten stays so, and more than it takes is forgotten at once: else each further turn would forget
+        another, and all behind it, read in another place, would have to be read again.
+        """
         if (room := self.model.max_context_len - max_new_tokens) < 1:
             raise UserError(
                 f"max_new_tokens: {max_new_tokens} leaves nothing of the {self.model.max_context_len} tokens that the "
                 "model reads and answers. Set it lower."
             )
-        answered = sum(turn.answer is not None for turn in self.turns)
+        answered = sum(turn.answer is not None for turn in turns)
 
-        def excess(forgotten: int) -> float:
-            return len(self.model.layout(self.model.template.prompt(_read(self.turns, forgotten)))) - room
+        def length(forgotten: int) -> int:
+            return len(self.model.layout(self.model.template.prompt(_read(turns, forgotten))))
 
-        # the fewest that make it fit; each try reads the whole dialogue
-        forgotten = bisect_left(range(answered), True, key=lambda forgotten: excess(forgotten) <= 0)
-        if forgotten == answered and (more := excess(answered)) > 0:
-            raise UserError(
-                f"The message is {more} tokens too long: the model reads {self.model.max_context_len} at once, "
-                f"{max_new_tokens} of them kept for its answer. Shorten it, show fewer images, or ask for a shorter "
-                "answer."
-            )
-        self.forgotten = forgotten
-        return self.model.template.prompt(_read(self.turns, forgotten))
+        forgotten = min(self.forgotten, answered) if length(0) > room else 0
+        if length(forgotten) > room:
+            if (least := length(answered)) > room:
+                raise UserError(
+                    f"The message is {least - room} tokens too long: the model reads {self.model.max_context_len} at "
+                    f"once, {max_new_tokens} of them kept for its answer. Shorten it, show fewer images, or ask for a "
+                    "shorter answer."
+                )
+            # each try reads the whole dialogue
+            most = least + _KEPT_WHEN_FULL * (room - least)
+            forgotten = bisect_left(range(answered), True, key=lambda n: length(n) <= most)
+        with self._claim:
+            if self.turns is turns:  # no restart came
+                self.forgotten = forgotten
+        return self.model.template.prompt(_read(turns, forgotten))
 
 
 def _read(turns: Sequence[Turn], forgotten: int) -> list[Turn]:
@@ -275,7 +298,7 @@ def _read(turns: Sequence[Turn], forgotten: int) -> list[Turn]:
     return read
 
 
-def turns_of(waiting: list[Picture], parts: Sequence[Part]) -> list[Turn]:
+def turns_of(waiting: list[Picture], parts: Sequence[Picture | str]) -> list[Turn]:
     """A question's turns: as in the original, each picture shown before it but the last has one of its own."""
     turns = [Turn(IMAGE, pictures=[picture]) for picture in waiting[:-1]]
     question, pictures = IMAGE * len(waiting[-1:]), waiting[-1:]
@@ -284,7 +307,6 @@ def turns_of(waiting: list[Picture], parts: Sequence[Part]) -> list[Turn]:
             words = without_places(part)
             question += f" {words}" if question else words
         else:
-            own = pictures_of(part)
-            question += " " * bool(question and not question.endswith(IMAGE)) + IMAGE * len(own)
-            pictures = [*pictures, *own]
+            question += " " * bool(question and not question.endswith(IMAGE)) + IMAGE
+            pictures = [*pictures, part]
     return [*turns, Turn(question, pictures=pictures)]

@@ -164,8 +164,14 @@ class Video:
 Part = str | Image.Image | Picture | Video
 
 
-def pictures_of(part: Image.Image | Picture | Video) -> Sequence[Picture]:
-    """The pictures of one part of a message, in order."""
+def pictures_of(part: Image.Image | Picture | Video, room: Room) -> Sequence[Picture]:
+    """The pictures of one part of a message, in order; they take their room.
+
+    Raises:
+        UserError: one is too large, there is not enough room, or a video can't be read.
+    """
     if isinstance(part, Video):
-        return part.pictures()
-    return [part if isinstance(part, Picture) else Picture(part.convert("RGB"))]
+        return part.pictures(room)
+    picture = part if isinstance(part, Picture) else Picture(part.convert("RGB"))
+    room.take(*picture.image.size)
+    return [picture]

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from minigpt4.common.errors import UserError
-from minigpt4.common.limits import MAX_SESSIONS
+from minigpt4.common.limits import MAX_IMAGE_PIXELS, MAX_SESSIONS
 from minigpt4.conversation.chat import Chat
 from minigpt4.models.minigpt_base import MiniGPTBase
 
@@ -23,25 +23,30 @@ class Sessions:
     to it any more.
 
     Args:
-        model, processor: as for `Chat`.
+        model, processor, max_pixels: as for `Chat`.
         max_sessions: 1 or more. A KV cache takes 2 x layers x key-value heads x head size numbers per token: 0.5 MB in
             half precision for a LLaMA of 7B.
     """
 
     def __init__(
-        self, model: MiniGPTBase, processor: Callable[[Image.Image], Tensor], max_sessions: int = MAX_SESSIONS
+        self,
+        model: MiniGPTBase,
+        processor: Callable[[Image.Image], Tensor],
+        max_sessions: int = MAX_SESSIONS,
+        max_pixels: int = MAX_IMAGE_PIXELS,
     ):
         if max_sessions < 1:
             raise UserError(f"max_sessions: {max_sessions} is out of range. Set it to 1 or more.")
         self.model = model
         self.processor = processor
         self.max_sessions = max_sessions
+        self.max_pixels = max_pixels
         self._lock = Lock()
         self._used: list[weakref.ref[Chat]] = []  # the last one is the last that asked
 
     def open(self) -> Chat:
         """A new session."""
-        return Chat(self.model, self.processor, on_use=self._note)
+        return Chat(self.model, self.processor, self._note, self.max_pixels)
 
     def _note(self, chat: Chat) -> None:
         with self._lock:

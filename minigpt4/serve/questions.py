@@ -12,7 +12,7 @@ from PIL import Image
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.chat import turns_of
 from minigpt4.conversation.conversation import Turn
-from minigpt4.conversation.pictures import _FORMATS, Picture, Video
+from minigpt4.conversation.pictures import _FORMATS, Picture, Room, Video
 from minigpt4.datasets.datasets.records import image_folder, read_records, record_id
 
 
@@ -49,11 +49,13 @@ class Question:
         """
         if self.error:
             raise UserError(self.error)
+        room = Room()
         pictures = [
-            Picture.from_url(name) if _is_data(name) else Picture.from_file(self.folder / name) for name in self.images
+            Picture.from_url(name, room) if _is_data(name) else Picture.from_file(self.folder / name, room)
+            for name in self.images
         ]
-        video = [Video(self.folder / self.video)] if self.video else []
-        return turns_of([], [*pictures, *video, self.text])
+        pictures += Video(self.folder / self.video).pictures(room) if self.video else []
+        return turns_of([], [*pictures, self.text])
 
 
 def questions_about(paths: Sequence[str], text: str) -> list[Question]:

@@ -16,7 +16,6 @@ from gradio.processing_utils import save_bytes_to_cache
 from gradio.utils import get_upload_folder
 
 from minigpt4.common.errors import UserError, first_line
-from minigpt4.common.limits import MAX_IMAGE_PIXELS
 from minigpt4.conversation.chat import Chat, RestartedError
 from minigpt4.conversation.conversation import Turn
 from minigpt4.conversation.options import AnswerOptions
@@ -90,12 +89,10 @@ class Handlers:
 
     Args:
         sessions: opens a visitor's conversation.
-        max_image_pixels: larger pictures are refused, before they are decoded.
     """
 
-    def __init__(self, sessions: Sessions, max_image_pixels: int = MAX_IMAGE_PIXELS):
+    def __init__(self, sessions: Sessions):
         self.sessions = sessions
-        self.max_image_pixels = max_image_pixels
         self._line = Line(_ANSWERS_AT_ONCE)
 
     def ask(self, message: Message, *options_and_visitor: Any) -> Iterator[Shown]:
@@ -104,7 +101,7 @@ class Handlers:
             words = _checked(message["text"])
 
         def prepare(chat: Chat) -> Asked:
-            room = Room(self.max_image_pixels, chat.pictures)
+            room = chat.room()
             pictures = [picture for file in message["files"] for picture in _open(Path(file), room)]
             return [*chat.turns, Turn(words, pictures=pictures)], partial(chat.stream, [*pictures, words])
 
@@ -169,7 +166,7 @@ class Handlers:
             except UnicodeDecodeError:
                 raise UserError("This is no saved conversation. Choose a JSON file that was saved here.") from None
             chat = self.sessions.open()  # another: while it can't be loaded, the answer under way goes on
-            chat.load(saved, self.max_image_pixels)
+            chat.load(saved)
             visitor.restart()
             visitor.chat = chat
         return visitor.shown(_EMPTY, "The conversation was loaded.")

@@ -2,6 +2,7 @@
 
 import gc
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -158,7 +159,7 @@ def test_sessions_share_nothing(parity_model, script):
     assert "red" not in calls[1][1]
     assert not torch.equal(calls[0][0], calls[1][0])
     one.restart()
-    assert (len(one.turns), len(two.turns), len(two.images)) == (0, 1, 1)
+    assert (len(one.turns), len(two.turns), len(two.pictures)) == (0, 1, 1)
 
 
 def test_restart_ends_the_answer_under_way(chat, script):
@@ -173,6 +174,79 @@ def test_restart_ends_the_answer_under_way(chat, script):
         next(old)
     assert list(new)[-1] == "one two three"
     assert [turn.question for turn in chat.turns] == ["New?"]
+
+
+def test_a_restart_while_pictures_are_encoded_leaves_nothing_of_them(chat, parity_model, monkeypatch):
+    encode, begun, go, errors = parity_model.encode_img, threading.Event(), threading.Event(), []
+
+    def slow(pixels):
+        begun.set()
+        return go.wait(20) and encode(pixels)
+
+    def old(act) -> threading.Thread:
+        begun.clear()
+        go.clear()
+        thread = threading.Thread(target=act)
+        thread.start()
+        begun.wait(20)
+        return thread
+
+    def ask():
+        errors.append(pytest.raises(RestartedError, chat.answer, [picture("red"), "Old?"]))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parity_model, "encode_img", slow)
+        asking, kept = old(ask), chat._kept
+        chat.restart()
+        new = chat.stream("New?", max_new_tokens=30, min_new_tokens=30)
+        next(new)
+        go.set()
+        asking.join(20)
+        assert chat._kept is not kept and len(errors) == 1
+        fresh = Chat(parity_model, PROCESSOR).answer("New?", max_new_tokens=30, min_new_tokens=30)
+        assert list(new)[-1] == fresh
+        showing = old(lambda: chat.upload_img(picture("blue")))
+        chat.restart()
+        go.set()
+        showing.join(20)
+    assert chat.pictures == [] and chat.turns == []
+
+
+def test_what_an_ended_conversation_forgot_is_not_the_new_ones(chat, script, monkeypatch):
+    script("fine")
+    prompts, layout = [], chat.model.layout
+
+    def ask(restart_at: int) -> None:
+        def counted(prompt: str) -> list[int]:
+            prompts.append(prompt)
+            if len(prompts) == restart_at:
+                chat.restart()
+            return layout(prompt)
+
+        chat.turns = [Turn("word " * 10, "fine") for _ in range(300)]
+        monkeypatch.setattr(chat.model, "layout", counted)
+        chat.answer("Four?", max_new_tokens=10)
+
+    ask(restart_at=0)
+    last = len(prompts)
+    chat.restart()
+    prompts.clear()
+    with pytest.raises(RestartedError):
+        ask(restart_at=last)
+    assert (chat.forgotten, chat.turns) == (0, [])
+
+
+def test_pictures_in_a_message_have_limits_too(parity_model):
+    chat = Chat(parity_model, PROCESSOR, max_pixels=1200)
+    chat.answer([picture("red"), "Who?"], max_new_tokens=2)
+    with pytest.raises(UserError, match="the picture has more than 0.0012 megapixels"):
+        chat.answer([Image.new("RGB", (41, 30)), "Who?"], max_new_tokens=2)
+    with pytest.raises(UserError, match="the conversation's pictures have more than 0.0048 megapixels together"):
+        chat.answer([*map(picture, ["red"] * 4), "Who?"], max_new_tokens=2)
+    assert len(chat.turns) == 1
+    again = Chat(parity_model, PROCESSOR, max_pixels=1200)
+    again.load(chat.save())
+    assert len(again.pictures) == 1
 
 
 @pytest.mark.parametrize("beams", [1, 2])
@@ -198,7 +272,7 @@ def test_of_two_that_ask_at_once_one_is_refused(chat, script, monkeypatch):
     """While the parts of the first are read, too."""
     script("fine")
     slow, go = Video("slow.mp4"), threading.Event()
-    monkeypatch.setattr(Video, "pictures", lambda self: go.wait(20) and [Picture(picture("red"))])
+    monkeypatch.setattr(Video, "pictures", lambda self, room: go.wait(20) and [Picture(picture("red"))])
     answers = []
     first = threading.Thread(target=lambda: answers.append(chat.answer([slow, "A?"])))
     first.start()
@@ -246,13 +320,32 @@ def test_of_a_too_long_chat_the_oldest_turns_lose_their_words_but_not_their_imag
     for question in ("One?", "Two?", "Three?"):
         chat.answer(question, max_new_tokens=10)
     assert chat.forgotten == 0
-    left = [Turn(IMAGE), Turn("Two?", "fine"), Turn("Three?", "fine"), Turn("Four?")]
-    expected = chat.model.template.prompt(left)
-    monkeypatch.setattr(chat.model, "max_context_len", len(chat.model.layout(expected)) + 10)
+    whole = chat.model.template.prompt([*chat.turns, Turn("Four?")])
+    monkeypatch.setattr(chat.model, "max_context_len", len(chat.model.layout(whole)) + 9)
     chat.answer("Four?", max_new_tokens=10)
     images, prompt, _ = calls[3]
-    assert (prompt, len(images), chat.forgotten) == (expected, 1, 1)
+    left = [Turn(IMAGE), *chat.turns[chat.forgotten : 3], Turn("Four?")]
+    assert (prompt, len(images)) == (chat.model.template.prompt(left), 1) and 0 < chat.forgotten < 3
     assert [turn.question for turn in chat.turns] == [f"{IMAGE} One?", "Two?", "Three?", "Four?"]  # still on the page
+
+
+def test_a_full_window_is_made_free_for_several_turns_at_once(chat, monkeypatch):
+    """So that the turns after it find what the model has read where it was."""
+    monkeypatch.setattr(chat.model, "max_context_len", 330)
+    chat.upload_img(picture("red"))
+    lengths = {"max_new_tokens": 8, "min_new_tokens": 8}
+    seen = []
+    for number in range(24):
+        answer = list(chat.stream(f"Number {number}, and what is it?", **lengths))[-1]
+        seen.append((chat.forgotten, chat.reused_tokens / answer.prompt_tokens))
+    full = seen[[forgotten > 0 for forgotten, _ in seen].index(True) :]
+    again = [share for (before, _), (after, share) in pairwise(full) if before == after]
+    assert [forgotten for forgotten, _ in full] == sorted(forgotten for forgotten, _ in full)
+    assert len(again) > len(full) / 2 and min(again) > 0.8
+    chat.undo()
+    monkeypatch.setattr(chat.model, "max_context_len", 1024)
+    chat.answer("All of it?", **lengths)
+    assert chat.forgotten == 0  # there is room again
 
 
 def test_what_to_forget_of_a_long_chat_is_found_in_few_tries(chat, script, monkeypatch):
@@ -262,7 +355,8 @@ def test_what_to_forget_of_a_long_chat_is_found_in_few_tries(chat, script, monke
     chat.answer("Four?", max_new_tokens=10)
     assert 1 < chat.forgotten < 300 and len(tries) < 12
     one_more = chat.model.template.prompt([*chat.turns[chat.forgotten - 1 : -1], Turn("Four?")])
-    assert len(layout(calls[0][1])) + 10 <= chat.model.max_context_len < len(layout(one_more)) + 10
+    least, room = len(layout(chat.model.template.prompt([Turn("Four?")]))), chat.model.max_context_len - 10
+    assert len(layout(calls[0][1])) <= least + 0.75 * (room - least) < len(layout(one_more))
 
 
 def test_to_forget_pictures_many_at_a_time_shortens_the_dialogue(chat, script, monkeypatch):
@@ -273,13 +367,13 @@ def test_to_forget_pictures_many_at_a_time_shortens_the_dialogue(chat, script, m
     monkeypatch.setattr(chat.model, "max_context_len", len(chat.model.layout(asked)) + 10)
     chat.answer("Who?", max_new_tokens=10)
     assert (calls[2][1], chat.forgotten) == (asked, 0)
-    read = chat.model.template.prompt([Turn(IMAGE * 8), *chat.turns[1:], Turn("Who?")])
+    read = chat.model.template.prompt([Turn(IMAGE * 8), Turn(IMAGE * 8), Turn("Who?")])
     monkeypatch.setattr(chat.model, "max_context_len", len(chat.model.layout(read)) + 10)
     chat.answer("Who?", max_new_tokens=10)
-    assert (calls[3][1], chat.forgotten) == (read, 1)
+    assert (calls[3][1], chat.forgotten) == (read, 3)
     with pytest.raises(UserError, match="tokens too long"):
         chat.answer("Who? " * 99, max_new_tokens=10)
-    assert chat.forgotten == 1  # as before: the next that is asked forgets what it must, and says so
+    assert chat.forgotten == 3  # as before: the next that is asked forgets what it must, and says so
 
 
 def test_an_answer_longer_than_the_window(chat):

@@ -86,6 +86,15 @@ def test_edits_drops_and_other_pictures_roll_it_back(model):
     assert 0 < do(lambda chat: chat.answer([RED, "What is it?"], **LENGTH)) <= upto_image - model.rows_per_image
 
 
+def test_beams_reuse_nothing_and_say_so(parity_model):
+    chat = Chat(parity_model, PROCESSOR)
+    chat.answer("What is it?", **LENGTH)
+    chat.answer("Where?", **LENGTH)
+    assert chat.reused_tokens > 0
+    chat.answer("When?", num_beams=2, **LENGTH)
+    assert chat.reused_tokens == 0
+
+
 def test_where_the_length_turns_all_keys_nothing_is_kept(parity_config, tmp_path):
     do = both(build(LONGROPE, parity_config, tmp_path))
     for question in ("hello", "Where is the small dog on the grass?", "hello"):

@@ -41,7 +41,7 @@ def example(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def url(parity_model, example):
-    handlers = Handlers(Sessions(parity_model, PROCESSOR, max_sessions=2), max_image_pixels=MAX_PIXELS)
+    handlers = Handlers(Sessions(parity_model, PROCESSOR, max_sessions=2, max_pixels=MAX_PIXELS))
     page, port = build_page(handlers, [example]), free_port()
     web.launch(page, "127.0.0.1", port, max_upload_mb=1)
     yield f"http://127.0.0.1:{port}"

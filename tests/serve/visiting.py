@@ -32,4 +32,4 @@ def pictures(shown: tuple) -> int:
 def number_of(model, *colors: str) -> str:
     chat = Chat(model, PROCESSOR)
     chat.upload_img(*(Image.new("RGB", (40, 30), color) for color in colors))
-    return f"{len(colors)} {sum(image.double().sum() for image in chat.images):.3f}"
+    return f"{len(colors)} {sum(p.embedding.double().sum() for p in chat.pictures):.3f}"
