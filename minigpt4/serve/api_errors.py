@@ -43,6 +43,8 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(429, message, None, "rate_limit_exceeded", "rate_limit_error", again)
         case RequestValidationError():
             return _invalid(error)
+        case HTTPException(status_code=404):
+            return ApiError(404, "There is nothing here. The API is below /v1, and /openapi.json describes it.")
         case HTTPException():
             return ApiError(error.status_code, error.detail, headers=dict(error.headers or {}))
         case _:
@@ -56,6 +58,8 @@ def _invalid(error: RequestValidationError) -> ApiError:
     worst = max(error.errors(), key=lambda own: (len(own["loc"]), not own["type"].endswith("_type")))
     if worst["type"] == "json_invalid":
         return ApiError(400, "The body is no JSON.", code="invalid_json")
+    if isinstance(error.body, bytes):
+        return ApiError(400, "The body was not sent as JSON. Send it with 'Content-Type: application/json'.")
     where = _place(worst["loc"], error.body)
     if worst["type"] == "missing":
         where = ".".join(filter(None, [where, str(worst["loc"][-1])]))

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 from ipaddress import IPv6Address, IPv6Network, ip_address, ip_network
+from string import punctuation
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import anyio
 import httpcore
@@ -68,7 +69,8 @@ async def download(url: str, max_bytes: int) -> bytes:
         with anyio.fail_after(PATIENCE):
             async with httpcore.AsyncConnectionPool(network_backend=_PublicOnly()) as pool:
                 for _ in range(_REDIRECTS + 1):
-                    target, body = await _get(pool, url, max_bytes)
+                    # as a browser would: what is not ASCII is escaped, what is escaped stays
+                    target, body = await _get(pool, quote(url, safe=punctuation), max_bytes)
                     if not target:
                         return body
                     url = urljoin(url, target)

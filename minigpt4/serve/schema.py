@@ -156,6 +156,8 @@ class ChatRequest(_Strict):
     metadata: dict[str, str] | None = Field(None, description="without effect")
     store: bool | None = Field(None, description="without effect: nothing is stored")
     service_tier: str | None = Field(None, description="without effect")
+    prompt_cache_key: str | None = Field(None, description="without effect")
+    safety_identifier: str | None = Field(None, description="without effect")
     parallel_tool_calls: bool | None = Field(None, description="without effect")
 
     @model_validator(mode="before")

@@ -149,6 +149,7 @@ def test_stops_are_cut_and_their_halves_never_shown(data, client):
 def test_what_asks_for_nothing_is_taken(client):
     nothing = {"logprobs": False, "tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "user": "me"}
     nothing |= {"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "stop": None, "modalities": ["text"]}
+    nothing |= {"prompt_cache_key": "mine", "safety_identifier": "me", "service_tier": "auto"}
     first = client.chat.completions.create(messages=[user("hello")], extra_body=nothing, **GREEDY)
     assert text_of(first) == text_of(client.chat.completions.create(messages=[user("hello")], **GREEDY))
     # an answer goes back as it came

@@ -157,6 +157,13 @@ def test_other_sites_pages_can_not_ask(api_url):
     body = json.dumps({"messages": [user("hello")], **GREEDY})
     answer = httpx.post(f"{api_url}/v1/chat/completions", content=body, headers={"Content-Type": "text/plain"})
     assert answer.status_code == 400
+    assert "Send it with 'Content-Type: application/json'" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["", "/v1", "/chat/completions"])
+def test_where_there_is_nothing_it_says_where_the_api_is(api_url, path):
+    answer = httpx.get(f"{api_url}{path}")
+    assert answer.status_code == 404 and "The API is below /v1" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("size", [2_000_000, 40_000_000])

@@ -43,7 +43,11 @@ class Site(http.server.BaseHTTPRequestHandler):
         else:
             self.send_response(200)
             self.end_headers()
-            bodies = {"/picture": PICTURE, "/host": self.headers["Host"].encode()}
+            bodies = {
+                "/picture": PICTURE,
+                "/Z%C3%BCrich%20%2F/photo(1).jpg?a=%25": PICTURE,
+                "/host": self.headers["Host"].encode(),
+            }
             self.wfile.write(bodies.get(self.path, bytes(100_000)))
             self.close_connection = True
 
@@ -76,6 +80,7 @@ def test_pictures_are_fetched_and_redirects_followed(site):
     assert fetch(f"{site}/picture") == PICTURE
     assert fetch(f"{site}/to//to//picture") == PICTURE  # relative
     assert fetch(f"{site}/to/{site}/picture") == PICTURE
+    assert fetch(f"{site}/Zürich %2F/photo(1).jpg?a=%25") == PICTURE  # as it stands in a browser's address line
 
 
 @pytest.mark.parametrize(
