@@ -81,12 +81,11 @@ def random_model(width: int, layers: int, config: ModelConfig, device: torch.dev
 
 def seconds(work: Callable[[], object], device: torch.device) -> Times:
     """Wall-clock time and CPU time of one run."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    settle = torch.accelerator.synchronize if device.type != "cpu" else lambda: None
+    settle()
     start, cpu = time.perf_counter(), time.process_time()
     work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    settle()
     return time.perf_counter() - start, time.process_time() - cpu
 
 
