@@ -11,7 +11,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from minigpt4.common.cli import add_config_arguments
+from minigpt4.common.cli import StdoutError, add_config_arguments, require_open, say
 from minigpt4.common.errors import UserError, did_you_mean, first_line
 from minigpt4.common.files import replace_file
 from minigpt4.conversation.conversation import IMAGE
@@ -34,8 +34,9 @@ def main(args: argparse.Namespace) -> None:
     """Loads the model and talks until the input ends; through pipes it exits with 1 where a line could not be obeyed.
 
     Raises:
-        UserError: the config, an option or a weight file can't be used.
+        UserError: the config, an option, a weight file, stdin or stdout can't be used.
     """
+    require_open("stdin", "stdout")
     config, options = read_config(args), options_of(args)
     quiet()
     model, processor = load_model(config)
@@ -56,9 +57,13 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _line_of_stdin() -> str:
-    if line := sys.stdin.readline():
-        return line
-    raise EOFError
+    try:
+        line = sys.stdin.readline()
+    except OSError as error:
+        raise UserError(f"stdin: can't be read ({error.strerror}). Connect it to a file or a pipe.") from None
+    if not line:
+        raise EOFError
+    return line
 
 
 class Terminal:
@@ -72,6 +77,7 @@ class Terminal:
         self.chat = chat
         self.options = self.initial_options = options
         self.interactive = interactive
+        self.misled = False
         self.commands: dict[str, tuple[str, str, Callable[[str], None]]] = {
             ":img": ("PATH...", "show pictures; the next question is about them", self._show_images),
             ":video": ("PATH", "show eight pictures of a video", self._show_video),
@@ -92,33 +98,40 @@ class Terminal:
 
         Args:
             read: gives the next line; raises EOFError at the end, and KeyboardInterrupt for a line that is given up.
+
+        Raises:
+            UserError: stdin can't be read, or stdout not be written.
         """
-        failures, misled = 0, False
+        failures = 0
         while True:
             try:
-                line = read()
-                if line.startswith(":"):
-                    misled = not self.interactive  # whoever can't see the error must not get an answer without it
-                    self._obey(line.strip())
-                    misled = False
-                elif line.strip() and misled:
-                    misled = False
-                    raise UserError(f"'{line.strip()}' was not asked: the command before it failed.")
-                elif line.strip():
-                    self._ask(line.strip())
+                failures += not self._succeeds(read())
             except EOFError:
                 return failures
             except KeyboardInterrupt:
                 if not self.interactive:
                     raise
-            except BrokenPipeError:  # nobody reads the answers any more
-                raise
-            except UserError as error:
-                failures += 1
-                _note(f"error: {error}")
-            except Exception as error:  # the model's, which may answer the next question
-                failures += 1
-                _note(f"error: the model failed: {type(error).__name__}: {first_line(error)}")
+
+    def _succeeds(self, line: str) -> bool:
+        """Obeys a line, or asks it; says why that failed."""
+        try:
+            if line.startswith(":"):
+                self.misled = not self.interactive  # whoever can't see the error must not get an answer without it
+                self._obey(line.strip())
+                self.misled = False
+            elif line.strip() and self.misled:
+                self.misled = False
+                raise UserError(f"'{line.strip()}' was not asked: the command before it failed.")
+            elif line.strip():
+                self._ask(line.strip())
+            return True
+        except (EOFError, BrokenPipeError, StdoutError):  # the end, or nobody reads the answers any more
+            raise
+        except UserError as error:
+            _note(f"error: {error}")
+        except Exception as error:  # the model's, which may answer the next question
+            _note(f"error: the model failed: {type(error).__name__}: {first_line(error)}")
+        return False
 
     def _obey(self, line: str) -> None:
         name, _, rest = line.partition(" ")
@@ -249,8 +262,7 @@ def _printable(text: str) -> str:
 
 
 def _say(text: str, end: str = "\n") -> None:
-    sys.stdout.write(text + end)
-    sys.stdout.flush()
+    say(text + end)
 
 
 def _note(text: str) -> None:

@@ -238,6 +238,23 @@ def test_through_pipes_there_are_only_answers():
     assert done.stderr.startswith(b"The model sees 1 picture.\nerror: ':nix' is no command.")
 
 
+@pytest.mark.parametrize(
+    ("stream", "code", "complaint"),
+    [
+        ("<&-", 2, "error: stdin: is closed."),
+        ("0>/dev/null", 2, "error: stdin: can't be read (Bad file descriptor)."),
+        (">&-", 2, "error: stdout: is closed."),
+        (">/dev/full", 2, "error: stdout: can't be written (No space left on device)."),
+        ("2>&-", 1, ""),
+    ],
+)
+def test_a_stream_that_is_closed_or_full_ends_the_chat(stream, code, complaint):
+    command = ["sh", "-c", f'exec "$@" {stream}', "sh", *COMMAND]
+    done = subprocess.run(command, cwd=ROOT, input=":help\n:nix\n", capture_output=True, text=True, timeout=120)
+    assert done.returncode == code
+    assert done.stderr.startswith(complaint) and done.stderr.count("\n") == bool(complaint)
+
+
 def test_through_pipes_a_question_whose_picture_is_missing_is_not_asked(tiny, capsys):
     lines = iter([":img nix.jpg", "How many digits are there?", f":img {SCENE}", "How many digits are there?"])
 
