@@ -1,9 +1,11 @@
 """`minigpt4 predict`: answers a question about each of many images, or a file of questions, as JSON lines."""
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +96,9 @@ def _check(args: argparse.Namespace, options: AnswerOptions) -> None:
         raise UserError('--text: is missing. Set it, for example to "Describe this image in detail."')
     if args.image and args.image_folder:
         raise UserError("--image-folder: has no effect on --image. Leave it out.")
+    with suppress(OSError):  # one of them is not there, or not yet
+        if args.input and args.output and os.path.samefile(args.input, args.output):
+            raise UserError(f"--output: '{args.output}' is the file of --input. Name another file.")
     if idle := options.without_effect():
         names = ", ".join(f"--{key.replace('_', '-')}" for key in idle)
         raise UserError(f"{names}: without effect. Set --do-sample too.")

@@ -13,6 +13,7 @@ from minigpt4.common.files import regular_file, replace_file
 from minigpt4.serve.questions import Question
 
 _BEGINNING = b'{"id": '  # of every line
+_ECHO = {"id", "images", "video", "text"}  # what a line may repeat of its question
 _ENCODING: Any = {"encoding": "utf-8", "errors": "backslashreplace"}  # JSON's own escape for a file name's bad byte
 
 
@@ -66,25 +67,38 @@ class Results(ExitStack):
 
 def _answered(path: Path, questions: Sequence[Question]) -> dict[str | int, str]:
     """The lines of a file that answer one of the questions."""
-    whole, _, rest = path.read_bytes().rpartition(b"\n")
-    if rest[: len(_BEGINNING)] != _BEGINNING[: len(rest)]:
-        raise _foreign(path, "its end")
     echoes, lines = {question.id: question.echo() for question in questions}, {}
-    for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+    raw = path.read_bytes().split(b"\n")
+    for number, line in enumerate(raw, start=1):
+        last = number == len(raw)  # nothing, unless it was not written to its end
         try:
             result = json.loads(line)
-            name, failed = result["id"], "error" in result
-        except (ValueError, KeyError, TypeError):
-            raise _foreign(path, f"line {number}") from None
-        if failed:
+        except (ValueError, RecursionError):
+            if last and line[: len(_BEGINNING)] == _BEGINNING[: len(line)]:
+                break
+            result = None
+        if not _is_answer(result):
+            raise _foreign(path, "its end" if last else f"line {number}")
+        if "error" in result:
             continue
-        if name not in echoes or not echoes[name].items() <= result.items():
+        name = result["id"]
+        if echoes.get(name) != {key: value for key, value in result.items() if key in _ECHO}:
             raise UserError(
                 f"--output: line {number} of '{path}' answers '{name}', which is asked otherwise now, or not at all. "
                 "Name another file."
             )
         lines[name] = line.decode() + "\n"
     return lines
+
+
+def _is_answer(found: Any) -> bool:
+    """Is it what predict writes? Questions are none, even where they have an "answer" or "error" of their own."""
+    if not isinstance(found, dict) or not isinstance(found.get("id"), str | int):
+        return False
+    said = found.keys() - _ECHO
+    if said == {"error"}:
+        return isinstance(found["error"], str)
+    return said == {"answer", "finish", "new_tokens"} and isinstance(found["answer"], str)
 
 
 def _foreign(path: Path, where: str) -> UserError:

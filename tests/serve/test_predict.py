@@ -19,6 +19,7 @@ EXAMPLES = Path(__file__).parents[2] / "minigpt4" / "assets" / "tiny" / "example
 SCENES = sorted(EXAMPLES.glob("*.jpg"))
 DESCRIBE = "Describe this image in detail."
 COUNT = "How many digits are there?"
+ANSWER = '{"id": "x", "text": "?", "answer": "y", "finish": "stop", "new_tokens": 2}\n'
 
 
 @pytest.fixture
@@ -218,8 +219,15 @@ def test_a_bar_shows_how_far_it_is_where_it_is_in_nobodys_way(predict, tmp_path,
     [
         ("my notes\n", "line 1 of '{}' is no answer that predict wrote. Name another file."),
         ("my notes", "its end of '{}' is no answer that predict wrote"),
-        ('{"id": "x", "answer": "y"}\n', "line 1 of '{}' answers 'x', which is asked otherwise now, or not at all"),
-        (json.dumps({"id": str(SCENES[0]), "text": "What?", "answer": "y"}) + "\n", "which is asked otherwise now"),
+        (ANSWER, "line 1 of '{}' answers 'x', which is asked otherwise now, or not at all"),
+        (ANSWER.replace('"x"', json.dumps(str(SCENES[0]))), "which is asked otherwise now"),
+        ('{"id": "x", "text": "?"}\n', "line 1 of '{}' is no answer that predict wrote"),
+        ('{"id": "x", "text": "?"}', "its end of '{}' is no answer that predict wrote"),
+        ('{"id": "x", "text": "?", "answer": "y"}\n', "line 1 of '{}' is no answer that predict wrote"),
+        ('{"id": "x", "image": "y.jpg", "error": "blurred"}\n', "line 1 of '{}' is no answer that predict wrote"),
+        ('{"id": "x", "text": "?", "error": 3}\n', "line 1 of '{}' is no answer that predict wrote"),
+        (ANSWER.replace('"x"', "[1]"), "line 1 of '{}' is no answer that predict wrote"),
+        ("[" * 100_000, "its end of '{}' is no answer that predict wrote"),
         (None, "is no regular file"),
     ],
 )
@@ -229,6 +237,33 @@ def test_a_file_of_others_is_left_alone(content, complaint, predict, tmp_path):
     code, _, err = predict("--image", SCENES[0], "--text", COUNT, "--output", output)
     assert code == 2 and complaint.format(output) in err
     assert output.is_dir() or output.read_text() == content
+
+
+@pytest.mark.parametrize("link", [None, os.symlink, os.link])
+def test_questions_are_no_place_for_answers(link, predict, tmp_path):
+    file = output = write(tmp_path / "q.jsonl", [{"id": "a", "text": "hello"}, {"id": "b", "text": "?", "error": "x"}])
+    if link:
+        link(file, output := tmp_path / "link.jsonl")
+    before = file.read_bytes()
+    code, _, err = predict("--input", file, "--output", output)
+    assert (code, err) == (2, f"error: --output: '{output}' is the file of --input. Name another file.\n")
+    assert file.read_bytes() == before
+
+
+def test_a_question_that_lost_its_picture_is_another_one(predict, tmp_path):
+    file, output = tmp_path / "q.jsonl", tmp_path / "out.jsonl"
+    write(file, [{"id": "a", "image": str(SCENES[0]), "text": COUNT}])
+    assert predict("--input", file, "--output", output)[0] == 0
+    write(file, [{"id": "a", "text": COUNT}])
+    assert "line 1 of" in predict("--input", file, "--output", output)[2]
+
+
+def test_an_answer_that_lacks_only_its_line_break_is_kept(predict, tmp_path):
+    arguments = ["--image", SCENES[0], "--text", COUNT, "--output", tmp_path / "out.jsonl"]
+    predict(*arguments)
+    whole = arguments[-1].read_bytes()
+    arguments[-1].write_bytes(whole.rstrip())
+    assert predict(*arguments)[2].startswith("1 of 1 questions have answers") and arguments[-1].read_bytes() == whole
 
 
 @pytest.mark.parametrize(
