@@ -21,6 +21,7 @@ from minigpt4.serve.loading import DEFAULT_CONFIG, load_model, quiet, read_confi
 if TYPE_CHECKING:  # slow to import
     from minigpt4.conversation.chat import Chat
 
+_SETTLES = (":img", ":video", ":load", ":clh")  # after these, it is clear again what a question is about
 WELCOME = "Show a picture with :img PATH, then ask about it. :help tells more, :q leaves."
 
 
@@ -50,8 +51,9 @@ def main(args: argparse.Namespace) -> None:
         _say(WELCOME)
         terminal.run(line_editor(Path(config.env.cache_root), list(terminal.commands), list(options.kwargs())))
         return
-    for stream in (sys.stdin, sys.stdout):
-        cast(TextIOWrapper, stream).reconfigure(encoding="utf-8", errors="replace")
+    # files that Windows wrote begin with a mark of their encoding
+    for stream, encoding in ((sys.stdin, "utf-8-sig"), (sys.stdout, "utf-8")):
+        cast(TextIOWrapper, stream).reconfigure(encoding=encoding, errors="replace")
     if terminal.run(_line_of_stdin):
         sys.exit(1)
 
@@ -77,7 +79,7 @@ class Terminal:
         self.chat = chat
         self.options = self.initial_options = options
         self.interactive = interactive
-        self.misled = False
+        self._failed = ""  # the command after which, through pipes, no question is asked
         self.commands: dict[str, tuple[str, str, Callable[[str], None]]] = {
             ":img": ("PATH...", "show pictures; the next question is about them", self._show_images),
             ":video": ("PATH", "show eight pictures of a video", self._show_video),
@@ -116,12 +118,12 @@ class Terminal:
         """Obeys a line, or asks it; says why that failed."""
         try:
             if line.startswith(":"):
-                self.misled = not self.interactive  # whoever can't see the error must not get an answer without it
+                failed, self._failed = self._failed, self._failed or line.strip()
                 self._obey(line.strip())
-                self.misled = False
-            elif line.strip() and self.misled:
-                self.misled = False
-                raise UserError(f"'{line.strip()}' was not asked: the command before it failed.")
+                self._failed = "" if line.split()[0] in _SETTLES else failed
+            elif line.strip() and self._failed and not self.interactive:  # who can't see that it failed
+                cure = f"Go on with one of {', '.join(_SETTLES)}."
+                raise UserError(f"'{line.strip()}' was not asked, for '{self._failed}' failed. {cure}")
             elif line.strip():
                 self._ask(line.strip())
             return True
@@ -134,8 +136,7 @@ class Terminal:
         return False
 
     def _obey(self, line: str) -> None:
-        name, _, rest = line.partition(" ")
-        rest = rest.strip()
+        name, rest = [*line.split(maxsplit=1), ""][:2]
         if name not in self.commands:
             raise UserError(f"'{name}' is no command.{did_you_mean(name, self.commands)}")
         usage, _, command = self.commands[name]
