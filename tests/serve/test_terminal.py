@@ -209,10 +209,12 @@ def test_the_line_editor_edits_and_remembers(tmp_path):
         keys.send_text("\x04")
         with pytest.raises(EOFError):
             editor()
+    history = tmp_path / "cache" / "chat_history"
+    history.chmod(0o644)  # as earlier versions left it
     with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
         keys.send_text("\x1b[A\r")  # up
         assert line_editor(tmp_path / "cache", [], [])() == "What"
-    assert (tmp_path / "cache" / "chat_history").stat().st_mode & 0o077 == 0
+    assert history.stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize(
