@@ -12,7 +12,7 @@ from PIL import Image
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.chat import turns_of
 from minigpt4.conversation.conversation import Turn
-from minigpt4.conversation.pictures import _FORMATS, Picture, Video
+from minigpt4.conversation.pictures import FORMATS, Picture, Video
 from minigpt4.datasets.datasets.records import image_folder, read_records, record_id
 
 
@@ -63,7 +63,7 @@ def questions_about(paths: Sequence[str], text: str) -> list[Question]:
         UserError: a folder holds no picture, or a picture is named twice.
     """
     Image.init()  # to know all suffixes
-    suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in _FORMATS}
+    suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in FORMATS}
     images: list[str] = []
     for path in paths:
         if Path(path).is_dir():
