@@ -276,6 +276,7 @@ def test_an_answer_that_lacks_only_its_line_break_is_kept(predict, tmp_path):
         (["--input", "{tmp}/twice.jsonl"], "--input: 'a' stands there 2 times. Give each its own id."),
         (["--input", "{tmp}/empty.jsonl"], "holds no records. Write a list of them, or one a line.\n"),
         (["--input", "{tmp}/broken.jsonl"], "line 2 is not JSON"),
+        (["--image", "x.jpg", "--text", "\udcff?"], "--text: holds '\\udcff', which is no character"),
         (["--image", "x.jpg", "--text", "?", "--batch-size", "0"], "--batch-size: 0 is out of range"),
         (["--image", "x.jpg", "--text", "?", "--top-p", "2"], "top_p: 2.0 is out of range"),
         (["--image", "x.jpg", "--text", "?", "--temperature", "2", "--seed", "1"], "--temperature, --seed: without"),
@@ -302,6 +303,21 @@ def test_file_names_that_are_no_text(predict, tmp_path):
     (result,) = lines((tmp_path / "out.jsonl").read_text())
     assert os.fsencode(result["id"]).endswith(b"\xff\xc3\xa9.jpg") and result["answer"] == "three"
     assert predict(*arguments)[1] == (tmp_path / "out.jsonl").read_text()
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_half_a_character_fails_its_own_record(size, predict, tmp_path):
+    records = [{"id": "\ud801", "text": COUNT}, {"id": "b", "text": "\ud800 hi"}, {"id": "c", "text": COUNT}]
+    records.append({"id": "d", "image": "data:\ud800", "text": COUNT})
+    arguments = ["--input", write(tmp_path / "in.jsonl", records), "--batch-size", size]
+    for _ in range(2):
+        code, _, err = predict(*arguments, "--output", tmp_path / "out.jsonl")
+        assert code == 1 and err.endswith('2 of 4 questions failed; the lines with "error" say why\n')
+    assert predict(*arguments)[1] == (tmp_path / "out.jsonl").read_text()
+    good, bad, also_good, url = lines((tmp_path / "out.jsonl").read_text())
+    assert good["id"] == "\ud801" and "answer" in good and "answer" in also_good
+    assert bad == {"id": "b", "error": "\"text\" holds '\\ud800', which is no character. Take it out."}
+    assert "data: URL" in url["error"]
 
 
 def test_timing(predict):
