@@ -2,16 +2,23 @@
 
 import json
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, cast
 
+from minigpt4.common.cli import say
 from minigpt4.common.errors import UserError, make_folder
 from minigpt4.common.files import regular_file, replace_file
 from minigpt4.serve.questions import Question
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_LATER = "Make room, and run it again: it goes on there."
 _BEGINNING = b'{"id": '  # of every line
 _ECHO = {"id", "images", "video", "text"}  # what a line may repeat of its question
 _ENCODING: Any = {"encoding": "utf-8", "errors": "backslashreplace"}  # JSON's own escape for a file name's bad byte
@@ -27,42 +34,85 @@ class Results(ExitStack):
         path: None for stdout.
 
     Raises:
-        UserError: the file holds something else, is no regular file, or can't be written.
+        UserError: the file holds something else, is no regular file, can't be written, or another run writes to it.
     """
 
     def __init__(self, path: Path | None, questions: Sequence[Question]):
         super().__init__()
         self._path, self._order = path, [question.id for question in questions]
         self._lines: dict[str | int, str] = {}  # in the order of the file
-        self._file = cast(TextIOWrapper, sys.stdout)
         if path is None:
-            self._file.reconfigure(**_ENCODING)
+            cast(TextIOWrapper, sys.stdout).reconfigure(**_ENCODING)
         else:
-            try:
+            with _errors(path, "Name another file."), ExitStack() as opened:
                 make_folder("--output", regular_file(path).parent)
+                opened.enter_context(_alone(path))
                 self._lines = _answered(path, questions) if path.exists() else {}
                 self._replace()
-                self._file = self.enter_context(path.open("a", **_ENCODING))
-            except OSError as error:
-                raise UserError(f"--output: '{path}': {error.strerror}. Name another file.") from None
+                opened.enter_context(_alone(path))  # it is another file now
+                self._file = opened.enter_context(path.open("a", **_ENCODING))
+                self.push(opened.pop_all())
         self.open = [question for question in questions if question.id not in self._lines]
 
     def write(self, results: Sequence[dict[str, Any]]) -> None:
         """Writes answers, each with the `id` of its question."""
         lines = {result["id"]: json.dumps(result, ensure_ascii=False) + "\n" for result in results}
         self._lines |= lines
-        self._file.write("".join(lines.values()))
-        self._file.flush()
+        text = "".join(lines.values())
+        if self._path is None:
+            say(text)
+            return
+        with _errors(self._path, _LATER):
+            try:
+                self._file.write(text)
+                self._file.flush()
+            except OSError:
+                with suppress(OSError):  # it tries to write once more
+                    self._file.close()
+                raise
 
     def finish(self) -> None:
         """Puts a file's lines in order, once all are there."""
         if self._path and list(self._lines) != self._order:
             self._lines = {name: self._lines[name] for name in self._order}
-            self._replace()
+            with _errors(self._path, _LATER):
+                self._file.close()
+                self._replace()
 
     def _replace(self) -> None:
         assert self._path
         replace_file(self._path, "".join(self._lines.values()).encode(**_ENCODING))
+
+
+@contextmanager
+def _errors(path: Path, cure: str) -> Iterator[None]:
+    """Says in words that a file can't be read or written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--output: '{path}': {error.strerror}. {cure}") from None
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keeps other runs away from a file, where the system can.
+
+    Raises:
+        UserError: another run has it.
+        OSError: it can't be opened.
+    """
+    if fcntl is None:
+        yield
+        return
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            told = f"--output: another run writes to '{path}'. Wait for its end, or name another file."
+            raise UserError(told) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def _answered(path: Path, questions: Sequence[Question]) -> dict[str | int, str]:

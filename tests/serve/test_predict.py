@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.pictures import Picture, Video
+from minigpt4.serve.questions import questions_about
+from minigpt4.serve.results import Results
 from minigpt4.tools.cli import main
 
 EXAMPLES = Path(__file__).parents[2] / "minigpt4" / "assets" / "tiny" / "examples"
@@ -194,6 +197,41 @@ def test_nothing_is_loaded_when_all_is_answered(predict, tmp_path, monkeypatch):
     assert predict(*arguments, "--num-beams", "2") == (0, "", told)
 
 
+def test_a_full_disk_is_one_line_and_a_later_run_goes_on(predict, tmp_path):
+    arguments = ["--image", EXAMPLES, "--text", COUNT, "--batch-size", 1]
+    output, whole = tmp_path / "out.jsonl", predict(*arguments)[1]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2 + 20, limits[1]))  # bytes that a file may have
+    try:
+        code, _, err = predict(*arguments, "--output", output)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    cure = "Make room, and run it again: it goes on there."
+    assert (code, err) == (2, f"error: --output: '{output}': File too large. {cure}\n")
+    assert predict(*arguments, "--output", output)[2].startswith("2 of 4 questions have answers")
+    assert output.read_text() == whole
+
+
+def test_stdout_that_is_full_or_closed_is_one_line(predict, monkeypatch, tmp_path):
+    arguments = ["--image", SCENES[0], "--text", COUNT]
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert predict(*arguments)[::2] == (2, "error: stdout: can't be written (No space left on device). "
+                                            "Connect it to another file.\n")  # fmt: skip
+    monkeypatch.setattr(sys, "stdout", None)
+    assert predict(*arguments)[2].startswith("error: stdout: is closed.")
+    assert predict(*arguments, "--output", tmp_path / "out.jsonl")[0] == 0
+
+
+def test_two_runs_do_not_write_to_one_file(predict, tmp_path):
+    arguments = ["--image", SCENES[0], "--text", COUNT, "--output", tmp_path / "out.jsonl"]
+    with Results(arguments[-1], questions_about([str(SCENES[0])], COUNT)):
+        code, _, err = predict(*arguments)
+        told = f"error: --output: another run writes to '{arguments[-1]}'. Wait for its end, or name another file.\n"
+        assert (code, err) == (2, told)
+    assert predict(*arguments)[0] == 0
+
+
 def test_the_output_may_be_a_link_but_no_device(predict, tmp_path):
     link, file, device = (tmp_path / name for name in ("link.jsonl", "out.jsonl", "pipe"))
     link.symlink_to(file)
@@ -325,6 +363,12 @@ def test_timing(predict):
     pattern = r"loading \d+\.\d\d s; 4 answers in (\S+) s, \S+ s of them .*: (\S+) s per answer, (\S+) images/s, "
     total, each, images = map(float, re.match(pattern, err).groups())
     assert each == pytest.approx(total / 4, abs=0.01) and images == pytest.approx(4 / total, rel=0.2)
+
+
+def test_timing_without_an_answer(predict, tmp_path):
+    arguments = ["--image", SCENES[0], "--text", COUNT, "--output", tmp_path / "out.jsonl", "--timing"]
+    predict(*arguments)
+    assert predict(*arguments)[2].endswith("\nloading 0.00 s; no answers in 0.00 s\n")
 
 
 def test_killed_in_mid_run_it_goes_on_to_the_same_file(predict, tmp_path):
