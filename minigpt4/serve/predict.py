@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt4.common.cli import add_config_arguments, require_open
 from minigpt4.common.errors import UserError, first_line
 from minigpt4.conversation.options import AnswerOptions, add_option_arguments, options_of
-from minigpt4.serve.loading import DEFAULT_CONFIG, load_model, quiet, read_config
+from minigpt4.serve.loading import DEFAULT_CONFIG, load_model, quietly, read_config
 
 if TYPE_CHECKING:  # slow to import
     from PIL import Image
@@ -66,8 +66,8 @@ def main(args: argparse.Namespace) -> None:
             about = "they stay, whatever this run's model and options"
             sys.stderr.write(f"{kept} of {len(questions)} questions have answers in '{args.output}'; {about}\n")
         if results.open:
-            quiet()
-            model, processor = load_model(config)
+            with quietly():
+                model, processor = load_model(config)
             timing.loaded()
         # disable=None: only where stderr is a terminal
         with tqdm(total=len(questions), initial=kept, disable=no_bar or None) as bar:

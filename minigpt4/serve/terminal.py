@@ -16,7 +16,7 @@ from minigpt4.common.errors import UserError, did_you_mean, first_line
 from minigpt4.common.files import replace_file
 from minigpt4.conversation.conversation import IMAGE
 from minigpt4.conversation.options import AnswerOptions, add_option_arguments, options_of
-from minigpt4.serve.loading import DEFAULT_CONFIG, load_model, quiet, read_config
+from minigpt4.serve.loading import DEFAULT_CONFIG, load_model, quietly, read_config
 
 if TYPE_CHECKING:  # slow to import
     from minigpt4.conversation.chat import Chat
@@ -39,8 +39,8 @@ def main(args: argparse.Namespace) -> None:
     """
     require_open("stdin", "stdout")
     config, options = read_config(args), options_of(args)
-    quiet()
-    model, processor = load_model(config)
+    with quietly():
+        model, processor = load_model(config)
     from minigpt4.conversation.chat import Chat
 
     interactive = sys.stdin.isatty() and sys.stdout.isatty()

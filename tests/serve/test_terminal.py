@@ -1,14 +1,17 @@
 """`minigpt4 chat`: commands, streaming, Ctrl-C, the line editor, a terminal, pipes."""
 
 import codecs
+import fcntl
 import io
 import os
 import pty
 import re
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -25,7 +28,7 @@ from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.conversation import Turn
 from minigpt4.conversation.options import AnswerOptions
 from minigpt4.serve.line_editor import Commands, line_editor
-from minigpt4.serve.terminal import Terminal
+from minigpt4.serve.terminal import WELCOME, Terminal
 
 ROOT = Path(__file__).parents[2]
 SCENE = ROOT / "minigpt4" / "assets" / "tiny" / "examples" / "scene1.jpg"
@@ -291,26 +294,29 @@ class Screen:
         env = os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "HOME": str(home), "OMP_NUM_THREADS": "1"}
         self.program = subprocess.Popen(
             command, cwd=ROOT, stdin=screen, stdout=screen, stderr=screen, env=env, start_new_session=True,
-            preexec_fn=lambda: __import__("fcntl").ioctl(screen, __import__("termios").TIOCSCTTY, 0),
+            preexec_fn=lambda: fcntl.ioctl(screen, termios.TIOCSCTTY, 0),
         )  # fmt: skip
+        fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # a bar needs some width
         os.close(screen)
 
     def type(self, text: str) -> None:
         os.write(self.keys, text.encode())
 
-    def wait_for(self, words: str, seconds: float = 60) -> None:
-        """Until words are shown, after those waited for before."""
+    def wait_for(self, words: str, seconds: float = 60) -> str:
+        """Until words are shown, after those waited for before; returns what stands between."""
         end = time.monotonic() + seconds
         while words not in self.shown:
             assert time.monotonic() < end, self.shown
             if select.select([self.keys], [], [], 0.2)[0]:
                 raw = os.read(self.keys, 4096).decode(errors="replace")
                 self.shown += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", raw)
-        self.shown = self.shown.partition(words)[2]
+        before, _, self.shown = self.shown.partition(words)
+        return before
 
 
 def test_in_a_terminal(tmp_path):
     screen = Screen(COMMAND, tmp_path)
+    assert screen.wait_for(WELCOME).strip() in ("", "Loading the model...")
     screen.wait_for(">")
     screen.type("half a line\x03")
     screen.wait_for(">")
