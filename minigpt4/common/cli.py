@@ -61,6 +61,39 @@ def credentials(text: str) -> tuple[str, str]:
     return user, password
 
 
+class StdoutError(UserError):
+    """Nothing more can be written to stdout."""
+
+
+def require_open(*streams: str) -> None:
+    """Raises `UserError` where a standard stream, such as "stdin", is closed."""
+    for name in streams:
+        if getattr(sys, name) is None:
+            raise UserError(f"{name}: is closed. Connect it to a terminal, a file or a pipe.")
+
+
+def say(text: str) -> None:
+    """Writes to stdout, at once.
+
+    Raises:
+        BrokenPipeError: nobody reads it any more.
+        StdoutError: it can't be written, e.g. to a full disk.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard_stdout()
+        raise StdoutError(f"stdout: can't be written ({error.strerror}). Connect it to another file.") from None
+
+
+def discard_stdout() -> None:
+    """Gives up what was not written to stdout: Python would try once more when it ends, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run(main: Callable[[], object]) -> None:
     """Runs an entry point: a `UserError` becomes one line on stderr and exit code 2, Ctrl-C 130.
 

@@ -17,7 +17,7 @@ from minigpt4.common.limits import MAX_IMAGE_PIXELS, MAX_LARGEST_IMAGES
 from minigpt4.processors.image import rgb
 
 _PNG = "data:image/png;base64,"
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow hands some others to other programs
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow hands some others to other programs
 
 
 class Room:
@@ -64,7 +64,7 @@ def open_image(file: Path | BinaryIO, max_pixels: int | Room = MAX_IMAGE_PIXELS)
     """
     room = max_pixels if isinstance(max_pixels, Room) else Room(max_pixels)
     try:
-        with Image.open(file, formats=_FORMATS) as image:
+        with Image.open(file, formats=FORMATS) as image:
             room.take(*image.size)
             return rgb(ImageOps.exif_transpose(image))
     except Image.UnidentifiedImageError:

@@ -41,6 +41,7 @@ def line_editor(folder: Path, commands: Sequence[str], options: Sequence[str]) -
     history = folder / "chat_history"
     try:
         history.touch(mode=0o600)
+        history.chmod(0o600)  # one that was there, too
     except OSError as error:
         raise UserError(
             f"env.cache_root: '{history}' can't be written ({error.strerror}). Set it to a folder you may write to."

@@ -3,9 +3,12 @@
 import argparse
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Timer
 from typing import TYPE_CHECKING
 
+from minigpt4.common.cli import PATIENCE
 from minigpt4.common.config import Config, load_config
 from minigpt4.common.config_names import check_names
 from minigpt4.common.errors import Problems
@@ -30,13 +33,23 @@ def read_config(args: argparse.Namespace) -> Config:
     return config
 
 
-def quiet() -> None:
-    """Says nothing but warnings from here on: the answers are what is asked for."""
-    from transformers.utils.logging import disable_progress_bar
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Around the loading of a model: says nothing but warnings from here on, for the answers are what is asked for.
 
-    logging.getLogger().setLevel(logging.WARNING)
-    if not sys.stderr.isatty():
+    On a terminal, one line tells of a load that takes long.
+    """
+    told = Timer(PATIENCE, sys.stderr.write, ["Loading the model...\n"])
+    if sys.stderr.isatty():
+        told.start()
+    try:
+        from transformers.utils.logging import disable_progress_bar
+
+        logging.getLogger().setLevel(logging.WARNING)
         disable_progress_bar()
+        yield
+    finally:
+        told.cancel()
 
 
 def load_model(

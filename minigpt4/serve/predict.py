@@ -1,17 +1,19 @@
 """`minigpt4 predict`: answers a question about each of many images, or a file of questions, as JSON lines."""
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt4.common.cli import add_config_arguments
+from minigpt4.common.cli import add_config_arguments, require_open
 from minigpt4.common.errors import UserError, first_line
 from minigpt4.conversation.options import AnswerOptions, add_option_arguments, options_of
-from minigpt4.serve.loading import DEFAULT_CONFIG, load_model, quiet, read_config
+from minigpt4.serve.loading import DEFAULT_CONFIG, load_model, quietly, read_config
 
 if TYPE_CHECKING:  # slow to import
     from PIL import Image
@@ -57,15 +59,15 @@ def main(args: argparse.Namespace) -> None:
     else:
         questions = questions_about(args.image, args.text)
     size = 1 if options.do_sample and options.num_beams > 1 else args.batch_size  # they share a batch's generator
-    no_bar = sys.stdout.isatty() and not args.output  # it would run into the answers
+    no_bar = not args.output and sys.stdout.isatty()  # it would run into the answers
     failed = 0
     with Results(args.output, questions) as results:
         if kept := len(questions) - len(results.open):
             about = "they stay, whatever this run's model and options"
             sys.stderr.write(f"{kept} of {len(questions)} questions have answers in '{args.output}'; {about}\n")
         if results.open:
-            quiet()
-            model, processor = load_model(config)
+            with quietly():
+                model, processor = load_model(config)
             timing.loaded()
         # disable=None: only where stderr is a terminal
         with tqdm(total=len(questions), initial=kept, disable=no_bar or None) as bar:
@@ -77,7 +79,7 @@ def main(args: argparse.Namespace) -> None:
                 results.write(answers)
                 bar.update(len(rows))
                 failed += sum("error" in result for result in answers)
-    results.finish()
+        results.finish()
     if args.output and results.open:
         sys.stderr.write(f"{len(questions) - failed} of {len(questions)} answers are in '{args.output}'\n")
     if args.timing:
@@ -94,6 +96,11 @@ def _check(args: argparse.Namespace, options: AnswerOptions) -> None:
         raise UserError('--text: is missing. Set it, for example to "Describe this image in detail."')
     if args.image and args.image_folder:
         raise UserError("--image-folder: has no effect on --image. Leave it out.")
+    if not args.output:
+        require_open("stdout")
+    with suppress(OSError):  # one of them is not there, or not yet
+        if args.input and args.output and os.path.samefile(args.input, args.output):
+            raise UserError(f"--output: '{args.output}' is the file of --input. Name another file.")
     if idle := options.without_effect():
         names = ", ".join(f"--{key.replace('_', '-')}" for key in idle)
         raise UserError(f"{names}: without effect. Set --do-sample too.")
@@ -170,9 +177,11 @@ class Timing:
         return self._last - last
 
     def __str__(self) -> str:
-        seconds = (self._read + self._answer) or float("inf")
+        seconds = self._read + self._answer
+        if not self._answers:
+            return f"loading {self._load:.2f} s; no answers in {seconds:.2f} s"
         return (
-            f"loading {self._load:.2f} s; {self._answers} answers in {self._read + self._answer:.2f} s, "
-            f"{self._read:.2f} s of them to read pictures: {seconds / max(1, self._answers):.3f} s per answer, "
+            f"loading {self._load:.2f} s; {self._answers} answers in {seconds:.2f} s, "
+            f"{self._read:.2f} s of them to read pictures: {seconds / self._answers:.3f} s per answer, "
             f"{self._images / seconds:.2f} images/s, {self._tokens / seconds:.1f} tokens/s"
         )

@@ -12,7 +12,7 @@ from PIL import Image
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.chat import turns_of
 from minigpt4.conversation.conversation import Turn
-from minigpt4.conversation.pictures import _FORMATS, Picture, Room, Video
+from minigpt4.conversation.pictures import FORMATS, Picture, Room, Video
 from minigpt4.datasets.datasets.records import image_folder, read_records, record_id
 
 
@@ -35,9 +35,7 @@ class Question:
 
     def echo(self) -> dict[str, Any]:
         """What an answer repeats of its question. Pictures in data: URLs leave a checksum."""
-        images = [
-            f"data:{hashlib.sha256(name.encode()).hexdigest()[:16]}" if _is_data(name) else name for name in self.images
-        ]
+        images = [f"data:{_checksum(name)}" if _is_data(name) else name for name in self.images]
         asked = {"images": images, "video": self.video, "text": self.text}
         return {"id": self.id} | {key: value for key, value in asked.items() if value}
 
@@ -62,10 +60,11 @@ def questions_about(paths: Sequence[str], text: str) -> list[Question]:
     """The same question about each picture, and about each picture of a folder (not of those below it).
 
     Raises:
-        UserError: a folder holds no picture, or a picture is named twice.
+        UserError: a folder holds no picture, a picture is named twice, or the text is none.
     """
+    _check_text("--text:", text)
     Image.init()  # to know all suffixes
-    suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in _FORMATS}
+    suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in FORMATS}
     images: list[str] = []
     for path in paths:
         if Path(path).is_dir():
@@ -111,11 +110,23 @@ def _question(raw: Any, name: str | int, text: str | None, folder: Path) -> Ques
         raise UserError('"image" and "video" must be file names, "images" a list of them.')
     if not isinstance(text, str):
         raise UserError('"text" is missing or no string. Write it, or set --text.')
+    _check_text('"text"', text)
     return Question(name, text, images, video, folder)
+
+
+def _check_text(key: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can write half a pair, and a shell any byte
+        raise UserError(f"{key} holds {text[error.start]!r}, which is no character. Take it out.") from None
 
 
 def _is_data(name: str) -> bool:
     return name[:5].lower() == "data:"
+
+
+def _checksum(url: str) -> str:
+    return hashlib.sha256(url.encode(errors="backslashreplace")).hexdigest()[:16]
 
 
 def _distinct(questions: list[Question], source: str, cure: str) -> list[Question]:

@@ -2,17 +2,25 @@
 
 import json
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, cast
 
+from minigpt4.common.cli import say
 from minigpt4.common.errors import UserError, make_folder
 from minigpt4.common.files import regular_file, replace_file
 from minigpt4.serve.questions import Question
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_LATER = "Make room, and run it again: it goes on there."
 _BEGINNING = b'{"id": '  # of every line
+_ECHO = {"id", "images", "video", "text"}  # what a line may repeat of its question
 _ENCODING: Any = {"encoding": "utf-8", "errors": "backslashreplace"}  # JSON's own escape for a file name's bad byte
 
 
@@ -26,65 +34,121 @@ class Results(ExitStack):
         path: None for stdout.
 
     Raises:
-        UserError: the file holds something else, is no regular file, or can't be written.
+        UserError: the file holds something else, is no regular file, can't be written, or another run writes to it.
     """
 
     def __init__(self, path: Path | None, questions: Sequence[Question]):
         super().__init__()
         self._path, self._order = path, [question.id for question in questions]
         self._lines: dict[str | int, str] = {}  # in the order of the file
-        self._file = cast(TextIOWrapper, sys.stdout)
         if path is None:
-            self._file.reconfigure(**_ENCODING)
+            cast(TextIOWrapper, sys.stdout).reconfigure(**_ENCODING)
         else:
-            try:
+            with _errors(path, "Name another file."), ExitStack() as opened:
                 make_folder("--output", regular_file(path).parent)
+                opened.enter_context(_alone(path))
                 self._lines = _answered(path, questions) if path.exists() else {}
                 self._replace()
-                self._file = self.enter_context(path.open("a", **_ENCODING))
-            except OSError as error:
-                raise UserError(f"--output: '{path}': {error.strerror}. Name another file.") from None
+                opened.enter_context(_alone(path))  # it is another file now
+                self._file = opened.enter_context(path.open("a", **_ENCODING))
+                self.push(opened.pop_all())
         self.open = [question for question in questions if question.id not in self._lines]
 
     def write(self, results: Sequence[dict[str, Any]]) -> None:
         """Writes answers, each with the `id` of its question."""
         lines = {result["id"]: json.dumps(result, ensure_ascii=False) + "\n" for result in results}
         self._lines |= lines
-        self._file.write("".join(lines.values()))
-        self._file.flush()
+        text = "".join(lines.values())
+        if self._path is None:
+            say(text)
+            return
+        with _errors(self._path, _LATER):
+            try:
+                self._file.write(text)
+                self._file.flush()
+            except OSError:
+                with suppress(OSError):  # it tries to write once more
+                    self._file.close()
+                raise
 
     def finish(self) -> None:
         """Puts a file's lines in order, once all are there."""
         if self._path and list(self._lines) != self._order:
             self._lines = {name: self._lines[name] for name in self._order}
-            self._replace()
+            with _errors(self._path, _LATER):
+                self._file.close()
+                self._replace()
 
     def _replace(self) -> None:
         assert self._path
         replace_file(self._path, "".join(self._lines.values()).encode(**_ENCODING))
 
 
+@contextmanager
+def _errors(path: Path, cure: str) -> Iterator[None]:
+    """Says in words that a file can't be read or written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--output: '{path}': {error.strerror}. {cure}") from None
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keeps other runs away from a file, where the system can.
+
+    Raises:
+        UserError: another run has it.
+        OSError: it can't be opened.
+    """
+    if fcntl is None:
+        yield
+        return
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            told = f"--output: another run writes to '{path}'. Wait for its end, or name another file."
+            raise UserError(told) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
 def _answered(path: Path, questions: Sequence[Question]) -> dict[str | int, str]:
     """The lines of a file that answer one of the questions."""
-    whole, _, rest = path.read_bytes().rpartition(b"\n")
-    if rest[: len(_BEGINNING)] != _BEGINNING[: len(rest)]:
-        raise _foreign(path, "its end")
     echoes, lines = {question.id: question.echo() for question in questions}, {}
-    for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+    raw = path.read_bytes().split(b"\n")
+    for number, line in enumerate(raw, start=1):
+        last = number == len(raw)  # nothing, unless it was not written to its end
         try:
             result = json.loads(line)
-            name, failed = result["id"], "error" in result
-        except (ValueError, KeyError, TypeError):
-            raise _foreign(path, f"line {number}") from None
-        if failed:
+        except (ValueError, RecursionError):
+            if last and line[: len(_BEGINNING)] == _BEGINNING[: len(line)]:
+                break
+            result = None
+        if not _is_answer(result):
+            raise _foreign(path, "its end" if last else f"line {number}")
+        if "error" in result:
             continue
-        if name not in echoes or not echoes[name].items() <= result.items():
+        name = result["id"]
+        if echoes.get(name) != {key: value for key, value in result.items() if key in _ECHO}:
             raise UserError(
                 f"--output: line {number} of '{path}' answers '{name}', which is asked otherwise now, or not at all. "
                 "Name another file."
             )
         lines[name] = line.decode() + "\n"
     return lines
+
+
+def _is_answer(found: Any) -> bool:
+    """Is it what predict writes? Questions are none, even where they have an "answer" or "error" of their own."""
+    if not isinstance(found, dict) or not isinstance(found.get("id"), str | int):
+        return False
+    said = found.keys() - _ECHO
+    if said == {"error"}:
+        return isinstance(found["error"], str)
+    return said == {"answer", "finish", "new_tokens"} and isinstance(found["answer"], str)
 
 
 def _foreign(path: Path, where: str) -> UserError:

@@ -11,16 +11,17 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from minigpt4.common.cli import add_config_arguments
+from minigpt4.common.cli import StdoutError, add_config_arguments, require_open, say
 from minigpt4.common.errors import UserError, did_you_mean, first_line
 from minigpt4.common.files import replace_file
 from minigpt4.conversation.conversation import IMAGE
 from minigpt4.conversation.options import AnswerOptions, add_option_arguments, options_of
-from minigpt4.serve.loading import DEFAULT_CONFIG, load_model, quiet, read_config
+from minigpt4.serve.loading import DEFAULT_CONFIG, load_model, quietly, read_config
 
 if TYPE_CHECKING:  # slow to import
     from minigpt4.conversation.chat import Chat
 
+_SETTLES = (":img", ":video", ":load", ":clh")  # after these, it is clear again what a question is about
 WELCOME = "Show a picture with :img PATH, then ask about it. :help tells more, :q leaves."
 
 
@@ -34,11 +35,12 @@ def main(args: argparse.Namespace) -> None:
     """Loads the model and talks until the input ends; through pipes it exits with 1 where a line could not be obeyed.
 
     Raises:
-        UserError: the config, an option or a weight file can't be used.
+        UserError: the config, an option, a weight file, stdin or stdout can't be used.
     """
+    require_open("stdin", "stdout")
     config, options = read_config(args), options_of(args)
-    quiet()
-    model, processor = load_model(config)
+    with quietly():
+        model, processor = load_model(config)
     from minigpt4.conversation.chat import Chat
 
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
@@ -49,16 +51,21 @@ def main(args: argparse.Namespace) -> None:
         _say(WELCOME)
         terminal.run(line_editor(Path(config.env.cache_root), list(terminal.commands), list(options.kwargs())))
         return
-    for stream in (sys.stdin, sys.stdout):
-        cast(TextIOWrapper, stream).reconfigure(encoding="utf-8", errors="replace")
+    # files that Windows wrote begin with a mark of their encoding
+    for stream, encoding in ((sys.stdin, "utf-8-sig"), (sys.stdout, "utf-8")):
+        cast(TextIOWrapper, stream).reconfigure(encoding=encoding, errors="replace")
     if terminal.run(_line_of_stdin):
         sys.exit(1)
 
 
 def _line_of_stdin() -> str:
-    if line := sys.stdin.readline():
-        return line
-    raise EOFError
+    try:
+        line = sys.stdin.readline()
+    except OSError as error:
+        raise UserError(f"stdin: can't be read ({error.strerror}). Connect it to a file or a pipe.") from None
+    if not line:
+        raise EOFError
+    return line
 
 
 class Terminal:
@@ -72,6 +79,7 @@ class Terminal:
         self.chat = chat
         self.options = self.initial_options = options
         self.interactive = interactive
+        self._failed = ""  # the command after which, through pipes, no question is asked
         self.commands: dict[str, tuple[str, str, Callable[[str], None]]] = {
             ":img": ("PATH...", "show pictures; the next question is about them", self._show_images),
             ":video": ("PATH", "show eight pictures of a video", self._show_video),
@@ -92,37 +100,43 @@ class Terminal:
 
         Args:
             read: gives the next line; raises EOFError at the end, and KeyboardInterrupt for a line that is given up.
+
+        Raises:
+            UserError: stdin can't be read, or stdout not be written.
         """
-        failures, misled = 0, False
+        failures = 0
         while True:
             try:
-                line = read()
-                if line.startswith(":"):
-                    misled = not self.interactive  # whoever can't see the error must not get an answer without it
-                    self._obey(line.strip())
-                    misled = False
-                elif line.strip() and misled:
-                    misled = False
-                    raise UserError(f"'{line.strip()}' was not asked: the command before it failed.")
-                elif line.strip():
-                    self._ask(line.strip())
+                failures += not self._succeeds(read())
             except EOFError:
                 return failures
             except KeyboardInterrupt:
                 if not self.interactive:
                     raise
-            except BrokenPipeError:  # nobody reads the answers any more
-                raise
-            except UserError as error:
-                failures += 1
-                _note(f"error: {error}")
-            except Exception as error:  # the model's, which may answer the next question
-                failures += 1
-                _note(f"error: the model failed: {type(error).__name__}: {first_line(error)}")
+
+    def _succeeds(self, line: str) -> bool:
+        """Obeys a line, or asks it; says why that failed."""
+        try:
+            if line.startswith(":"):
+                failed, self._failed = self._failed, self._failed or line.strip()
+                self._obey(line.strip())
+                self._failed = "" if line.split()[0] in _SETTLES else failed
+            elif line.strip() and self._failed and not self.interactive:  # who can't see that it failed
+                cure = f"Go on with one of {', '.join(_SETTLES)}."
+                raise UserError(f"'{line.strip()}' was not asked, for '{self._failed}' failed. {cure}")
+            elif line.strip():
+                self._ask(line.strip())
+            return True
+        except (EOFError, BrokenPipeError, StdoutError):  # the end, or nobody reads the answers any more
+            raise
+        except UserError as error:
+            _note(f"error: {error}")
+        except Exception as error:  # the model's, which may answer the next question
+            _note(f"error: the model failed: {type(error).__name__}: {first_line(error)}")
+        return False
 
     def _obey(self, line: str) -> None:
-        name, _, rest = line.partition(" ")
-        rest = rest.strip()
+        name, rest = [*line.split(maxsplit=1), ""][:2]
         if name not in self.commands:
             raise UserError(f"'{name}' is no command.{did_you_mean(name, self.commands)}")
         usage, _, command = self.commands[name]
@@ -249,8 +263,7 @@ def _printable(text: str) -> str:
 
 
 def _say(text: str, end: str = "\n") -> None:
-    sys.stdout.write(text + end)
-    sys.stdout.flush()
+    say(text + end)
 
 
 def _note(text: str) -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 
-from minigpt4.common.cli import run
+from minigpt4.common.cli import discard_stdout, run
 
 _TOOLS = {  # name: module with add_arguments and main, what it is for
     "chat": ("minigpt4.serve.terminal", "talk about images in the terminal"),
@@ -20,6 +20,7 @@ _TOOLS = {  # name: module with add_arguments and main, what it is for
 
 def main() -> None:
     """Parses the command line and runs the tool that it names."""
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (closed: nobody reads what we say there)
     parser = argparse.ArgumentParser(prog="minigpt4", description="Tools around MiniGPT-4 training and chat.")
     tools = parser.add_subparsers(required=True)
     for name, (module, purpose) in _TOOLS.items():
@@ -30,6 +31,6 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         run(lambda: args.main(args))
-    except BrokenPipeError:  # who read our output has gone; Python would complain once more when it closes it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # who read our output has gone
+        discard_stdout()
         sys.exit(141)

@@ -1,6 +1,7 @@
 """Fixtures of the doors: the bundled model, a page of a model that is told what to say, and an API."""
 
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from openai import OpenAI
 from PIL import Image
 
 from minigpt4.common.config import ProcessorConfig, load_config
+from minigpt4.conversation.pictures import Picture
 from minigpt4.conversation.session import Sessions
 from minigpt4.models.generation import Answer
 from minigpt4.processors import build_processor
@@ -19,8 +21,10 @@ from minigpt4.serve.loading import DEFAULT_CONFIG, load_model
 from minigpt4.serve.page import build_page
 from minigpt4.serve.service import Limits, Service
 from minigpt4.serve.visitor import Handlers
+from minigpt4.tools.cli import main
 from tests.picture_files import write_video
 from tests.serve.asking import NAME, client_of, running
+from tests.serve.predicting import COUNT, DESCRIBE, SCENES, write
 
 PROCESSOR = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=56))
 MAX_PIXELS = 4_000_000
@@ -134,3 +138,44 @@ def api_url(service) -> Iterator[str]:
 @pytest.fixture
 def client(api_url) -> OpenAI:
     return client_of(api_url)
+
+
+@pytest.fixture
+def predict(monkeypatch, capsys, tiny):
+    """Runs the command with a model that is loaded already; returns exit status, stdout and stderr."""
+    monkeypatch.setattr("minigpt4.serve.predict.load_model", lambda *_: tiny)
+
+    def predict(*args) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["minigpt4", "predict", *map(str, args)])
+        try:
+            main()
+            code = 0
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+
+    return predict
+
+
+@pytest.fixture
+def mixed(tmp_path, video) -> Path:
+    """Records of all kinds, six good and six bad ones."""
+    (tmp_path / "scene.jpg").write_bytes(SCENES[1].read_bytes())
+    (tmp_path / "cut.jpg").write_bytes(SCENES[1].read_bytes()[:1500])
+    return write(
+        tmp_path / "questions.jsonl",
+        [
+            {"id": "one", "image": "scene.jpg", "text": DESCRIBE},
+            {"id": "url", "image": Picture.from_file(SCENES[0]).to_url(), "text": COUNT},
+            {"id": "gone", "image": "gone.jpg", "text": COUNT},
+            {"id": 7, "images": [str(SCENES[2]), "scene.jpg"], "text": COUNT, "answer": "not read"},
+            {"id": "cut", "image": "cut.jpg", "text": COUNT},
+            {"id": "clip", "video": str(video), "text": COUNT},
+            {"image": str(SCENES[3])},
+            "no object",
+            {"id": "list", "image": [3], "text": COUNT},
+            {"id": "number", "image": "scene.jpg", "text": 3},
+            {"id": "long", "image": "scene.jpg", "text": "digit " * 3000},
+            {"id": "words", "text": "Is there a <ImageHere> yellow digit? é"},
+        ],
+    )

@@ -1,74 +1,14 @@
-"""`minigpt4 predict`: batches, files of questions, failing records, runs that are ended and go on."""
+"""`minigpt4 predict`: batches, files of questions, failing records, arguments, how long it took."""
 
-import json
 import os
 import re
-import signal
-import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.pictures import Picture, Video
-from minigpt4.tools.cli import main
-
-EXAMPLES = Path(__file__).parents[2] / "minigpt4" / "assets" / "tiny" / "examples"
-SCENES = sorted(EXAMPLES.glob("*.jpg"))
-DESCRIBE = "Describe this image in detail."
-COUNT = "How many digits are there?"
-
-
-@pytest.fixture
-def predict(monkeypatch, capsys, tiny):
-    """Runs the command with a model that is loaded already; returns exit status, stdout and stderr."""
-    monkeypatch.setattr("minigpt4.serve.predict.load_model", lambda *_: tiny)
-
-    def predict(*args) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["minigpt4", "predict", *map(str, args)])
-        try:
-            main()
-            code = 0
-        except SystemExit as error:
-            code = error.code
-        return code, *capsys.readouterr()
-
-    return predict
-
-
-def lines(text: str) -> list[dict]:
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def write(file: Path, records: list) -> Path:
-    file.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return file
-
-
-@pytest.fixture
-def mixed(tmp_path, video) -> Path:
-    """Records of all kinds, six good and six bad ones."""
-    (tmp_path / "scene.jpg").write_bytes(SCENES[1].read_bytes())
-    (tmp_path / "cut.jpg").write_bytes(SCENES[1].read_bytes()[:1500])
-    return write(
-        tmp_path / "questions.jsonl",
-        [
-            {"id": "one", "image": "scene.jpg", "text": DESCRIBE},
-            {"id": "url", "image": Picture.from_file(SCENES[0]).to_url(), "text": COUNT},
-            {"id": "gone", "image": "gone.jpg", "text": COUNT},
-            {"id": 7, "images": [str(SCENES[2]), "scene.jpg"], "text": COUNT, "answer": "not read"},
-            {"id": "cut", "image": "cut.jpg", "text": COUNT},
-            {"id": "clip", "video": str(video), "text": COUNT},
-            {"image": str(SCENES[3])},
-            "no object",
-            {"id": "list", "image": [3], "text": COUNT},
-            {"id": "number", "image": "scene.jpg", "text": 3},
-            {"id": "long", "image": "scene.jpg", "text": "digit " * 3000},
-            {"id": "words", "text": "Is there a <ImageHere> yellow digit? é"},
-        ],
-    )
+from tests.serve.predicting import COUNT, DESCRIBE, EXAMPLES, SCENES, lines, write
 
 
 def test_one_image(predict):
@@ -153,57 +93,6 @@ def test_a_failing_model_fails_the_row_it_fails_at(predict, tiny, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("cut", [0, 5, 40, 4, None])
-def test_a_file_that_was_left_half_written_is_gone_on_with(cut, predict, mixed, tmp_path, monkeypatch, tiny):
-    """Cut off at the end of the second line and some bytes behind; None: after all lines."""
-    whole, part = tmp_path / "whole.jsonl", tmp_path / "deep" / "part.jsonl"
-    arguments = ["--input", mixed, "--text", COUNT, "--batch-size", 2]
-    assert predict(*arguments, "--output", whole)[:2] == (1, "")
-    raw = whole.read_bytes().split(b"\n")
-    part.parent.mkdir()
-    part.write_bytes(whole.read_bytes() if cut is None else b"\n".join([*raw[:2], raw[2][:cut]]))
-    asked, generate = [], tiny[0].generate
-    monkeypatch.setattr(tiny[0], "generate", lambda i, t, **o: asked.append(len(t)) or generate(i, t, **o))
-    assert predict(*arguments, "--output", part)[0] == 1
-    assert part.read_bytes() == whole.read_bytes()
-    assert sum(asked) == (1 if cut is None else 5)  # "long" fails in the model
-
-
-def test_what_failed_is_asked_again_and_lands_in_its_place(predict, mixed, tmp_path):
-    output = tmp_path / "out.jsonl"
-    arguments = ["--input", mixed, "--text", COUNT, "--output", output]
-    predict(*arguments)
-    before = lines(output.read_text())
-    (tmp_path / "gone.jpg").write_bytes(SCENES[3].read_bytes())
-    assert "\n5 of 12 questions failed" in predict(*arguments)[2]
-    after = lines(output.read_text())
-    assert after[2] == {"id": "gone", "images": ["gone.jpg"], "text": COUNT} | {
-        "answer": "one",
-        "finish": "stop",
-        "new_tokens": 2,
-    }
-    assert [r for r in after if r["id"] != "gone"] == [r for r in before if r["id"] != "gone"]
-
-
-def test_nothing_is_loaded_when_all_is_answered(predict, tmp_path, monkeypatch):
-    arguments = ["--image", EXAMPLES, "--text", COUNT, "--output", tmp_path / "out.jsonl"]
-    assert predict(*arguments)[0] == 0
-    monkeypatch.setattr("minigpt4.serve.predict.load_model", lambda *_: 1 / 0)
-    told = f"4 of 4 questions have answers in '{arguments[-1]}'; they stay, whatever this run's model and options\n"
-    assert predict(*arguments, "--num-beams", "2") == (0, "", told)
-
-
-def test_the_output_may_be_a_link_but_no_device(predict, tmp_path):
-    link, file, device = (tmp_path / name for name in ("link.jsonl", "out.jsonl", "pipe"))
-    link.symlink_to(file)
-    assert predict("--image", SCENES[1], SCENES[0], "--text", COUNT, "--output", link)[0] == 0
-    assert link.is_symlink() and len(lines(file.read_text())) == 2
-    os.mkfifo(device)
-    code, _, err = predict("--image", SCENES[0], "--text", COUNT, "--output", device)
-    assert code == 2 and err.endswith(f"--output: '{device}': it is no regular file. Name another file.\n")
-    assert device.is_fifo()
-
-
 def test_a_bar_shows_how_far_it_is_where_it_is_in_nobodys_way(predict, tmp_path, monkeypatch):
     arguments = ["--image", EXAMPLES, "--text", COUNT, "--batch-size", 2]
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -211,24 +100,6 @@ def test_a_bar_shows_how_far_it_is_where_it_is_in_nobodys_way(predict, tmp_path,
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)  # where the answers go
     assert predict(*arguments)[2] == ""
     assert "4/4" in predict(*arguments, "--output", tmp_path / "out.jsonl")[2]
-
-
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        ("my notes\n", "line 1 of '{}' is no answer that predict wrote. Name another file."),
-        ("my notes", "its end of '{}' is no answer that predict wrote"),
-        ('{"id": "x", "answer": "y"}\n', "line 1 of '{}' answers 'x', which is asked otherwise now, or not at all"),
-        (json.dumps({"id": str(SCENES[0]), "text": "What?", "answer": "y"}) + "\n", "which is asked otherwise now"),
-        (None, "is no regular file"),
-    ],
-)
-def test_a_file_of_others_is_left_alone(content, complaint, predict, tmp_path):
-    output = tmp_path / "notes.txt"
-    output.mkdir() if content is None else output.write_text(content)
-    code, _, err = predict("--image", SCENES[0], "--text", COUNT, "--output", output)
-    assert code == 2 and complaint.format(output) in err
-    assert output.is_dir() or output.read_text() == content
 
 
 @pytest.mark.parametrize(
@@ -241,6 +112,7 @@ def test_a_file_of_others_is_left_alone(content, complaint, predict, tmp_path):
         (["--input", "{tmp}/twice.jsonl"], "--input: 'a' stands there 2 times. Give each its own id."),
         (["--input", "{tmp}/empty.jsonl"], "holds no records. Write a list of them, or one a line.\n"),
         (["--input", "{tmp}/broken.jsonl"], "line 2 is not JSON"),
+        (["--image", "x.jpg", "--text", "\udcff?"], "--text: holds '\\udcff', which is no character"),
         (["--image", "x.jpg", "--text", "?", "--batch-size", "0"], "--batch-size: 0 is out of range"),
         (["--image", "x.jpg", "--text", "?", "--top-p", "2"], "top_p: 2.0 is out of range"),
         (["--image", "x.jpg", "--text", "?", "--temperature", "2", "--seed", "1"], "--temperature, --seed: without"),
@@ -269,6 +141,21 @@ def test_file_names_that_are_no_text(predict, tmp_path):
     assert predict(*arguments)[1] == (tmp_path / "out.jsonl").read_text()
 
 
+@pytest.mark.parametrize("size", [1, 8])
+def test_half_a_character_fails_its_own_record(size, predict, tmp_path):
+    records = [{"id": "\ud801", "text": COUNT}, {"id": "b", "text": "\ud800 hi"}, {"id": "c", "text": COUNT}]
+    records.append({"id": "d", "image": "data:\ud800", "text": COUNT})
+    arguments = ["--input", write(tmp_path / "in.jsonl", records), "--batch-size", size]
+    for _ in range(2):
+        code, _, err = predict(*arguments, "--output", tmp_path / "out.jsonl")
+        assert code == 1 and err.endswith('2 of 4 questions failed; the lines with "error" say why\n')
+    assert predict(*arguments)[1] == (tmp_path / "out.jsonl").read_text()
+    good, bad, also_good, url = lines((tmp_path / "out.jsonl").read_text())
+    assert good["id"] == "\ud801" and "answer" in good and "answer" in also_good
+    assert bad == {"id": "b", "error": "\"text\" holds '\\ud800', which is no character. Take it out."}
+    assert "data: URL" in url["error"]
+
+
 def test_timing(predict):
     code, _, err = predict("--image", EXAMPLES, "--text", COUNT, "--timing")
     pattern = r"loading \d+\.\d\d s; 4 answers in (\S+) s, \S+ s of them .*: (\S+) s per answer, (\S+) images/s, "
@@ -276,28 +163,7 @@ def test_timing(predict):
     assert each == pytest.approx(total / 4, abs=0.01) and images == pytest.approx(4 / total, rel=0.2)
 
 
-def test_killed_in_mid_run_it_goes_on_to_the_same_file(predict, tmp_path):
-    records = [{"id": i, "image": str(SCENES[i % 4]), "text": COUNT} for i in range(12)]
-    records[1]["image"], records[6]["image"] = "gone.jpg", "scene.jpg"
-    scene, whole, part = (tmp_path / name for name in ("scene.jpg", "whole.jsonl", "part.jsonl"))
-    arguments = ["--input", write(tmp_path / "in.jsonl", records)]
-    scene.write_bytes(SCENES[0].read_bytes())
-    assert predict(*arguments, "--output", whole)[0] == 1
-
-    scene.unlink()
-    os.mkfifo(scene)  # there the run waits
-    command = [sys.executable, "-c", "from minigpt4.tools.cli import main; main()", "predict", *arguments]
-    run = subprocess.Popen([*command, "--output", part, "--batch-size", "2"], env=os.environ | {"OMP_NUM_THREADS": "1"})
-    end = time.monotonic() + 120
-    while not (part.exists() and part.read_bytes().count(b"\n") == 6) and time.monotonic() < end:
-        time.sleep(0.05)
-    run.kill()
-    assert run.wait() == -signal.SIGKILL
-    assert part.read_bytes().count(b"\n") == 6
-
-    scene.unlink()
-    scene.write_bytes(SCENES[0].read_bytes())
-    with part.open("ab") as file:
-        file.write(whole.read_bytes().split(b"\n")[6][:30])  # as if it had been writing
-    assert predict(*arguments, "--output", part, "--batch-size", 5)[0] == 1
-    assert part.read_bytes() == whole.read_bytes()
+def test_timing_without_an_answer(predict, tmp_path):
+    arguments = ["--image", SCENES[0], "--text", COUNT, "--output", tmp_path / "out.jsonl", "--timing"]
+    predict(*arguments)
+    assert predict(*arguments)[2].endswith("\nloading 0.00 s; no answers in 0.00 s\n")

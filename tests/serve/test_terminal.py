@@ -1,30 +1,29 @@
 """`minigpt4 chat`: commands, streaming, Ctrl-C, the line editor, a terminal, pipes."""
 
+import codecs
+import fcntl
 import io
 import os
 import pty
 import re
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
 import pytest
 from prompt_toolkit.application import create_app_session
-from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.data_structures import Size
-from prompt_toolkit.document import Document
-from prompt_toolkit.input import create_pipe_input
-from prompt_toolkit.output import DummyOutput
 from prompt_toolkit.output.vt100 import Vt100_Output
 
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.conversation import Turn
 from minigpt4.conversation.options import AnswerOptions
-from minigpt4.serve.line_editor import Commands, line_editor
-from minigpt4.serve.terminal import Terminal
+from minigpt4.serve.terminal import WELCOME, Terminal
 
 ROOT = Path(__file__).parents[2]
 SCENE = ROOT / "minigpt4" / "assets" / "tiny" / "examples" / "scene1.jpg"
@@ -72,7 +71,7 @@ def test_an_answer_whose_beginning_changes_is_shown_again(talk, terminal, monkey
 def test_several_paths_spaces_and_quotes(talk, terminal, tmp_path):
     for name in ("a b.jpg", "c.jpg"):
         (tmp_path / name).write_bytes(SCENE.read_bytes())
-    assert talk(f":img {tmp_path}/a b.jpg", f':img "{tmp_path}/a b.jpg" {tmp_path}/c.jpg')[0] == 0
+    assert talk(f":img\t{tmp_path}/a b.jpg", f':img "{tmp_path}/a b.jpg" {tmp_path}/c.jpg')[0] == 0
     assert len(terminal.chat.pictures) == 3
     many = " ".join([f"{tmp_path}/c.jpg"] * 100)  # longer than a file's name may be
     assert talk(f":img {many}", ":clh", f":img {SCENE} {SCENE} {SCENE}")[0] == 0
@@ -197,58 +196,42 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(presses, beams, talk, termin
         assert out.startswith(terminal.chat.turns[0].answer)
 
 
-def test_the_line_editor_edits_and_remembers(tmp_path):
-    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
-        editor = line_editor(tmp_path / "cache", [], [])
-        keys.send_text("Wat\x1b[D\x1b[Dh\r")  # left, left
-        assert editor() == "What"
-        keys.send_text("x\x03")
-        with pytest.raises(KeyboardInterrupt):
-            editor()
-        keys.send_text("\x04")
-        with pytest.raises(EOFError):
-            editor()
-    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
-        keys.send_text("\x1b[A\r")  # up
-        assert line_editor(tmp_path / "cache", [], [])() == "What"
-    assert (tmp_path / "cache" / "chat_history").stat().st_mode & 0o077 == 0
-
-
-@pytest.mark.parametrize(
-    ("typed", "completed"),
-    [
-        (":im", ":img"),
-        (":", ":img :conf"),
-        (f":img {SCENE.with_suffix('')}", f":img {SCENE}"),
-        (":conf num_beams=3 to", ":conf num_beams=3 top_p="),
-        (":his t", ""),
-        ("i", ""),
-    ],
-)
-def test_tab_completes_commands_paths_and_options(typed, completed):
-    found = Commands([":img", ":conf"], ["num_beams", "top_p"]).get_completions(Document(typed), CompleteEvent())
-    assert " ".join(typed[: len(typed) + c.start_position] + c.text for c in found) == completed
-
-
 def test_through_pipes_there_are_only_answers():
-    lines = f":img {SCENE}\nHow many digits are there?\n:nix\n\xff\n"
-    done = subprocess.run(COMMAND, cwd=ROOT, input=lines.encode("latin-1"), capture_output=True, timeout=120)
+    lines = f":img {SCENE}\nHow many digits are there?\n:nix\n\xff\n".encode("latin-1")
+    done = subprocess.run(COMMAND, cwd=ROOT, input=codecs.BOM_UTF8 + lines, capture_output=True, timeout=120)
     assert done.returncode == 1
     assert done.stdout.startswith(b"three\n") and b"\x1b" not in done.stdout + done.stderr
     assert done.stderr.startswith(b"The model sees 1 picture.\nerror: ':nix' is no command.")
 
 
-def test_through_pipes_a_question_whose_picture_is_missing_is_not_asked(tiny, capsys):
-    lines = iter([":img nix.jpg", "How many digits are there?", f":img {SCENE}", "How many digits are there?"])
+@pytest.mark.parametrize(
+    ("stream", "code", "complaint"),
+    [
+        ("<&-", 2, "error: stdin: is closed."),
+        ("0>/dev/null", 2, "error: stdin: can't be read (Bad file descriptor)."),
+        (">&-", 2, "error: stdout: is closed."),
+        (">/dev/full", 2, "error: stdout: can't be written (No space left on device)."),
+        ("2>&-", 1, ""),
+    ],
+)
+def test_a_stream_that_is_closed_or_full_ends_the_chat(stream, code, complaint):
+    command = ["sh", "-c", f'exec "$@" {stream}', "sh", *COMMAND]
+    done = subprocess.run(command, cwd=ROOT, input=":help\n:nix\n", capture_output=True, text=True, timeout=120)
+    assert done.returncode == code
+    assert done.stderr.startswith(complaint) and done.stderr.count("\n") == bool(complaint)
 
-    def read():
-        if (line := next(lines, None)) is None:
-            raise EOFError
-        return line
 
-    assert Terminal(Chat(*tiny), AnswerOptions(), interactive=False).run(read) == 2
+def test_through_pipes_no_question_is_asked_from_a_failed_command_to_the_next_picture(tiny, capsys):
+    count = "How many digits are there?"
+    lines = iter(
+        [":img nix.jpg", count, ":seed 3", count, ":nix", f":img {SCENE}", count, ":his 3", count, ":clh", "?"]
+    )
+    terminal = Terminal(Chat(*tiny), AnswerOptions(), interactive=False)
+    assert terminal.run(lambda: next(lines, ":q")) == 6
     out, err = capsys.readouterr()
-    assert out == "three\n" and "'How many digits are there?' was not asked: the command before it failed" in err
+    assert out.startswith("three\n") and [turn.question for turn in terminal.chat.turns] == ["?"]
+    told = f"error: '{count}' was not asked, for '%s' failed. Go on with one of :img, :video, :load, :clh.\n"
+    assert err.count(told % ":img nix.jpg") == 2 and err.count(told % ":his 3") == 1
 
 
 def test_ctrl_c_ends_a_piped_chat_while_it_answers():
@@ -271,26 +254,29 @@ class Screen:
         env = os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "HOME": str(home), "OMP_NUM_THREADS": "1"}
         self.program = subprocess.Popen(
             command, cwd=ROOT, stdin=screen, stdout=screen, stderr=screen, env=env, start_new_session=True,
-            preexec_fn=lambda: __import__("fcntl").ioctl(screen, __import__("termios").TIOCSCTTY, 0),
+            preexec_fn=lambda: fcntl.ioctl(screen, termios.TIOCSCTTY, 0),
         )  # fmt: skip
+        fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # a bar needs some width
         os.close(screen)
 
     def type(self, text: str) -> None:
         os.write(self.keys, text.encode())
 
-    def wait_for(self, words: str, seconds: float = 60) -> None:
-        """Until words are shown, after those waited for before."""
+    def wait_for(self, words: str, seconds: float = 60) -> str:
+        """Until words are shown, after those waited for before; returns what stands between."""
         end = time.monotonic() + seconds
         while words not in self.shown:
             assert time.monotonic() < end, self.shown
             if select.select([self.keys], [], [], 0.2)[0]:
                 raw = os.read(self.keys, 4096).decode(errors="replace")
                 self.shown += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", raw)
-        self.shown = self.shown.partition(words)[2]
+        before, _, self.shown = self.shown.partition(words)
+        return before
 
 
 def test_in_a_terminal(tmp_path):
     screen = Screen(COMMAND, tmp_path)
+    assert screen.wait_for(WELCOME).strip() in ("", "Loading the model...")
     screen.wait_for(">")
     screen.type("half a line\x03")
     screen.wait_for(">")

@@ -1,0 +1,19 @@
+"""What is said while a model is loaded."""
+
+import sys
+import time
+
+import pytest
+
+from minigpt4.serve import loading
+
+
+@pytest.mark.parametrize(
+    ("terminal", "patience", "told"), [(True, 0.01, "Loading the model...\n"), (True, 60, ""), (False, 0.01, "")]
+)
+def test_a_terminal_is_told_of_a_load_that_takes_long(terminal, patience, told, monkeypatch, capsys):
+    monkeypatch.setattr(loading, "PATIENCE", patience)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    with loading.quietly():
+        time.sleep(0.2)
+    assert capsys.readouterr().err == told
