@@ -1,6 +1,5 @@
 """One visitor's conversation: what was said and shown, and what the model still holds of it."""
 
-from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -14,6 +13,7 @@ from torch import Tensor
 from minigpt4.common.errors import UserError
 from minigpt4.common.limits import MAX_IMAGE_PIXELS
 from minigpt4.conversation.conversation import IMAGE, Turn
+from minigpt4.conversation.forgetting import remembered, to_forget
 from minigpt4.conversation.pictures import Part, Picture, Room, Video, pictures_of
 from minigpt4.conversation.saved import from_json, to_json
 from minigpt4.conversation.streaming import Job
@@ -21,8 +21,6 @@ from minigpt4.models.generation import settled
 from minigpt4.models.kept_cache import KeptCache
 from minigpt4.models.minigpt_base import MiniGPTBase
 from minigpt4.models.splice import without_places
-
-_KEPT_WHEN_FULL = 0.75  # of the room for what can be forgotten
 
 
 class RestartedError(UserError):
@@ -251,51 +249,25 @@ class Chat:
         yield job.result()
 
     def _prompt(self, turns: list[Turn], max_new_tokens: int) -> str:
-        """The dialogue as the model reads it: of a too long one the oldest turns lose their words, never an image.
-
-        What was forgotten stays so, and more than it takes is forgotten at once: else each further turn would forget
-        another, and all behind it, read in another place, would have to be read again.
-        """
+        """The dialogue as the model reads it, without what it has no room for."""
         if (room := self.model.max_context_len - max_new_tokens) < 1:
             raise UserError(
                 f"max_new_tokens: {max_new_tokens} leaves nothing of the {self.model.max_context_len} tokens that the "
                 "model reads and answers. Set it lower."
             )
-        answered = sum(turn.answer is not None for turn in turns)
-
-        def length(forgotten: int) -> int:
-            return len(self.model.layout(self.model.template.prompt(_read(turns, forgotten))))
-
-        forgotten = min(self.forgotten, answered) if length(0) > room else 0
-        if length(forgotten) > room:
-            if (least := length(answered)) > room:
-                raise UserError(
-                    f"The message is {least - room} tokens too long: the model reads {self.model.max_context_len} at "
-                    f"once, {max_new_tokens} of them kept for its answer. Shorten it, show fewer images, or ask for a "
-                    "shorter answer."
-                )
-            # each try reads the whole dialogue
-            most = least + _KEPT_WHEN_FULL * (room - least)
-            forgotten = bisect_left(range(answered), True, key=lambda n: length(n) <= most)
+        template = self.model.template
+        forgotten = to_forget(turns, self.forgotten, room, lambda own: len(self.model.layout(template.prompt(own))))
+        left = remembered(turns, forgotten)
+        if (more := len(self.model.layout(template.prompt(left))) - room) > 0:
+            raise UserError(
+                f"The message is {more} tokens too long: the model reads {self.model.max_context_len} at once, "
+                f"{max_new_tokens} of them kept for its answer. Shorten it, show fewer images, or ask for a shorter "
+                "answer."
+            )
         with self._claim:
             if self.turns is turns:  # no restart came
                 self.forgotten = forgotten
-        return self.model.template.prompt(_read(turns, forgotten))
-
-
-def _read(turns: Sequence[Turn], forgotten: int) -> list[Turn]:
-    """What the model reads of a dialogue: of its `forgotten` oldest answered turns the pictures alone."""
-    read: list[Turn] = []
-    for turn in turns:
-        if turn.answer is None:
-            read.append(turn)
-        elif forgotten:
-            if images := turn.question.count(IMAGE):
-                read.append(Turn(IMAGE * images))
-            forgotten -= 1
-        else:  # an answer makes no place for an image, whatever the model said
-            read.append(replace(turn, answer=without_places(turn.answer)))
-    return read
+        return template.prompt(left)
 
 
 def turns_of(waiting: list[Picture], parts: Sequence[Picture | str]) -> list[Turn]:
