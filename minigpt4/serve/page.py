@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio_client.utils import is_file_obj, is_http_url_like, traverse
 
 from minigpt4.conversation.options import AnswerOptions
 from minigpt4.serve.controls import BEAMS, GREEDY, MODES, SAMPLE
@@ -61,9 +62,20 @@ ANY_MODEL = Guide(
 )
 
 
-def build_page(
-    handlers: Handlers, examples: list[Path], title: str = "MiniGPT-4", guide: Guide = ANY_MODEL
-) -> gr.Blocks:
+class _Page(gr.Blocks):
+    """A page whose visitors upload their files: gradio would download one that is named by its address, of any size."""
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any) -> Any:
+        traverse(inputs, _refuse_address, is_file_obj)
+        return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
+
+
+def _refuse_address(file: dict[str, Any]) -> None:
+    if is_http_url_like(file["path"]):
+        raise gr.Error("A file was named by its address. Download it, then upload it here.", print_exception=False)
+
+
+def build_page(handlers: Handlers, examples: list[Path], guide: Guide = ANY_MODEL) -> gr.Blocks:
     """Builds the page.
 
     Its events are also an API for `gradio_client`: `/ask`, `/edit`, `/regenerate`, `/undo`, `/restart` and `/load` give
@@ -73,9 +85,9 @@ def build_page(
         examples: picture files that a click adds to the message.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # some of gradio's telemetry looks only here
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as page:
+    with _Page(title="MiniGPT-4", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as page:
         visitor = gr.State()  # made at the first event: an initial value would be deep-copied
-        gr.Markdown(f"# {title}\n{guide.about}")
+        gr.Markdown(f"# MiniGPT-4\n{guide.about}")
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320):
                 chat, message, status = _chat_side(guide)
