@@ -44,6 +44,7 @@ JS = """() => {
         box.dispatchEvent(new DragEvent("drop", { dataTransfer: event.dataTransfer, cancelable: true }));
     });
 }"""
+KEPT = 4 * 3600  # seconds for which the conversation of a visitor who does nothing is kept
 _DOWNLOAD = "() => setTimeout(() => document.querySelector('#saved').click(), 100)"
 
 
@@ -86,7 +87,7 @@ def build_page(handlers: Handlers, examples: list[Path], guide: Guide = ANY_MODE
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # some of gradio's telemetry looks only here
     with _Page(title="MiniGPT-4", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as page:
-        visitor = gr.State()  # made at the first event: an initial value would be deep-copied
+        visitor = gr.State(time_to_live=KEPT)  # made at the first event: an initial value would be deep-copied
         gr.Markdown(f"# MiniGPT-4\n{guide.about}")
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320):

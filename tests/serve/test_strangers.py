@@ -1,7 +1,10 @@
 """Visitors of the page who mean it no good."""
 
+import gc
 import json
 import threading
+import time
+import weakref
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -12,7 +15,12 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.session import Sessions
+from minigpt4.serve import page as pages
+from minigpt4.serve import web
+from minigpt4.serve.visitor import Handlers
 from tests.picture_files import write_video
+from tests.serve.conftest import PROCESSOR, free_port
 from tests.serve.visiting import OPTIONS, ask
 
 
@@ -116,3 +124,27 @@ def test_nothing_is_fetched_from_an_address(url, client, echo, picture, tmp_path
         httpx.post(f"{url}/gradio_api/queue/join", json=photo).raise_for_status()
         assert "named by its address" in httpx.get(f"{url}/gradio_api/queue/data?session_hash=camera").text
     assert not asked
+
+
+@pytest.mark.parametrize(("seconds", "max_sessions", "left"), [(999, 1, 4), (1, 99, 0)])
+def test_conversations_of_the_page_do_not_pile_up(parity_model, echo, monkeypatch, seconds, max_sessions, left):
+    opened, sessions = [], Sessions(parity_model, PROCESSOR)
+    monkeypatch.setattr(
+        sessions, "open", lambda: opened.append(weakref.ref(chat := Chat(parity_model, PROCESSOR))) or chat
+    )
+    monkeypatch.setattr(pages, "KEPT", seconds)
+    page, port = pages.build_page(Handlers(sessions), []), free_port()
+    web.launch(page, "127.0.0.1", port, max_sessions=max_sessions)
+    try:
+        visitors = [Client(f"http://127.0.0.1:{port}", verbose=False) for _ in range(6)]
+        for visitor in visitors:
+            ask(visitor, "one")
+        for _ in range(100):
+            gc.collect()
+            if (kept := sum(chat() is not None for chat in opened)) <= left:
+                break
+            time.sleep(0.1)
+        assert (len(opened), kept) == (6, left)
+        assert ask(visitors[0], "two") == ["two", "two no picture"]  # the conversation is a new one
+    finally:
+        page.close()
