@@ -23,7 +23,7 @@ from minigpt4.conversation.options import AnswerOptions
 from minigpt4.conversation.pictures import Picture, Room, Video, open_image
 from minigpt4.conversation.session import Sessions
 from minigpt4.serve.controls import decoding
-from minigpt4.serve.status import Clock, waiting
+from minigpt4.serve.status import READING, Clock, waiting
 from minigpt4.serve.view import View, original_file, typed
 from minigpt4.serve.waiting import Line
 
@@ -156,7 +156,7 @@ class Handlers:
         """The conversation as a JSON file."""
         visitor = self._visitor(visitor)
         with failure_in_words():
-            if not visitor.chat.turns:
+            if all(turn.answer is None for turn in visitor.chat.turns):
                 raise UserError("There is nothing to save yet. Ask a question first.")
             return save_bytes_to_cache(visitor.chat.save().encode(), "conversation.json", get_upload_folder())
 
@@ -193,6 +193,8 @@ class Handlers:
                         if stopped.wait(_TOLD_EVERY):
                             raise _GivenUpError
                         box = gr.skip()
+                    # gradio keeps the visitor with the first of these: until then neither stop nor restart finds him
+                    yield visitor.view.messages(visitor.chat.turns), box, READING, visitor
                     turns, stream = prepare(visitor.chat)
                     if stopped.is_set():
                         raise _GivenUpError

@@ -47,7 +47,9 @@ def test_answer_is_streamed(client, picture, echo):
     echo.seconds = 0.06
     job = client.submit(message("a question of several words", [picture("red")]), *OPTIONS, api_name="/ask")
     assert texts(job.result())[1].startswith("a question of several words 1")
-    answers = [texts(shown)[1] for shown in job.outputs()]
+    begun, *outputs = job.outputs()
+    assert (texts(begun), begun[-1]) == ([], "Reading …")
+    answers = [texts(shown)[1] for shown in outputs]
     assert answers[0] == "…"
     assert len(set(answers)) > 3
 
@@ -81,7 +83,7 @@ def test_two_visitors_at_once_never_mix(url, picture, echo, parity_model, monkey
 def test_stop_ends_the_model_and_keeps_what_it_said(client, echo):
     echo.seconds = 0.05
     job = client.submit(message("word " * 200), *OPTIONS, api_name="/ask")
-    while len(job.outputs()) < 3:
+    while len(job.outputs()) < 4:
         time.sleep(0.02)
     client.predict(api_name="/stop")
     shown = job.result(timeout=5)
@@ -99,7 +101,7 @@ def test_restart_forgets_words_and_pictures(client, picture, echo):
 def test_restart_mid_answer_ends_the_model(client, echo, mode):
     echo.seconds = 0.05
     job = client.submit(message("word " * 200), mode, *OPTIONS[1:], api_name="/ask")
-    while not job.outputs():
+    while len(job.outputs()) < 2:
         time.sleep(0.02)
     client.predict(api_name="/restart")
     assert texts(job.result(timeout=5)) == []
