@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from gradio.processing_utils import save_pil_to_cache
+from gradio.processing_utils import save_bytes_to_cache, save_pil_to_cache
 from gradio.utils import get_upload_folder
 from markdown_it import MarkdownIt
 from PIL import Image
@@ -91,7 +91,8 @@ def _resized(image: Image.Image, side: int) -> Image.Image:
 
 def original_file(picture: Picture) -> str:
     """A file with the very pixels of a picture, with which it can be shown again."""
-    return save_pil_to_cache(picture.image, get_upload_folder(), format="png")
+    data, kind = picture.encoded()
+    return save_bytes_to_cache(data, f"picture.{kind}", get_upload_folder())
 
 
 def typed(text: str) -> str:

@@ -62,7 +62,7 @@ def serve(
     with problems.collect():
         bind(host, port).close()  # before the minutes that loading can take
     model, processor = load_model(config, problems)
-    handlers = Handlers(Sessions(model, processor, max_sessions), max_image_pixels)
+    handlers = Handlers(Sessions(model, processor, max_sessions), max_image_pixels, max_upload_mb)
     kind = config.model.model_type
     examples = sorted((Path(config.env.package_dir) / "assets" / kind / "examples").glob("*.jpg"))
     page = build_page(handlers, examples, guide=_GUIDES.get(kind) or _GUIDES.get(config.model.arch) or ANY_MODEL)

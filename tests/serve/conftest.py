@@ -24,6 +24,7 @@ from tests.serve.asking import NAME, client_of, running
 
 PROCESSOR = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=56))
 MAX_PIXELS = 4_000_000
+MAX_MB = 1
 
 
 def free_port() -> int:
@@ -41,9 +42,9 @@ def example(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def url(parity_model, example):
-    handlers = Handlers(Sessions(parity_model, PROCESSOR, max_sessions=2), max_image_pixels=MAX_PIXELS)
+    handlers = Handlers(Sessions(parity_model, PROCESSOR, max_sessions=2), MAX_PIXELS, MAX_MB)
     page, port = build_page(handlers, [example]), free_port()
-    web.launch(page, "127.0.0.1", port, max_upload_mb=1)
+    web.launch(page, "127.0.0.1", port, max_upload_mb=MAX_MB)
     yield f"http://127.0.0.1:{port}"
     page.close()
 

@@ -1,6 +1,5 @@
 """The demo over HTTP: what a visitor's browser does, done by gradio_client."""
 
-import json
 import re
 import socket
 import threading
@@ -10,17 +9,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from gradio_client import Client, handle_file
+from gradio_client import Client
 from gradio_client.exceptions import AppError
-from PIL import Image
 
 from minigpt4.common.config import Config
 from minigpt4.common.errors import UserError
-from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.options import AnswerOptions
 from minigpt4.serve import web
 from tests.picture_files import write_video
-from tests.serve.conftest import PROCESSOR
 from tests.serve.visiting import OPTIONS, ask, message, number_of, pictures, texts
 
 
@@ -140,35 +136,6 @@ def test_regenerate_asks_the_last_question_again(client, echo):
     echo.said = "another answer"
     shown = client.predict(*OPTIONS, api_name="/regenerate")
     assert texts(shown) == ["one", "one no picture", "two", "another answer"]
-
-
-def test_save_and_load(client, url, picture, echo, parity_model, tmp_path):
-    with pytest.raises(AppError, match="nothing to save"):
-        client.predict(api_name="/save")
-    ask(client, "one", picture("red"))
-    saved = client.predict(api_name="/save")
-    assert Path(saved).name == "conversation.json"
-    assert json.loads(Path(saved).read_text())["turns"][0]["question"].endswith("one")
-    other = Client(url, verbose=False)
-    ask(other, "something else")
-    shown = other.predict(handle_file(saved), api_name="/load")
-    red = number_of(parity_model, "red")
-    assert texts(shown) == ["one", f"one {red}"] and pictures(shown) == 1
-    assert ask(other, "two")[2:] == ["two", f"two {red}"]
-
-    for content, complaint in ((b"\xff\xfe", "no saved conversation"), (b"{}", 'holds no "turns"')):
-        (tmp_path / "bad.json").write_bytes(content)
-        with pytest.raises(AppError, match=complaint):
-            other.predict(handle_file(tmp_path / "bad.json"), api_name="/load")
-    assert len(ask(other, "three")) == 6
-
-
-def test_a_saved_conversation_may_hold_no_larger_pictures_either(client, tmp_path, parity_model):
-    chat = Chat(parity_model, PROCESSOR)
-    chat.upload_img(Image.new("RGB", (2001, 2000)))
-    (tmp_path / "large.json").write_text(chat.save())
-    with pytest.raises(AppError, match="more than 4 megapixels"):
-        client.predict(handle_file(tmp_path / "large.json"), api_name="/load")
 
 
 @pytest.mark.parametrize("mode", ["Greedy", "Sample", "Beams"])
