@@ -59,8 +59,8 @@ def serve(
     """
     setup_logger()
     problems = Problems()
-    with problems.collect():
-        bind(host, port).close()  # before the minutes that loading can take
+    with problems.collect(), bind(host, port) as place:  # before the minutes that loading can take
+        port = place.getsockname()[1]  # for 0, any, a free one
     model, processor = load_model(config, problems)
     handlers = Handlers(Sessions(model, processor, max_sessions), max_image_pixels, max_upload_mb)
     kind = config.model.model_type

@@ -7,15 +7,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import gradio as gr
 import httpx
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from minigpt4.common.config import Config
+from minigpt4.common.config import Config, load_config
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.options import AnswerOptions
 from minigpt4.serve import web
+from minigpt4.serve.loading import DEFAULT_CONFIG
 from tests.picture_files import write_video
 from tests.serve.visiting import OPTIONS, ask, message, number_of, pictures, texts
 
@@ -252,3 +254,16 @@ def test_address_in_use_is_one_line():
 def test_address_that_cannot_be_is_one_line(host, port):
     with pytest.raises(UserError, match="Choose another"):
         web.serve(Config(), host=host, port=port)
+
+
+def test_any_port_will_do(tiny, monkeypatch):
+    pages = []
+
+    def ask(page: gr.Blocks) -> None:
+        pages.append(page)
+        assert httpx.get(page.local_url).status_code == 200
+
+    monkeypatch.setattr(web, "load_model", lambda *_: tiny)
+    monkeypatch.setattr(gr.Blocks, "block_thread", ask)
+    web.serve(load_config(DEFAULT_CONFIG), port=0)
+    pages[0].close()
