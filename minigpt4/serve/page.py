@@ -9,7 +9,7 @@ import gradio as gr
 from gradio_client.utils import is_file_obj, is_http_url_like, traverse
 
 from minigpt4.conversation.options import AnswerOptions
-from minigpt4.serve.controls import BEAMS, GREEDY, MODES, SAMPLE
+from minigpt4.serve.controls import BEAMS, GREEDY, LABELS, MODES, SAMPLE
 from minigpt4.serve.visitor import Handlers, Message
 
 THEME = gr.themes.Default(
@@ -187,17 +187,25 @@ def _options() -> list[Any]:
     default = AnswerOptions()
     with gr.Accordion("How it answers", open=True):
         mode = gr.Radio(MODES, value=GREEDY, show_label=False, container=False, elem_id="mode")
-        beams = gr.Slider(2, 10, 5, step=1, label="Beams", visible=False)
+        beams = gr.Slider(2, 10, 5, step=1, label=LABELS["num_beams"], visible=False)
         length_penalty = gr.Slider(
-            -2, 2, default.length_penalty, step=0.1, label="Length penalty", info="more: longer answers", visible=False
+            -2,
+            2,
+            default.length_penalty,
+            step=0.1,
+            label=LABELS["length_penalty"],
+            info="more: longer answers",
+            visible=False,
         )
-        temperature = gr.Slider(0.1, 2, default.temperature, step=0.1, label="Temperature", visible=False)
-        top_p = gr.Slider(0.05, 1, default.top_p, step=0.05, label="Top-p", visible=False)
-        seed = gr.Number(-1, precision=0, label="Seed", info="-1: a new one each time", visible=False)
-        repetition = gr.Slider(1, 2, default.repetition_penalty, step=0.05, label="Repetition penalty", info="1: none")
+        temperature = gr.Slider(0.1, 2, default.temperature, step=0.1, label=LABELS["temperature"], visible=False)
+        top_p = gr.Slider(0.05, 1, default.top_p, step=0.05, label=LABELS["top_p"], visible=False)
+        seed = gr.Number(-1, precision=0, label=LABELS["seed"], info="-1: a new one each time", visible=False)
+        repetition = gr.Slider(
+            1, 2, default.repetition_penalty, step=0.05, label=LABELS["repetition_penalty"], info="1: none"
+        )
         with gr.Row():
-            shortest = gr.Number(default.min_new_tokens, precision=0, label="Min tokens", min_width=80)
-            longest = gr.Number(default.max_new_tokens, precision=0, label="Max tokens", min_width=80)
+            shortest = gr.Number(default.min_new_tokens, precision=0, label=LABELS["min_new_tokens"], min_width=80)
+            longest = gr.Number(default.max_new_tokens, precision=0, label=LABELS["max_new_tokens"], min_width=80)
     controls = {beams: BEAMS, length_penalty: BEAMS, temperature: SAMPLE, top_p: SAMPLE, seed: SAMPLE}
     mode.change(
         lambda chosen: [gr.update(visible=chosen == of) for of in controls.values()],

@@ -22,7 +22,7 @@ from minigpt4.conversation.conversation import Turn
 from minigpt4.conversation.options import AnswerOptions
 from minigpt4.conversation.pictures import Picture, Room, Video
 from minigpt4.conversation.session import Sessions
-from minigpt4.serve.controls import decoding
+from minigpt4.serve.controls import decoding, labelled
 from minigpt4.serve.status import READING, Clock, waiting
 from minigpt4.serve.view import View, original_file, typed
 from minigpt4.serve.waiting import Line
@@ -272,7 +272,7 @@ def failure_in_words() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
+        raise gr.Error(html.escape(labelled(str(error)), quote=False), print_exception=False) from None
     except Exception as error:
         logger.exception("the model failed")
         words = html.escape(f"The model failed: {type(error).__name__}: {first_line(error)}", quote=False)

@@ -165,8 +165,9 @@ def test_options_reach_the_model(client, echo):
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["Greedy", 5, 1, 0.9, 1, 1, 9, 8, -1], "min_new_tokens: 9 is out of range"),
-        (["Sample", 5, 1, 0.9, 1, 1, 0, 8, 2**70], f"seed: {2**70} is out of range. Set it to 0 to"),
+        (["Greedy", 5, 1, 0.9, 1, 1, 9, 8, -1], "^Min tokens: 9 is out of range. Set it to 0 to Max tokens.$"),
+        (["Greedy", 5, 1, 0.9, 1, 1, 0, 10**6, -1], "^Max tokens: 1000000 leaves nothing of the"),
+        (["Sample", 5, 1, 0.9, 1, 1, 0, 8, 2**70], f"^Seed: {2**70} is out of range. Set it to 0 to"),
         (["Other", 5, 1, 0.9, 1, 1, 0, 8, -1], "Other"),
     ],
 )
