@@ -19,7 +19,10 @@ THEME = gr.themes.Default(
     font_mono=["ui-monospace", "monospace"],
 )
 CSS = """
-#chat { height: max(300px, calc(100dvh - 345px)) !important }
+:root { --edge: clamp(12px, 5vw - 32px, 32px) }
+:root:has(#message .thumbnails) { --attached: 44px }
+#chat { height: max(300px, calc(100dvh - 345px - var(--attached, 0px))) !important }
+#chat .placeholder { padding: 0 20px; text-align: center }
 #chat .bot .md { white-space: normal }
 #chat .bot .md :is(ul, ol) { padding-left: 1.5em }
 #chat .bot .md :is(h1, h2, h3, h4) { font-weight: bold; margin: 0.5em 0 }
@@ -32,7 +35,11 @@ CSS = """
 #mode .wrap { flex-wrap: nowrap; gap: 4px }
 #mode label { padding: 6px 5px; flex-grow: 1; font-size: 13px }
 #examples .gallery-item * { width: 68px; height: 68px }
-@media (max-width: 640px) { #chat { height: max(300px, calc(100dvh - 390px)) !important } }
+.main.app { padding-inline: var(--edge) !important }
+.toast-wrap { left: var(--edge) !important; right: auto !important; max-width: calc(100vw - 24px) !important }
+.toast-wrap .toast-header { padding-bottom: 0 }
+.toast-wrap .toast-messages { padding-left: 46px; overflow-wrap: anywhere }
+@media (max-width: 640px) { #chat { height: max(300px, calc(100dvh - 440px - var(--attached, 0px))) !important } }
 """
 # a file that is dropped beside the message box would replace the page
 JS = """() => {
