@@ -11,7 +11,8 @@ def main() -> None:
         "--max-sessions",
         type=positive,
         default=MAX_SESSIONS,
-        help="visitors whose chat stays in the model's memory, others wait longer (default: %(default)s)",
+        help="visitors whose chat stays in the model's memory; others wait longer, up to four times as many (default: "
+        "%(default)s)",
     )
     parser.add_argument("--share", action="store_true", help="open a public gradio link")
     parser.add_argument(

@@ -80,16 +80,32 @@ def open_image(file: Path | BinaryIO, max_pixels: int | Room = MAX_IMAGE_PIXELS)
 
 @dataclass(eq=False)
 class Picture:
-    """A picture in a conversation. The embedding [1, rows, D] may be dropped at any time: it is made again."""
+    """A picture in a conversation. The embedding [1, rows, D] may be dropped at any time: it is made again.
+
+    `file` is what it was read from, unless that is larger than its pixels, as one with many pages is.
+    """
 
     image: Image.Image
     embedding: Tensor | None = None
+    file: bytes | None = None
+
+    def __post_init__(self) -> None:
+        if self.file is not None and len(self.file) > 3 * self.image.width * self.image.height:
+            self.file = None
+
+    def encoded(self) -> tuple[bytes, str]:
+        """A file of the very same pixels, and its format: its own, because a photo is ten times as large as a PNG."""
+        if self.file is not None:
+            with Image.open(io.BytesIO(self.file), formats=FORMATS) as image:
+                return self.file, str(image.format).lower().replace("mpo", "jpeg")  # a JPEG with more behind it
+        file = io.BytesIO()
+        self.image.save(file, "png")
+        return file.getvalue(), "png"
 
     def to_url(self) -> str:
         """A `data:` URL without loss: the same pixels give the same embedding."""
-        file = io.BytesIO()
-        self.image.save(file, "png")
-        return _PNG + base64.b64encode(file.getvalue()).decode()
+        data, kind = self.encoded()
+        return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
     @classmethod
     def from_file(cls, file: Path, max_pixels: int | Room = MAX_IMAGE_PIXELS) -> "Picture":
@@ -99,7 +115,7 @@ class Picture:
             UserError: as `open_image`.
         """
         try:
-            return cls(open_image(file, max_pixels))
+            return cls(open_image(file, max_pixels), file=file.read_bytes())
         except UserError as error:
             raise UserError(f"{file}: {error}") from None
 
@@ -116,7 +132,7 @@ class Picture:
             data = base64.b64decode("".join(url[url.find(",") + 1 :].split()), validate=True)  # MIME's has lines
         except ValueError as error:  # binascii's, or not even ASCII
             raise UserError(f"a picture's data: URL can't be read: {error}. Write {_PNG}...") from None
-        return cls(open_image(io.BytesIO(data), max_pixels))
+        return cls(open_image(io.BytesIO(data), max_pixels), file=data)
 
 
 @dataclass(frozen=True)

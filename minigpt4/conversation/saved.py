@@ -36,7 +36,12 @@ def from_json(text: str, max_pixels: int, max_pictures: float) -> tuple[list[Tur
         saved = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"the saved conversation is no JSON: {error}. Choose another file.") from None
-    if not isinstance(saved, dict) or saved.get("version") != _VERSION or not isinstance(saved.get("turns"), list):
+    version = saved.get("version") if isinstance(saved, dict) else None
+    if isinstance(version, int) and version != _VERSION:
+        raise UserError(
+            f'the saved conversation has "version": {version}; only {_VERSION} can be read. Load it where it was saved.'
+        )
+    if version != _VERSION or not isinstance(saved.get("turns"), list):
         raise UserError(
             f'the JSON holds no "turns" of "version": {_VERSION}. Choose a file that a conversation was saved to.'
         )

@@ -1,6 +1,7 @@
 """The boxes of a MiniGPT-v2 answer, and the picture that they are drawn on (Chen et al. 2023, arXiv:2310.09478)."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
@@ -37,8 +38,8 @@ def find_boxes(answer: str) -> list[Box]:
     return boxes
 
 
-def draw_boxes(image: Image.Image, boxes: list[Box]) -> Image.Image:
-    """A copy of an RGB picture with the boxes; those of one label have one color."""
+def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
+    """A copy of a picture with the boxes; those of one label have one color."""
     image = image.copy()
     draw, unit = ImageDraw.Draw(image), max(1, round(max(image.size) / 200))
     font = ImageFont.load_default(size=max(12, 8 * unit))

@@ -1,12 +1,29 @@
 """What the page's controls mean."""
 
 import random
+import re
 from typing import Any
 
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.options import AnswerOptions
 
 GREEDY, SAMPLE, BEAMS = MODES = ("Greedy", "Sample", "Beams")
+LABELS = {
+    "num_beams": "Beams",
+    "length_penalty": "Length penalty",
+    "temperature": "Temperature",
+    "top_p": "Top-p",
+    "repetition_penalty": "Repetition penalty",
+    "min_new_tokens": "Min tokens",
+    "max_new_tokens": "Max tokens",
+    "seed": "Seed",
+}
+_OPTION = re.compile(rf"\b({'|'.join(LABELS)})(?=:|\.$)")  # "temperature: 0 ...", "... to max_new_tokens."
+
+
+def labelled(message: str) -> str:
+    """What is said of options, with the names that they have on the page."""
+    return _OPTION.sub(lambda option: LABELS[option[1]], message)
 
 
 def decoding(

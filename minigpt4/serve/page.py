@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio_client.utils import is_file_obj, is_http_url_like, traverse
 
 from minigpt4.conversation.options import AnswerOptions
-from minigpt4.serve.controls import BEAMS, GREEDY, MODES, SAMPLE
+from minigpt4.serve.controls import BEAMS, GREEDY, LABELS, MODES, SAMPLE
 from minigpt4.serve.visitor import Handlers, Message
 
 THEME = gr.themes.Default(
@@ -18,7 +19,10 @@ THEME = gr.themes.Default(
     font_mono=["ui-monospace", "monospace"],
 )
 CSS = """
-#chat { height: max(300px, calc(100dvh - 345px)) !important }
+:root { --edge: clamp(12px, 5vw - 32px, 32px) }
+:root:has(#message .thumbnails) { --attached: 44px }
+#chat { height: max(300px, calc(100dvh - 345px - var(--attached, 0px))) !important }
+#chat .placeholder { padding: 0 20px; text-align: center }
 #chat .bot .md { white-space: normal }
 #chat .bot .md :is(ul, ol) { padding-left: 1.5em }
 #chat .bot .md :is(h1, h2, h3, h4) { font-weight: bold; margin: 0.5em 0 }
@@ -31,7 +35,11 @@ CSS = """
 #mode .wrap { flex-wrap: nowrap; gap: 4px }
 #mode label { padding: 6px 5px; flex-grow: 1; font-size: 13px }
 #examples .gallery-item * { width: 68px; height: 68px }
-@media (max-width: 640px) { #chat { height: max(300px, calc(100dvh - 390px)) !important } }
+.main.app { padding-inline: var(--edge) !important }
+.toast-wrap { left: var(--edge) !important; right: auto !important; max-width: calc(100vw - 24px) !important }
+.toast-wrap .toast-header { padding-bottom: 0 }
+.toast-wrap .toast-messages { padding-left: 46px; overflow-wrap: anywhere }
+@media (max-width: 640px) { #chat { height: max(300px, calc(100dvh - 440px - var(--attached, 0px))) !important } }
 """
 # a file that is dropped beside the message box would replace the page
 JS = """() => {
@@ -43,6 +51,7 @@ JS = """() => {
         box.dispatchEvent(new DragEvent("drop", { dataTransfer: event.dataTransfer, cancelable: true }));
     });
 }"""
+KEPT = 4 * 3600  # seconds for which the conversation of a visitor who does nothing is kept
 _DOWNLOAD = "() => setTimeout(() => document.querySelector('#saved').click(), 100)"
 
 
@@ -61,9 +70,20 @@ ANY_MODEL = Guide(
 )
 
 
-def build_page(
-    handlers: Handlers, examples: list[Path], title: str = "MiniGPT-4", guide: Guide = ANY_MODEL
-) -> gr.Blocks:
+class _Page(gr.Blocks):
+    """A page whose visitors upload their files: gradio would download one that is named by its address, of any size."""
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any) -> Any:
+        traverse(inputs, _refuse_address, is_file_obj)
+        return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
+
+
+def _refuse_address(file: dict[str, Any]) -> None:
+    if is_http_url_like(file["path"]):
+        raise gr.Error("A file was named by its address. Download it, then upload it here.", print_exception=False)
+
+
+def build_page(handlers: Handlers, examples: list[Path], guide: Guide = ANY_MODEL) -> gr.Blocks:
     """Builds the page.
 
     Its events are also an API for `gradio_client`: `/ask`, `/edit`, `/regenerate`, `/undo`, `/restart` and `/load` give
@@ -73,9 +93,9 @@ def build_page(
         examples: picture files that a click adds to the message.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # some of gradio's telemetry looks only here
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as page:
-        visitor = gr.State()  # made at the first event: an initial value would be deep-copied
-        gr.Markdown(f"# {title}\n{guide.about}")
+    with _Page(title="MiniGPT-4", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as page:
+        visitor = gr.State(time_to_live=KEPT)  # made at the first event: an initial value would be deep-copied
+        gr.Markdown(f"# MiniGPT-4\n{guide.about}")
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320):
                 chat, message, status = _chat_side(guide)
@@ -174,17 +194,25 @@ def _options() -> list[Any]:
     default = AnswerOptions()
     with gr.Accordion("How it answers", open=True):
         mode = gr.Radio(MODES, value=GREEDY, show_label=False, container=False, elem_id="mode")
-        beams = gr.Slider(2, 10, 5, step=1, label="Beams", visible=False)
+        beams = gr.Slider(2, 10, 5, step=1, label=LABELS["num_beams"], visible=False)
         length_penalty = gr.Slider(
-            -2, 2, default.length_penalty, step=0.1, label="Length penalty", info="more: longer answers", visible=False
+            -2,
+            2,
+            default.length_penalty,
+            step=0.1,
+            label=LABELS["length_penalty"],
+            info="more: longer answers",
+            visible=False,
         )
-        temperature = gr.Slider(0.1, 2, default.temperature, step=0.1, label="Temperature", visible=False)
-        top_p = gr.Slider(0.05, 1, default.top_p, step=0.05, label="Top-p", visible=False)
-        seed = gr.Number(-1, precision=0, label="Seed", info="-1: a new one each time", visible=False)
-        repetition = gr.Slider(1, 2, default.repetition_penalty, step=0.05, label="Repetition penalty", info="1: none")
+        temperature = gr.Slider(0.1, 2, default.temperature, step=0.1, label=LABELS["temperature"], visible=False)
+        top_p = gr.Slider(0.05, 1, default.top_p, step=0.05, label=LABELS["top_p"], visible=False)
+        seed = gr.Number(-1, precision=0, label=LABELS["seed"], info="-1: a new one each time", visible=False)
+        repetition = gr.Slider(
+            1, 2, default.repetition_penalty, step=0.05, label=LABELS["repetition_penalty"], info="1: none"
+        )
         with gr.Row():
-            shortest = gr.Number(default.min_new_tokens, precision=0, label="Min tokens", min_width=80)
-            longest = gr.Number(default.max_new_tokens, precision=0, label="Max tokens", min_width=80)
+            shortest = gr.Number(default.min_new_tokens, precision=0, label=LABELS["min_new_tokens"], min_width=80)
+            longest = gr.Number(default.max_new_tokens, precision=0, label=LABELS["max_new_tokens"], min_width=80)
     controls = {beams: BEAMS, length_penalty: BEAMS, temperature: SAMPLE, top_p: SAMPLE, seed: SAMPLE}
     mode.change(
         lambda chosen: [gr.update(visible=chosen == of) for of in controls.values()],

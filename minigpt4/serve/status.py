@@ -6,6 +6,7 @@ from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.options import AnswerOptions
 from minigpt4.models.generation import Answer
 
+READING = "Reading …"
 _SHOWN_EVERY = 0.05  # seconds; a browser that is sent more falls behind
 
 
@@ -35,7 +36,7 @@ class Clock:
 
     def status(self) -> str:
         """While it comes."""
-        return "Reading …" if self._first is None else f"Answering … {self._last:.1f} s"
+        return READING if self._first is None else f"Answering … {self._last:.1f} s"
 
     def summary(self, chat: Chat, answer: str, options: AnswerOptions) -> str:
         """Once it is there; `answer` is the last that `chat` gave."""

@@ -1,13 +1,12 @@
 """How a conversation looks on the page: messages of gradio's chat, in which no HTML of anybody is live."""
 
 import re
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from gradio.processing_utils import save_pil_to_cache
+from gradio.processing_utils import save_bytes_to_cache, save_pil_to_cache
 from gradio.utils import get_upload_folder
 from markdown_it import MarkdownIt
 from PIL import Image
@@ -47,30 +46,25 @@ class View:
             shown = pictures[-1] if pictures else shown
             boxes = find_boxes(said) if turn.answer is not None else []
             words = _text(turn.question.replace(IMAGE, "").lstrip())
-            messages.append(_message("user", self._file(pictures, _sheet), words))
-            draw = partial(_with_boxes, boxes)
-            drawn = self._file([shown] if boxes and shown else [], draw, said)
+            messages.append(_message("user", self._file(pictures), words))
+            drawn = self._file([shown] if boxes and shown else [], boxes, said)
             messages.append(_message("assistant", drawn, _html(said)))
             pictures = []
         return messages
 
-    def _file(self, pictures: list[Picture], draw: Callable[[list[Image.Image]], Image.Image], key: str = "") -> str:
-        """The path of what is drawn of pictures, made once for each `key`; "" for none."""
+    def _file(self, pictures: list[Picture], boxes: Sequence[Box] = (), key: str = "") -> str:
+        """The path of what is shown of pictures, made once for each `key`; "" for none."""
         if not pictures:
             return ""
         files = self._files.setdefault(pictures[-1], {})
         if key not in files or not files[key].exists():  # gradio removes old ones
-            images = [_resized(picture.image, _SIDE) for picture in pictures]
-            files[key] = Path(save_pil_to_cache(draw(images), get_upload_folder()))
+            image = draw_boxes(_sheet([_resized(picture.image, _SIDE) for picture in pictures]), boxes)
+            files[key] = Path(save_pil_to_cache(image, get_upload_folder()))
         return str(files[key])
 
 
 def _message(role: str, file: str, text: str) -> dict[str, Any]:
     return {"role": role, "content": [*([{"path": file}] if file else []), text]}
-
-
-def _with_boxes(boxes: list[Box], images: list[Image.Image]) -> Image.Image:
-    return draw_boxes(images[0], boxes)
 
 
 def _sheet(images: list[Image.Image]) -> Image.Image:
@@ -91,7 +85,8 @@ def _resized(image: Image.Image, side: int) -> Image.Image:
 
 def original_file(picture: Picture) -> str:
     """A file with the very pixels of a picture, with which it can be shown again."""
-    return save_pil_to_cache(picture.image, get_upload_folder(), format="png")
+    data, kind = picture.encoded()
+    return save_bytes_to_cache(data, f"picture.{kind}", get_upload_folder())
 
 
 def typed(text: str) -> str:

@@ -16,13 +16,14 @@ from gradio.processing_utils import save_bytes_to_cache
 from gradio.utils import get_upload_folder
 
 from minigpt4.common.errors import UserError, first_line
+from minigpt4.common.limits import MAX_UPLOAD_MB
 from minigpt4.conversation.chat import Chat, RestartedError
 from minigpt4.conversation.conversation import Turn
 from minigpt4.conversation.options import AnswerOptions
-from minigpt4.conversation.pictures import Picture, Room, Video, open_image
+from minigpt4.conversation.pictures import Picture, Room, Video
 from minigpt4.conversation.session import Sessions
-from minigpt4.serve.controls import decoding
-from minigpt4.serve.status import Clock, waiting
+from minigpt4.serve.controls import decoding, labelled
+from minigpt4.serve.status import READING, Clock, waiting
 from minigpt4.serve.view import View, original_file, typed
 from minigpt4.serve.waiting import Line
 
@@ -89,10 +90,12 @@ class Handlers:
 
     Args:
         sessions: opens a visitor's conversation.
+        max_upload_mb: larger conversations are not saved: they could not be loaded again.
     """
 
-    def __init__(self, sessions: Sessions):
+    def __init__(self, sessions: Sessions, max_upload_mb: int = MAX_UPLOAD_MB):
         self.sessions = sessions
+        self.max_upload_mb = max_upload_mb
         self._line = Line(_ANSWERS_AT_ONCE)
 
     def ask(self, message: Message, *options_and_visitor: Any) -> Iterator[Shown]:
@@ -153,9 +156,15 @@ class Handlers:
         """The conversation as a JSON file."""
         visitor = self._visitor(visitor)
         with failure_in_words():
-            if not visitor.chat.turns:
+            if all(turn.answer is None for turn in visitor.chat.turns):
                 raise UserError("There is nothing to save yet. Ask a question first.")
-            return save_bytes_to_cache(visitor.chat.save().encode(), "conversation.json", get_upload_folder())
+            saved = visitor.chat.save().encode()
+            if len(saved) > self.max_upload_mb * 2**20:  # as gradio counts
+                raise UserError(
+                    f"The conversation would have {len(saved) / 2**20:.1f} MB; no more than {self.max_upload_mb} can "
+                    "be loaded again. Take back questions with large pictures or videos."
+                )
+            return save_bytes_to_cache(saved, "conversation.json", get_upload_folder())
 
     def load(self, file: str, visitor: Visitor | None) -> Shown:
         """Takes up a conversation that was saved, instead of this one."""
@@ -190,6 +199,8 @@ class Handlers:
                         if stopped.wait(_TOLD_EVERY):
                             raise _GivenUpError
                         box = gr.skip()
+                    # gradio keeps the visitor with the first of these: until then neither stop nor restart finds him
+                    yield visitor.view.messages(visitor.chat.turns), box, READING, visitor
                     turns, stream = prepare(visitor.chat)
                     if stopped.is_set():
                         raise _GivenUpError
@@ -242,7 +253,7 @@ def _open(file: Path, room: Room) -> list[Picture]:
     try:
         if str(mimetypes.guess_type(file)[0]).startswith("video/"):
             return Video(file).pictures(room)
-        return [Picture(open_image(file, room))]
+        return [Picture.from_file(file, room)]
     except UserError as error:  # where we keep it is our business
         words = str(error).removeprefix(str(file)).lstrip(": ").replace(str(file), "it")
         raise UserError(f"{file.name}: {words}") from None
@@ -257,7 +268,7 @@ def failure_in_words() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
+        raise gr.Error(html.escape(labelled(str(error)), quote=False), print_exception=False) from None
     except Exception as error:
         logger.exception("the model failed")
         words = html.escape(f"The model failed: {type(error).__name__}: {first_line(error)}", quote=False)

@@ -17,6 +17,8 @@ from minigpt4.serve.visitor import Handlers
 
 logger = logging.getLogger(__name__)
 
+_VISITORS_PER_SESSION = 4  # whose conversations, with their pictures, are kept in main memory
+
 _GUIDES = {
     "tiny": Guide(
         "This tiny model knows one kind of picture: colored handwritten digits on a dark ground. Ask it which digits "
@@ -50,21 +52,21 @@ def serve(
 
     Args:
         auth: users and passwords; None lets everybody in.
-        max_sessions: see `Sessions`.
+        max_sessions: see `Sessions`; the conversations of four times as many visitors are kept at all.
 
     Raises:
         UserError: a weight file or the address cannot be used.
     """
     setup_logger()
     problems = Problems()
-    with problems.collect():
-        bind(host, port).close()  # before the minutes that loading can take
+    with problems.collect(), bind(host, port) as place:  # before the minutes that loading can take
+        port = place.getsockname()[1]  # for 0, any, a free one
     model, processor = load_model(config, problems)
-    handlers = Handlers(Sessions(model, processor, max_sessions, max_image_pixels))
+    handlers = Handlers(Sessions(model, processor, max_sessions, max_image_pixels), max_upload_mb)
     kind = config.model.model_type
     examples = sorted((Path(config.env.package_dir) / "assets" / kind / "examples").glob("*.jpg"))
     page = build_page(handlers, examples, guide=_GUIDES.get(kind) or _GUIDES.get(config.model.arch) or ANY_MODEL)
-    launch(page, host, port, share, auth, max_upload_mb)
+    launch(page, host, port, share, auth, max_upload_mb, max_sessions)
     logger.info("The page is at %s (Ctrl-C ends it)", page.share_url or page.local_url)
     page.block_thread()
 
@@ -76,6 +78,7 @@ def launch(
     share: bool = False,
     auth: list[tuple[str, str]] | None = None,
     max_upload_mb: int = MAX_UPLOAD_MB,
+    max_sessions: int = MAX_SESSIONS,
 ) -> None:
     """Serves a page in a background thread."""
     page.queue(default_concurrency_limit=None).launch(
@@ -89,6 +92,7 @@ def launch(
         footer_links=[],
         show_error=True,
         max_file_size=f"{max_upload_mb}mb",
+        state_session_capacity=_VISITORS_PER_SESSION * max_sessions,
         ssr_mode=False,
         quiet=True,
         prevent_thread_lock=True,

@@ -1,5 +1,6 @@
 """Pictures that anybody may have sent."""
 
+import base64
 import io
 
 import numpy as np
@@ -50,6 +51,41 @@ def test_pictures_are_read_the_right_way_up():
     exif = image.getexif()
     exif[0x0112] = 6  # the camera was turned
     assert open_image(file_of(image, "jpeg", exif=exif)).size == (30, 40)
+
+
+def photo(kind: str, **options) -> bytes:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = 6  # the camera was turned
+    return file_of(image, kind, **options, **({"exif": exif} if kind == "jpeg" else {})).getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (photo("jpeg", quality=90), "jpeg"),
+        (photo("mpo", append_images=[Image.new("RGB", (40, 30))], save_all=True), "jpeg"),  # as some phones do
+        (photo("webp", lossless=False), "webp"),
+        (photo("tiff", compression="jpeg"), "tiff"),
+        (photo("gif"), "gif"),
+    ],
+    ids=["jpeg", "mpo", "webp", "tiff", "gif"],
+)
+def test_a_picture_travels_as_the_file_that_it_was(data, kind, tmp_path):
+    (tmp_path / "photo").write_bytes(data)
+    picture = Picture.from_file(tmp_path / "photo")
+    url = picture.to_url()
+    assert url == f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    other = Picture.from_url(url)
+    assert np.array_equal(other.image, picture.image)
+    assert other.to_url() == url
+
+
+def test_a_file_that_is_larger_than_its_pixels_is_not_kept():
+    data = file_of(Image.new("RGB", (40, 30), "red"), "tiff", save_all=True, append_images=[Image.new("L", (99, 99))])
+    picture = Picture.from_url(base64.b64encode(data.getvalue()).decode())
+    assert picture.file is None and picture.to_url().startswith("data:image/png;base64,")
+    assert np.array_equal(Picture.from_url(picture.to_url()).image, picture.image)
 
 
 def test_a_picture_may_have_as_many_pixels_as_allowed_and_none_more():

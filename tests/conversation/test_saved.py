@@ -28,12 +28,13 @@ def url(file) -> str:
     ("text", "complaint"),
     [
         ("[" * 200_000, "is no JSON"),
+        ('{"version": 2, "turns": {}}', 'has "version": 2; only 1 can be read. Load it where it was saved'),
         (saved({"question": "\ud800", "answer": "a"}), "turn 1 .*: a character of it is only half there"),
         (saved({"question": "a", "answer": "a"}, {"question": "a", "answer": "\udfff"}), "turn 2 .* only half there"),
         (saved(pictures=[json.loads("[" * 900 + "]" * 900)]), "must be a list of data: URLs"),
         (saved({"question": "a", "answer": "a", "pictures": [[]]}), "turn 1 .* must be a list of data: URLs"),
     ],
-    ids=["deep", "question", "answer", "nested", "list"],
+    ids=["deep", "version", "question", "answer", "nested", "list"],
 )
 def test_what_would_break_the_page_is_refused(text, complaint):
     with pytest.raises(UserError, match=complaint):

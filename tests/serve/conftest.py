@@ -28,6 +28,7 @@ from tests.serve.predicting import COUNT, DESCRIBE, SCENES, write
 
 PROCESSOR = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=56))
 MAX_PIXELS = 4_000_000
+MAX_MB = 1
 
 
 def free_port() -> int:
@@ -45,9 +46,9 @@ def example(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def url(parity_model, example):
-    handlers = Handlers(Sessions(parity_model, PROCESSOR, max_sessions=2, max_pixels=MAX_PIXELS))
+    handlers = Handlers(Sessions(parity_model, PROCESSOR, max_sessions=2, max_pixels=MAX_PIXELS), MAX_MB)
     page, port = build_page(handlers, [example]), free_port()
-    web.launch(page, "127.0.0.1", port, max_upload_mb=1)
+    web.launch(page, "127.0.0.1", port, max_upload_mb=MAX_MB)
     yield f"http://127.0.0.1:{port}"
     page.close()
 

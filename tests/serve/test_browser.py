@@ -239,6 +239,23 @@ def test_bad_files_are_told_in_words(open_page, echo, bad_files, tmp_path):
     assert ask(page, "And now?") == "And now? no picture"
 
 
+def test_an_error_covers_no_button_and_nothing_sticks_out(open_page, echo, picture):
+    for width, height in ((1280, 720), (390, 844)):
+        page = open_page(width, height)
+        send(page, " ", picture("red"))
+        toast = page.get_by_test_id("toast-body")
+        expect(toast).to_contain_text("The question is empty")
+        page.wait_for_timeout(500)  # it flies in
+        around = toast.bounding_box()
+        assert around["x"] >= 12 and around["x"] + around["width"] <= width - 12
+        for name in ("Restart", "Save", "Load"):
+            button = page.get_by_role("button", name=name, exact=True).bounding_box()
+            assert button["x"] > around["x"] + around["width"] or button["y"] > around["y"] + around["height"]
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        if width > height:
+            assert page.evaluate("document.documentElement.scrollHeight") <= height
+
+
 def test_no_html_of_anybody_is_live(open_page, echo):
     page = open_page()
     echo.said = HOSTILE

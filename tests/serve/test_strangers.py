@@ -1,14 +1,26 @@
 """Visitors of the page who mean it no good."""
 
+import gc
 import json
+import threading
+import time
+import weakref
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import gradio
 import httpx
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.session import Sessions
+from minigpt4.serve import page as pages
+from minigpt4.serve import web
+from minigpt4.serve.visitor import Handlers
 from tests.picture_files import write_video
+from tests.serve.conftest import PROCESSOR, free_port
 from tests.serve.visiting import OPTIONS, ask
 
 
@@ -66,3 +78,73 @@ def test_a_failure_to_save_is_told_in_words(client, echo, monkeypatch):
     monkeypatch.setattr(Chat, "save", fail)
     with pytest.raises(AppError, match="The model failed: OSError: disk full"):
         client.predict(api_name="/save")
+
+
+@contextmanager
+def another_host(folder, monkeypatch):
+    """A server of the files of a folder, which gradio takes for a public one. Gives its address, and what was asked."""
+    asked = []
+
+    class Host(SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=folder)
+
+        def log_message(self, *_):
+            asked.append(self.path)
+
+    async def get(url: str) -> httpx.Response:
+        async with httpx.AsyncClient() as client:
+            return await client.get(url)
+
+    monkeypatch.setattr(gradio.processing_utils, "async_ssrf_protected_get", get)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Host) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", asked
+        finally:
+            server.shutdown()
+
+
+def test_nothing_is_fetched_from_an_address(url, client, echo, picture, tmp_path, monkeypatch):
+    picture("red")
+    (tmp_path / "saved.json").write_text('{"version": 1, "turns": []}')
+    with another_host(tmp_path, monkeypatch) as (host, asked):
+        red, saved = handle_file(f"{host}/red.png"), handle_file(f"{host}/saved.json")
+        words = {"text": "one", "files": []}
+        for event, *inputs in (
+            ("ask", {"text": "one", "files": [red]}, *OPTIONS),
+            ("ask", words, red, *OPTIONS[1:]),
+            ("load", saved),
+        ):
+            with pytest.raises(AppError, match="named by its address. Download it, then upload it"):
+                client.predict(*inputs, api_name=f"/{event}")
+        events = httpx.get(f"{url}/config").json()["dependencies"]
+        camera = next(event["id"] for event in events if event["targets"][0][1] == "input")
+        photo = {"fn_index": camera, "data": [red, words], "session_hash": "camera"}
+        httpx.post(f"{url}/gradio_api/queue/join", json=photo).raise_for_status()
+        assert "named by its address" in httpx.get(f"{url}/gradio_api/queue/data?session_hash=camera").text
+    assert not asked
+
+
+@pytest.mark.parametrize(("seconds", "max_sessions", "left"), [(999, 1, 4), (1, 99, 0)])
+def test_conversations_of_the_page_do_not_pile_up(parity_model, echo, monkeypatch, seconds, max_sessions, left):
+    opened, sessions = [], Sessions(parity_model, PROCESSOR)
+    monkeypatch.setattr(
+        sessions, "open", lambda: opened.append(weakref.ref(chat := Chat(parity_model, PROCESSOR))) or chat
+    )
+    monkeypatch.setattr(pages, "KEPT", seconds)
+    page, port = pages.build_page(Handlers(sessions), []), free_port()
+    web.launch(page, "127.0.0.1", port, max_sessions=max_sessions)
+    try:
+        visitors = [Client(f"http://127.0.0.1:{port}", verbose=False) for _ in range(6)]
+        for visitor in visitors:
+            ask(visitor, "one")
+        for _ in range(100):
+            gc.collect()
+            if (kept := sum(chat() is not None for chat in opened)) <= left:
+                break
+            time.sleep(0.1)
+        assert (len(opened), kept) == (6, left)
+        assert ask(visitors[0], "two") == ["two", "two no picture"]  # the conversation is a new one
+    finally:
+        page.close()

@@ -1,13 +1,17 @@
 """A visitor whose question waits for its turn, and one who does two things at once."""
 
 import json
+import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
+from minigpt4.serve import visitor as visitors
 from minigpt4.serve.waiting import Line
 from tests.serve.visiting import OPTIONS, ask, message, texts
 
@@ -17,9 +21,9 @@ def visitor(url):
     return lambda: Client(url, verbose=False)
 
 
-def begun(client: Client, text: str, outputs: int = 2):
-    """A question of which so much has been shown."""
-    job = client.submit(message(text), *OPTIONS, api_name="/ask")
+def begun(client: Client, text: str, outputs: int = 3, files: Sequence[Path] = ()):
+    """A question of which so much has been shown; with 3 its answer has begun."""
+    job = client.submit(message(text, files), *OPTIONS, api_name="/ask")
     while len(job.outputs()) < outputs:
         time.sleep(0.02)
     return job
@@ -50,6 +54,34 @@ def test_a_question_that_waits_can_be_given_up(visitor, echo, way):
     assert len(texts(answered[0].result())) == len(texts(answered[1].result())) == 2
     assert echo.ended == ["stop", "stop"]
     assert ask(third, "one") == ["one", "one no picture"]
+
+
+@pytest.mark.parametrize("way", ["stop", "restart"])
+def test_the_first_question_can_be_given_up_while_its_pictures_are_read(visitor, echo, picture, monkeypatch, way):
+    read, go, client = visitors._open, threading.Event(), visitor()
+    monkeypatch.setattr(visitors, "_open", lambda *args: go.wait(20) and read(*args))
+    asked = begun(client, "never asked", 1, [picture("red")])
+    assert asked.outputs()[0][-1] == "Reading …"
+    with pytest.raises(AppError, match="nothing to save yet"):
+        client.predict(api_name="/save")
+    if way == "stop":
+        with pytest.raises(AppError, match="still being answered"):  # it is the same visitor's
+            ask(client, "another")
+    client.predict(api_name=f"/{way}")
+    go.set()
+    assert texts(asked.result(timeout=5)) == []
+    assert not echo.ended
+    assert ask(client, "one") == ["one", "one no picture"]
+
+
+def test_there_is_nothing_to_save_before_the_first_answer(visitor, echo):
+    echo.seconds = 0.05
+    client = visitor()
+    asked = begun(client, "word " * 20)
+    with pytest.raises(AppError, match="nothing to save yet"):
+        client.predict(api_name="/save")
+    asked.result()
+    assert client.predict(api_name="/save")
 
 
 def test_a_question_that_waits_is_answered_when_its_turn_comes(visitor, echo):
