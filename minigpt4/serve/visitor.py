@@ -39,7 +39,7 @@ _EMPTY: Message = {"text": "", "files": []}
 
 
 class _GivenUpError(Exception):
-    """The visitor stopped or restarted before his question's turn came."""
+    """The visitor stopped before his answer began."""
 
 
 class Visitor:
@@ -78,9 +78,20 @@ class Visitor:
 
     def restart(self) -> None:
         """Forgets the conversation, and ends the question under way."""
-        self.stop()
-        self._stopped = None
+        stopped, self._stopped = self._stopped, None
+        if stopped is not None:
+            stopped.set()
         self.chat.restart()
+
+    def heed(self, stopped: Event, seconds: float = 0) -> None:
+        """Waits for what `asking` gave, and ends the question if that came.
+
+        Raises:
+            _GivenUpError: by a stop.
+            RestartedError: by a restart.
+        """
+        if stopped.wait(seconds):
+            raise _GivenUpError if self._stopped is stopped else RestartedError
 
 
 class Handlers:
@@ -196,34 +207,29 @@ class Handlers:
                 try:
                     while (answers := before()) > 0:
                         yield visitor.view.messages(visitor.chat.turns), box, waiting(answers), visitor
-                        if stopped.wait(_TOLD_EVERY):
-                            raise _GivenUpError
+                        visitor.heed(stopped, _TOLD_EVERY)
                         box = gr.skip()
                     # gradio keeps the visitor with the first of these: until then neither stop nor restart finds him
+                    box = _busy(None if message is None else _EMPTY)
                     yield visitor.view.messages(visitor.chat.turns), box, READING, visitor
                     turns, stream = prepare(visitor.chat)
-                    if stopped.is_set():
-                        raise _GivenUpError
-                    emptied = None if message is None else _EMPTY
-                    yield from _stream(visitor, turns, stream(**options.kwargs()), options, emptied, stopped)
-                except (RestartedError, _GivenUpError):
+                    visitor.heed(stopped)
+                    yield from _stream(visitor, turns, stream(**options.kwargs()), options, stopped)
+                except RestartedError:
                     yield visitor.shown()  # gradio shows the last value once more: it must not be the old history
+                except _GivenUpError:
+                    yield visitor.shown(message)
                 except Exception:
                     yield visitor.shown(message)
                     raise
 
 
 def _stream(
-    visitor: Visitor,
-    turns: list[Turn],
-    answers: Iterator[str],
-    options: AnswerOptions,
-    emptied: Message | None,
-    stopped: Event,
+    visitor: Visitor, turns: list[Turn], answers: Iterator[str], options: AnswerOptions, stopped: Event
 ) -> Iterator[Shown]:
     """Shows `turns` with a growing answer to the last."""
     chat, clock, forgotten, answer = visitor.chat, Clock(), visitor.chat.forgotten, ""
-    yield visitor.view.messages(turns, "…"), _busy(emptied), clock.status(), visitor
+    yield visitor.view.messages(turns, "…"), gr.skip(), clock.status(), visitor
     for answer in answers:
         if stopped.is_set():  # maybe before there was something to stop
             chat.stop()

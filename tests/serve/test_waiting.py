@@ -61,7 +61,7 @@ def test_the_first_question_can_be_given_up_while_its_pictures_are_read(visitor,
     read, go, client = visitors._open, threading.Event(), visitor()
     monkeypatch.setattr(visitors, "_open", lambda *args: go.wait(20) and read(*args))
     asked = begun(client, "never asked", 1, [picture("red")])
-    assert asked.outputs()[0][-1] == "Reading …"
+    assert asked.outputs()[0][-1] == "Reading …" and asked.outputs()[0][1]["value"]["text"] == ""
     with pytest.raises(AppError, match="nothing to save yet"):
         client.predict(api_name="/save")
     if way == "stop":
@@ -69,7 +69,8 @@ def test_the_first_question_can_be_given_up_while_its_pictures_are_read(visitor,
             ask(client, "another")
     client.predict(api_name=f"/{way}")
     go.set()
-    assert texts(asked.result(timeout=5)) == []
+    assert texts(given_up := asked.result(timeout=5)) == []
+    assert given_up[1].get("value", {}).get("text") == ("never asked" if way == "stop" else None)  # back in the box
     assert not echo.ended
     assert ask(client, "one") == ["one", "one no picture"]
 
