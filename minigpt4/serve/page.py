@@ -179,7 +179,10 @@ def _picture_side(examples: list[Path], message: gr.MultimodalTextbox) -> None:
             show_progress="hidden",
         )
     with gr.Accordion("Take a picture", open=False):
-        camera = gr.Image(sources=["webcam"], type="filepath", show_label=False, height=240, elem_id="camera")
+        # image_mode: gradio would decode a file of another mode, whatever its size
+        camera = gr.Image(
+            sources=["webcam"], type="filepath", image_mode=None, show_label=False, height=240, elem_id="camera"
+        )
     camera.input(
         lambda photo, old: (None, _with_file(old, photo) if photo else old),
         [camera, message],

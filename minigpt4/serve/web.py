@@ -4,6 +4,9 @@ import logging
 from pathlib import Path
 
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minigpt4.common.config import Config
 from minigpt4.common.errors import Problems
@@ -16,6 +19,18 @@ from minigpt4.serve.page import ANY_MODEL, CSS, JS, THEME, Guide, build_page
 from minigpt4.serve.visitor import Handlers
 
 logger = logging.getLogger(__name__)
+
+
+class _NoRelay:
+    """Middleware that answers 404 where gradio would fetch any public URL for whoever asks."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = Response(status_code=404) if "/file=http" in scope.get("path", "") else self.app
+        await app(scope, receive, send)
+
 
 _VISITORS_PER_SESSION = 4  # whose conversations, with their pictures, are kept in main memory
 
@@ -93,6 +108,7 @@ def launch(
         show_error=True,
         max_file_size=f"{max_upload_mb}mb",
         state_session_capacity=_VISITORS_PER_SESSION * max_sessions,
+        app_kwargs={"middleware": [Middleware(_NoRelay)]},
         ssr_mode=False,
         quiet=True,
         prevent_thread_lock=True,

@@ -8,11 +8,13 @@ import weakref
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
-import gradio
+import gradio.processing_utils
+import gradio.routes
 import httpx
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from starlette.responses import Response
 
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.session import Sessions
@@ -124,6 +126,19 @@ def test_nothing_is_fetched_from_an_address(url, client, echo, picture, tmp_path
         httpx.post(f"{url}/gradio_api/queue/join", json=photo).raise_for_status()
         assert "named by its address" in httpx.get(f"{url}/gradio_api/queue/data?session_hash=camera").text
     assert not asked
+
+
+def test_the_page_is_no_relay(url, monkeypatch):
+    fetched = []
+
+    async def fetch(address: str, _) -> Response:
+        fetched.append(address)
+        return Response("a page of somebody else's")
+
+    monkeypatch.setattr(gradio.routes, "secure_url_stream_response", fetch)
+    for path in ("file=https://example.com/a.png", "file=http://example.com", "file%3Dhttps://example.com"):
+        assert httpx.get(f"{url}/gradio_api/{path}").status_code == 404
+    assert not fetched
 
 
 @pytest.mark.parametrize(("seconds", "max_sessions", "left"), [(999, 1, 4), (1, 99, 0)])

@@ -58,6 +58,19 @@ def test_status_line(client, echo):
     assert re.fullmatch(said, status)
 
 
+def test_a_visitor_is_told_what_is_forgotten(client, echo, parity_model, monkeypatch):
+    told = []
+    monkeypatch.setattr(gr, "Info", told.append)
+    monkeypatch.setattr(parity_model, "max_context_len", 300 + 150)  # 300 are kept for an answer
+    echo.seconds = 0
+    for number in range(12):
+        *_, status = client.predict(message(f"number {number} of several words"), *OPTIONS, api_name="/ask")
+        forgotten = [int(n) for text in told for n in re.findall(r"no longer reads its first (\d+) questions", text)]
+        assert bool(forgotten) == ("questions forgotten" in status)
+    assert 1 < len(told) < 6 and forgotten == sorted(set(forgotten))
+    assert f"first {forgotten[-1]} questions forgotten" in status
+
+
 def test_two_visitors_at_once_never_mix(url, picture, echo, parity_model, monkeypatch):
     both, generate = threading.Barrier(2), parity_model.generate
 
