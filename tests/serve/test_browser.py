@@ -293,7 +293,7 @@ def test_boxes_are_shown(open_page, echo, picture):
     echo.said = "<p>it</p> {<20><20><60><60>}"
     ask(page, "[detection] it", picture("red"))
     expect(page.locator("#chat .bot img")).to_have_count(1)
-    assert page.locator("#chat .bot img").evaluate("image => image.naturalWidth") > 0
+    page.wait_for_function("document.querySelector('#chat .bot img').naturalWidth > 0")  # it is loaded
 
 
 def test_switch_shows_what_it_needs(open_page, echo):
