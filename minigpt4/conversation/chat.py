@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from threading import Event, Lock
+from threading import Event, RLock
 from typing import Any, cast
 
 import torch
@@ -51,7 +51,7 @@ class Chat:
         self.processor = processor
         self.max_pixels = max_pixels
         self._on_use = on_use
-        self._claim = Lock()
+        self._claim = RLock()  # a stream that is thrown away puts its turn back wherever its thread is then
         self._interrupt = Event()
         self._begun = 0  # conversations
         self.restart()
@@ -103,20 +103,20 @@ class Chat:
     def stream(self, question: str | Sequence[Part], **options: Any) -> Iterator[str]:
         """Asks and yields the answer so far, growing; with beams it comes in one piece. The last is an `Answer`.
 
-        A failure in generation is raised here. After it, or when the caller stops listening, the turn is taken back
-        and the generation ends.
+        Pictures and videos are read at once, the rest happens as the caller listens. A failure in generation is raised
+        there. After it, or when the caller stops listening, the turn is taken back and the generation ends.
 
         Args:
             question: words, or words, images and videos in the order in which the model is to read them.
 
         Raises:
             UserError: the previous question is still being answered, or this one is too long or has too large pictures.
-            RestartedError: a restart came before the end.
+            RestartedError: a restart came after this call and before the end.
         """
-        parts, room = list[Picture | str](), self.room()
+        begun, parts, room = self._begun, list[Picture | str](), self.room()
         for part in [question] if isinstance(question, str) else question:
             parts += [part] if isinstance(part, str) else pictures_of(part, room)
-        yield from self._ask(lambda: self.turns + turns_of(self._waiting, parts), options)
+        return self._ask(begun, lambda: self.turns + turns_of(self._waiting, parts), options)
 
     def edit(self, index: int, question: str, **options: Any) -> Iterator[str]:
         """Asks turn `index` again in other words, after the same pictures; what came after it is dropped.
@@ -130,7 +130,7 @@ class Chat:
             at = index % len(self.turns)
             return [*self.turns[:at], *turns_of([], [*self.turns[at].pictures, question])]
 
-        yield from self._ask(turns, options)
+        return self._ask(self._begun, turns, options)
 
     def regenerate(self, **options: Any) -> Iterator[str]:
         """Asks the last question again; raises as `edit`. Greedy decoding gives the same answer."""
@@ -140,17 +140,18 @@ class Chat:
                 raise UserError("Nothing was asked yet. Ask a question first.")
             return [*self.turns[:-1], replace(self.turns[-1], answer=None)]
 
-        yield from self._ask(turns, options)
+        return self._ask(self._begun, turns, options)
 
     def undo(self) -> list[Picture | str]:
         """Takes the last question and its answer back; returns its pictures and words, with which it can be asked."""
-        self._require_idle()
-        if not self.turns:
-            raise UserError("Nothing was asked yet. There is nothing to take back.")
-        first = len(self.turns) - 1
-        while first and self.turns[first - 1].answer is None:  # pictures shown for this question
-            first -= 1
-        taken, self.turns = self.turns[first:], self.turns[:first]
+        with self._claim:
+            self._require_idle()
+            if not self.turns:
+                raise UserError("Nothing was asked yet. There is nothing to take back.")
+            first = len(self.turns) - 1
+            while first and self.turns[first - 1].answer is None:  # pictures shown for this question
+                first -= 1
+            taken, self.turns = self.turns[first:], self.turns[:first]
         return [*(p for turn in taken for p in turn.pictures), taken[-1].question.replace(IMAGE, "").lstrip()]
 
     def stop(self) -> None:
@@ -202,9 +203,11 @@ class Chat:
                 known[i] = pictures[i].embedding = embedding
         return cast(list[Tensor], known)
 
-    def _ask(self, make_turns: Callable[[], list[Turn]], options: dict[str, Any]) -> Iterator[str]:
-        """Puts turns in the place of this conversation's and answers the last; on failure puts the old ones back."""
+    def _ask(self, begun: int, make_turns: Callable[[], list[Turn]], options: dict[str, Any]) -> Iterator[str]:
+        """Puts turns in the place of a conversation's and answers the last; on failure puts the old ones back."""
         with self._claim:  # of two threads that ask at once one is refused
+            if self._begun != begun:
+                raise RestartedError("The conversation was restarted before the question was asked.")
             self._require_idle()
             before, waiting, forgotten, interrupt = self.turns, self._waiting, self.forgotten, Event()
             self.turns = turns = make_turns()
@@ -221,9 +224,10 @@ class Chat:
                     yield text
             turns[-1].answer = text
         finally:
-            if turns[-1].answer is None and self.turns is turns:
-                since = [picture for picture in self._waiting if picture not in waiting]
-                self.turns, self._waiting, self.forgotten = before, waiting + since, forgotten
+            with self._claim:
+                if turns[-1].answer is None and self.turns is turns:
+                    since = [picture for picture in self._waiting if picture not in waiting]
+                    self.turns, self._waiting, self.forgotten = before, waiting + since, forgotten
 
     def _generate(
         self, turns: list[Turn], kept: KeptCache, interrupt: Event, options: dict[str, Any]
@@ -258,7 +262,8 @@ class Chat:
         template = self.model.template
         forgotten = to_forget(turns, self.forgotten, room, lambda own: len(self.model.layout(template.prompt(own))))
         left = remembered(turns, forgotten)
-        if (more := len(self.model.layout(template.prompt(left))) - room) > 0:
+        nothing_more = all(turn.answer is None for turn in left)
+        if nothing_more and (more := len(self.model.layout(template.prompt(left))) - room) > 0:
             raise UserError(
                 f"The message is {more} tokens too long: the model reads {self.model.max_context_len} at once, "
                 f"{max_new_tokens} of them kept for its answer. Shorten it, show fewer images, or ask for a shorter "

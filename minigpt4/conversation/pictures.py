@@ -115,7 +115,12 @@ class Picture:
             UserError: as `open_image`.
         """
         try:
-            return cls(open_image(file, max_pixels), file=file.read_bytes())
+            with file.open("rb") as opened:
+                image = open_image(opened, max_pixels)
+                opened.seek(0)
+                return cls(image, file=opened.read(3 * image.width * image.height + 1))  # more it does not keep
+        except OSError as error:
+            raise UserError(f"{file}: the picture can't be read: {error.strerror}. Use another.") from None
         except UserError as error:
             raise UserError(f"{file}: {error}") from None
 

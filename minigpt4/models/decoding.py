@@ -119,18 +119,19 @@ class _Draw(LogitsProcessor):
 
 
 class Ending(StoppingCriteria):
-    """Ends rows for a reason, and notes in `at` after how many tokens it first held for each: what follows is padding.
+    """Ends rows for a reason, and notes in `at` after how many tokens it first held for a prompt: the rest is padding.
 
-    With beams a row is one of several that change places, and what is noted of it means nothing.
+    With beams a prompt has several rows, which change places: what holds for one of them says nothing of its answer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prompts: int):
+        self.prompts = prompts
         self.at: dict[int, int] = {}
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         ended = self.ended(input_ids)
         for row in (row for row, own in enumerate(ended) if own):
-            self.at.setdefault(row, input_ids.shape[1])
+            self.at.setdefault(row * self.prompts // len(ended), input_ids.shape[1])
         return torch.tensor(ended, device=input_ids.device)
 
     def ended(self, input_ids: Tensor) -> list[bool]:
@@ -139,15 +140,15 @@ class Ending(StoppingCriteria):
 
 
 class Interrupt(Ending):
-    """Ends a row at the next token once its event is set."""
+    """Ends a prompt's rows at the next token once its event is set."""
 
     def __init__(self, events: Sequence[Event]):
-        super().__init__()
+        super().__init__(len(events))
         self.events = events
 
     def ended(self, input_ids: Tensor) -> list[bool]:
-        beams = len(input_ids) // len(self.events)
-        return [event.is_set() for event in self.events for _ in range(beams)]
+        beams = len(input_ids) // self.prompts
+        return [own for event in self.events for own in [event.is_set()] * beams]
 
 
 class StopWords(Ending):
@@ -157,8 +158,8 @@ class StopWords(Ending):
     whose characters are split over tokens.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, words: Sequence[str]):
-        super().__init__()
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, words: Sequence[str], prompts: int = 1):
+        super().__init__(prompts)
         self.tokenizer = tokenizer
         self.words = words
         # a token has a byte or more; three more may be the end of a character that the first one cuts

@@ -200,7 +200,7 @@ def _generate(model: "MiniGPTBase", rows: list[Row], decoding: Decoding, kept: K
     held = nullcontext(fresh) if kept is None else kept.reading(llm, embeds[0])
     endings: list[Ending] = [Interrupt([row.interrupt for row in rows])]
     if model.template.stop:
-        endings.append(StopWords(model.llama_tokenizer, model.template.stop))
+        endings.append(StopWords(model.llama_tokenizer, model.template.stop, len(rows)))
     options: dict[str, Any] = {
         "inputs_embeds": embeds,
         "attention_mask": mask,
@@ -220,9 +220,8 @@ def _generate(model: "MiniGPTBase", rows: list[Row], decoding: Decoding, kept: K
         if kept is not None:
             kept.note(torch.cat([embeds[0], embedding(tokens[0])]))
     for number, (row, own) in enumerate(zip(rows, tokens.tolist(), strict=True)):
-        first = number * decoding.num_beams
-        ends = [ending.at[first] for ending in (endings[:1] if beams else endings) if first in ending.at]
-        row.answer = _answer(model, row, own[: min(ends, default=None)], interrupted=first in endings[0].at)
+        ends = [ending.at[number] for ending in (endings[:1] if beams else endings) if number in ending.at]
+        row.answer = _answer(model, row, own[: min(ends, default=None)], interrupted=number in endings[0].at)
 
 
 def _answer(model: "MiniGPTBase", row: Row, tokens: list[int], interrupted: bool) -> Answer:

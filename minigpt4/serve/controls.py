@@ -18,12 +18,12 @@ LABELS = {
     "max_new_tokens": "Max tokens",
     "seed": "Seed",
 }
-_OPTION = re.compile(rf"\b({'|'.join(LABELS)})(?=:|\.$)")  # "temperature: 0 ...", "... to max_new_tokens."
+_OPTION = re.compile(rf"^({'|'.join(LABELS)})(?=:)|\b(max_new_tokens)(?=\.$)")  # "temperature: 0 is out of range ..."
 
 
 def labelled(message: str) -> str:
     """What is said of options, with the names that they have on the page."""
-    return _OPTION.sub(lambda option: LABELS[option[1]], message)
+    return _OPTION.sub(lambda option: LABELS[option[0]], message)
 
 
 def decoding(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio_client.utils import is_file_obj, is_http_url_like, traverse
+from gradio_client.utils import is_http_url_like
 
 from minigpt4.conversation.options import AnswerOptions
 from minigpt4.serve.controls import BEAMS, GREEDY, LABELS, MODES, SAMPLE
@@ -74,13 +74,18 @@ class _Page(gr.Blocks):
     """A page whose visitors upload their files: gradio would download one that is named by its address, of any size."""
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any) -> Any:
-        traverse(inputs, _refuse_address, is_file_obj)
+        _refuse_addresses(inputs)
         return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
 
 
-def _refuse_address(file: dict[str, Any]) -> None:
-    if is_http_url_like(file["path"]):
-        raise gr.Error("A file was named by its address. Download it, then upload it here.", print_exception=False)
+def _refuse_addresses(value: Any) -> None:
+    """Anywhere in what a visitor sends: gradio takes for a file what it finds below other things, too."""
+    if isinstance(value, dict):
+        if is_http_url_like(value.get("path")):
+            raise gr.Error("A file was named by its address. Download it, then upload it here.", print_exception=False)
+        value = list(value.values())
+    for part in value if isinstance(value, list) else ():
+        _refuse_addresses(part)
 
 
 def build_page(handlers: Handlers, examples: list[Path], guide: Guide = ANY_MODEL) -> gr.Blocks:

@@ -69,7 +69,7 @@ async def download(url: str, max_bytes: int) -> bytes:
         with anyio.fail_after(PATIENCE):
             async with httpcore.AsyncConnectionPool(network_backend=_PublicOnly()) as pool:
                 for _ in range(_REDIRECTS + 1):
-                    # as a browser would: what is not ASCII is escaped, what is escaped stays
+                    # as a browser does with a path: what is not ASCII is escaped, what is escaped stays
                     target, body = await _get(pool, quote(url, safe=punctuation), max_bytes)
                     if not target:
                         return body
@@ -91,7 +91,7 @@ async def _get(pool: httpcore.AsyncConnectionPool, url: str, max_bytes: int) -> 
     async with pool.stream("GET", url, headers=_HEADERS) as response:
         headers = {name.lower(): value for name, value in response.headers}
         if 300 <= response.status < 400 and b"location" in headers:
-            return headers[b"location"].decode("latin-1"), b""
+            return quote(headers[b"location"], safe=punctuation), b""
         if response.status != 200:
             raise UserError(f"the server answered {response.status}.")
         body = bytearray()

@@ -205,16 +205,17 @@ class Handlers:
             with visitor.asking() as stopped, self._line.join() as before:
                 box = _busy()
                 try:
-                    while (answers := before()) > 0:
-                        yield visitor.view.messages(visitor.chat.turns), box, waiting(answers), visitor
+                    while (others := before()) > 0:
+                        yield visitor.view.messages(visitor.chat.turns), box, waiting(others), visitor
                         visitor.heed(stopped, _TOLD_EVERY)
                         box = gr.skip()
                     # gradio keeps the visitor with the first of these: until then neither stop nor restart finds him
                     box = _busy(None if message is None else _EMPTY)
                     yield visitor.view.messages(visitor.chat.turns), box, READING, visitor
                     turns, stream = prepare(visitor.chat)
+                    answers = stream(**options.kwargs())  # of a restart from here on, that tells
                     visitor.heed(stopped)
-                    yield from _stream(visitor, turns, stream(**options.kwargs()), options, stopped)
+                    yield from _stream(visitor, turns, answers, options, stopped)
                 except RestartedError:
                     yield visitor.shown()  # gradio shows the last value once more: it must not be the old history
                 except _GivenUpError:

@@ -212,6 +212,20 @@ def test_a_restart_while_pictures_are_encoded_leaves_nothing_of_them(chat, parit
     assert chat.pictures == [] and chat.turns == []
 
 
+def test_a_question_from_before_a_restart_is_not_asked_after_it(chat, script, monkeypatch):
+    calls = script("fine")
+    chat.answer("One?")
+    for stream in (chat.stream("Old?"), chat.edit(0, "Old?"), chat.regenerate()):
+        chat.restart()
+        with pytest.raises(RestartedError):
+            next(stream)
+        chat.answer("New?")
+    monkeypatch.setattr(Video, "pictures", lambda self, room: chat.restart() or [Picture(picture("red"))])
+    with pytest.raises(RestartedError):
+        chat.answer([Video("v.mp4"), "Old?"])
+    assert chat.turns == [] and len(calls) == 4
+
+
 def test_what_an_ended_conversation_forgot_is_not_the_new_ones(chat, script, monkeypatch):
     script("fine")
     prompts, layout = [], chat.model.layout

@@ -94,9 +94,11 @@ def test_seeds_of_sampled_beams_reproduce_and_leave_torchs_generator_alone(parit
 
     beside = threading.Thread(target=draw_unseeded)
     beside.start()
-    assert [parity_model.generate(None, ["7"], seed=1, **options) for _ in range(5)] == [first] * 5
-    ended.set()
-    beside.join()
+    try:
+        assert [parity_model.generate(None, ["7"], seed=1, **options) for _ in range(5)] == [first] * 5
+    finally:
+        ended.set()
+        beside.join()
 
 
 def test_greedy_decoding_leaves_torchs_generator_alone(parity_model):
@@ -233,6 +235,17 @@ def test_rows_are_streamed_and_interrupted_one_by_one(parity_model):
     assert answers[0].new_tokens in (5, 6)
     assert whole[0].startswith(answers[0]) and len(answers[0]) < len(whole[0])
     assert parity_model.llama_tokenizer.decode(rows[1].tokens, skip_special_tokens=True).startswith(whole[1])
+
+
+def test_one_of_two_beam_searches_is_interrupted(parity_model, monkeypatch):
+    options = {"num_beams": 2, "max_new_tokens": 12, "min_new_tokens": 12}
+    whole = parity_model.generate(None, ["hello", "a dog"], **options)
+    for number in (0, 1):
+        events = [threading.Event(), threading.Event()]
+        events[number].set()
+        answers = parity_model.generate(None, ["hello", "a dog"], interrupt=events, **options)
+        assert answers[1 - number] == whole[1 - number] and answers[1 - number].finish == "length"
+        assert (answers[number].finish, answers[number].new_tokens) == ("interrupt", 1)
 
 
 def test_a_row_that_had_ended_is_not_interrupted_later(parity_model, monkeypatch):

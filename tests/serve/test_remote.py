@@ -31,6 +31,9 @@ class Site(http.server.BaseHTTPRequestHandler):
             self.send_header("Location", self.path.removeprefix("/to/"))
             self.send_header("Content-Length", "0")
             self.end_headers()
+        elif self.path == "/raw":  # as old servers write it
+            self.wfile.write("HTTP/1.1 302 Found\r\nLocation: /Zürich%20%2F/photo(1).jpg?a=%25\r\n".encode())
+            self.wfile.write(b"Content-Length: 0\r\n\r\n")
         elif self.path == "/missing":
             self.send_error(404)
         elif self.path == "/slow":
@@ -80,6 +83,7 @@ def test_pictures_are_fetched_and_redirects_followed(site):
     assert fetch(f"{site}/picture") == PICTURE
     assert fetch(f"{site}/to//to//picture") == PICTURE  # relative
     assert fetch(f"{site}/to/{site}/picture") == PICTURE
+    assert fetch(f"{site}/raw") == PICTURE
     assert fetch(f"{site}/Zürich %2F/photo(1).jpg?a=%25") == PICTURE  # as it stands in a browser's address line
 
 

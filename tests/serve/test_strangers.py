@@ -115,6 +115,7 @@ def test_nothing_is_fetched_from_an_address(url, client, echo, picture, tmp_path
         words = {"text": "one", "files": []}
         for event, *inputs in (
             ("ask", {"text": "one", "files": [red]}, *OPTIONS),
+            ("ask", {"path": "x", "text": "one", "files": [red]}, *OPTIONS),
             ("ask", words, red, *OPTIONS[1:]),
             ("load", saved),
         ):
