@@ -15,7 +15,7 @@ install: .venv/installed
 	touch $@
 
 demo: install
-	$(BIN)/python demo.py
+	$(BIN)/python demo.py $(ARGS)
 
 test: lint
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile

@@ -2,10 +2,11 @@
 
 from minigpt4.common.cli import add_serving, config_parser, credentials, positive, run
 from minigpt4.common.limits import MAX_SESSIONS, MAX_UPLOAD_MB
+from minigpt4.serve.loading import DEFAULT_CONFIG, read_config
 
 
 def main() -> None:
-    parser = config_parser("Chat about images in a web page.", default="eval_configs/minigpt4_tiny_eval.yaml")
+    parser = config_parser("Chat about images in a web page.", default=DEFAULT_CONFIG)
     add_serving(parser, port=7860)
     parser.add_argument(
         "--max-sessions",
@@ -26,8 +27,6 @@ def main() -> None:
         "--max-upload-mb", type=positive, default=MAX_UPLOAD_MB, help="larger files are refused (default: %(default)s)"
     )
     args = parser.parse_args()
-
-    from minigpt4.serve.loading import read_config
 
     config = read_config(args)  # wrong configs fail before the slow imports below
 

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from minigpt4.common.errors import UserError
 from minigpt4.common.limits import MAX_IMAGE_PIXELS
@@ -22,8 +23,9 @@ def config_parser(description: str, default: str | None = None) -> argparse.Argu
 
 def add_config_arguments(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     """Gives a parser `--cfg-path` and `--options`."""
+    shown = "/".join(Path(default).parts[-2:]) if default else None
     parser.add_argument(
-        "--cfg-path", default=default, required=default is None, help=f"YAML file of the run (default: {default})"
+        "--cfg-path", default=default, required=default is None, help=f"YAML file of the run (default: {shown})"
     )
     parser.add_argument(
         "--options",

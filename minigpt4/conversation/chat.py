@@ -181,7 +181,7 @@ class Chat:
 
     def _require_idle(self) -> None:
         if self.turns and self.turns[-1].answer is None:
-            raise UserError("The previous question is still being answered. Wait for its answer, or restart.")
+            raise UserError("The previous question is still being answered. Wait for its answer, or stop it.")
 
     def _show(self, parts: Sequence[Image.Image | Picture | Video]) -> None:
         begun, room = self._begun, self.room()

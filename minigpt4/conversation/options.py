@@ -27,7 +27,7 @@ class AnswerOptions:
     top_p: float = _option(0.9, "of do_sample: draw among the likeliest words that have this probability together")
     repetition_penalty: float = _option(1.0, "above 1: avoid what was said before")
     length_penalty: float = _option(1.0, "of num_beams: above 0 favours long answers, below 0 short ones")
-    seed: int | None = _option(None, "of do_sample: the same seed draws the same answer")
+    seed: int | None = _option(None, "of do_sample: the same seed draws the same answer; random draws one")
 
     def changed(self, settings: Sequence[str]) -> "AnswerOptions":
         """These options with `key=value` settings.

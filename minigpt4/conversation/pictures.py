@@ -178,7 +178,7 @@ class Video:
             raise UserError(f"{self.path}: {error}") from None
         except (decord.DECORDError, RuntimeError, OSError) as error:
             raise UserError(
-                f"{self.path} can't be read as a video: {first_line(error)}. Try an MP4 with H.264."
+                f"{self.path} can't be read as a video: {first_line(error).rstrip('.')}. Try an MP4 with H.264."
             ) from None
 
 

@@ -2,7 +2,7 @@
 
 import socket
 
-from minigpt4.common.errors import UserError
+from minigpt4.common.errors import UserError, first_line
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -17,7 +17,7 @@ def bind(host: str, port: int) -> socket.socket:
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         place.bind((address[0], port, *address[2:]))  # getaddrinfo would take port 70000 for 4464
     except (OSError, OverflowError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or first_line(error).rstrip(".")
         raise UserError(f"--host {host} --port {port}: {reason}. Choose another host or port.") from None
     return place
 

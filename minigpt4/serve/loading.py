@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Timer
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:  # slow to import
 
     from minigpt4.models.minigpt_base import MiniGPTBase
 
-DEFAULT_CONFIG = "eval_configs/minigpt4_tiny_eval.yaml"
+DEFAULT_CONFIG = str(Path(__file__).parents[2] / "eval_configs" / "minigpt4_tiny_eval.yaml")  # started from anywhere
 
 
 def read_config(args: argparse.Namespace) -> Config:

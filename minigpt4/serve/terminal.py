@@ -79,7 +79,7 @@ class Terminal:
         self.chat = chat
         self.options = self.initial_options = options
         self.interactive = interactive
-        self._failed = ""  # the command after which, through pipes, no question is asked
+        self._failed: dict[str, str] = {}  # commands, by name, after which no question is asked through pipes
         self.commands: dict[str, tuple[str, str, Callable[[str], None]]] = {
             ":img": ("PATH...", "show pictures; the next question is about them", self._show_images),
             ":video": ("PATH", "show eight pictures of a video", self._show_video),
@@ -118,12 +118,16 @@ class Terminal:
         """Obeys a line, or asks it; says why that failed."""
         try:
             if line.startswith(":"):
-                failed, self._failed = self._failed, self._failed or line.strip()
+                name = line.split()[0]
+                self._failed = {key: own for key, own in self._failed.items() if key != name} | {name: line.strip()}
                 self._obey(line.strip())
-                self._failed = "" if line.split()[0] in _SETTLES else failed
+                del self._failed[name]
+                if name in _SETTLES:
+                    self._failed.clear()
             elif line.strip() and self._failed and not self.interactive:  # who can't see that it failed
-                cure = f"Go on with one of {', '.join(_SETTLES)}."
-                raise UserError(f"'{line.strip()}' was not asked, for '{self._failed}' failed. {cure}")
+                *_, last = self._failed.values()
+                cure = f"Write it right, or go on with one of {', '.join(_SETTLES)}."
+                raise UserError(f"'{line.strip()}' was not asked, for '{last}' failed. {cure}")
             elif line.strip():
                 self._ask(line.strip())
             return True
@@ -143,7 +147,7 @@ class Terminal:
         if rest and not usage:
             raise UserError(f"{name} takes nothing behind it, found '{rest}'.")
         if usage and not rest and not usage.startswith("["):
-            raise UserError(f"{name} says nothing behind it. Write {name} {usage}")
+            raise UserError(f"{name} needs something behind it. Write {name} {usage}")
         command(rest)
 
     def _ask(self, question: str) -> None:

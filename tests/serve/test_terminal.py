@@ -149,7 +149,7 @@ def test_options_and_seed(talk, terminal):
         (":conf num_beams=exit()", "num_beams: 'exit()' is not a whole number"),
         (":seed x", "seed: 'x' is not a whole number"),
         (":his 3", ":his takes nothing behind it, found '3'"),
-        (":img", ":img says nothing behind it. Write :img PATH..."),
+        (":img", ":img needs something behind it. Write :img PATH..."),
     ],
 )
 def test_a_wrong_command_is_an_error_in_words(line, complaint, talk, terminal):
@@ -230,8 +230,18 @@ def test_through_pipes_no_question_is_asked_from_a_failed_command_to_the_next_pi
     assert terminal.run(lambda: next(lines, ":q")) == 6
     out, err = capsys.readouterr()
     assert out.startswith("three\n") and [turn.question for turn in terminal.chat.turns] == ["?"]
-    told = f"error: '{count}' was not asked, for '%s' failed. Go on with one of :img, :video, :load, :clh.\n"
+    told = f"error: '{count}' was not asked, for '%s' failed. Write it right, or go on with one of :img, :video"
     assert err.count(told % ":img nix.jpg") == 2 and err.count(told % ":his 3") == 1
+
+
+def test_through_pipes_a_command_that_is_put_right_lets_go_on(tiny, capsys):
+    lines = iter([":img nix.jpg", ":conf num_bems=2", "A?", ":conf num_beams=2", "B?", f":img {SCENE}", "C?"])
+    terminal = Terminal(Chat(*tiny), AnswerOptions(), interactive=False)
+    assert terminal.run(lambda: next(lines, ":q")) == 4
+    err = capsys.readouterr().err
+    assert "'A?' was not asked, for ':conf num_bems=2' failed" in err
+    assert "'B?' was not asked, for ':img nix.jpg' failed" in err
+    assert len(terminal.chat.turns) == 1 and terminal.options.num_beams == 2
 
 
 def test_ctrl_c_ends_a_piped_chat_while_it_answers():
