@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from minigpt4.common.config import Config, ModelConfig, QformerConfig, VitConfig
 from minigpt4.models.minigpt4 import MiniGPT4, MiniGPTv2
+from minigpt4.tools.cli import main
 
 PARITY = Path(__file__).parent / "fixtures" / "parity"
 torch.set_num_threads(2)
@@ -61,6 +63,22 @@ def _llm_folder(folder: Path, flavour: str) -> Path:
 @pytest.fixture(scope="session")
 def parity_llm(tmp_path_factory) -> Path:
     return _llm_folder(tmp_path_factory.mktemp("vicuna0"), "vicuna0")
+
+
+@pytest.fixture
+def minigpt4(monkeypatch, capsys):
+    """Runs the command `minigpt4`; returns exit status, stdout and stderr."""
+
+    def run(*args) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["minigpt4", *map(str, args)])
+        try:
+            main()
+            code = 0
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -2,15 +2,14 @@
 
 import json
 import re
-import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from PIL import Image
 
 from minigpt4.common.config import DatasetConfig, ModelConfig
 from minigpt4.datasets.check import TokenCounter, check_file, histogram
-from minigpt4.tools.cli import main
 from minigpt4.tools.validate_data import TINY_TOKENIZER
 
 
@@ -71,17 +70,8 @@ datasets: {{instruction: {{build_info: {{storage: {file}, images: {images}}}, te
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    def command(*args) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["minigpt4", "validate-data", *map(str, args)])
-        try:
-            main()
-            code = 0
-        except SystemExit as error:
-            code = error.code
-        return code, *capsys.readouterr()
-
-    return command
+def command(minigpt4):
+    return partial(minigpt4, "validate-data")
 
 
 def test_every_problem_is_counted_and_named(own, command):

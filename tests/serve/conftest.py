@@ -1,9 +1,9 @@
 """Fixtures of the doors: the bundled model, a page of a model that is told what to say, and an API."""
 
 import socket
-import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +21,6 @@ from minigpt4.serve.loading import DEFAULT_CONFIG, load_model
 from minigpt4.serve.page import build_page
 from minigpt4.serve.service import Limits, Service
 from minigpt4.serve.visitor import Handlers
-from minigpt4.tools.cli import main
 from tests.picture_files import write_video
 from tests.serve.asking import NAME, client_of, running
 from tests.serve.predicting import COUNT, DESCRIBE, SCENES, write
@@ -142,20 +141,10 @@ def client(api_url) -> OpenAI:
 
 
 @pytest.fixture
-def predict(monkeypatch, capsys, tiny):
-    """Runs the command with a model that is loaded already; returns exit status, stdout and stderr."""
+def predict(minigpt4, monkeypatch, tiny):
+    """Runs `minigpt4 predict` with a model that is loaded already."""
     monkeypatch.setattr("minigpt4.serve.predict.load_model", lambda *_: tiny)
-
-    def predict(*args) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["minigpt4", "predict", *map(str, args)])
-        try:
-            main()
-            code = 0
-        except SystemExit as error:
-            code = error.code
-        return code, *capsys.readouterr()
-
-    return predict
+    return partial(minigpt4, "predict")
 
 
 @pytest.fixture

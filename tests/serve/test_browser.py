@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import os
 import re
 import shutil
@@ -18,6 +19,14 @@ DROP = """(target, data) => {
 }"""
 DROPPED = DROP.replace("EVENT", 'new DragEvent("drop", { dataTransfer: files, bubbles: true, cancelable: true })')
 PASTED = DROP.replace("EVENT", 'new ClipboardEvent("paste", { clipboardData: files, bubbles: true, cancelable: true })')
+BLUE = [0, 0, 255]
+COLOR_AT = """(image, [x, y]) => {
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+    const context = canvas.getContext("2d");
+    context.drawImage(image, 0, 0);
+    return [...context.getImageData(x * canvas.width, y * canvas.height, 1, 1).data].slice(0, 3);
+}"""
 
 expect.set_options(timeout=20_000)  # a busy machine is slow
 
@@ -291,9 +300,13 @@ def test_ways_to_show_a_picture(open_page, echo, picture):
 def test_boxes_are_shown(open_page, echo, picture):
     page = open_page()
     echo.said = "<p>it</p> {<20><20><60><60>}"
-    ask(page, "[detection] it", picture("red"))
+    ask(page, "[detection] it", picture("blue"))
     expect(page.locator("#chat .bot img")).to_have_count(1)
+    drawn = page.locator("#chat .bot img")
     page.wait_for_function("document.querySelector('#chat .bot img').naturalWidth > 0")  # it is loaded
+    edge, middle = (drawn.evaluate(COLOR_AT, place) for place in ([0.2, 0.4], [0.4, 0.4]))
+    assert math.dist(middle, BLUE) < 9  # within the box; the picture comes compressed
+    assert math.dist(edge, BLUE) > 99  # on the box's left side
 
 
 def test_switch_shows_what_it_needs(open_page, echo):
