@@ -28,7 +28,7 @@ from torch import Tensor, nn  # noqa: E402
 from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
 
 from benchmarks.common import in_turn, machine  # noqa: E402
-from benchmarks.instructblip import Rival, instructblip  # noqa: E402
+from benchmarks.instructblip import Rival, instructblip, use_mkl  # noqa: E402
 from minigpt4.common.config import ModelConfig, ProcessorConfig, QformerConfig, VitConfig  # noqa: E402
 from minigpt4.conversation.chat import Chat  # noqa: E402
 from minigpt4.conversation.conversation import IMAGE, Turn  # noqa: E402
@@ -202,11 +202,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--parts", nargs="*", choices=["turns", "batches"], default=["turns", "batches"])
     parser.add_argument("--compile", action="store_true", help="measure the compiled step too")
+    parser.add_argument("--mkl", action="store_true", help="on a CPU, our linear layers too as PyTorch computes them")
     options = parser.parse_args()
 
     device = torch.device(options.device)
     config = towers(options.vit_depth, device)
     model = random_model(options.width, options.layers, config, device)
+    if options.mkl:
+        use_mkl(model)
     processor = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=IMAGE_SIZE))
     picture = Image.effect_noise((640, 480), 64).convert("RGB")
     pixels = processor(picture).expand(BATCH, -1, -1, -1).to(device)

@@ -23,6 +23,13 @@ from minigpt4.models.splice import IMAGE_ROW, pad
 IMAGE_TOKEN, PAD = 0, 1  # ids that no prompt of the benchmark holds
 
 
+def use_mkl(model: nn.Module) -> None:
+    """On a CPU, has linear layers computed as PyTorch does it by itself."""
+    for module in model.modules():
+        if type(module) is OneDnnLinear:
+            module.__class__ = nn.Linear
+
+
 def instructblip(config: ModelConfig, ours: MiniGPT4) -> InstructBlipForConditionalGeneration:
     """InstructBLIP around `ours.llama_model`; random towers in half precision throughout on a GPU, as it is used."""
     vit, qformer, device = config.vit, config.qformer, ours.device
@@ -56,9 +63,7 @@ def instructblip(config: ModelConfig, ours: MiniGPT4) -> InstructBlipForConditio
     model = model.to(torch.float32 if device.type == "cpu" else torch.float16).eval()
     weights = {id(weight): weight for weight in ours.llama_model.parameters()}
     model.language_model = deepcopy(ours.llama_model, weights)  # which are not copied
-    for module in model.language_model.modules():
-        if type(module) is OneDnnLinear:
-            module.__class__ = nn.Linear
+    use_mkl(model.language_model)
     return model
 
 
