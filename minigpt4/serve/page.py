@@ -41,16 +41,17 @@ CSS = """
 .toast-wrap .toast-messages { padding-left: 46px; overflow-wrap: anywhere }
 @media (max-width: 640px) { #chat { height: max(300px, calc(100dvh - 440px - var(--attached, 0px))) !important } }
 """
-# a file that is dropped beside the message box would replace the page
-JS = """() => {
+# A file that is dropped beside the message box would replace the page. In the head, for gradio runs its own `js` only
+# after the page is there, and a file may be dropped before.
+HEAD = """<script>
     document.addEventListener("dragover", event => event.preventDefault());
     document.addEventListener("drop", event => {
         const box = document.querySelector("#message .full-container");
-        if (!box || box.contains(event.target) || !event.dataTransfer.files.length) return;
+        if (!event.dataTransfer.files.length || box?.contains(event.target)) return;
         event.preventDefault();
-        box.dispatchEvent(new DragEvent("drop", { dataTransfer: event.dataTransfer, cancelable: true }));
+        box?.dispatchEvent(new DragEvent("drop", { dataTransfer: event.dataTransfer, cancelable: true }));
     });
-}"""
+</script>"""
 KEPT = 4 * 3600  # seconds for which the conversation of a visitor who does nothing is kept
 _DOWNLOAD = "() => setTimeout(() => document.querySelector('#saved').click(), 100)"
 

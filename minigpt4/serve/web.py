@@ -15,7 +15,7 @@ from minigpt4.common.logger import setup_logger
 from minigpt4.conversation.session import Sessions
 from minigpt4.serve.address import bind, in_url
 from minigpt4.serve.loading import load_model
-from minigpt4.serve.page import ANY_MODEL, CSS, JS, THEME, Guide, build_page
+from minigpt4.serve.page import ANY_MODEL, CSS, HEAD, THEME, Guide, build_page
 from minigpt4.serve.visitor import Handlers
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def launch(
         auth=auth,
         theme=THEME,
         css=CSS,
-        js=JS,
+        head=HEAD,
         footer_links=[],
         show_error=True,
         max_file_size=f"{max_upload_mb}mb",

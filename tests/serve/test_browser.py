@@ -18,6 +18,11 @@ DROP = """(target, data) => {
     target.dispatchEvent(EVENT);
 }"""
 DROPPED = DROP.replace("EVENT", 'new DragEvent("drop", { dataTransfer: files, bubbles: true, cancelable: true })')
+SOON = """new MutationObserver((_, page) => {
+    if (!document.querySelector("#message textarea")) return;
+    page.disconnect();
+    DROPPED(document.querySelector("#chat"), DATA);
+}).observe(document, { childList: true, subtree: true })"""
 PASTED = DROP.replace("EVENT", 'new ClipboardEvent("paste", { clipboardData: files, bubbles: true, cancelable: true })')
 BLUE = [0, 0, 255]
 COLOR_AT = """(image, [x, y]) => {
@@ -50,9 +55,10 @@ def open_page(browser: Browser, url):
     """Opens the page in a window of its own; in the end, none may have failed or asked another host."""
     contexts, troubles = [], []
 
-    def open_page(width: int = 1366, height: int = 768) -> Page:
+    def open_page(width: int = 1366, height: int = 768, script: str = "") -> Page:
         contexts.append(browser.new_context(viewport={"width": width, "height": height}))
         page = contexts[-1].new_page()
+        page.add_init_script(script)
         page.set_default_timeout(20_000)
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("dialog", lambda dialog: troubles.append(dialog.message))
@@ -295,6 +301,12 @@ def test_ways_to_show_a_picture(open_page, echo, picture):
     box(page).press("Enter")
     expect(words(page, "bot")).to_have_text(re.compile(r"in detail\. 5 "))
     assert words(page, "bot").count() == 1
+
+
+def test_a_picture_may_be_dropped_as_soon_as_the_page_is_there(open_page, picture):
+    data = base64.b64encode(picture("red").read_bytes()).decode()
+    page = open_page(script=SOON.replace("DROPPED", f"({DROPPED})").replace("DATA", json.dumps(data)))
+    expect(attached(page)).to_have_count(1)
 
 
 def test_boxes_are_shown(open_page, echo, picture):
