@@ -47,6 +47,8 @@ class Clock:
             parts = [f"Answer after {self._last:.2f} s"]
         else:
             parts = [f"First token after {self._first:.2f} s", f"{(answer.new_tokens - 1) / rest:.1f} tokens/s"]
+        if not answer:
+            parts.append("the answer is empty")
         reused = f", {chat.reused_tokens} reused" if chat.reused_tokens else ""
         used = answer.prompt_tokens + answer.new_tokens
         parts.append(f"{used} of {chat.model.max_context_len} tokens used ({answer.new_tokens} in the answer{reused})")

@@ -163,6 +163,8 @@ class Terminal:
                     shown = answer
         finally:
             _say("")
+        if not shown:
+            _note("The answer is empty.")
         if self.chat.forgotten > forgotten:
             _note(f"The chat is long: the model no longer reads its first {self.chat.forgotten} questions.")
 

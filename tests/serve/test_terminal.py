@@ -68,6 +68,11 @@ def test_an_answer_whose_beginning_changes_is_shown_again(talk, terminal, monkey
     assert talk("?")[1] == "do n\ndon't\n"
 
 
+def test_an_empty_answer_is_told(talk, terminal, monkeypatch):
+    monkeypatch.setattr(terminal.chat, "stream", lambda *_, **__: iter([""]))
+    assert talk("?") == (0, "\n", "The answer is empty.\n")
+
+
 def test_several_paths_spaces_and_quotes(talk, terminal, tmp_path):
     for name in ("a b.jpg", "c.jpg"):
         (tmp_path / name).write_bytes(SCENE.read_bytes())

@@ -16,6 +16,7 @@ from gradio_client.exceptions import AppError
 from minigpt4.common.config import Config, load_config
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.options import AnswerOptions
+from minigpt4.models.generation import Answer
 from minigpt4.serve import web
 from minigpt4.serve.loading import DEFAULT_CONFIG
 from tests.picture_files import write_video
@@ -56,6 +57,12 @@ def test_status_line(client, echo):
     *_, status = client.predict(message("one two three"), *OPTIONS, api_name="/ask")
     said = r"First token after 0\.\d\d s · \d+\.\d tokens/s · 15 of \d+ tokens used \(5 in the answer\)"
     assert re.fullmatch(said, status)
+
+
+def test_status_line_of_an_empty_answer(client, parity_model, monkeypatch):
+    monkeypatch.setattr(parity_model, "generate", lambda *_, **__: [Answer("")])
+    *_, status = client.predict(message("?"), *OPTIONS, api_name="/ask")
+    assert " · the answer is empty · " in status
 
 
 def test_a_visitor_is_told_what_is_forgotten(client, echo, parity_model, monkeypatch):
