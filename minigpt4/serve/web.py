@@ -1,6 +1,7 @@
 """The demo: a web page on which a visitor shows pictures and talks about them."""
 
 import logging
+import re
 from pathlib import Path
 
 import gradio as gr
@@ -28,10 +29,11 @@ class _NoRelay:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = Response(status_code=404) if "/file=http" in scope.get("path", "") else self.app
-        await app(scope, receive, send)
+        relayed = _RELAYED.search(scope.get("path", ""))
+        await (Response(status_code=404) if relayed else self.app)(scope, receive, send)
 
 
+_RELAYED = re.compile("/file[=/]https?://")  # by either of gradio's routes of files
 _VISITORS_PER_SESSION = 4  # whose conversations, with their pictures, are kept in main memory
 
 _GUIDES = {

@@ -137,7 +137,8 @@ def test_the_page_is_no_relay(url, monkeypatch):
         return Response("a page of somebody else's")
 
     monkeypatch.setattr(gradio.routes, "secure_url_stream_response", fetch)
-    for path in ("file=https://example.com/a.png", "file=http://example.com", "file%3Dhttps://example.com"):
+    for route in ("file=https://", "file=http://", "file%3Dhttps://", "file/https://", "file/http%3A//"):
+        path = f"{route}example.com/a.png"
         assert httpx.get(f"{url}/gradio_api/{path}").status_code == 404
     assert not fetched
 
