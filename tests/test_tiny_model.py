@@ -17,6 +17,7 @@ from minigpt4.conversation.chat import Chat
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.processors import build_processor
 from minigpt4.tools.tiny.data import write_all
+from tests.waiting import LIMIT
 
 ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "minigpt4" / "assets" / "tiny"
@@ -35,7 +36,7 @@ def call(script: str, config: str, *options: str, processes: int = 0) -> str:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes else []
     command = [sys.executable, *launcher, script, "--cfg-path", config, "--options", *options]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr

@@ -19,6 +19,7 @@ from minigpt4.conversation.session import Sessions
 from minigpt4.processors import build_processor
 from tests.conftest import golden, golden_json
 from tests.picture_files import write_video
+from tests.waiting import LIMIT
 
 PROCESSOR = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=56))
 
@@ -181,14 +182,14 @@ def test_a_restart_while_pictures_are_encoded_leaves_nothing_of_them(chat, parit
 
     def slow(pixels):
         begun.set()
-        return go.wait(20) and encode(pixels)
+        return go.wait(LIMIT) and encode(pixels)
 
     def old(act) -> threading.Thread:
         begun.clear()
         go.clear()
         thread = threading.Thread(target=act)
         thread.start()
-        begun.wait(20)
+        begun.wait(LIMIT)
         return thread
 
     def ask():
@@ -201,14 +202,14 @@ def test_a_restart_while_pictures_are_encoded_leaves_nothing_of_them(chat, parit
         new = chat.stream("New?", max_new_tokens=30, min_new_tokens=30)
         next(new)
         go.set()
-        asking.join(20)
+        asking.join(LIMIT)
         assert chat._kept is not kept and len(errors) == 1
         fresh = Chat(parity_model, PROCESSOR).answer("New?", max_new_tokens=30, min_new_tokens=30)
         assert list(new)[-1] == fresh
         showing = old(lambda: chat.upload_img(picture("blue")))
         chat.restart()
         go.set()
-        showing.join(20)
+        showing.join(LIMIT)
     assert chat.pictures == [] and chat.turns == []
 
 
@@ -269,16 +270,16 @@ def test_restart_ends_the_model_too(beams, chat, parity_model, monkeypatch):
 
     def endless(images, texts, *, interrupt, **options):
         begun.set()
-        if interrupt.wait(20):
+        if interrupt.wait(LIMIT):
             ended.set()
         return ["said"]
 
     monkeypatch.setattr(parity_model, "generate", endless)
     asking = threading.Thread(target=lambda: pytest.raises(RestartedError, chat.answer, "Old?", num_beams=beams))
     asking.start()
-    begun.wait(20)
+    begun.wait(LIMIT)
     chat.restart()
-    asking.join(20)
+    asking.join(LIMIT)
     assert ended.is_set() and chat.turns == []
 
 
@@ -286,13 +287,13 @@ def test_of_two_that_ask_at_once_one_is_refused(chat, script, monkeypatch):
     """While the parts of the first are read, too."""
     script("fine")
     slow, go = Video("slow.mp4"), threading.Event()
-    monkeypatch.setattr(Video, "pictures", lambda self, room: go.wait(20) and [Picture(picture("red"))])
+    monkeypatch.setattr(Video, "pictures", lambda self, room: go.wait(LIMIT) and [Picture(picture("red"))])
     answers = []
     first = threading.Thread(target=lambda: answers.append(chat.answer([slow, "A?"])))
     first.start()
     chat.answer("B?")
     go.set()
-    first.join(20)
+    first.join(LIMIT)
     assert answers == ["fine"] and [turn.question for turn in chat.turns] == ["B?", f"{IMAGE} A?"]
 
 

@@ -15,6 +15,7 @@ from minigpt4.conversation.chat import Chat
 from minigpt4.models.compiled import CompiledDecoding
 from minigpt4.processors import build_processor
 from tests.models.test_any_llm import GROUPED, build
+from tests.waiting import LIMIT
 
 IMAGE = "<Img><ImageHere></Img>"
 LENGTH = {"max_new_tokens": 8, "min_new_tokens": 8}
@@ -122,7 +123,7 @@ def test_an_answer_beside_another_is_not_kept_waiting(parity_model, graphs):
     def ask():  # within the other's decoding, from a thread of its own
         thread = Thread(target=lambda: beside.extend(parity_model.generate(None, ["dog"], **LENGTH)))
         thread.start()
-        thread.join(60)
+        thread.join(LIMIT)
 
     parity_model.generate(None, ["7"], streamer=After(3, ask), **LENGTH)
     assert beside == expected

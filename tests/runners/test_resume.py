@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import threading
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from minigpt4.common.dist_utils import rank, world_size
 from minigpt4.common.errors import UserError
 from minigpt4.runners.runner_base import RunnerBase
 from tests.runners.toy import CONTEXT, Toy, on_ranks, toy_runner
+from tests.waiting import wait_for
 
 
 def weights(folder: Path, name: str = "checkpoint_3") -> dict[str, torch.Tensor]:
@@ -154,12 +154,18 @@ def test_checkpoints_within_an_epoch_and_the_last_ones_kept(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_training_after_the_step_with_a_checkpoint(number, tmp_path):
-    runner = toy_runner(tmp_path, pause=0.05)
-    threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
-    handler = signal.getsignal(number)
+    runner, handler = toy_runner(tmp_path), signal.getsignal(number)
+    iteration = runner._train_iteration
+
+    def signalled(*args, **kwargs):
+        if runner.step == 4:
+            os.kill(os.getpid(), number)
+        return iteration(*args, **kwargs)
+
+    runner._train_iteration = signalled  # type: ignore[method-assign]
     runner.train()
     assert signal.getsignal(number) == handler
-    assert 0 < runner.step < 32
+    assert runner.step == 5
     assert (tmp_path / f"checkpoint_step_{runner.step}").is_dir()
 
 
@@ -168,24 +174,26 @@ def run_until_done(folder: Path) -> None:
     toy_runner(folder, pause=0.01, resume="auto", save_steps=1, keep_last=2, valid=True).train()
 
 
+def step_reached(folder: Path) -> int:
+    found = training_state.newest(folder)
+    return found[1]["step"] if found else 0
+
+
+def kill_once_beyond(step: int, folder: Path, later: float) -> None:
+    process = CONTEXT.Process(target=run_until_done, args=(folder,))
+    process.start()
+    wait_for(lambda: not process.is_alive() or step_reached(folder) > step)
+    time.sleep(later)
+    process.kill()
+    process.join()
+
+
 def test_kill_9_at_random_moments_loses_nothing_but_the_steps_since_the_last_save(whole, tmp_path):
     moments = random.Random(0)
     reached = []
     for _ in range(20):
-        process = CONTEXT.Process(target=run_until_done, args=(tmp_path,))
-        process.start()
-        deadline = time.monotonic() + 30
-        saved = len(training_state.checkpoints(tmp_path)), reached[-1] if reached else 0
-        while process.is_alive() and time.monotonic() < deadline:  # it has begun to train
-            if (found := training_state.newest(tmp_path)) and (found[1]["step"] > saved[1]):
-                break
-            time.sleep(0.005)
-        time.sleep(moments.uniform(0, 0.05))
-        process.kill()
-        process.join()
-        found = training_state.newest(tmp_path)
-        assert found is not None
-        reached.append(found[1]["step"])
+        kill_once_beyond(max(reached, default=0), tmp_path, moments.uniform(0, 0.05))
+        reached.append(step_reached(tmp_path))
     assert reached == sorted(reached) and reached[-1] >= 20
     run_until_done(tmp_path)
     assert_same_run(whole, tmp_path)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from minigpt4.tools import cli
 from minigpt4.tools.tiny.data import write_all
 from tests.runners.run_strategies import ROOT, STRATEGIES
+from tests.waiting import LIMIT
 
 SCRIPT = str(Path(__file__).with_name("run_strategies.py"))
 
@@ -24,7 +25,7 @@ def start(processes: int, data: Path, out: Path, *names: str) -> None:
         [sys.executable, *launcher, SCRIPT, str(data), str(out), *names],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LIMIT,
         env=environment,
     )
     assert done.returncode == 0, done.stderr[-4000:]

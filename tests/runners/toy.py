@@ -3,14 +3,17 @@
 import math
 import multiprocessing
 import os
-import socket
 import time
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed import TCPStore
 from torch.utils.data import Dataset
 
 from minigpt4.common.config import Config, DatasetConfig, RunConfig
@@ -19,6 +22,7 @@ from minigpt4.common.registry import registry
 from minigpt4.models.base_model import BaseModel
 from minigpt4.runners.runner_base import RunnerBase
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
+from tests.waiting import LIMIT
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.runners.toy"])  # imports once; a child of it starts at once
@@ -95,21 +99,41 @@ def toy_runner(folder: Path, pause: float = 0.0, model: Toy | None = None, valid
 
 
 def on_ranks(processes: int, function: Callable[..., None], *args) -> None:
-    """Calls a function on so many processes that have joined."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = [CONTEXT.Process(target=_on_rank, args=(r, processes, port, function, args)) for r in range(processes)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-        assert process.exitcode == 0
+    """Calls a function on so many processes that have joined. One that fails ends them all, and its output is shown."""
+    # the ranks meet at a store that is there already, so its port can't be taken by another process meanwhile
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with TemporaryDirectory() as folder:
+        outputs = [Path(folder) / f"rank{rank}" for rank in range(processes)]
+        ranks = [
+            CONTEXT.Process(target=_on_rank, args=(rank, processes, store.port, output, function, args))
+            for rank, output in enumerate(outputs)
+        ]
+        for process in ranks:
+            process.start()
+        left = {process.sentinel: process for process in ranks}
+        end = time.monotonic() + LIMIT
+        while left and not any(process.exitcode for process in ranks):
+            ended = wait(left, end - time.monotonic())
+            if not ended:
+                break
+            for sentinel in ended:
+                left.pop(sentinel).join()
+        for process in left.values():  # they wait for the one that failed
+            process.kill()
+            process.join()
+        codes = [process.exitcode for process in ranks]
+        told = "\n".join(f"rank {rank}:\n{output.read_text()[-3000:]}" for rank, output in enumerate(outputs))
+    assert not any(codes), f"the ranks ended with {codes}\n{told}"
 
 
-def _on_rank(rank: int, processes: int, port: int, function: Callable[..., None], args: tuple) -> None:
+def _on_rank(
+    rank: int, processes: int, port: int, output: Path, function: Callable[..., None], args: tuple[Any, ...]
+) -> None:
+    with output.open("w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     with distributed(torch.device("cpu")):
         function(*args)

@@ -15,6 +15,7 @@ from PIL import Image
 from minigpt4.serve.address import bind
 from minigpt4.serve.api import build_app
 from minigpt4.serve.service import Service
+from tests.waiting import LIMIT
 
 SCENES = sorted((Path(__file__).parents[2] / "minigpt4/assets/tiny/examples").glob("*.jpg"))
 NAME = "tiny"
@@ -40,7 +41,7 @@ def running(service: Service, api_key: str = "") -> Iterator[str]:
 
 
 def client_of(url: str, key: str = "none") -> OpenAI:
-    return OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60)
+    return OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=LIMIT)
 
 
 def data_url(picture: Path | Image.Image) -> str:

@@ -4,7 +4,9 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
-expect.set_options(timeout=20_000)  # a busy machine is slow
+from tests.waiting import LIMIT
+
+expect.set_options(timeout=1000 * LIMIT)
 
 
 def box(page: Page):

@@ -1,6 +1,7 @@
 """Fixtures of the doors: the bundled model, a page of a model that is told what to say, and an API."""
 
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -56,9 +57,11 @@ def url(parity_model, example):
 def echo(parity_model, monkeypatch):
     """The model repeats its last question and names its pictures by a number, word by word, `seconds` each.
 
-    After `said` is set, it says that instead. `ended` holds how each answer ended, `options` what it was given.
+    After `said` is set, it says that instead. While `go` is not set, it stops after five words, until it is or somebody
+    interrupts it. `ended` holds how each answer ended, `options` what it was given.
     """
-    model = SimpleNamespace(seconds=0.02, said=None, ended=[], options=[])
+    model = SimpleNamespace(seconds=0.02, said=None, ended=[], options=[], go=threading.Event())
+    model.go.set()
 
     def generate(images, texts, *, streamer=None, interrupt=None, kept=None, **options):
         model.options.append(options)
@@ -70,6 +73,8 @@ def echo(parity_model, monkeypatch):
             said += 1
             if streamer:
                 streamer.say(" ".join(words[:said]))
+            while said == 5 and not (model.go.is_set() or interrupt.wait(0.01)):
+                pass
             time.sleep(model.seconds)
         answer = Answer(" ".join(words[:said]))
         answer.new_tokens, answer.prompt_tokens = said, 10

@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.serve.browsing import ask, attached, box, complaint, idle, load, send, words
+from tests.waiting import LIMIT, wait_for
 
 HOSTILE = "<img src=x onerror=alert(1)> <b>bold</b> **strong** ![i](http://x.invalid/y.png) <script>alert(2)</script>"
 DROP = """(target, data) => {
@@ -59,7 +60,7 @@ def open_page(browser: Browser, url):
         contexts.append(browser.new_context(viewport={"width": width, "height": height}))
         page = contexts[-1].new_page()
         page.add_init_script(script)
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(1000 * LIMIT)
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("dialog", lambda dialog: troubles.append(dialog.message))
         page.on("request", lambda request: other_host(request.url) and troubles.append(request.url))
@@ -88,7 +89,7 @@ def test_ask_twice_about_a_picture_then_restart(open_page, echo, picture):
 
 def test_stop(open_page, echo):
     page = open_page()
-    echo.seconds = 0.05
+    echo.go.clear()
     echo.said = "word " * 200
     send(page, "Talk!")
     expect(words(page, "bot")).to_contain_text("word word")
@@ -99,7 +100,7 @@ def test_stop(open_page, echo):
 
 def test_a_question_that_waits_can_be_stopped(open_page, echo):
     others, page = [open_page(), open_page()], open_page()
-    echo.seconds = 0.1
+    echo.go.clear()
     echo.said = "word " * 200
     for other in others:
         send(other, "Talk!")
@@ -119,15 +120,12 @@ def test_a_question_that_waits_can_be_stopped(open_page, echo):
 
 def test_a_closed_window_ends_its_answer(open_page, echo):
     page, other = open_page(), open_page()
-    echo.seconds = 0.05
+    echo.go.clear()
     echo.said = "word " * 200
     send(page, "Talk!")
     expect(words(page, "bot")).to_contain_text("word word")
     page.close()
-    for _ in range(100):
-        if echo.ended:
-            break
-        other.wait_for_timeout(50)
+    wait_for(lambda: other.wait_for_timeout(50) or echo.ended)  # the other window keeps the browser running
     assert echo.ended == ["interrupt"]
 
 
@@ -212,7 +210,7 @@ def test_an_error_covers_no_button_and_nothing_sticks_out(open_page, echo, pictu
         send(page, " ", picture("red"))
         toast = page.get_by_test_id("toast-body")
         expect(toast).to_contain_text("The question is empty")
-        page.wait_for_timeout(500)  # it flies in
+        page.evaluate("Promise.all(document.getAnimations().map(animation => animation.finished))")  # it flies in
         around = toast.bounding_box()
         assert around["x"] >= 12 and around["x"] + around["width"] <= width - 12
         for name in ("Restart", "Save", "Load"):

@@ -12,6 +12,7 @@ import pytest
 from minigpt4.serve.service import Limits
 from minigpt4.tools import cli
 from tests.serve.asking import client_of, user
+from tests.waiting import LIMIT
 
 COMMAND = [sys.executable, "-c", "from minigpt4.tools.cli import main; main()", "serve"]
 
@@ -37,7 +38,7 @@ def test_it_serves_until_it_is_told_to_stop():
         assert name == "mini_gpt4-tiny"
         assert answer.choices[0].message.content
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) in (0, -signal.SIGTERM)
+        assert process.wait(LIMIT) in (0, -signal.SIGTERM)
 
 
 def test_all_problems_are_told_at_once(monkeypatch, capsys):

@@ -6,13 +6,13 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from minigpt4.serve.questions import questions_about
 from minigpt4.serve.results import Results
 from tests.serve.predicting import COUNT, EXAMPLES, SCENES, lines, write
+from tests.waiting import wait_for
 
 ANSWER = '{"id": "x", "text": "?", "answer": "y", "finish": "stop", "new_tokens": 2}\n'
 
@@ -167,9 +167,7 @@ def test_killed_in_mid_run_it_goes_on_to_the_same_file(predict, tmp_path):
     os.mkfifo(scene)  # there the run waits
     command = [sys.executable, "-c", "from minigpt4.tools.cli import main; main()", "predict", *arguments]
     run = subprocess.Popen([*command, "--output", part, "--batch-size", "2"], env=os.environ | {"OMP_NUM_THREADS": "1"})
-    end = time.monotonic() + 120
-    while not (part.exists() and part.read_bytes().count(b"\n") == 6) and time.monotonic() < end:
-        time.sleep(0.05)
+    wait_for(lambda: part.exists() and part.read_bytes().count(b"\n") == 6)
     run.kill()
     assert run.wait() == -signal.SIGKILL
     assert part.read_bytes().count(b"\n") == 6

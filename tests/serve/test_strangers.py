@@ -3,7 +3,6 @@
 import gc
 import json
 import threading
-import time
 import weakref
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +23,7 @@ from minigpt4.serve.visitor import Handlers
 from tests.picture_files import write_video
 from tests.serve.conftest import PROCESSOR, free_port
 from tests.serve.visiting import OPTIONS, ask
+from tests.waiting import wait_for
 
 
 @pytest.fixture
@@ -156,12 +156,8 @@ def test_conversations_of_the_page_do_not_pile_up(parity_model, echo, monkeypatc
         visitors = [Client(f"http://127.0.0.1:{port}", verbose=False) for _ in range(6)]
         for visitor in visitors:
             ask(visitor, "one")
-        for _ in range(100):
-            gc.collect()
-            if (kept := sum(chat() is not None for chat in opened)) <= left:
-                break
-            time.sleep(0.1)
-        assert (len(opened), kept) == (6, left)
+        wait_for(lambda: gc.collect() is not None and sum(chat() is not None for chat in opened) <= left)
+        assert (len(opened), sum(chat() is not None for chat in opened)) == (6, left)
         assert ask(visitors[0], "two") == ["two", "two no picture"]  # the conversation is a new one
     finally:
         page.close()

@@ -24,6 +24,7 @@ from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.conversation import Turn
 from minigpt4.conversation.options import AnswerOptions
 from minigpt4.serve.terminal import WELCOME, Terminal
+from tests.waiting import LIMIT, wait_for
 
 ROOT = Path(__file__).parents[2]
 SCENE = ROOT / "minigpt4" / "assets" / "tiny" / "examples" / "scene1.jpg"
@@ -187,7 +188,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(presses, beams, talk, termin
         read.append(1)
         if len(read) in (5, 8)[:presses]:
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.05)
+            wait_for(terminal.chat._interrupt.is_set)
 
     handle, earlier = tiny[0].llama_model.register_forward_hook(press), signal.getsignal(signal.SIGINT)
     try:
@@ -203,7 +204,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(presses, beams, talk, termin
 
 def test_through_pipes_there_are_only_answers():
     lines = f":img {SCENE}\nHow many digits are there?\n:nix\n\xff\n".encode("latin-1")
-    done = subprocess.run(COMMAND, cwd=ROOT, input=codecs.BOM_UTF8 + lines, capture_output=True, timeout=120)
+    done = subprocess.run(COMMAND, cwd=ROOT, input=codecs.BOM_UTF8 + lines, capture_output=True, timeout=LIMIT)
     assert done.returncode == 1
     assert done.stdout.startswith(b"three\n") and b"\x1b" not in done.stdout + done.stderr
     assert done.stderr.startswith(b"The model sees 1 picture.\nerror: ':nix' is no command.")
@@ -221,7 +222,7 @@ def test_through_pipes_there_are_only_answers():
 )
 def test_a_stream_that_is_closed_or_full_ends_the_chat(stream, code, complaint):
     command = ["sh", "-c", f'exec "$@" {stream}', "sh", *COMMAND]
-    done = subprocess.run(command, cwd=ROOT, input=":help\n:nix\n", capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, input=":help\n:nix\n", capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == code
     assert done.stderr.startswith(complaint) and done.stderr.count("\n") == bool(complaint)
 
@@ -256,7 +257,7 @@ def test_ctrl_c_ends_a_piped_chat_while_it_answers():
         program.stdin.flush()  # and not closed: it would wait for more
         assert program.stdout.read(1)
         program.send_signal(signal.SIGINT)
-        assert program.wait(20) == 130
+        assert program.wait(LIMIT) == 130
         assert program.stderr.read() == b""
 
 
@@ -277,9 +278,9 @@ class Screen:
     def type(self, text: str) -> None:
         os.write(self.keys, text.encode())
 
-    def wait_for(self, words: str, seconds: float = 60) -> str:
+    def wait_for(self, words: str) -> str:
         """Until words are shown, after those waited for before; returns what stands between."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + LIMIT
         while words not in self.shown:
             assert time.monotonic() < end, self.shown
             if select.select([self.keys], [], [], 0.2)[0]:
@@ -306,5 +307,5 @@ def test_in_a_terminal(tmp_path):
     screen.wait_for("three")
     screen.wait_for(">")
     screen.type("\x04")
-    assert screen.program.wait(20) == 0
+    assert screen.program.wait(LIMIT) == 0
     assert "Describe this image" in next(tmp_path.rglob("chat_history")).read_text()

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +13,7 @@ from gradio_client.exceptions import AppError
 from minigpt4.serve import visitor as visitors
 from minigpt4.serve.waiting import Line
 from tests.serve.visiting import OPTIONS, ask, message, texts
+from tests.waiting import LIMIT, wait_for
 
 
 @pytest.fixture
@@ -24,8 +24,7 @@ def visitor(url):
 def begun(client: Client, text: str, outputs: int = 3, files: Sequence[Path] = ()):
     """A question of which so much has been shown; with 3 its answer has begun."""
     job = client.submit(message(text, files), *OPTIONS, api_name="/ask")
-    while len(job.outputs()) < outputs:
-        time.sleep(0.02)
+    wait_for(lambda: len(job.outputs()) >= outputs)
     return job
 
 
@@ -43,14 +42,15 @@ def test_first_come_first_served():
 
 @pytest.mark.parametrize("way", ["stop", "restart"])
 def test_a_question_that_waits_can_be_given_up(visitor, echo, way):
-    echo.seconds = 0.05
+    echo.go.clear()
     first, second, third = (visitor() for _ in range(3))
     answered = [begun(client, "word " * 40) for client in (first, second)]
     waits = begun(third, "never asked", 1)
     assert waits.outputs()[-1][-1] == "Waiting for 1 other answer …"
     third.predict(api_name=f"/{way}")
-    assert texts(waits.result(timeout=1)) == []
+    assert texts(waits.result(timeout=LIMIT)) == []
     assert not any(job.done() for job in answered)  # nor are they harmed
+    echo.go.set()
     assert len(texts(answered[0].result())) == len(texts(answered[1].result())) == 2
     assert echo.ended == ["stop", "stop"]
     assert ask(third, "one") == ["one", "one no picture"]
@@ -59,7 +59,7 @@ def test_a_question_that_waits_can_be_given_up(visitor, echo, way):
 @pytest.mark.parametrize("way", ["stop", "restart"])
 def test_the_first_question_can_be_given_up_while_its_pictures_are_read(visitor, echo, picture, monkeypatch, way):
     read, go, client = visitors._open, threading.Event(), visitor()
-    monkeypatch.setattr(visitors, "_open", lambda *args: go.wait(20) and read(*args))
+    monkeypatch.setattr(visitors, "_open", lambda *args: go.wait(LIMIT) and read(*args))
     asked = begun(client, "never asked", 1, [picture("red")])
     assert asked.outputs()[0][-1] == "Reading …" and asked.outputs()[0][1]["value"]["text"] == ""
     with pytest.raises(AppError, match="nothing to save yet"):
@@ -69,41 +69,44 @@ def test_the_first_question_can_be_given_up_while_its_pictures_are_read(visitor,
             ask(client, "another")
     client.predict(api_name=f"/{way}")
     go.set()
-    assert texts(given_up := asked.result(timeout=5)) == []
+    assert texts(given_up := asked.result(timeout=LIMIT)) == []
     assert given_up[1].get("value", {}).get("text") == ("never asked" if way == "stop" else None)  # back in the box
     assert not echo.ended
     assert ask(client, "one") == ["one", "one no picture"]
 
 
 def test_there_is_nothing_to_save_before_the_first_answer(visitor, echo):
-    echo.seconds = 0.05
+    echo.go.clear()
     client = visitor()
     asked = begun(client, "word " * 20)
     with pytest.raises(AppError, match="nothing to save yet"):
         client.predict(api_name="/save")
+    echo.go.set()
     asked.result()
     assert client.predict(api_name="/save")
 
 
 def test_a_question_that_waits_is_answered_when_its_turn_comes(visitor, echo):
-    echo.seconds = 0.03
+    echo.go.clear()
     jobs = [begun(visitor(), "word " * 20), begun(visitor(), "word " * 20), begun(visitor(), "one", 1)]
+    echo.go.set()
     assert texts(jobs[2].result()) == ["one", "one no picture"]
 
 
 def test_a_second_question_at_once_is_refused_and_the_page_stays_as_it_is(visitor, echo):
-    echo.seconds = 0.05
+    echo.go.clear()
     client = visitor()
     first = begun(client, "word " * 20)
     second = client.submit(message("two"), *OPTIONS, api_name="/ask")
     with pytest.raises(AppError, match="still being answered. Wait for its answer, or stop it"):
         second.result()
     assert not second.outputs() and not first.done()
+    echo.go.set()
     assert len(texts(first.result())[1].split()) == 22
 
 
 def test_only_a_conversation_that_loads_ends_the_answer_under_way(visitor, echo, tmp_path):
-    echo.seconds = 0.05
+    echo.go.clear()
     client = visitor()
     asked = begun(client, "word " * 60)
     (tmp_path / "bad.json").write_text("{")
@@ -112,6 +115,7 @@ def test_only_a_conversation_that_loads_ends_the_answer_under_way(visitor, echo,
         client.predict(handle_file(tmp_path / "bad.json"), api_name="/load")
     assert not echo.ended
     loaded = client.predict(handle_file(tmp_path / "good.json"), api_name="/load")
-    assert texts(loaded) == texts(asked.result(timeout=1)) == ["one", "1"]
+    assert texts(loaded) == texts(asked.result(timeout=LIMIT)) == ["one", "1"]
     assert echo.ended == ["interrupt"]
+    echo.go.set()
     assert ask(client, "two") == ["one", "1", "two", "two no picture"]

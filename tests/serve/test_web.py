@@ -3,7 +3,6 @@
 import re
 import socket
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from minigpt4.serve import web
 from minigpt4.serve.loading import DEFAULT_CONFIG
 from tests.picture_files import write_video
 from tests.serve.visiting import OPTIONS, ask, message, number_of, pictures, texts
+from tests.waiting import LIMIT, wait_for
 
 
 @pytest.fixture
@@ -43,19 +43,19 @@ def test_a_video_is_asked_about_by_its_frames(client, tmp_path, echo):
 
 
 def test_answer_is_streamed(client, picture, echo):
-    echo.seconds = 0.06
+    echo.go.clear()
     job = client.submit(message("a question of several words", [picture("red")]), *OPTIONS, api_name="/ask")
+    wait_for(lambda: job.outputs() and "a question" in texts(job.outputs()[-1])[-1])
+    echo.go.set()
     assert texts(job.result())[1].startswith("a question of several words 1")
     begun, *outputs = job.outputs()
     assert (texts(begun), begun[-1]) == ([], "Reading …")
-    answers = [texts(shown)[1] for shown in outputs]
-    assert answers[0] == "…"
-    assert len(set(answers)) > 3
+    assert texts(outputs[0])[1] == "…"
 
 
 def test_status_line(client, echo):
     *_, status = client.predict(message("one two three"), *OPTIONS, api_name="/ask")
-    said = r"First token after 0\.\d\d s · \d+\.\d tokens/s · 15 of \d+ tokens used \(5 in the answer\)"
+    said = r"First token after \d+\.\d\d s · \d+\.\d tokens/s · 15 of \d+ tokens used \(5 in the answer\)"
     assert re.fullmatch(said, status)
 
 
@@ -82,7 +82,7 @@ def test_two_visitors_at_once_never_mix(url, picture, echo, parity_model, monkey
     both, generate = threading.Barrier(2), parity_model.generate
 
     def together(*args, **options):
-        both.wait(5)  # fails unless the two generations run at the same time
+        both.wait(LIMIT)  # fails unless the two generations run at the same time
         return generate(*args, **options)
 
     monkeypatch.setattr(parity_model, "generate", together)
@@ -99,14 +99,13 @@ def test_two_visitors_at_once_never_mix(url, picture, echo, parity_model, monkey
 
 
 def test_stop_ends_the_model_and_keeps_what_it_said(client, echo):
-    echo.seconds = 0.05
+    echo.go.clear()
     job = client.submit(message("word " * 200), *OPTIONS, api_name="/ask")
-    while len(job.outputs()) < 4:
-        time.sleep(0.02)
+    wait_for(lambda: len(job.outputs()) >= 3)
     client.predict(api_name="/stop")
-    shown = job.result(timeout=5)
+    shown = job.result(timeout=LIMIT)
     assert echo.ended == ["interrupt"]
-    assert 0 < len(texts(shown)[1].split()) < 150 and shown[-1].endswith("· stopped")
+    assert 0 < len(texts(shown)[1].split()) <= 5 and shown[-1].endswith("· stopped")
 
 
 def test_restart_forgets_words_and_pictures(client, picture, echo):
@@ -117,12 +116,11 @@ def test_restart_forgets_words_and_pictures(client, picture, echo):
 
 @pytest.mark.parametrize("mode", ["Greedy", "Beams"])
 def test_restart_mid_answer_ends_the_model(client, echo, mode):
-    echo.seconds = 0.05
+    echo.go.clear()
     job = client.submit(message("word " * 200), mode, *OPTIONS[1:], api_name="/ask")
-    while len(job.outputs()) < 2:
-        time.sleep(0.02)
+    wait_for(lambda: len(job.outputs()) >= 2)
     client.predict(api_name="/restart")
-    assert texts(job.result(timeout=5)) == []
+    assert texts(job.result(timeout=LIMIT)) == []
     assert echo.ended == ["interrupt"]
 
 
