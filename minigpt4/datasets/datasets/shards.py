@@ -19,7 +19,6 @@ from typing_extensions import Self
 from webdataset.gopen import gopen_schemes
 
 from minigpt4.common.errors import UserError, first_line
-from minigpt4.datasets.data_utils import use
 
 SHUFFLED_TOGETHER = 1000  # samples, undecoded, that a worker keeps in memory
 _IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -80,7 +79,8 @@ def _openable(key: str, url: str) -> str:
 class ShardedCaptionDataset(IterableDataset):
     """Samples {image, answer, image_id} of shards.
 
-    `endless` is what training reads. Iterating passes once, in order, each sample going to one worker of one rank.
+    `endless` is what training reads. Iterating passes once, in order, each sample going to one worker of one rank: it
+    yields a sample's name and what reads it.
     """
 
     def __init__(
@@ -95,11 +95,11 @@ class ShardedCaptionDataset(IterableDataset):
         self.reduced = training  # JPEGs may be decoded at reduced size
         self.shards = expand_shards(key, storage)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
         rank, ranks, worker, workers = wds.utils.pytorch_worker_info()
         samples = (sample for shard in self.shards for sample in _samples(shard))
         for raw in islice(samples, rank * workers + worker, None, ranks * workers):
-            yield use(_name(raw), self._read, raw)
+            yield _name(raw), partial(self._read, raw)
 
     def endless(
         self, start: Position, stream: int, streams: int, seed: str
