@@ -3,6 +3,7 @@
 import base64
 import math
 import random
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -76,6 +77,8 @@ class Sample:
     """What is known of a record once it was checked. Without `questions` it could not be understood."""
 
     id: str
+    format: str = ""
+    dropped: int = 0  # answers before the first question
     problems: list[RecordError] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
@@ -101,6 +104,10 @@ class Report:
             f"{self.file}: {len(self.samples)} records ({plain} of text alone), "
             f"{sum(sample.pictures for sample in self.samples)} pictures"
         ]
+        if formats := Counter(sample.format for sample in understood).most_common():
+            lines.append("formats: " + "; ".join(f"{count} x {keys}" for keys, count in formats))
+        if dropped := [sample.dropped for sample in understood if sample.dropped]:
+            lines.append(f"left out: {sum(dropped)} answers before the first question, in {len(dropped)} records")
         if understood:
             limit = f" (training reads {self.counter.prompter.max_txt_len})" if self.counter.limits else ""
             lines += ["", f"tokens of whole samples, images included, as {self.counter.name} counts them"]
@@ -160,6 +167,7 @@ def _check(index: int, raw: Any, processor: Callable[[str], str], folder: Path, 
     sample = Sample(record_id(raw, index))
     try:
         record = parse_record(raw)
+        sample.format, sample.dropped = record.format, record.dropped
         questions = record.placed([processor(question) for question in record.questions])
         sample.answers = record.answers
         # what its pictures would take, if they can't be opened
