@@ -131,6 +131,10 @@ class BuildInfo:
     valid_storage: str | None = None  # where the validation split lies
     images: str | None = None  # folder of the images, where storage is a file that names them
     n_frms: int = 8  # pictures taken of a video
+    # of shards: where a sample's picture and its caption are, the first that it has. FIELD, what follows the first dot
+    # of a file's name, or FIELD:PATH, an entry of JSON whose keys are joined by dots
+    image_keys: list[str] = field(default_factory=lambda: ["jpg", "jpeg", "png", "webp"])
+    caption_keys: list[str] = field(default_factory=lambda: ["json:caption", "txt"])
 
 
 @dataclass

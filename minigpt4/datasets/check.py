@@ -3,7 +3,7 @@
 import base64
 import math
 import random
-import re
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import AutoConfig
 
 from minigpt4.common.config import DatasetConfig, ModelConfig
-from minigpt4.conversation.conversation import IMAGE, get_template
+from minigpt4.conversation.conversation import IMAGE
 from minigpt4.datasets.datasets.records import (
     VIDEO,
     RecordError,
@@ -29,8 +29,8 @@ from minigpt4.datasets.datasets.records import (
     record_id,
 )
 from minigpt4.models.llm import llm_folder, load_tokenizer
-from minigpt4.models.splice import IMAGE_PLACEHOLDER, prompt_layout
-from minigpt4.models.vision import JOINED
+from minigpt4.models.prompter import Prompter
+from minigpt4.models.splice import IMAGE_PLACEHOLDER
 from minigpt4.processors import build_processor
 from minigpt4.processors.image import open_image
 from minigpt4.processors.video import open_video
@@ -42,7 +42,7 @@ _BINS, _BAR = 12, 50  # of a histogram: rows, characters of the longest bar
 
 
 class TokenCounter:
-    """Counts the tokens of conversations as `MiniGPTBase` lays them out, without a model.
+    """Counts the tokens of conversations as the model lays them out, without a model.
 
     Args:
         limits: False if the config's limits are nobody's choice: then nothing is too long.
@@ -50,40 +50,26 @@ class TokenCounter:
 
     def __init__(self, config: ModelConfig, limits: bool):
         folder = llm_folder(config.llama_model)
-        self.name, self.tokenizer = config.llama_model, load_tokenizer(folder, config.trust_remote_code)
-        self.markers = get_template(config.conversation, self.tokenizer).learned
-        self.bos = self.tokenizer.bos_token or ""
-        self.turn = config.turn_template or self.bos + config.prompt_template
-        self.first, self.end = config.prompt_template, config.end_sym
-        patches = (config.image_size // config.vit.patch_size) ** 2
-        self.rows = config.num_query_token if config.has_qformer else patches // JOINED
+        tokenizer = load_tokenizer(folder, config.trust_remote_code)
         llm = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code).get_text_config()
-        window = config.max_context_len or getattr(llm, "max_position_embeddings", None) or float("inf")
-        self.max_txt_len: float = config.max_txt_len if limits else float("inf")
-        self.window: float = window if limits else float("inf")
+        window = getattr(llm, "max_position_embeddings", None) or math.inf
+        self.name, self.limits = config.llama_model, limits
+        self.prompter = Prompter.of(config, tokenizer, [], window)
 
     def count(self, questions: list[str], answers: list[str]) -> tuple[int, int]:
         """Tokens of the first prompt, and of all that follows it: what `max_txt_len` limits."""
-        prompt = bool(self.bos) + self._prompt(self.first.format(questions[0]))
-        later = sum(self._prompt(self.turn.format(question)) for question in questions[1:])
-        return prompt, later + sum(len(self._encode(answer + self.end)) for answer in answers)
+        prompt, rest = self.prompter.turns(questions, answers)
+        return self.prompter.length(prompt), len(rest)
 
     def problems(self, prompt: int, rest: int) -> list[RecordError]:
-        found = []
-        if rest > self.max_txt_len:
-            detail = f"its answers have {rest} tokens, and model.max_txt_len is {self.max_txt_len}"
-            found.append(RecordError("truncated", detail))
-        if (whole := int(prompt + min(rest, self.max_txt_len))) > self.window:
-            detail = f"it has {whole} tokens, and the LLM reads {self.window} at once"
+        most, found = self.prompter.max_txt_len, []
+        if not self.limits:
+            return []
+        if rest > most:
+            found.append(RecordError("truncated", f"its answers have {rest} tokens, and model.max_txt_len is {most}"))
+        if detail := self.prompter.too_long(prompt + min(rest, most)):
             found.append(RecordError("too long", detail))
         return found
-
-    def _prompt(self, text: str) -> int:
-        pieces = re.split("(" + "|".join(map(re.escape, self.markers)) + ")", text) if self.markers else [text]
-        return sum(len(prompt_layout(piece, self._encode, self.rows)) for piece in pieces)
-
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
 
 
 @dataclass
@@ -91,6 +77,8 @@ class Sample:
     """What is known of a record once it was checked. Without `questions` it could not be understood."""
 
     id: str
+    format: str = ""
+    dropped: int = 0  # answers before the first question
     problems: list[RecordError] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
@@ -116,8 +104,12 @@ class Report:
             f"{self.file}: {len(self.samples)} records ({plain} of text alone), "
             f"{sum(sample.pictures for sample in self.samples)} pictures"
         ]
+        if formats := Counter(sample.format for sample in understood).most_common():
+            lines.append("formats: " + "; ".join(f"{count} x {keys}" for keys, count in formats))
+        if dropped := [sample.dropped for sample in understood if sample.dropped]:
+            lines.append(f"left out: {sum(dropped)} answers before the first question, in {len(dropped)} records")
         if understood:
-            limit = f" (training reads {most})" if math.isfinite(most := self.counter.max_txt_len) else ""
+            limit = f" (training reads {self.counter.prompter.max_txt_len})" if self.counter.limits else ""
             lines += ["", f"tokens of whole samples, images included, as {self.counter.name} counts them"]
             lines += histogram([sum(sample.tokens) for sample in understood])
             lines += ["", f"tokens after the first question{limit}"]
@@ -175,6 +167,7 @@ def _check(index: int, raw: Any, processor: Callable[[str], str], folder: Path, 
     sample = Sample(record_id(raw, index))
     try:
         record = parse_record(raw)
+        sample.format, sample.dropped = record.format, record.dropped
         questions = record.placed([processor(question) for question in record.questions])
         sample.answers = record.answers
         # what its pictures would take, if they can't be opened

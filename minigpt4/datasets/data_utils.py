@@ -2,6 +2,7 @@
 
 import logging
 import signal
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from minigpt4.common.errors import UserError, first_line
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
+Check = Callable[[dict[str, Any]], None]  # raises a `UserError` where the model can't use a sample
 SKIPPED = "_skipped"  # the batch's key for what could not be used
 _LISTED = 20
 _GRACE = 30  # seconds
@@ -47,12 +49,16 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
 
-def use(reason_of: str, read: Any, *args: Any) -> Any:
-    """`read(*args)`, or a `Skipped` that names `reason_of` and what went wrong."""
+def use(reason_of: str, check: Check | None, read: Callable[..., Any], *args: Any) -> Any:
+    """`read(*args)`, or a `Skipped` that names `reason_of` and what is wrong with reading it or with the sample."""
     try:
-        return read(*args)
+        sample = read(*args)
+        if check is not None:
+            check(sample)
+        return sample
     except Exception as error:  # noqa: B902 whatever is wrong with one sample of millions, the run goes on
-        return Skipped(f"{reason_of}: {first_line(error)}")
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        return Skipped(f"{reason_of}: {kind}{first_line(error)}")
 
 
 class SkipCounter:
@@ -103,22 +109,45 @@ def worker_init(_: int) -> None:
 class UsableSamples(Dataset):
     """A map-style dataset whose unusable samples are `Skipped`."""
 
-    def __init__(self, dataset: Any):
-        self.dataset = dataset
+    def __init__(self, dataset: Any, check: Check | None):
+        self.dataset, self.check = dataset, check
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        return use(f"sample {index}", self.dataset.__getitem__, index)
+        return use(f"sample {index}", None, self._read, index)
+
+    def _read(self, index: int) -> Any:
+        sample = self.dataset[index]
+        if self.check is not None:
+            try:
+                self.check(sample)
+            except UserError as error:
+                raise UserError(f"{sample.get('image_id', 'without image_id')}: {error}") from None
+        return sample
 
 
-def build_valid_loader(dataset: Dataset, batch_size: int, num_workers: int) -> DataLoader:
+class UsableStream(IterableDataset):
+    """One pass over a dataset of shards, whose unusable samples are `Skipped`."""
+
+    def __init__(self, dataset: Any, check: Check | None):
+        self.dataset, self.check = dataset, check
+
+    def __iter__(self) -> Iterator[Any]:
+        for name, read in self.dataset:
+            yield use(name, self.check, read)
+
+
+def build_valid_loader(dataset: Dataset, batch_size: int, num_workers: int, check: Check | None = None) -> DataLoader:
     """A loader that passes once over this rank's share of a validation split."""
-    if not isinstance(dataset, IterableDataset):  # streams share themselves out
-        dataset = UsableSamples(Subset(dataset, range(rank(), len(dataset), world_size())))  # type: ignore[arg-type]
+    usable = (
+        UsableStream(dataset, check)  # streams share themselves out
+        if isinstance(dataset, IterableDataset)
+        else Subset(UsableSamples(dataset, check), range(rank(), len(dataset), world_size()))  # type: ignore[arg-type]
+    )
     return DataLoader(
-        dataset,
+        usable,
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=collate,

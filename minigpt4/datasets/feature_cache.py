@@ -96,7 +96,7 @@ class _Attempt(Dataset):
 
     def __getitem__(self, i: int) -> tuple[str, dict[str, Any] | None]:
         key = f"{self.name}/{self.indices[i]}"
-        sample = use(key, self.dataset.__getitem__, self.indices[i])
+        sample = use(key, None, self.dataset.__getitem__, self.indices[i])
         if isinstance(sample, Skipped):
             logger.warning("%s: %s", _KEY, sample.reason)
         return key, None if isinstance(sample, Skipped) else sample

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_
 from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import rank, world_size
 from minigpt4.common.errors import UserError
-from minigpt4.datasets.data_utils import Batch, SkipCounter, Skipped, collate, use, worker_init
+from minigpt4.datasets.data_utils import Batch, Check, SkipCounter, Skipped, UsableSamples, collate, use, worker_init
 from minigpt4.datasets.datasets.shards import Position, ShardedCaptionDataset
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class TrainBatches:
 
     Args:
         datasets: by name, map-style ones and `ShardedCaptionDataset`s.
+        check: looks at each sample, see `BaseModel.sample_check`.
         pin_memory: put batches where a device copies them from while it computes.
 
     Attributes:
@@ -52,7 +53,9 @@ class TrainBatches:
         UserError: there is not enough data for a batch on each rank, or for each worker.
     """
 
-    def __init__(self, datasets: Mapping[str, Any], config: Config, pin_memory: bool = False):
+    def __init__(
+        self, datasets: Mapping[str, Any], config: Config, check: Check | None = None, pin_memory: bool = False
+    ):
         run = config.run
         self.step, self.seed = 0, run.seed
         self.ratios = {name: config.datasets[name].sample_ratio for name in datasets}
@@ -60,7 +63,7 @@ class TrainBatches:
         for name, dataset in datasets.items():
             kind = _ShardStream if isinstance(dataset, ShardedCaptionDataset) else _MapStream
             batch_size = config.datasets[name].batch_size or run.batch_size_train
-            self.streams[name] = kind(name, dataset, batch_size, run, pin_memory)
+            self.streams[name] = kind(name, dataset, batch_size, run, check, pin_memory)
         lengths = [stream.length for stream in self.streams.values()]
         self.length = None if None in lengths else sum(filter(None, lengths))
 
@@ -98,8 +101,9 @@ class _Stream:
 
     length: int | None = None
 
-    def __init__(self, name: str, dataset: Any, batch_size: int, run: Any, pin_memory: bool):
-        self.name, self.dataset, self.batch_size, self.run, self.pin_memory = name, dataset, batch_size, run, pin_memory
+    def __init__(self, name: str, dataset: Any, batch_size: int, run: Any, check: Check | None, pin_memory: bool):
+        self.name, self.dataset, self.batch_size, self.run = name, dataset, batch_size, run
+        self.check, self.pin_memory = check, pin_memory
         self.seed = f"{run.seed} {name}"
         self.skips = SkipCounter(name, run.max_skip_rate)
         self.rank, self.ranks = rank(), world_size()
@@ -173,7 +177,7 @@ class _MapStream(_Stream):
         return (len(self.dataset) - base) // self.ranks // self.batch_size
 
     def _loader(self) -> DataLoader:
-        samples = _SeededSamples(self.dataset, self.seed)
+        samples = _SeededSamples(UsableSamples(self.dataset, self.check), self.seed)
         return self._make_loader(samples, batch_sampler=_Indices(self), collate_fn=collate)
 
     def _passed(self, batch: Batch) -> None:
@@ -216,15 +220,15 @@ class _Indices(Sampler):
 
 
 class _SeededSamples(Dataset):
-    """Samples by (pass, index), with random numbers of their own; unusable ones are `Skipped`."""
+    """Samples by (pass, index), with random numbers of their own."""
 
-    def __init__(self, dataset: Any, seed: str):
-        self.dataset, self.seed = dataset, seed
+    def __init__(self, samples: UsableSamples, seed: str):
+        self.samples, self.seed = samples, seed
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
         pass_, index = key
         with seeded(f"{self.seed} {pass_} {index}"):
-            return use(f"sample {index}", self.dataset.__getitem__, index)
+            return self.samples[index]
 
 
 class _ShardStream(_Stream):
@@ -272,7 +276,7 @@ class _ShardBatches(IterableDataset):
 
     def __init__(self, stream: _ShardStream):
         self.dataset, self.seed, self.batch_size = stream.dataset, stream.seed, stream.batch_size
-        self.rank, self.ranks = stream.rank, stream.ranks
+        self.rank, self.ranks, self.check = stream.rank, stream.ranks, stream.check
         self.positions, self.drawn = list(stream.positions), stream.drawn
 
     def __iter__(self) -> Iterator[Batch]:
@@ -286,7 +290,7 @@ class _ShardBatches(IterableDataset):
             self.positions[worker], stream, self.ranks * workers, self.seed
         ):
             with seeded(f"{self.seed} {stream} {position}"):
-                samples.append(use(name, read))
+                samples.append(use(name, self.check, read))
             skipped = sum(isinstance(sample, Skipped) for sample in samples)
             if len(samples) - skipped == self.batch_size or skipped == _MOST_WAITING:
                 yield collate(samples) | {_POSITION: (worker, position)}

@@ -36,6 +36,10 @@ class BaseModel(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    def sample_check(self) -> Callable[[dict[str, Any]], None] | None:
+        """What looks at a dataset's sample, in any process, and raises a `UserError` where `forward` can't use it."""
+        return None
+
     def check_language(self) -> None:
         """Warns where the LLM can't read plain text. Only before a strategy shards the model."""
 

@@ -21,6 +21,7 @@ from minigpt4.models.generation import Answer, Images, answer_rows, make_rows, r
 from minigpt4.models.kept_cache import KeptCache
 from minigpt4.models.llm import embedding_of, stop_ids, window_of
 from minigpt4.models.plain_text import check_plain_text
+from minigpt4.models.prompter import Prompter, encode_text
 from minigpt4.models.splice import IMAGE_PLACEHOLDER, prompt_layout
 from minigpt4.models.training import TrainingModel
 
@@ -40,12 +41,11 @@ class MiniGPTBase(TrainingModel):
         self.image_size = config.image_size
         self.end_sym = config.end_sym
         self.max_txt_len = config.max_txt_len
-        self.max_context_len = config.max_context_len or window_of(llm)
         self.prompt_template = config.prompt_template
-        # the original begins each later turn of a training conversation with a BOS
-        self.turn_template = config.turn_template or (tokenizer.bos_token or "") + config.prompt_template
         self.chat_template = config.chat_template
         self.prompt_list = read_prompts(config.prompt_path, config.prompt_template)
+        own = Prompter.of(config, tokenizer, self.prompt_list, window_of(llm))
+        self.turn_template, self.max_context_len = own.turn_template, own.window
         self.plain_text = config.plain_text
         self.unlearned = set()
         self.compiled = CompiledDecoding(llm) if config.compile else None
@@ -97,12 +97,7 @@ class MiniGPTBase(TrainingModel):
         Raises:
             UserError: a character of it is none.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # tokenizers fail on it in words of their own
-            raise UserError("a character of the text is only half there (a lone surrogate). Remove it.") from None
-        # not verbose: it would warn of a text longer than the window, and lengths are looked at elsewhere
-        return self.llama_tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        return encode_text(self.llama_tokenizer, text)
 
     def layout(self, prompt: str) -> list[int]:
         """What the LLM reads of a prompt, BOS included: token ids and image rows (see `splice`)."""

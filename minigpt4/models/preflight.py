@@ -14,7 +14,6 @@ from minigpt4.common.checkpoint import check_shape, is_url, local_files, shapes_
 from minigpt4.common.config import Config, ModelConfig, RunConfig
 from minigpt4.common.dist_utils import pick_device, world_size
 from minigpt4.common.errors import Problems, UserError
-from minigpt4.conversation.conversation import get_template
 from minigpt4.models.llm import (
     check_lora,
     dtype_of,
@@ -24,8 +23,10 @@ from minigpt4.models.llm import (
     quantization_of,
     reason_of,
     refuse_size,
+    window_of,
 )
 from minigpt4.models.minigpt_base import read_prompts
+from minigpt4.models.prompter import Prompter
 from minigpt4.models.qformer import build_qformer
 from minigpt4.models.vision import build_vit, convert_weights, feature_width, vit_dtype
 
@@ -54,8 +55,9 @@ def preflight(config: Config, towers: bool = True, problems: Problems | None = N
     for key, path in paths.items():
         with problems.collect():
             check_path(key, path)
+    prompts = list[str]()
     with problems.collect():
-        read_prompts(c.prompt_path, c.prompt_template)
+        prompts = read_prompts(c.prompt_path, c.prompt_template)
     if c.plain_text is not None and not Path(c.plain_text).is_file():
         problems.append(f"model.plain_text: '{c.plain_text}' does not exist. Set it to a text file, or to null.")
     device = folder = llm = None
@@ -66,7 +68,7 @@ def preflight(config: Config, towers: bool = True, problems: Problems | None = N
         llm = llm_outline(folder, c.trust_remote_code)
     if folder is not None and llm is not None:
         with problems.collect():
-            check_tokenizer(c, folder, llm)
+            check_tokenizer(c, folder, llm, prompts)
         with problems.collect():
             check_lora(c, llm)
         with problems.collect():
@@ -106,15 +108,15 @@ def llm_outline(folder: Path, trust_remote_code: bool = False) -> PreTrainedMode
         raise UserError(f"model.llama_model: no causal LM in '{folder}': {reason_of(error)}") from error
 
 
-def check_tokenizer(config: ModelConfig, folder: Path, llm: PreTrainedModel) -> None:
-    """Loads the tokenizer, and checks that the LLM embeds all its ids and that the conversation suits it."""
+def check_tokenizer(config: ModelConfig, folder: Path, llm: PreTrainedModel, prompts: list[str]) -> None:
+    """Loads the tokenizer, and checks that the LLM embeds all its ids and that conversation and prompts suit it."""
     tokenizer, rows = load_tokenizer(folder, config.trust_remote_code), embedding_of(llm).num_embeddings
     if len(tokenizer) > rows:
         raise UserError(
             f"model.llama_model: '{config.llama_model}' has a tokenizer of {len(tokenizer)} ids and an LLM that embeds "
             f"{rows}. Put tokenizer and weights of one release into the folder."
         )
-    get_template(config.conversation, tokenizer)
+    Prompter.of(config, tokenizer, prompts, window_of(llm)).check_prompts()
 
 
 def check_llm_weights(folder: Path, llm: PreTrainedModel) -> None:

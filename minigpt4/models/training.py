@@ -2,9 +2,8 @@
 
 import logging
 import random
-import re
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +16,8 @@ from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import Template, TokenizerTemplate
 from minigpt4.models.base_model import BaseModel
 from minigpt4.models.llm import embedding_of
-from minigpt4.models.splice import IGNORE, IMAGE_PLACEHOLDER, Example, prompt_layout, splice, training_batch
+from minigpt4.models.prompter import Prompter
+from minigpt4.models.splice import IGNORE, IMAGE_PLACEHOLDER, Example, splice, training_batch
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +51,24 @@ class TrainingModel(BaseModel):
     def encode_img(self, image: Tensor) -> Tensor:
         """Maps images [B, 3, H, W] to LLM embeddings [B, rows, D]."""
 
-    @abstractmethod
-    def encode_text(self, text: str) -> list[int]:
-        """Token ids without BOS or EOS."""
+    @property
+    def prompter(self) -> Prompter:
+        """What lays out the texts of samples, as this model is set now."""
+        return Prompter(
+            self.llama_tokenizer,
+            self.template.learned,
+            self.rows_per_image,
+            self.prompt_list,
+            self.prompt_template,
+            self.turn_template,
+            self.chat_template,
+            self.end_sym,
+            self.max_txt_len,
+            self.max_context_len,
+        )
+
+    def sample_check(self) -> Callable[[dict[str, Any]], None]:
+        return self.prompter.check
 
     def forward(self, samples: dict[str, Any]) -> dict[str, Tensor]:
         """Computes the mean negative log-likelihood of the answers' tokens over the batch; 0 where there are none.
@@ -147,35 +162,19 @@ class TrainingModel(BaseModel):
 
     def _examples(self, samples: dict[str, Any]) -> list[Example]:
         """Training layouts of a batch: each a prompt and its answer, or the turns of a conversation."""
+        prompter = self.prompter
         if "conv_q" in samples:
             turns = zip(samples["conv_q"], samples["conv_a"], samples["connect_sym"], strict=True)
-            return [self._conversation(q.split(sym), a.split(sym)) for q, a, sym in turns]
+            return [prompter.conversation(q.split(sym), a.split(sym)) for q, a, sym in turns]
         pairs = zip(self._prompts(samples), samples["answer"], strict=True)
-        return [self._prompt(prompt) + self._answer(answer)[: self.max_txt_len] for prompt, answer in pairs]
-
-    def _conversation(self, questions: list[str], answers: list[str]) -> Example:
-        """The first question is the prompt; max_txt_len limits all that follows it together."""
-        rest = self._answer(answers[0])
-        for question, answer in zip(questions[1:], answers[1:], strict=True):
-            rest += self._prompt(self.turn_template.format(question)) + self._answer(answer)
-        return self._prompt(self.prompt_template.format(questions[0])) + rest[: self.max_txt_len]
-
-    def _prompt(self, text: str) -> Example:
-        """A prompt's layout; the loss counts nothing of it but the template's own markers, where it says so."""
-        markers = self.template.learned
-        pieces = re.split("(" + "|".join(map(re.escape, markers)) + ")", text) if markers else [text]
-        layouts = [(prompt_layout(piece, self.encode_text, self.rows_per_image), piece in markers) for piece in pieces]
-        return [(i, learned) for layout, learned in layouts for i in layout]
-
-    def _answer(self, text: str) -> Example:
-        return [(i, True) for i in self.encode_text(text + self.end_sym)]
+        return [prompter.single(prompt, answer) for prompt, answer in pairs]
 
     def _prompts(self, samples: dict[str, Any]) -> list[str]:
         """The prompts of a batch: a sample's own instruction beats the configured list (as in the original)."""
         if "instruction_input" in samples:
-            wrap = self.prompt_template.format if self.chat_template else str
+            own = self.prompter.instruction
             # a sample of a mixed file may come without one
-            return [wrap(text) if text else self._draw_prompt() for text in samples["instruction_input"]]
+            return [own(text) if text else self._draw_prompt() for text in samples["instruction_input"]]
         return [self._draw_prompt() for _ in samples["answer"]]
 
     def _draw_prompt(self) -> str:

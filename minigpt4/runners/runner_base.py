@@ -63,7 +63,8 @@ class RunnerBase:
             if dist_utils.is_main():
                 model.check_language()
         self.strategy = build_strategy(model, run, self.device)
-        self.batches = TrainBatches(datasets["train"], config, pin_memory=self.device.type not in ("cpu", "mps"))
+        pin = self.device.type not in ("cpu", "mps")
+        self.batches = TrainBatches(datasets["train"], config, model.sample_check(), pin)
         self.signals = StopSignals()  # to this rank
         self.validation = Validation(config, task, self.strategy, datasets, self.signals)
         self.iters_per_epoch = run.iters_per_epoch or self.batches.length or _no_length()

@@ -39,8 +39,9 @@ class Validation:
         """
         run, self.signals = config.run, signals
         self.config, self.run, self.task, self.strategy, self.device = config, run, task, strategy, strategy.device
+        check = strategy.model.sample_check()
         self.loaders = {
-            name: build_valid_loader(dataset, run.batch_size_eval, min(run.num_workers, 1))
+            name: build_valid_loader(dataset, run.batch_size_eval, min(run.num_workers, 1), check)
             for split in run.valid_splits
             for name, dataset in datasets[split].items()
         }

@@ -74,6 +74,6 @@ def write_page(page: Path, report: "Report") -> None:
     templates = Environment(loader=PackageLoader("minigpt4", "assets"), autoescape=True, undefined=StrictUndefined)
     html = templates.get_template("validate_data.html").render(report=report, image=IMAGE, zip=zip)
     try:
-        page.write_text(html, encoding="utf-8")
+        page.write_text(html, encoding="utf-8", errors="backslashreplace")  # names of files may be no text
     except OSError as error:
         raise UserError(f"--page: '{page}' can't be written ({error.strerror}). Name another file.") from None

@@ -37,9 +37,9 @@ def test_tokens_are_those_that_the_model_reads(flavour, conversation, parity_mod
     questions, answers = ["<Img><ImageHere></Img> What <ImageHere> is it?", "Why?", "Is it?"], ["A dog.", "So.", "yes"]
     counter = TokenCounter(config, limits=True)
     prompt, rest = counter.count(questions, answers)
-    assert 1 + len(model._conversation(questions, answers)) == prompt + rest  # with the BOS
-    assert prompt == 1 + len(model._prompt(template.format(questions[0])))
-    assert (counter.max_txt_len, counter.window) == (config.max_txt_len, model.max_context_len)
+    assert 1 + len(model.prompter.conversation(questions, answers)) == prompt + rest  # with the BOS
+    assert prompt == 1 + len(model.prompter.prompt(template.format(questions[0])))
+    assert counter.prompter == replace(model.prompter, tokenizer=counter.prompter.tokenizer, max_txt_len=32)
 
 
 @pytest.fixture

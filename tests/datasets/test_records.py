@@ -1,4 +1,4 @@
-"""Records: three formats that say the same give the same, and whatever is wrong is said in words."""
+"""Records: formats that say the same give the same, and whatever is wrong is said in words."""
 
 import base64
 import json
@@ -35,7 +35,7 @@ FILES = st.lists(st.sampled_from(["a.jpg", "b/c.png", "data:;base64,eA=="]), max
 
 
 @given(TURNS, FILES)
-def test_the_three_formats_agree(turns, files):
+def test_formats_that_say_the_same_agree(turns, files):
     questions, answers = map(list, zip(*turns, strict=True))
     marked = [" ".join(["<image>"] * len(files) + questions[:1]), *questions[1:]]
     parts = [{"type": "image_url", "image_url": {"url": file}} for file in files]
@@ -67,7 +67,8 @@ JSON = st.recursive(
         )
     ),
 )
-KEYS = ["image", "images", "video", "videos", "instruction", "output", "conversations", "messages", "id"]
+KEYS = ["image", "images", "video", "videos", "instruction", "output", "conversations", "messages", "id", "caption"]
+KEYS += ["query", "response", "history", "system", "question", "answer", "input", "text"]
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), JSON) | JSON)
@@ -129,7 +130,10 @@ SAID = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     ("raw", "message"),
     [
         ("text", "unknown format: expected an object"),
-        ({"id": 3, "caption": "x"}, "unknown format: it has the keys id, caption; known: image, instruction"),
+        (
+            {"id": 3, "caption": "x"},
+            "unknown format: it has the keys id, caption; known: messages; conversations; instruction",
+        ),
         ({"image": 3, "instruction": "a", "output": "b"}, "unknown format: 3 names no file"),
         ({"instruction": ["a", "b"], "output": "c"}, "turns: 2 instructions, and 1 outputs"),
         ({"instruction": [], "output": []}, "turns: no turns"),
@@ -144,7 +148,14 @@ SAID = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         ({"conversations": [{"from": "robot", "value": "a"}]}, "turns: 'from' is 'robot'; known: human"),
         ({"conversations": "a"}, "unknown format: expected a list of objects, found 'a'"),
         ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "a part of type 'audio'; known: text"),
-        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}], "image": "x"}, "Use parts only"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "url": "a"}]}], "image": "x"}, "Do one of both"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}, SAID[1]]},
+            "images named: 0, <ImageHere> .*: 1",
+        ),
+        ({"instruction": "a", "output": "half \ud83d"}, r"unreadable text: .* half there .*: 'half \\ud83d'"),
+        ({"query": "a", "response": "b", "history": ["a"]}, "turns: 'history' is .* expected .*question, answer"),
+        ({"caption": "a dog", **{f"k{i}": i for i in range(20)}}, "it has the keys caption, k0, .*k8; known"),
     ],
 )
 def test_what_is_wrong_with_a_record(raw, message):
@@ -182,8 +193,9 @@ SCHEMA += [(key, pa.list_(pa.struct([(k, pa.string()) for k in keys]))) for key,
     ("name", "content", "message"),
     [
         ("a.json", b"[{]", "a.json is not JSON: .* Write a list of records"),
-        ("a.jsonl", b'{"a": 1}\n\n{"a"', "a.jsonl: line 3 is not JSON"),
-        ("a.json", b"\xff\xfe", "a.json is not UTF-8"),
+        ("a.jsonl", b'\n\n{"a"\n{"a": 1}', "a.jsonl: line 3 is not JSON"),
+        ("a.json", b"\xff\xfe", "a.json: line 1 is not UTF-8"),
+        ("a.json", b"[\xff", "a.json is not UTF-8"),
         ("a.json", b"[]", "a.json: holds no records"),
         ("a.jsonl", b"\n", "a.jsonl: holds no records"),
         ("a.parquet", b"PAR", "a.parquet is not Parquet"),
@@ -194,6 +206,16 @@ def test_files_that_hold_no_records(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_records("k", str(tmp_path / ("a.json" if name == "other" else name)))
+
+
+def test_a_damaged_line_is_a_record_that_cant_be_used(tmp_path):
+    lines = [json.dumps(RECORDS[1]).encode(), b'{"a": ', b'{"a": "\xff"}', b"", json.dumps(RECORDS[0]).encode()]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    first, *bad, last = read_records("k", str(tmp_path / "a.jsonl"))
+    assert (first, last) == (RECORDS[1], RECORDS[0]) and record_id(bad[0], 1) == "#1"
+    for record, message in zip(bad, ("line 2 is not JSON", "line 3 is not UTF-8"), strict=True):
+        with pytest.raises(RecordError, match=f"unreadable line: .*a.jsonl: {message}"):
+            parse_record(record)
 
 
 def test_where_file_names_begin(tmp_path):
@@ -248,6 +270,12 @@ def test_a_video_of_fewer_frames_gives_all_of_them(folder):
         ({"images": ["bad.png"]}, "unreadable image: .*bad.png can't be read as a picture"),
         ({"images": ["data:image/png;base64,eA=="]}, "unreadable image: can't be read as a picture"),
         ({"images": ["data:nothing"]}, "unreadable image: 'data:nothing'"),
+        (
+            {"images": ["C:\\images\\0.png"]},
+            "missing file: 'C:.*0.png' is a path of another machine. Write it relative",
+        ),
+        ({"images": ["\\\\server\\0.png"]}, "missing file: '.*0.png' is a path of another machine"),
+        ({"images": ["images\\9.png"]}, "missing file: .*9.png' does not exist"),
         ({"images": ["\0"]}, "file|image"),
         ({"images": ["x" * 5000]}, "file|image"),
         ({"videos": ["9.avi"]}, "missing file: .*9.avi"),
@@ -258,6 +286,12 @@ def test_a_video_of_fewer_frames_gives_all_of_them(folder):
 def test_files_that_cant_be_opened(media, message, folder):
     with pytest.raises(RecordError, match=message):
         load(folder, "What?", **media)
+
+
+def test_windows_separators(folder):
+    (folder / "sub").mkdir()
+    (folder / "1.png").rename(folder / "sub" / "1.png")
+    assert load(folder, "What?", images=["sub\\1.png"])[1][0].getpixel((0, 0)) == (80, 0, 0)
 
 
 def test_pictures_within_parquet(folder):

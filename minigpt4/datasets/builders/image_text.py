@@ -45,14 +45,10 @@ class DatasetBuilder:
         )
 
 
-@registry.register_builder("laion")
-class LaionBuilder(DatasetBuilder):
+@registry.register_builder("laion", "cc_sbu")
+class ShardsBuilder(DatasetBuilder):
     dataset_class = ShardedCaptionDataset
-
-
-@registry.register_builder("cc_sbu")
-class CCSBUBuilder(DatasetBuilder):
-    dataset_class = ShardedCaptionDataset
+    build_info_keys = ("image_keys", "caption_keys")
 
 
 @registry.register_builder("instruction", "minigpt4_instruction", "llava_instruction")

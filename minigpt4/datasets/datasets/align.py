@@ -18,8 +18,8 @@ class CCSBUAlignDataset(Dataset):
     a prompt of its own list.
 
     Raises:
-        UserError: the folder's JSON file is missing or malformed, or no image is there. One that is missing is an error
-            when its sample is read.
+        UserError: the folder's JSON file is missing or malformed, or no image is there. An annotation that can't be
+            used is an error when its sample is read.
     """
 
     def __init__(
@@ -40,12 +40,12 @@ class CCSBUAlignDataset(Dataset):
                 "(`minigpt4 tiny data` writes the tiny one)."
             )
         try:
-            self.annotations = json.loads(file.read_text(encoding="utf-8"))["annotations"]
-            names = {f"{a['image_id']}.jpg" for a in self.annotations}
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            self.annotations: list[Any] = list(json.loads(file.read_text(encoding="utf-8-sig"))["annotations"])
+        except (ValueError, RecursionError, KeyError, TypeError) as error:
             raise UserError(
                 f'{file}: expected {{"annotations": [{{"image_id", "caption"}}, ...]}}: {error!r}'
             ) from None
+        names = {f"{a['image_id']}.jpg" for a in self.annotations if isinstance(a, dict) and "image_id" in a}
         if not names & {p.name for p in self.images.glob("*.jpg")}:
             raise UserError(f"{file}: none of its {len(names)} images is in {self.images}. Put them there, as ID.jpg.")
 
@@ -54,14 +54,16 @@ class CCSBUAlignDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         annotation = self.annotations[index]
-        caption = annotation.get("caption")
+        if not isinstance(annotation, dict) or "image_id" not in annotation:
+            raise UserError(f"no image_id: {annotation!r:.60}")
+        name, caption, question = (annotation.get(key) for key in ("image_id", "caption", "instruction"))
         if not isinstance(caption, str) or not caption.strip():
-            raise UserError(f"{annotation['image_id']}: no caption")
-        pixels = self.vis_processor.load(self.images / f"{annotation['image_id']}.jpg", self.reduced)
-        question = annotation.get("instruction")
+            raise UserError(f"{name}: no caption")
+        if not isinstance(question, str | None):
+            raise UserError(f"{name}: its instruction is not text: {question!r:.60}")
         return {
-            "image": pixels,
+            "image": self.vis_processor.load(self.images / f"{name}.jpg", self.reduced),
             "answer": caption,
-            "image_id": annotation["image_id"],
+            "image_id": name,
             "instruction_input": f"{IMAGE} {question}" if question else None,
         }

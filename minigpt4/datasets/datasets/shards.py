@@ -1,8 +1,7 @@
-"""Image-caption pairs in webdataset shards (LAION, CC, SBU): `KEY.jpg` beside `KEY.json` with a `caption`."""
+"""Image-caption pairs in webdataset shards (LAION, CC, SBU): `KEY.jpg` beside `KEY.json` or `KEY.txt`."""
 
 import glob
 import io
-import json
 import random
 import shlex
 import shutil
@@ -19,10 +18,10 @@ from typing_extensions import Self
 from webdataset.gopen import gopen_schemes
 
 from minigpt4.common.errors import UserError, first_line
-from minigpt4.datasets.data_utils import use
+from minigpt4.datasets.datasets import fields
 
 SHUFFLED_TOGETHER = 1000  # samples, undecoded, that a worker keeps in memory
-_IMAGES = ("jpg", "jpeg", "png", "webp")
+_ERROR = "__error__"  # a sample's key for what ended its shard
 
 
 class Position(NamedTuple):
@@ -80,7 +79,11 @@ def _openable(key: str, url: str) -> str:
 class ShardedCaptionDataset(IterableDataset):
     """Samples {image, answer, image_id} of shards.
 
-    `endless` is what training reads. Iterating passes once, in order, each sample going to one worker of one rank.
+    `endless` is what training reads. Iterating passes once, in order, each sample going to one worker of one rank: it
+    yields a sample's name and what reads it.
+
+    Args:
+        image_keys, caption_keys: where a sample's picture and caption are, see `fields`.
     """
 
     def __init__(
@@ -90,16 +93,19 @@ class ShardedCaptionDataset(IterableDataset):
         vis_processor: Any,
         text_processor: Callable[[str], str],
         training: bool,
+        image_keys: list[str],
+        caption_keys: list[str],
     ):
         self.vis_processor, self.text_processor = vis_processor, text_processor
+        self.image_keys, self.caption_keys = fields.lower_fields(image_keys), fields.lower_fields(caption_keys)
         self.reduced = training  # JPEGs may be decoded at reduced size
         self.shards = expand_shards(key, storage)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
         rank, ranks, worker, workers = wds.utils.pytorch_worker_info()
         samples = (sample for shard in self.shards for sample in _samples(shard))
         for raw in islice(samples, rank * workers + worker, None, ranks * workers):
-            yield use(_name(raw), self._read, raw)
+            yield _name(raw), partial(self._read, raw)
 
     def endless(
         self, start: Position, stream: int, streams: int, seed: str
@@ -140,17 +146,15 @@ class ShardedCaptionDataset(IterableDataset):
             pass_, base, shard, sample = pass_ + 1, 0, 0, 0
 
     def _read(self, raw: dict[str, Any]) -> dict[str, Any]:
-        if error := raw.get("error"):
+        if error := raw.get(_ERROR):
             raise error
-        image = next((raw[key] for key in _IMAGES if key in raw), None)
-        if image is None or "json" not in raw:
-            raise UserError("no picture" if image is None else "no json")
-        caption = json.loads(raw["json"]).get("caption")
-        if not isinstance(caption, str) or not caption.strip():
-            raise UserError("no caption")
+        image, caption = fields.picture(raw, self.image_keys), fields.caption(raw, self.caption_keys)
+        answer = self.text_processor(caption)
+        if not answer.removeprefix(self.text_processor("")).strip():  # what it puts in front says nothing
+            raise UserError(f"its text processor leaves nothing of the caption {caption!r:.60}")
         return {
             "image": self.vis_processor.load(io.BytesIO(image), self.reduced),
-            "answer": self.text_processor(caption),
+            "answer": answer,
             "image_id": raw["__key__"],
         }
 
@@ -170,14 +174,15 @@ def _samples(shard: str) -> Iterator[dict[str, Any]]:
         except Exception as error:  # openers raise many kinds
             note(error)
 
-    samples = wds.tariterators.group_by_keys(files(), handler=note)
+    # it adds to the arguments of an error
+    samples = wds.tariterators.group_by_keys(files(), handler=lambda error: note(UserError(str(error.args[0]))))
     if (first := next(samples, None)) is not None:
         yield first
     elif not errors:
         note(UserError("no samples in it"))
     yield from samples
     for error in errors:
-        yield {"__url__": shard, "__key__": "", "error": UserError(first_line(error))}
+        yield {"__url__": shard, "__key__": "", _ERROR: UserError(first_line(error))}
 
 
 class _Header(tarfile.TarInfo):

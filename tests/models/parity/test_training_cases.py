@@ -145,7 +145,10 @@ def test_the_originals_losses_where_it_cuts_a_prompt(flavour, prepared):
     case = "stage2_max_context_len_20"
     model, spec, samples = prepared(flavour, case)
     pairs = zip(samples["instruction_input"], samples["answer"], strict=True)
-    cut = [model._prompt(prompt)[: spec["max_context_len"]] + model._answer(answer) for prompt, answer in pairs]
+    cut = [
+        model.prompter.prompt(prompt)[: spec["max_context_len"]] + model.prompter.answer(answer)
+        for prompt, answer in pairs
+    ]
     assert_inputs(flavour, case, cut)
     logits, labels = logits_of(model, cut, model._encode_images(samples))
     assert_losses(f"3_{flavour}", case, logits, labels, " (quirk 9)")
@@ -159,11 +162,11 @@ def test_the_originals_losses_where_images_are_too_few(prepared):
     model, _, samples = prepared("v2", case)
     with pytest.raises(UserError, match="prompts hold 3 <ImageHere> but 2 images"):
         model(samples)
-    examples = []
+    examples, own = [], model.prompter
     for prompt, answer in zip(model._prompts(samples), samples["answer"], strict=True):
         first, *others = prompt.split(IMAGE_PLACEHOLDER, maxsplit=2)
         texts = [f"{first}{IMAGE_PLACEHOLDER}{others[0]}", *others[1:]]  # each encoded by itself
-        examples.append([pair for text in texts for pair in model._prompt(text)] + model._answer(answer))
+        examples.append([pair for text in texts for pair in own.prompt(text)] + own.answer(answer))
     assert_inputs("v2", case, examples)
     logits, labels = logits_of(model, examples, model._encode_images(samples))
     assert_losses("3_v2", case, logits, labels, " (quirk 8)")
@@ -239,7 +242,7 @@ def test_an_empty_text_beside_an_image(raising, prompt, place, prepared):
     """Quirk 3: it raises in the original, here it is legal."""
     assert ("v2", raising) in ERRORS
     model, _, samples = prepared("v2", "instr_chat_template")
-    assert ids_of(model._prompt(prompt))[place] == IMAGE_ROW
+    assert ids_of(model.prompter.prompt(prompt))[place] == IMAGE_ROW
     assert model(samples | {"instruction_input": [prompt] * 3})["loss"].isfinite()
 
 
@@ -257,7 +260,7 @@ def test_no_instruction_under_a_chat_template(prepared, monkeypatch):
     model, _, samples = prepared("v2", "instr_chat_template")
     del samples["instruction_input"]
     monkeypatch.setattr(model, "chat_template", True)
-    answer = ids_of(model._answer(samples["answer"][0]))
+    answer = ids_of(model.prompter.answer(samples["answer"][0]))
     assert ids_of(model._examples(samples)[0]) == [IMAGE_ROW] * model.rows_per_image + answer
 
 
