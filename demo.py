@@ -24,7 +24,10 @@ def main() -> None:
         help="let only this user in; can be given several times",
     )
     parser.add_argument(
-        "--max-upload-mb", type=positive, default=MAX_UPLOAD_MB, help="larger files are refused (default: %(default)s)"
+        "--max-upload-mb",
+        type=positive,
+        default=MAX_UPLOAD_MB,
+        help="larger files, and larger requests at all, are refused (default: %(default)s)",
     )
     args = parser.parse_args()
 
@@ -41,6 +44,7 @@ def main() -> None:
         max_sessions=args.max_sessions,
         max_image_pixels=args.max_image_pixels,
         max_upload_mb=args.max_upload_mb,
+        allowed_hosts=args.allowed_hosts,
     )
 
 

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -41,6 +42,15 @@ def add_serving(parser: argparse.ArgumentParser, port: int) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 opens it to the network")
     parser.add_argument("--port", type=int, default=port, help="(default: %(default)s)")
     parser.add_argument(
+        "--allowed-hosts",
+        type=host_name,
+        nargs="+",
+        default=[],
+        metavar="HOST",
+        help="names by which it may be asked for too; '*' allows any (default: those of this machine; if others reach "
+        "it, any)",
+    )
+    parser.add_argument(
         "--max-image-pixels",
         type=positive,
         default=MAX_IMAGE_PIXELS,
@@ -53,6 +63,13 @@ def positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on. Give one, for example 8.")
     return int(text)
+
+
+def host_name(text: str) -> str:
+    """An argument's type: a host, `*.example.com` for those below it, or `*` for any."""
+    if not re.fullmatch(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*|\[[0-9a-f:.]+\]", name := text.lower(), re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a host. Write it alone, for example www.example.com.")
+    return name
 
 
 def credentials(text: str) -> tuple[str, str]:

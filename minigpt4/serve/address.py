@@ -1,6 +1,8 @@
 """Where a server listens."""
 
 import socket
+from collections.abc import Collection
+from ipaddress import ip_address
 
 from minigpt4.common.errors import UserError, first_line
 
@@ -25,3 +27,22 @@ def bind(host: str, port: int) -> socket.socket:
 def in_url(host: str) -> str:
     """A host as URLs write it: IPv6 addresses in brackets."""
     return f"[{host}]" if ":" in host else host
+
+
+def known_hosts(place: socket.socket, host: str, others: Collection[str] = ()) -> set[str]:
+    """The hosts that a server at `place` may be asked for, as `is_among` takes them.
+
+    Args:
+        host: the one that it was told to listen on.
+        others: those by which it may be asked for too. Without any, a server that others reach may be asked for any:
+            nobody knows by which names they do.
+    """
+    if not others and not ip_address(place.getsockname()[0].partition("%")[0]).is_loopback:
+        return {"*"}
+    return {"localhost", "127.0.0.1", "[::1]", in_url(host).lower(), *others}
+
+
+def is_among(host: str, hosts: Collection[str]) -> bool:
+    """Whether a host is one of `hosts`, where "*.example.com" is every host below example.com, and "*" any."""
+    host = host.lower().removesuffix(".")
+    return any(known in ("*", host) or (known.startswith("*.") and host.endswith(known[1:])) for known in hosts)

@@ -4,7 +4,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from minigpt4.models.generation import Answer
 from minigpt4.serve.api_errors import as_api_error
 from minigpt4.serve.batching import Ask, QueueFullError
 from minigpt4.serve.gate import CHAT, Gate
+from minigpt4.serve.middleware import BodyLimit, KnownHosts
 from minigpt4.serve.schema import (
     AnswerMessage,
     ChatCompletion,
@@ -42,8 +43,8 @@ _EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "require
 _EVENTS = {"text/event-stream": {"schema": _EVENT}}
 
 
-def build_app(service: Service, api_key: str = "") -> FastAPI:
-    """Builds the API around a model.
+def build_app(service: Service, api_key: str = "", hosts: Collection[str] = ("*",)) -> FastAPI:
+    """Builds the API around a model. `hosts` are those that it may be asked for, see `KnownHosts`.
 
     `POST /v1/chat/completions`, `GET /v1/models` and `/v1/models/{model}` ask for the key, if there is one;
     `GET /health`, `/metrics` and `/openapi.json` do not.
@@ -58,9 +59,9 @@ def build_app(service: Service, api_key: str = "") -> FastAPI:
     # the pages of docs_url would load scripts from elsewhere
     app = FastAPI(title="MiniGPT-4", lifespan=lifespan, docs_url=None, redoc_url=None)
     limits = service.limits
-    app.add_middleware(
-        Gate, metrics=service.metrics, max_bytes=limits.max_bytes, max_requests=limits.max_requests, api_key=api_key
-    )
+    app.add_middleware(BodyLimit, max_bytes=limits.max_bytes)
+    app.add_middleware(Gate, metrics=service.metrics, max_requests=limits.max_requests, api_key=api_key)
+    app.add_middleware(KnownHosts, hosts=hosts)  # the last is the first to be asked
     for kind in (HTTPException, RequestValidationError, UserError, QueueFullError, Exception):
         app.add_exception_handler(kind, lambda _, error: as_api_error(error).response())
     # the gate has let the request in: this is for the document

@@ -23,11 +23,16 @@ class ApiError(HTTPException):
         kind: str = "invalid_request_error",
         headers: dict[str, str] | None = None,
     ):
+        message, param = _cut(message, 500), param and _cut(param, 100)  # what is wrong with it may have megabytes
         super().__init__(status, message, headers)
         self.body = ErrorAnswer(error=ErrorBody(message=message, type=kind, param=param, code=code))
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.body.model_dump(), self.status_code, self.headers)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -75,5 +80,5 @@ def _place(location: tuple[int | str, ...], body: Any) -> str:
     for step in location[1:]:
         if step in body if isinstance(body, dict) else isinstance(body, list) and isinstance(step, int):
             body = body[step]
-            path.append(str(step))
+            path.append(_cut(str(step), 80))
     return ".".join(path)

@@ -4,15 +4,18 @@ import argparse
 import logging
 import os
 
-from minigpt4.common.cli import add_config_arguments, add_serving, positive
+from minigpt4.common.cli import add_config_arguments, add_serving, host_name, positive
 from minigpt4.common.errors import Problems, UserError
-from minigpt4.serve.address import bind, in_url
+from minigpt4.serve.address import bind, in_url, known_hosts
 from minigpt4.serve.loading import DEFAULT_CONFIG, load_model, read_config
 
 logger = logging.getLogger(__name__)
 
+_NO_HOSTS = (
+    "--allow-remote-images: no host is named. Name those that pictures may come from, for example "
+    "upload.wikimedia.org, or '*' for any."
+)
 _LOCAL = ("127.0.0.1", "::1", "localhost")
-_PATIENCE = 5  # seconds that answers under way have after Ctrl-C
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-body-mb", type=float, default=20.0, help="of one request (default: %(default)s)")
     parser.add_argument(
-        "--allow-remote-images", action="store_true", help="fetch pictures of http(s) URLs, from public addresses only"
+        "--allow-remote-images",
+        type=host_name,
+        nargs="*",
+        metavar="HOST",
+        help="fetch pictures of http(s) URLs of these hosts, e.g. upload.wikimedia.org; '*.example.com' is every host "
+        "below example.com, '*' any (a risk: strangers choose what this machine asks for)",
     )
 
 
@@ -44,12 +52,13 @@ def main(args: argparse.Namespace) -> None:
     config = read_config(args)  # wrong configs fail before the slow imports below
     try:
         import prometheus_client  # noqa: F401
-        import uvicorn
+        import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(f"serving needs {error.name}. Install it: pip install 'minigpt4[serve]'") from error
 
     from minigpt4.common.logger import setup_logger
     from minigpt4.serve.api import build_app
+    from minigpt4.serve.http import Server
     from minigpt4.serve.service import Limits, Service
 
     setup_logger()
@@ -60,16 +69,19 @@ def main(args: argparse.Namespace) -> None:
             queue=args.queue,
             max_image_pixels=args.max_image_pixels,
             max_body_mb=args.max_body_mb,
-            remote_images=args.allow_remote_images,
+            remote_images=tuple(args.allow_remote_images or ()),
         )
+    with problems.collect():
+        if args.allow_remote_images == []:
+            raise UserError(_NO_HOSTS)
     with problems.collect():
         place = bind(args.host, args.port)
     model, processor = load_model(config, problems)
     name = args.model_name or f"{config.model.arch}-{config.model.model_type}"
-    app = build_app(Service(model, processor, name, limits), args.api_key)
+    service = Service(model, processor, name, limits)
+    app = build_app(service, args.api_key, known_hosts(place, args.host, args.allowed_hosts))
     if args.host not in _LOCAL and not args.api_key:
         logger.warning("--host %s: everyone who reaches this machine can ask. Set MINIGPT4_API_KEY.", args.host)
     host, port = place.getsockname()[:2]
     logger.info("%s answers at http://%s:%s/v1 (Ctrl-C ends it)", name, in_url(host), port)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=_PATIENCE))
-    server.run(sockets=[place])
+    Server(app, place).run()

@@ -1,9 +1,8 @@
-"""In front of the API's routes: who may come in, with how much, and a note of each that asks for answers."""
+"""In front of the API's routes: who may come in, and a note of each that asks for answers."""
 
 import hmac
 import time
 
-import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from minigpt4.serve.api_errors import ApiError, as_api_error
@@ -11,21 +10,18 @@ from minigpt4.serve.batching import QueueFullError
 from minigpt4.serve.metrics import Metrics
 
 CHAT = "/v1/chat/completions"
-PATIENCE = 60.0  # seconds for a request to arrive
 
 
 class Gate:
     """Middleware that refuses early what would be of no use to read.
 
     That is, before its body is read, who has no key, and who asks for answers when `max_requests` of such requests
-    are under way (those that still arrive among them); and while it is read, what has more than `max_bytes`, or takes
-    longer than `PATIENCE`.
+    are under way (those that still arrive among them).
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_bytes: int, max_requests: int, api_key: str):
+    def __init__(self, app: ASGIApp, metrics: Metrics, max_requests: int, api_key: str):
         self.app = app
         self.metrics = metrics
-        self.max_bytes = max_bytes
         self.max_requests = max_requests
         self.api_key = api_key
         self._under_way = 0  # requests for answers
@@ -48,34 +44,11 @@ class Gate:
             elif asks and self._under_way > self.max_requests:
                 await as_api_error(QueueFullError(1)).response()(scope, receive, noted)
             else:
-                await self.app(scope, self._bounded(scope, receive), noted)
+                await self.app(scope, receive, noted)
         finally:
             self._under_way -= asks
             if asks:
                 self.metrics.note_request(status, begun)
-
-    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
-        """Receives a request as `receive` does, but no more than is allowed, and not for longer."""
-        deadline = time.perf_counter() + PATIENCE
-        announced, read, whole = int(dict(scope["headers"]).get(b"content-length", 0)), 0, False
-
-        async def bounded() -> Message:
-            nonlocal read, whole
-            if whole:  # what comes then is that the client leaves
-                return await receive()
-            try:
-                with anyio.fail_after(deadline - time.perf_counter()):
-                    message = await receive()
-            except TimeoutError:
-                raise ApiError(408, f"The request took more than {PATIENCE:.0f} s to arrive.") from None
-            if message["type"] == "http.disconnect":
-                raise ApiError(499, "The client left.")  # which nobody reads, but is counted
-            read, whole = read + len(message.get("body", b"")), not message.get("more_body", False)
-            if max(read, announced) > self.max_bytes:
-                raise ApiError(413, f"The request is larger than {self.max_bytes} bytes.", code="request_too_large")
-            return message
-
-        return bounded
 
     def _may_enter(self, headers: dict[bytes, bytes]) -> bool:
         kind, _, key = headers.get(b"authorization", b"").partition(b" ")

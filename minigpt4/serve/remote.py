@@ -1,7 +1,7 @@
-"""Pictures from the web, of addresses that strangers name: only public ones, and only so much of them."""
+"""Pictures from the web, of addresses that strangers name: only of allowed hosts, public ones, and only so much."""
 
-from collections.abc import Iterable
-from ipaddress import IPv6Address, IPv6Network, ip_address, ip_network
+from collections.abc import Collection, Iterable
+from ipaddress import ip_address, ip_network
 from string import punctuation
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
@@ -10,11 +10,23 @@ import anyio
 import httpcore
 
 from minigpt4.common.errors import UserError
+from minigpt4.serve.address import in_url, is_among
 
 PATIENCE = 10.0  # seconds for a picture, redirects included
 _REDIRECTS = 3
-_NAT64 = IPv6Network("64:ff9b::/96")
-_NO_ONES = [ip_network(own) for own in ("192.88.99.0/24", "3fff::/20", "fec0::/10")]  # Python knows not all
+# from https://www.iana.org/assignments/iana-ipv4-special-registry and iana-ipv6-special-registry: what Python's
+# `is_global` says differs from release to release
+_NOT_PUBLIC = [
+    ip_network(block)
+    for block in (
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
+        *("192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24"),
+        *("203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+        "168.63.129.16/32",  # Azure tells its machines' secrets there, in the midst of public addresses
+        *("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"),
+    )
+]
+_PUBLIC_V6 = ip_network("2000::/3")  # all that was ever given to somebody
 _HEADERS: dict[bytes | str, bytes | str] = {
     "Accept": "image/*",
     "Accept-Encoding": "identity",
@@ -25,15 +37,16 @@ _HEADERS: dict[bytes | str, bytes | str] = {
 def is_public(address: str) -> bool:
     """Whether an IP address lies on the open internet: not private, loopback, link-local, reserved, or a way there."""
     ip = ip_address(address.partition("%")[0])
-    if isinstance(ip, IPv6Address) and (ip.ipv4_mapped or ip.sixtofour or ip.teredo or ip in _NAT64):
-        return False  # an IPv4 address in disguise
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved or any(ip in network for network in _NO_ONES))
+    return (ip.version == 4 or ip in _PUBLIC_V6) and not any(ip in block for block in _NOT_PUBLIC)
 
 
-class _PublicOnly(httpcore.AsyncNetworkBackend):
-    """Looks a name up once and connects to the address that it has checked, which no second answer can change."""
+class _Allowed(httpcore.AsyncNetworkBackend):
+    """Connects to allowed hosts alone; looks a name up once, and connects to the address that it has checked, which no
+    second answer can change.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, hosts: Collection[str]) -> None:
+        self._hosts = hosts
         self._network = httpcore.AnyIOBackend()
 
     async def connect_tcp(
@@ -44,6 +57,8 @@ class _PublicOnly(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
+        if not is_among(in_url(host), self._hosts):
+            raise UserError(f"this server fetches none from '{host[:80]}'.")
         try:
             addresses = list(dict.fromkeys(str(own[0]) for *_, own in await anyio.getaddrinfo(host, port)))
         except (OSError, UnicodeError):
@@ -58,16 +73,19 @@ class _PublicOnly(httpcore.AsyncNetworkBackend):
         raise UserError(f"'{host}' can't be reached.")
 
 
-async def download(url: str, max_bytes: int) -> bytes:
+async def download(url: str, hosts: Collection[str], max_bytes: int) -> bytes:
     """Fetches a picture's bytes.
 
+    Args:
+        hosts: from which pictures may come, as `is_among` takes them.
+
     Raises:
-        UserError: the address or one that it redirects to is not public or not http(s), or the answer is an error,
-            too large or too slow.
+        UserError: the address or one that it redirects to is not of `hosts`, not public or not http(s), or the answer
+            is an error, too large or too slow.
     """
     try:
         with anyio.fail_after(PATIENCE):
-            async with httpcore.AsyncConnectionPool(network_backend=_PublicOnly()) as pool:
+            async with httpcore.AsyncConnectionPool(network_backend=_Allowed(hosts)) as pool:
                 for _ in range(_REDIRECTS + 1):
                     # as a browser does with a path: what is not ASCII is escaped, what is escaped stays
                     target, body = await _get(pool, quote(url, safe=punctuation), max_bytes)

@@ -40,14 +40,14 @@ class Limits:
         queue: answers that wait for their batch.
         max_image_pixels: of one picture.
         max_body_mb: of a request, and of a picture from the web.
-        remote_images: whether pictures may be http(s) URLs.
+        remote_images: hosts from which pictures may come, by http(s) URLs; see `is_among`.
     """
 
     max_batch: int = 8
     queue: int = 64
     max_image_pixels: int = MAX_IMAGE_PIXELS
     max_body_mb: float = 20.0
-    remote_images: bool = False
+    remote_images: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.max_body_mb < math.inf:
@@ -169,7 +169,7 @@ class Service:
         if colon and scheme.lower() != "data":  # no colon: base64 alone
             if not self.limits.remote_images:
                 raise UserError(f"'{image.url[:40]}' is no data: URL, and this server fetches no others. Send one.")
-            source = await remote.download(image.url, self.limits.max_bytes)
+            source = await remote.download(image.url, self.limits.remote_images, self.limits.max_bytes)
         return await to_thread.run_sync(self._pixels, source, limiter=self._hands)
 
     def _pixels(self, source: str | bytes) -> Tensor:

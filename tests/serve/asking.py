@@ -2,18 +2,16 @@
 
 import base64
 import io
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import uvicorn
 from openai import OpenAI
 from PIL import Image
 
-from minigpt4.serve.address import bind
+from minigpt4.serve.address import bind, known_hosts
 from minigpt4.serve.api import build_app
+from minigpt4.serve.http import Server
 from minigpt4.serve.service import Service
 from tests.waiting import LIMIT
 
@@ -25,19 +23,13 @@ NAME = "tiny"
 def running(service: Service, api_key: str = "") -> Iterator[str]:
     """Serves in a thread; gives the address."""
     place = bind("127.0.0.1", 0)
-    server = uvicorn.Server(
-        uvicorn.Config(build_app(service, api_key), log_level="critical", timeout_graceful_shutdown=1)
-    )
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
-    thread.start()
-    while thread.is_alive() and not server.started:
-        time.sleep(0.01)
+    server = Server(build_app(service, api_key, known_hosts(place, "127.0.0.1")), place, log_level="critical")
+    server.config.timeout_graceful_shutdown = 1
+    server.run_in_thread()
     try:
         yield f"http://127.0.0.1:{place.getsockname()[1]}"
     finally:
-        server.should_exit = True
-        thread.join()
-        place.close()
+        server.close()
 
 
 def client_of(url: str, key: str = "none") -> OpenAI:

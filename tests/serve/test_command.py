@@ -55,14 +55,17 @@ def test_arguments_reach_the_server(monkeypatch, tiny):
     made = []
     monkeypatch.setattr("minigpt4.serve.command.load_model", lambda *_: tiny)
     monkeypatch.setattr("minigpt4.serve.api.build_app", lambda *arguments: made.append(arguments))
-    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
+    monkeypatch.setattr("minigpt4.serve.http.Server.run", lambda *_, **__: None)
     run(monkeypatch, "--port", "0")
-    given = "--api-key k --max-batch 3 --queue 5 --max-image-pixels 7 --max-body-mb 0.5 --allow-remote-images"
+    given = "--api-key k --max-batch 3 --queue 5 --max-image-pixels 7 --max-body-mb 0.5 "
+    given += "--allow-remote-images a.example *.B.example --allowed-hosts chat.example"
     run(monkeypatch, "--port", "0", "--model-name", "org/tiny", *given.split())
-    (default, no_key), (service, key) = made
+    (default, no_key, hosts), (service, key, more_hosts) = made
+    assert hosts == {"localhost", "127.0.0.1", "[::1]"} and more_hosts == hosts | {"chat.example"}
     assert (default.limits, no_key, default.name) == (Limits(), "", "mini_gpt4-tiny")
     assert (key, service.name) == ("k", "org/tiny")
-    assert service.limits == Limits(max_batch=3, queue=5, max_image_pixels=7, max_body_mb=0.5, remote_images=True)
+    remote = ("a.example", "*.b.example")
+    assert service.limits == Limits(max_batch=3, queue=5, max_image_pixels=7, max_body_mb=0.5, remote_images=remote)
     assert (service.batcher.max_batch, service.batcher.queue) == (3, 5)
 
 
@@ -72,6 +75,25 @@ def test_counts_are_from_one_on(monkeypatch, capsys, argument):
         run(monkeypatch, argument, "0")
     assert ended.value.code == 2
     assert f"argument {argument}: '0' is no number from 1 on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argument", ["--allow-remote-images", "--allowed-hosts"])
+@pytest.mark.parametrize(
+    "host", ["https://a.example", "a.example:80", "a.example/b", "", "*a.example", "a.*", "bücher"]
+)
+def test_hosts_are_written_alone(monkeypatch, capsys, argument, host):
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, argument, host)
+    assert ended.value.code == 2
+    assert f"argument {argument}: {host!r} is not a host. Write it alone" in capsys.readouterr().err
+
+
+def test_hosts_of_remote_pictures_are_named(monkeypatch, capsys, tiny):
+    monkeypatch.setattr("minigpt4.serve.command.load_model", lambda _, problems: problems.tell())
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, "--port", "0", "--allow-remote-images")
+    assert ended.value.code == 2
+    assert "error: --allow-remote-images: no host is named. Name those" in capsys.readouterr().err
 
 
 def test_what_is_not_installed(monkeypatch, capsys):

@@ -17,7 +17,7 @@ from PIL import Image
 from minigpt4.common.config import ProcessorConfig
 from minigpt4.conversation.conversation import IMAGE, Turn
 from minigpt4.processors import build_processor
-from minigpt4.serve import gate
+from minigpt4.serve import middleware
 from minigpt4.serve.batching import Ask
 from minigpt4.serve.service import Limits, Service
 from tests.serve.asking import NAME, SCENES, client_of, running, user
@@ -161,7 +161,7 @@ def half_sent(url: str, later: ExitStack) -> socket.socket:
     """A request of which half has arrived."""
     host, port = url.removeprefix("http://").split(":")
     connection = later.enter_context(socket.create_connection((host, int(port)), timeout=5))
-    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     connection.sendall(f"{head}Content-Length: 100000\r\n\r\n".encode() + b"[" * 50_000)
     return connection
 
@@ -184,7 +184,7 @@ def test_only_so_many_requests_are_read_at_once(tiny):
 
 
 def test_a_request_must_arrive_in_time(tiny, monkeypatch):
-    monkeypatch.setattr(gate, "PATIENCE", 0.5)
+    monkeypatch.setattr(middleware, "PATIENCE", 0.5)
     service = Service(*tiny, NAME, Limits())
     with running(service) as url, ExitStack() as later:
         client = half_sent(url, later)
@@ -193,7 +193,7 @@ def test_a_request_must_arrive_in_time(tiny, monkeypatch):
 
 
 def test_an_answer_may_take_longer_than_its_request_may(slow, monkeypatch):
-    monkeypatch.setattr(gate, "PATIENCE", 0.2)
+    monkeypatch.setattr(middleware, "PATIENCE", 0.2)
     with running(Service(*slow, NAME, Limits())) as url:
         answer = client_of(url).chat.completions.create(**REQUEST | {"max_tokens": 20})
     assert answer.usage.completion_tokens == 20
@@ -206,7 +206,7 @@ def test_the_end_of_the_server_ends_the_answers(slow):
             host, port = url.removeprefix("http://").split(":")
             connection = later.enter_context(socket.create_connection((host, int(port))))
             body = httpx.Request("POST", url, json=REQUEST | {"stream": True}).content
-            head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             wait_for(lambda: len(service.batcher._at_work) == 1)
             start = time.monotonic()

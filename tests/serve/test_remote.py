@@ -16,6 +16,7 @@ from minigpt4.serve.service import Limits, Service
 from tests.serve.asking import NAME, SCENES, client_of, image_part, running
 
 PICTURE = SCENES[0].read_bytes()
+ALL = ("*",)
 
 
 class Site(http.server.BaseHTTPRequestHandler):
@@ -76,7 +77,7 @@ def site(port, monkeypatch):
 
 
 def fetch(url: str, max_bytes: int = 50_000) -> bytes:
-    return anyio.run(partial(remote.download, url, max_bytes))
+    return anyio.run(partial(remote.download, url, ALL, max_bytes))
 
 
 def test_pictures_are_fetched_and_redirects_followed(site):
@@ -260,7 +261,7 @@ def test_what_answers_is_no_web_server(monkeypatch, site):
 
 
 def test_over_the_api(tiny, site, port):
-    with running(Service(*tiny, NAME, Limits(remote_images=True))) as url:
+    with running(Service(*tiny, NAME, Limits(remote_images=ALL))) as url:
         client = client_of(url)
 
         def ask(address: str) -> str:
