@@ -4,6 +4,7 @@ import http.server
 import socket
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 
 import anyio
@@ -40,10 +41,10 @@ class Site(http.server.BaseHTTPRequestHandler):
         elif self.path == "/slow":
             self.send_response(200)
             self.end_headers()
-            for _ in range(20):  # each in time, all together not
-                time.sleep(0.1)
-                self.wfile.write(b"a")
-            self.close_connection = True
+            with suppress(OSError):  # the client has left
+                while True:  # each byte in time, all together not
+                    time.sleep(0.1)
+                    self.wfile.write(b"a")
         else:
             self.send_response(200)
             self.end_headers()
@@ -105,10 +106,8 @@ def test_answers_that_are_no_picture(site, path, words):
 
 def test_slow_answers(site, monkeypatch):
     monkeypatch.setattr(remote, "PATIENCE", 0.5)
-    start = time.monotonic()
     with pytest.raises(UserError, match="it took more than"):
         fetch(f"{site}/slow")
-    assert time.monotonic() - start < 1.5
 
 
 @pytest.mark.parametrize(
