@@ -63,8 +63,15 @@ class Template:
             )
         return replace(self, system=self.own_system.format(text))
 
-    def prompt(self, turns: list[Turn]) -> str:
-        """Renders a dialogue; it ends where the answer of the last, unanswered turn begins."""
+    def prompt(self, turns: list[Turn], continued: bool = False) -> str:
+        """Renders a dialogue; it ends where the answer of the last, unanswered turn begins.
+
+        Args:
+            continued: the last turn's answer, if it has one, is the beginning of one, and the prompt ends with it.
+        """
+        if continued and (begun := turns[-1].answer) is not None:
+            text = self.prompt([*turns[:-1], replace(turns[-1], answer=None)])
+            return text + " " * (not text[-1].isspace()) + begun
         text = self.system
         for turn in turns:
             text += self.user + turn.question
@@ -88,13 +95,13 @@ class TokenizerTemplate:
         """This template with another system text; whether it has a place for one shows in `prompt`."""
         return replace(self, system=text)
 
-    def prompt(self, turns: list[Turn]) -> str:
-        """Renders a dialogue, without the BOS that generation puts in front.
+    def prompt(self, turns: list[Turn], continued: bool = False) -> str:
+        """Renders a dialogue, without the BOS that generation puts in front; see `Template.prompt`.
 
         Turns without an answer join the next message: many templates demand that user and assistant alternate.
 
         Raises:
-            UserError: the template refuses the dialogue.
+            UserError: the template refuses the dialogue, or drops the system text.
         """
         messages = [{"role": "system", "content": self.system}] if self.system else []
         asked = list[str]()
@@ -105,9 +112,14 @@ class TokenizerTemplate:
                 asked = []
             if turn.answer is not None:
                 messages.append({"role": "assistant", "content": turn.answer})
+        begun = continued and turns[-1].answer is not None
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=not begun, continue_final_message=begun
+            )
+            if self.system.strip() not in text:
+                raise TemplateError("it drops the system message")
+        except (TemplateError, ValueError) as error:  # ValueError: it has no way to leave an answer open
             raise UserError(
                 f"model.conversation: the template of this LLM's tokenizer refuses the dialogue ({first_line(error)}). "
                 f"Known: {', '.join(TEMPLATES)}."

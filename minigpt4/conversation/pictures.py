@@ -17,6 +17,7 @@ from minigpt4.common.limits import MAX_IMAGE_PIXELS, MAX_LARGEST_IMAGES
 from minigpt4.processors.image import rgb
 
 _PNG = "data:image/png;base64,"
+_FROM_URLS = str.maketrans("-_", "+/")  # base64url writes these
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow hands some others to other programs
 
 
@@ -128,13 +129,17 @@ class Picture:
     def from_url(cls, url: Any, max_pixels: int | Room = MAX_IMAGE_PIXELS) -> "Picture":
         """Reads a `data:` URL of any picture format and media type, or the base64 alone.
 
+        Either alphabet of base64 will do, with padding or without, in lines or in one.
+
         Raises:
             UserError: it is none, or as `open_image`.
         """
-        if not isinstance(url, str) or not re.match(r"data:[^,]*;base64,|[\w+/=\s]*$", url, re.IGNORECASE):
+        if not isinstance(url, str) or not re.match(r"data:[^,]*;base64,|[\w+/=\s-]*$", url, re.IGNORECASE):
             raise UserError(f"a picture is not a data: URL but {str(url)[:40]!r}. Write {_PNG}...")
         try:
-            data = base64.b64decode("".join(url[url.find(",") + 1 :].split()), validate=True)  # MIME's has lines
+            text = "".join(url[url.find(",") + 1 :].split()).rstrip("=")  # MIME's has lines
+            padded = text.translate(_FROM_URLS) + "=" * (-len(text) % 4)
+            data = base64.b64decode(padded, validate=True)
         except ValueError as error:  # binascii's, or not even ASCII
             raise UserError(f"a picture's data: URL can't be read: {error}. Write {_PNG}...") from None
         return cls(open_image(io.BytesIO(data), max_pixels), file=data)

@@ -237,8 +237,8 @@ def _answer(model: "MiniGPTBase", row: Row, tokens: list[int], interrupted: bool
     return answer
 
 
-def settled(model: "MiniGPTBase", text: str, stops: Sequence[str] = ()) -> str:
+def settled(model: "MiniGPTBase", text: str, stops: Sequence[str] = (), continued: bool = False) -> str:
     """The part of an unfinished answer that stays: no stop string nor the beginning of one, and no half character."""
-    text = model.cut(text, stops).rstrip("\N{REPLACEMENT CHARACTER}")
+    text = model.cut(text, stops, continued).rstrip("\N{REPLACEMENT CHARACTER}")
     tails = (stop[:n] for stop in (*model.template.stop, *stops) for n in range(1, len(stop)))
     return text.removesuffix(max((t for t in tails if text.endswith(t)), key=len, default="")).rstrip()

@@ -207,10 +207,14 @@ class MiniGPTBase(TrainingModel):
             raise_first(answers)
         return answers
 
-    def cut(self, text: str, stops: Sequence[str] = ()) -> str:
-        """Ends a text where the first stop string begins, the template's or one of `stops`; strips space around it."""
+    def cut(self, text: str, stops: Sequence[str] = (), continued: bool = False) -> str:
+        """Ends a text where the first stop string begins, the template's or one of `stops`; strips space around it.
+
+        With `continued` it goes on from another text, and the space between them stays.
+        """
         found = (text.find(stop) for stop in (*self.template.stop, *stops))
-        return text[: min((at for at in found if at >= 0), default=None)].strip()
+        text = text[: min((at for at in found if at >= 0), default=None)].rstrip()
+        return text if continued else text.lstrip()
 
 
 def read_prompts(path: str, template: str) -> list[str]:

@@ -46,6 +46,7 @@ class Ask(BaseStreamer):
         prompt_tokens: of the prompt, image rows included.
         max_tokens: most tokens of the answer, for which the LLM's window must have room.
         stops: strings before which it ends, besides the template's.
+        begun: the beginning of the answer, with which the prompt ends; only what goes on from there is told.
         tell: called by the model's thread with each further piece, if `stream`, and at the end with the `Answer`.
     """
 
@@ -57,6 +58,7 @@ class Ask(BaseStreamer):
     sampling: Sampling
     seed: int
     stops: tuple[str, ...] = ()
+    begun: str = ""
     stream: bool = False
     tell: Callable[["str | Answer"], None] = lambda _: None
     interrupt: Event = field(default_factory=Event)
@@ -66,6 +68,15 @@ class Ask(BaseStreamer):
     answer: Answer | None = None
     _tokens: list[int] = field(default_factory=list)
     _said: str = ""
+    _before: list[int] = field(default_factory=list)  # the last tokens of `begun`
+
+    def __post_init__(self) -> None:
+        self._before = self.model.encode_text(self.begun)[-8:]
+
+    @property
+    def _continued(self) -> bool:
+        """Whether the space before the next word is the answer's: `begun` does not end with it."""
+        return bool(self.begun) and not self.begun.endswith(" ")
 
     @property
     def new_tokens(self) -> int:
@@ -93,14 +104,20 @@ class Ask(BaseStreamer):
             near = self._decode(tokens[-4 * max(map(len, stops), default=0) - 4 :])
             stopped = any(stop in near for stop in stops)
         if ended or stopped:
-            self.finish(self.model.cut(self._decode(tokens[: len(tokens) - ended]), self.stops), "stop")
+            text = self._decode(tokens[: len(tokens) - ended])
+            self.finish(self.model.cut(text, self.stops, self._continued), "stop")
         elif len(tokens) >= self.max_tokens:
-            self.finish(settled(self.model, self._decode(tokens)), "length")
+            self.finish(settled(self.model, self._decode(tokens), continued=self._continued), "length")
         elif self.stream:
-            self._say(settled(self.model, self._decode(tokens), self.stops))
+            self._say(settled(self.model, self._decode(tokens), self.stops, self._continued))
 
     def _decode(self, tokens: list[int]) -> str:
-        return cast(str, self.model.llama_tokenizer.decode(tokens, skip_special_tokens=True))
+        """The text of new tokens, with the space in front that they have behind what was begun."""
+        before, text = (
+            cast(str, self.model.llama_tokenizer.decode(own, skip_special_tokens=True))
+            for own in (self._before, [*self._before, *tokens])
+        )
+        return text[len(before) :]
 
     def _say(self, text: str) -> None:
         """Tells what is new in the answer so far."""

@@ -7,24 +7,14 @@ in the schema too, as the one value that asks for nothing, so that a request get
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from minigpt4.serve.messages import AssistantMessage, Messages, NoSound, NoTools, Only, Strict
+
 DEFAULT_MAX_TOKENS = 300  # as on the page and in the terminal
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-def _only(*nothing: Any, why: str) -> BeforeValidator:
-    """Takes what asks for nothing, and refuses the rest with a reason."""
-
-    def check(value: Any) -> None:
-        if value is not None and not any(value == own and type(value) is type(own) for own in nothing):
-            raise PydanticCustomError("unsupported", " is not supported: {why}", {"why": why})
-
-    return BeforeValidator(check)
+MAX_VALUES = 100_000  # in a request, at any depth
+MAX_FIELDS = 1_000  # of one object: each unknown one is an error of its own
 
 
 def _whole(value: Any) -> Any:
@@ -36,80 +26,53 @@ Count = Annotated[int, Field(ge=1), WHOLE]
 AnswerCount = Annotated[int, Field(ge=1, le=128), WHOLE]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1), WHOLE]
 
-_NO_TOOLS = "the model calls no tools. Leave it out."
-_NO_PENALTY = "use repetition_penalty (1 is none, 1.1 a little), or leave it out."
-
-NoLogprobs = Annotated[Literal[False] | None, _only(False, why="answers come without log probabilities. Leave it out.")]
-NoTools = Annotated[
-    Annotated[list[Any], Field(max_length=0)] | Literal["none", "auto"] | None, _only([], "none", "auto", why=_NO_TOOLS)
-]
-NoPenalty = Annotated[Literal[0] | None, _only(0, 0.0, why=_NO_PENALTY)]
-
-
-class PlainText(_Strict):
-    type: Literal["text"]
-
-
-class TextPart(_Strict):
-    type: Literal["text"]
-    text: str
-
-
-class ImageUrl(_Strict):
-    url: str = Field(description="`data:image/png;base64,...` or the base64 alone; http(s) where the server allows it")
-    detail: Literal["auto", "low", "high"] | None = Field(None, description="without effect")
-
-
-class ImagePart(_Strict):
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
-
-TextParts = Annotated[list[TextPart], Field(min_length=1)]
-Parts = Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(min_length=1)]
-
-
-class SystemMessage(_Strict):
-    role: Literal["system", "developer"]
-    content: str | TextParts
-    name: str | None = Field(None, description="without effect")
-
-
-class UserMessage(_Strict):
-    role: Literal["user"]
-    content: str | Parts
-    name: str | None = Field(None, description="without effect")
-
-
-class AssistantMessage(_Strict):
-    """An earlier answer, as the API gave it."""
-
-    role: Literal["assistant"]
-    content: str | TextParts | None
-    name: str | None = Field(None, description="without effect")
-    refusal: None = None
-    audio: None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
-    tool_calls: NoTools = None
-    function_call: NoTools = None
-
-
-Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
+NoPenalty = Annotated[None, Only(0, 0.0, why="use repetition_penalty (1 is none, 1.1 a little), or leave it out.")]
+_NO_LOGPROBS = "answers come without log probabilities. Leave it out."
+_NO_ARGUMENTS = "it takes no arguments here. Leave it out."
+_ONE_WAY = "an answer is decoded in one way, token by token. Leave it out."
+_NO_END = "an answer ends where the model ends it, or by stop and max_tokens. Leave it out."
 
-class StreamOptions(_Strict):
+
+def _check_size_and_text(body: Any) -> None:
+    """Looks at everything in a body, before the fields are: their errors may be as many as its values."""
+    inside, count = [body], 0
+    while inside:
+        value = inside.pop()
+        if isinstance(value, str) and not value.isascii():  # pictures are
+            try:
+                value.encode()
+            except UnicodeEncodeError:  # JSON can write what no text holds
+                raise PydanticCustomError("no_text", "half a surrogate pair is no text") from None
+        elif isinstance(value, dict | list):
+            count += len(value)
+            if count > MAX_VALUES or (isinstance(value, dict) and len(value) > MAX_FIELDS):
+                most = f"{MAX_VALUES} values, or an object of more than {MAX_FIELDS}"
+                raise PydanticCustomError("too_many", "it holds more than {most}. Send fewer", {"most": most})
+            inside += value
+            inside += value.values() if isinstance(value, dict) else ()
+
+
+class StreamOptions(Strict):
+    IGNORED = ("include_obfuscation",)
     include_usage: bool | None = Field(None, description="one more chunk at the end, with the usage")
-    include_obfuscation: bool | None = Field(None, description="without effect")
 
 
-class ChatRequest(_Strict):
-    """A conversation, and how its next answer is to be made."""
+class ChatRequest(Strict):
+    """A conversation, and how its next answer is to be made. What would change the answer in a way that this server
+    can't is refused with a reason; what changes nothing here is ignored."""
 
-    model: str
-    messages: list[Message] = Field(
-        min_length=1, description="The last is the user's. A system message, if any, is the first."
+    IGNORED = (
+        *("metadata", "parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_options"),
+        *("prompt_cache_retention", "reasoning_effort", "safety_identifier", "service_tier", "store", "user"),
+        "verbosity",
+        # of other servers and of clients
+        *("cache_prompt", "cache_salt", "chat_id", "id", "include_reasoning", "keep_alive", "num_ctx", "priority"),
+        *("reasoning", "request_id", "session_id", "think", "thinking"),
     )
+    model: str
+    messages: Messages = Field(description="If the last is the assistant's, the answer goes on where it ends.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: AnswerCount | None = Field(None, description="Answers. Without a temperature they are all the same.")
@@ -126,56 +89,63 @@ class ChatRequest(_Strict):
         None, ge=0.1, le=10, description="Not OpenAI's: above 1 avoids what was said before. 1 if not set."
     )
     seed: Seed | None = Field(None, description="The same seed draws the same answer, whatever else is asked.")
-    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = Field(
+    stop: Stop | Annotated[list[Stop], Field(max_length=4, fail_fast=True)] | None = Field(
         None, description="An answer ends before the first of these."
     )
+    add_generation_prompt: bool | None = Field(None, description="Not OpenAI's: false if the last is the assistant's.")
+    continue_final_message: bool | None = Field(None, description="Not OpenAI's: true if the last is the assistant's.")
 
     frequency_penalty: NoPenalty = None
     presence_penalty: NoPenalty = None
-    logprobs: NoLogprobs = None
-    top_logprobs: Annotated[
-        Literal[0] | None, _only(0, why="answers come without log probabilities. Leave it out.")
-    ] = None
-    logit_bias: Annotated[
-        Annotated[dict[str, Any], Field(max_length=0)] | None, _only({}, why="tokens can't be weighted. Leave it out.")
-    ] = None
+    logprobs: Annotated[None, Only(False, why=_NO_LOGPROBS)] = None
+    top_logprobs: Annotated[None, Only(0, why=_NO_LOGPROBS)] = None
+    logit_bias: Annotated[None, Only({}, why="tokens can't be weighted. Leave it out.")] = None
     response_format: Annotated[
-        PlainText | None, _only({"type": "text"}, why="answers are plain text. Ask for a format in words.")
+        None, Only({"type": "text"}, why="answers are plain text. Ask for a format in words.")
     ] = None
     tools: NoTools = None
     tool_choice: NoTools = None
     functions: NoTools = None
     function_call: NoTools = None
-    modalities: Annotated[
-        Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None,
-        _only(["text"], why='the model answers in text. Set it to ["text"].'),
+    modalities: Annotated[None, Only(["text"], why='the model answers in text. Set it to ["text"].')] = None
+    audio: NoSound = None
+    moderation: Annotated[None, Only(why="nothing is moderated here. Leave it out.")] = None
+    web_search_options: Annotated[None, Only(why="nothing is searched here. Leave it out.")] = None
+    # of other servers
+    top_k: Annotated[None, Only(50, why="of the 50 likeliest tokens one is drawn. Set it to 50, or leave it out.")] = (
+        None
+    )
+    min_p: Annotated[None, Only(0, 0.0, why="use top_p, or leave it out.")] = None
+    best_of: Annotated[None, Only(1, why=_ONE_WAY)] = None
+    use_beam_search: Annotated[None, Only(False, why=_ONE_WAY)] = None
+    ignore_eos: Annotated[None, Only(False, why=_NO_END)] = None
+    min_tokens: Annotated[None, Only(0, why=_NO_END)] = None
+    stop_token_ids: Annotated[None, Only([], why=_NO_END)] = None
+    echo: Annotated[None, Only(False, why="an answer holds nothing of the question. Leave it out.")] = None
+    chat_template_kwargs: Annotated[None, Only({}, why=f"the model's prompt is fixed; {_NO_ARGUMENTS}")] = None
+    mm_processor_kwargs: Annotated[None, Only({}, why=f"pictures are read in one way; {_NO_ARGUMENTS}")] = None
+    options: Annotated[
+        None,
+        Only({}, why="temperature, top_p, seed and stop are fields of the request itself; max_tokens is num_predict."),
     ] = None
-    audio: Annotated[None, _only(why="the model answers in text. Leave it out.")] = None
-
-    user: str | None = Field(None, description="without effect")
-    metadata: dict[str, str] | None = Field(None, description="without effect")
-    store: bool | None = Field(None, description="without effect: nothing is stored")
-    service_tier: str | None = Field(None, description="without effect")
-    prompt_cache_key: str | None = Field(None, description="without effect")
-    safety_identifier: str | None = Field(None, description="without effect")
-    parallel_tool_calls: bool | None = Field(None, description="without effect")
 
     @model_validator(mode="before")
     @classmethod
-    def _is_text(cls, body: Any) -> Any:
-        inside = [body]
-        try:
-            while inside:
-                match inside.pop():
-                    case str(text) if not text.isascii():  # pictures are, and not looked at
-                        text.encode()
-                    case dict(members):
-                        inside += [*members, *members.values()]
-                    case list(members):
-                        inside += members
-        except UnicodeEncodeError:  # JSON can write what no text holds
-            raise PydanticCustomError("no_text", "half a surrogate pair is no text") from None
+    def _is_readable(cls, body: Any) -> Any:
+        _check_size_and_text(body)
         return body
+
+    @field_validator("add_generation_prompt", "continue_final_message")
+    @classmethod
+    def _agrees(cls, value: bool | None, info: ValidationInfo) -> bool | None:
+        messages = info.data.get("messages")
+        if value is None or not messages:
+            return value
+        continued = isinstance(messages[-1], AssistantMessage)
+        if value is (continued if info.field_name == "add_generation_prompt" else not continued):
+            why = "a last message of the assistant is continued, after any other an answer begins. Leave it out."
+            raise PydanticCustomError("unsupported", " is not supported: {why}", {"why": why})
+        return value
 
     @property
     def stops(self) -> tuple[str, ...]:

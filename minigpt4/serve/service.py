@@ -23,9 +23,9 @@ from minigpt4.models.minigpt_base import MiniGPTBase
 from minigpt4.serve import remote
 from minigpt4.serve.api_errors import ApiError, as_api_error
 from minigpt4.serve.batching import Ask, Batcher, Sampling
-from minigpt4.serve.dialogue import render
+from minigpt4.serve.dialogue import Dialogue, render
 from minigpt4.serve.metrics import Metrics
-from minigpt4.serve.schema import ChatRequest, ImageUrl
+from minigpt4.serve.schema import ChatRequest
 
 _ARRIVING = 16  # requests that may be read while all places of answers are taken
 _HANDS = 2  # requests whose words or pictures are read at once: a picture of the largest size takes 200 MB meanwhile
@@ -95,19 +95,20 @@ class Service:
         if count > self.limits.queue:
             raise ApiError(400, f"n: {count} is more than this server queues ({self.limits.queue}).", "n")
         self.batcher.require_room(count)  # before the work
-        prompt, images, length = await to_thread.run_sync(self._read_words, request, limiter=self._hands)
-        pixels = [await self._read_picture(image) for image in images]
+        dialogue, length = await to_thread.run_sync(self._read_words, request, limiter=self._hands)
+        pixels = [await self._read_picture(url) for url in dialogue.images]
         seed = secrets.randbits(62) if request.seed is None else request.seed
         return [
             Ask(
                 self.model,
-                prompt,
+                dialogue.prompt,
                 torch.stack(pixels) if pixels else None,
                 prompt_tokens=length,
                 max_tokens=int(min(request.longest, self.model.max_context_len - length)),
                 sampling=_sampling(request),
                 seed=(seed + index) % 2**63,
                 stops=request.stops,
+                begun=dialogue.begun,
                 stream=bool(request.stream),
             )
             for index in range(count)
@@ -150,26 +151,26 @@ class Service:
             self.batcher.cancel(asks)
             self.metrics.note_tokens(asks)
 
-    def _read_words(self, request: ChatRequest) -> tuple[str, list[ImageUrl], int]:
-        """The prompt, its pictures, and how many tokens and image rows it has."""
-        prompt, images = render(self.model.template, request.messages)
+    def _read_words(self, request: ChatRequest) -> tuple[Dialogue, int]:
+        """The dialogue, and how many tokens and image rows its prompt has."""
+        dialogue = render(self.model.template, request.messages)
         window = self.model.max_context_len
         # no token holds more than the longest piece: a book is refused without reading it
-        length = len(prompt) // self._longest_piece
+        length = len(dialogue.prompt) // self._longest_piece
         if length < window:
-            length = len(self.model.layout(prompt))
+            length = len(self.model.layout(dialogue.prompt))
         if length >= window:
             message = f"The messages have {length} tokens or more; the model reads and answers {window} at once."
             raise ApiError(400, f"{message} Shorten them, or show fewer images.", "messages", "context_length_exceeded")
-        return prompt, images, length
+        return dialogue, length
 
-    async def _read_picture(self, image: ImageUrl) -> Tensor:
-        source: str | bytes = image.url
-        scheme, colon, _ = image.url[:80].partition(":")
+    async def _read_picture(self, url: str) -> Tensor:
+        source: str | bytes = url
+        scheme, colon, _ = url[:80].partition(":")
         if colon and scheme.lower() != "data":  # no colon: base64 alone
             if not self.limits.remote_images:
-                raise UserError(f"'{image.url[:40]}' is no data: URL, and this server fetches no others. Send one.")
-            source = await remote.download(image.url, self.limits.remote_images, self.limits.max_bytes)
+                raise UserError(f"'{url[:40]}' is no data: URL, and this server fetches no others. Send one.")
+            source = await remote.download(url, self.limits.remote_images, self.limits.max_bytes)
         return await to_thread.run_sync(self._pixels, source, limiter=self._hands)
 
     def _pixels(self, source: str | bytes) -> Tensor:

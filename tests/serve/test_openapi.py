@@ -7,7 +7,7 @@ from schemathesis import GenerationMode, checks
 from schemathesis.specs.openapi import checks as openapi
 
 from minigpt4.serve.service import Limits, Service
-from tests.serve.asking import NAME, SCENES, data_url, running, user
+from tests.serve.asking import NAME, SCENES, data_url, running
 
 KEY = "secret"
 CHECKS = [
@@ -43,13 +43,14 @@ def test_all_are_in_the_document(operations):
 
 
 def make_sense(body: dict) -> None:
-    """What no schema says: the model's name, who speaks after whom, what a picture is. And answers are kept short."""
+    """What no schema says: the model's name, what goes on, what a picture is. And answers are kept short."""
     body |= {"model": NAME, "n": body.get("n") and min(body["n"], 3), "max_tokens": 10}
-    body["messages"] = [message for message in body["messages"] if message["role"] == "user"] or [user("hello")]
+    body |= {"add_generation_prompt": None, "continue_final_message": None}
     for message in body["messages"]:
         for part in message["content"] if isinstance(message["content"], list) else ():
-            if part["type"] == "image_url":
-                part["image_url"]["url"] = data_url(SCENES[0])
+            if "image_url" in part:
+                as_text = isinstance(part["image_url"], str)
+                part["image_url"] = data_url(SCENES[0]) if as_text else {"url": data_url(SCENES[0])}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from minigpt4.serve.service import Limits, Service
 from tests.serve.asking import NAME, SCENES, client_of, image_part, running, user
 
 GREEDY = {"model": NAME, "temperature": 0}
+BEGUN = {"role": "assistant", "content": "It is"}
+FILE = {"type": "input_image", "file_id": "file-1", "image_url": ""}
 
 
 @pytest.mark.parametrize(
@@ -39,10 +41,26 @@ GREEDY = {"model": NAME, "temperature": 0}
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": [{"role": "user"}]}, "messages.0.content", "is required"),
         ({"messages": [{"role": "tool", "content": "5"}]}, "messages.0", "'tool'"),
-        ({"messages": [user("a"), {"role": "system", "content": "b"}]}, "messages.1", "can only be the first"),
-        ({"messages": [{"role": "system", "content": "b"}, user("a")]}, "messages.0", "no place for a system message"),
-        ({"messages": [{"role": "assistant", "content": "b"}, user("a")]}, "messages.0", "must follow a user's"),
-        ({"messages": [user("a"), {"role": "assistant", "content": "b"}]}, "messages.1", "must be the user's"),
+        ({"messages": [user("a")], "continue_final_message": True}, "continue_final_message", "an answer begins"),
+        ({"messages": [BEGUN], "continue_final_message": False}, "continue_final_message", "is continued"),
+        ({"messages": [BEGUN], "add_generation_prompt": True}, "add_generation_prompt", "is continued"),
+        ({"add_generation_prompt": False}, "add_generation_prompt", "an answer begins"),
+        ({"messages": [{"role": "user", "content": [FILE]}]}, "messages.0.content.0.file_id", "no files are kept"),
+        ({"tool_choice": "required"}, "tool_choice", "calls no tools"),
+        ({"moderation": {"model": "any"}}, "moderation", "nothing is moderated"),
+        ({"web_search_options": {}}, "web_search_options", "nothing is searched"),
+        ({"audio": {"voice": "any", "format": "wav"}}, "audio", "answers in text"),
+        ({"top_k": 5}, "top_k", "Set it to 50"),
+        ({"top_k": -1}, "top_k", "Set it to 50"),
+        ({"min_p": 0.1}, "min_p", "use top_p"),
+        ({"best_of": 2}, "best_of", "decoded in one way"),
+        ({"ignore_eos": True}, "ignore_eos", "where the model ends it"),
+        ({"min_tokens": 5}, "min_tokens", "where the model ends it"),
+        ({"stop_token_ids": [2]}, "stop_token_ids", "where the model ends it"),
+        ({"echo": True}, "echo", "nothing of the question"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs", "takes no arguments"),
+        ({"mm_processor_kwargs": {"num_crops": 4}}, "mm_processor_kwargs", "takes no arguments"),
+        ({"options": {"temperature": 0}}, "options", "are fields of the request itself"),
         ({"messages": [user("a " * 5000)]}, "messages", "the model reads and answers 2048 at once"),
         ({"messages": [user("a " * 100_000)]}, "messages", "the model reads and answers 2048 at once"),
     ],
