@@ -78,10 +78,10 @@ def test_damaged_files_are_one_line(parity_config, llm):
     config, file = replace(parity_config, llama_model=str(llm)), llm / "model.safetensors"
     file.write_bytes(file.read_bytes()[:5000])
     for attempt in (lambda: load_llm(config, CPU), lambda: MiniGPT4.from_config(Config(model=config))):
-        with pytest.raises(UserError, match="model.llama_model: .*(incomplete|header)") as error:
+        with pytest.raises(UserError, match="model.llama_model: .*is cut off: it has 5000 bytes of") as error:
             attempt()
         assert "\n" not in str(error.value)
     file.unlink()
-    (llm / "pytorch_model.bin").write_bytes(b"garbage" * 9)
+    (llm / "pytorch_model.bin").write_bytes(b"\xffgarbage" * 9)
     with pytest.raises(UserError, match=r"no causal LM in '.*': this is no weights file$"):
         load_llm(config, CPU)
