@@ -157,10 +157,10 @@ def _renumber(output_dir: Path, iters_per_epoch: int) -> None:
         (file,) = folder.glob(_STATE.format("*"))
         try:
             state = read_state(folder)
+            step = state["step"] * iters_per_epoch // state.get("iters_per_epoch", iters_per_epoch)
+            rename_checked(file, _STATE.format(step))
         except UserError:  # nothing goes on from it
             continue
-        step = state["step"] * iters_per_epoch // state.get("iters_per_epoch", iters_per_epoch)
-        rename_checked(file, _STATE.format(step))
 
 
 def newest(output_dir: Path) -> tuple[Path, dict[str, Any]] | None:
