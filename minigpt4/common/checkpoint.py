@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from iopath.common.file_io import HTTPURLHandler, PathManager
@@ -16,7 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from minigpt4.common.checksums import check_checksums, drop_checksums
 from minigpt4.common.errors import UserError, first_line
+from minigpt4.common.wrong_files import what_is_wrong
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,9 @@ _OUR_NAMES = (  # files' spellings -> the model's
     (re.compile(r"\.lm_head\.0\."), ".lm_head."),  # the original's peft wraps it
     (re.compile(r"\.(lora_[AB])\.weight$"), r".\1.default.weight"),  # files name no adapter, as peft's own
 )
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "module")  # what others keep the weights under, nested too
+# what DataParallel, torch.compile, FSDP and activation checkpointing put before or between the names
+_WRAPPED = re.compile(r"^(module\.)+|_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
 _SWITCHES = {
     "lora_": "model.lora_r",
     "Qformer.": "model.freeze_qformer",
@@ -67,24 +72,47 @@ def _fetch(key: str, path: str, cache_root: str) -> Path:
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Reads a `.safetensors` file, a `.pth` file of the original (`{"model": ...}` or bare), or a checkpoint folder.
+    """Reads a `.safetensors` file, a `.pth` file, bare or as others wrap it, or a checkpoint folder, by its checksum.
+
+    Names lose what wrappers put before them (`module.`, `_orig_mod.`).
 
     Raises:
-        UserError: the file is damaged, or holds more than tensors.
+        UserError: the file is something else or damaged, or holds more than tensors.
     """
     path = Path(path)
     file = path / _WEIGHTS if path.is_dir() else path
+    check_checksums(file.parent, [file.name])
     try:
         if file.suffix == ".safetensors":
-            return load_file(file)
+            return _own_names(file, load_file(file))
         # mapped: what the model leaves unused is not read
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (SafetensorError, UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{file} can't be read as weights: {first_line(error)}") from error
-    state = state.get("model", state) if isinstance(state, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    except Exception as error:  # torch's reader raises many kinds
+        raise _unreadable(file, error) from error
+    return _own_names(file, state)
+
+
+def _own_names(file: Path, state: Any) -> dict[str, Tensor]:
+    """The weights in what a file holds, without wrappers around them and in their names.
+
+    Raises:
+        UserError: there are none.
+    """
+    for _ in _WRAPPERS:
+        inner = next((key for key in _WRAPPERS if isinstance(state, dict) and isinstance(state.get(key), dict)), None)
+        state = state[inner] if inner else state
+    if not isinstance(state, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()):
         raise UserError(f"{file} can't be read as weights: expected names and tensors.")
+    while (bare := {_WRAPPED.sub("", name): value for name, value in state.items()}).keys() != state.keys():
+        if len(bare) < len(state):
+            raise UserError(f"{file} can't be read as weights: it holds some twice, with and without a prefix.")
+        state = bare
     return state
+
+
+def _unreadable(file: Path, error: Exception) -> UserError:
+    wrong = what_is_wrong(file)
+    return UserError(f"{file} can't be read as weights: {f'it {wrong}' if wrong else first_line(error)}.")
 
 
 def check_weights(folder: Path) -> None:
@@ -93,11 +121,7 @@ def check_weights(folder: Path) -> None:
     Raises:
         UserError: they are not.
     """
-    try:
-        with safe_open(folder / _WEIGHTS, framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder / _WEIGHTS} can't be read as weights: {first_line(error)}") from error
+    shapes_of(folder / _WEIGHTS)
 
 
 def shapes_of(file: Path) -> dict[str, list[int]]:
@@ -110,7 +134,7 @@ def shapes_of(file: Path) -> dict[str, list[int]]:
         with safe_open(file, framework="pt") as tensors:
             return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(f"model.llama_model: {file} can't be read as weights: {first_line(error)}") from error
+        raise _unreadable(file, error) from error
 
 
 @dataclass
@@ -225,9 +249,10 @@ def _hint(names: Sequence[str]) -> str:
 
 
 def save_weights(weights: Mapping[str, Tensor], folder: str | Path) -> None:
-    """Writes trainable weights, named as in the model, to `folder/model.safetensors`, atomically."""
+    """Writes trainable weights, named as in the model, to `folder/model.safetensors`, atomically; no checksum."""
     file = Path(folder) / _WEIGHTS
     file.parent.mkdir(parents=True, exist_ok=True)
+    drop_checksums(file.parent)
     write_tensors({n.replace(".default.weight", ".weight"): w.contiguous() for n, w in weights.items()}, file)
 
 

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from minigpt4.common.checkpoint import check_weights, load_checkpoints
-from minigpt4.common.dist_utils import barrier, is_main
+from minigpt4.common.checksums import check_checksums, rename_checked, write_checksums
+from minigpt4.common.dist_utils import all_gather, barrier, is_main
 from minigpt4.common.errors import UserError, first_line
 from minigpt4.common.logger import to_json
 
@@ -42,6 +43,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     yield temporary
     barrier()
     if is_main():
+        write_checksums(temporary)
         for path in [*temporary.rglob("*"), temporary]:
             _to_disk(path)
         if folder.exists():
@@ -76,9 +78,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch's reader raises many kinds
-        raise UserError(
-            f"run.resume: '{file}' can't be read ({first_line(error)}). Set it to auto or to another checkpoint."
-        ) from None
+        raise UserError(f"run.resume: '{file}' can't be read ({first_line(error)}). Use another checkpoint.") from None
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
@@ -157,40 +157,72 @@ def _renumber(output_dir: Path, iters_per_epoch: int) -> None:
         (file,) = folder.glob(_STATE.format("*"))
         try:
             state = read_state(folder)
+            step = state["step"] * iters_per_epoch // state.get("iters_per_epoch", iters_per_epoch)
+            rename_checked(file, _STATE.format(step))
         except UserError:  # nothing goes on from it
             continue
-        step = state["step"] * iters_per_epoch // state.get("iters_per_epoch", iters_per_epoch)
-        file.rename(file.with_name(_STATE.format(step)))
 
 
 def newest(output_dir: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that can be read, and its state; None where a run is to begin."""
-    for folder in reversed(checkpoints(output_dir)):
+    """The newest checkpoint that is whole, and its state; None where a run is to begin."""
+    found = checkpoints(output_dir)
+    while found:
+        folder = found.pop()
         try:
-            state = read_state(folder)
-            check_weights(folder)
-            return folder, state
+            return folder, _whole_state(folder)
         except UserError as error:
-            logger.warning("%s; the one before it is used", error)
+            instead = "the one before it is used" if found else "none is left, the run begins anew"
+            logger.warning("%s is passed over, %s: %s", folder.name, instead, error)
     return None
+
+
+def _whole_state(folder: Path) -> dict[str, Any]:
+    """A checkpoint's training state, once all its files are found to be as they were written.
+
+    Raises:
+        UserError: one is not.
+    """
+    check_checksums(folder)
+    state = read_state(folder)
+    check_weights(folder)
+    return state
 
 
 def checkpoint_to_continue(resume: str | None, output_dir: Path) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint that `run.resume` names, and its state; None where a run is to begin.
 
+    All ranks must call it; the first one reads the files to check them, and the others follow.
+
     Raises:
         UserError: it can't be read, or an earlier run's checkpoints would be lost.
     """
-    if resume not in (None, "auto"):
-        folder = Path(str(resume)).expanduser()
-        return folder, read_state(folder)
-    found = newest(output_dir)
-    if found and resume is None:
+    choice: tuple[Path | None, str] = (None, "")
+    if is_main():
+        try:
+            choice = (_choose(resume, output_dir), "")
+        except UserError as error:
+            choice = (None, str(error))
+    folder, problem = all_gather([choice])[0]
+    if problem:
+        raise UserError(problem)
+    return (folder, read_state(folder)) if folder else None
+
+
+def _choose(resume: str | None, output_dir: Path) -> Path | None:
+    if resume is None and (earlier := checkpoints(output_dir)):
         raise UserError(
-            f"run.output_dir: '{output_dir}' holds {found[0].name} of an earlier run. Set run.resume=auto to go on "
+            f"run.output_dir: '{output_dir}' holds {earlier[-1].name} of an earlier run. Set run.resume=auto to go on "
             "with it, set another folder, or delete it."
         )
-    return found
+    if resume in (None, "auto"):
+        found = newest(output_dir)
+        return found and found[0]
+    folder = Path(str(resume)).expanduser()
+    try:
+        _whole_state(folder)
+    except UserError as error:
+        raise UserError(f"run.resume: {str(error).removeprefix('run.resume: ')}") from None
+    return folder
 
 
 def prune(output_dir: Path, keep: int | None) -> None:

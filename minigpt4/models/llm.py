@@ -23,6 +23,7 @@ from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from minigpt4.common.config import ModelConfig
 from minigpt4.common.errors import UserError, did_you_mean, first_line
+from minigpt4.common.wrong_files import wrong_file
 from minigpt4.models.cpu_linear import pack_4bit
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,8 @@ def load_tokenizer(folder: str | Path, trust_remote_code: bool = False) -> PreTr
             folder, trust_remote_code=trust_remote_code
         )
     except Exception as error:  # tokenizers raises no other kind
+        if wrong := wrong_file(Path(folder) / name for name in (*_TOKENIZERS, "tokenizer_config.json", "config.json")):
+            raise UserError(f"model.llama_model: no tokenizer in '{folder}': {wrong}.") from error
         # without a file to read, transformers speaks of all that could be installed
         told = "trust_remote_code" in str(error) or any((Path(folder) / name).is_file() for name in _TOKENIZERS)
         raise UserError(_no_tokenizer(folder, reason_of(error) if told else "it has no file of the kind")) from error
@@ -157,7 +160,8 @@ def load_llm(config: ModelConfig, device: torch.device) -> PreTrainedModel:
     try:
         llm, info = cast(Any, AutoModelForCausalLM).from_pretrained(path, **kwargs)
     except Exception as error:  # readers of files and a folder's own code raise many kinds
-        raise UserError(f"model.llama_model: no causal LM in '{path}': {reason_of(error)}") from error
+        reason = wrong_file(weight_files(Path(path))) or reason_of(error)
+        raise UserError(f"model.llama_model: no causal LM in '{path}': {reason}") from error
     if missing := sorted(info["missing_keys"]):
         raise UserError(
             f"model.llama_model: '{path}' lacks {len(missing)} of the weights that its config.json asks for: "
@@ -167,6 +171,11 @@ def load_llm(config: ModelConfig, device: torch.device) -> PreTrainedModel:
         refuse_size(path, name, found, own)
     pack_4bit(llm, allowed=False)  # it may be trained through
     return llm.requires_grad_("llm" in config.trained)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a local folder that an LLM's weights are read from: safetensors, else PyTorch's."""
+    return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
 
 def refuse_size(path: str, name: str, found: Sequence[int], own: Sequence[int]) -> NoReturn:

@@ -14,6 +14,7 @@ from minigpt4.common.checkpoint import check_shape, is_url, local_files, shapes_
 from minigpt4.common.config import Config, ModelConfig, RunConfig
 from minigpt4.common.dist_utils import pick_device, world_size
 from minigpt4.common.errors import Problems, UserError
+from minigpt4.common.wrong_files import wrong_file
 from minigpt4.models.llm import (
     check_lora,
     dtype_of,
@@ -23,6 +24,7 @@ from minigpt4.models.llm import (
     quantization_of,
     reason_of,
     refuse_size,
+    weight_files,
     window_of,
 )
 from minigpt4.models.minigpt_base import read_prompts
@@ -52,9 +54,11 @@ def preflight(config: Config, towers: bool = True, problems: Problems | None = N
         UserError: with one line for each problem, and its cure.
     """
     c, paths, problems = config.model, weight_paths(config.model), Problems() if problems is None else problems
+    sound = set()
     for key, path in paths.items():
         with problems.collect():
             check_path(key, path)
+            sound.add(path)
     prompts = list[str]()
     with problems.collect():
         prompts = read_prompts(c.prompt_path, c.prompt_template)
@@ -73,7 +77,7 @@ def preflight(config: Config, towers: bool = True, problems: Problems | None = N
             check_lora(c, llm)
         with problems.collect():
             check_llm_weights(folder, llm)
-        for path in c.ckpts:
+        for path in [path for path in c.ckpts if path in sound]:
             with problems.collect():
                 check_projection(c, llm, path)
         if device is not None:
@@ -94,8 +98,14 @@ def weight_paths(config: ModelConfig) -> dict[str, str]:
 
 
 def check_path(key: str, path: str) -> None:
-    if not is_url(path) and not Path(path).expanduser().exists():
+    """Looks whether a local file or folder is there, and whether the file is one of weights at first sight."""
+    if is_url(path):
+        return
+    file = Path(path).expanduser()
+    if not file.exists():
         raise UserError(f"{key}: '{path}' does not exist. Set it to a file or folder; see README 'Real weights'.")
+    if wrong := wrong_file([file]):
+        raise UserError(f"{key}: {wrong}.")
 
 
 def llm_outline(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -105,7 +115,8 @@ def llm_outline(folder: Path, trust_remote_code: bool = False) -> PreTrainedMode
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **code), **code)
     except Exception as error:  # wrong values in it, and a folder's own code, raise many kinds
-        raise UserError(f"model.llama_model: no causal LM in '{folder}': {reason_of(error)}") from error
+        reason = wrong_file([folder / "config.json"]) or reason_of(error)
+        raise UserError(f"model.llama_model: no causal LM in '{folder}': {reason}") from error
 
 
 def check_tokenizer(config: ModelConfig, folder: Path, llm: PreTrainedModel, prompts: list[str]) -> None:
@@ -120,12 +131,17 @@ def check_tokenizer(config: ModelConfig, folder: Path, llm: PreTrainedModel, pro
 
 
 def check_llm_weights(folder: Path, llm: PreTrainedModel) -> None:
-    """Checks that `.safetensors` files have the shapes that the LLM's config asks for. Quantized, none would fail."""
+    """Checks that weight files are such, and that `.safetensors` have the shapes that the LLM's config asks for.
+
+    Quantized, none of a wrong shape would fail.
+    """
+    if wrong := wrong_file(weight_files(folder)):
+        raise UserError(f"model.llama_model: {wrong}.")
     if hasattr(llm.config, "quantization_config"):  # packed: other shapes on purpose
         return
     outline = llm.state_dict()
-    for file in sorted(folder.glob("model*.safetensors")):
-        for name, shape in shapes_of(file).items():
+    for file in weight_files(folder):
+        for name, shape in shapes_of(file).items() if file.suffix == ".safetensors" else ():
             if name in outline and shape != list(outline[name].shape):
                 refuse_size(str(folder), name, shape, outline[name].shape)
 

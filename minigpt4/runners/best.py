@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from minigpt4.common.checkpoint import load_tensors, save_weights
+from minigpt4.common.checksums import write_checksums
 from minigpt4.common.dist_utils import is_main
 from minigpt4.common.training_state import read_measures, write_measures
 
@@ -34,6 +35,7 @@ class Best:
             if rank < self.rank or rank == -math.inf:  # without any measure the last is the best
                 save_weights(load_tensors(folder), self.folder)
                 write_measures(self.folder, epochs, measures)
+                write_checksums(self.folder)
             write_measures(folder, epochs, measures)  # last: the epoch is done with
         self.rank = min(self.rank, rank)
 

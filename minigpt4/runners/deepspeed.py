@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from minigpt4.common.config import RunConfig
-from minigpt4.common.errors import UserError
+from minigpt4.common.dist_utils import all_gather, rank, world_size
+from minigpt4.common.engine_files import check_engine_files, data_alone
+from minigpt4.common.errors import Problems, UserError, first_line
 from minigpt4.common.optims import build_optimizer
 from minigpt4.models.base_model import BaseModel
 from minigpt4.runners.strategies import Strategy, amp_dtype
@@ -94,8 +96,19 @@ class DeepSpeed(Strategy):
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         if state.get("made_by") != self.made_by:  # each process has files of its own, as the stage shares them out
             self._refuse(folder, state)
-        with self._own_settings():
-            self.engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
+        files = sorted((folder / _TAG).glob("*.pt"))
+        problems = Problems()
+        with problems.collect():
+            check_engine_files(files[rank() :: world_size()])
+        if told := all_gather(list(problems)):  # all ranks refuse what one has found
+            raise UserError(f"run.resume: {told[0]} Use another checkpoint.")
+        try:
+            with self._own_settings(), data_alone():
+                self.engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
+        except (OSError, LookupError) as error:  # a file or a part of one is missing
+            raise UserError(
+                f"run.resume: DeepSpeed can't read '{folder / _TAG}' ({first_line(error)}). Use another checkpoint."
+            ) from error
 
 
 @contextmanager

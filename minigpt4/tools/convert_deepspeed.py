@@ -7,10 +7,11 @@ import argparse
 import logging
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from minigpt4.common.checkpoint import save_weights
+from minigpt4.common.checksums import write_checksums
+from minigpt4.common.engine_files import check_engine_files, data_alone, load_data
 from minigpt4.common.errors import UserError, first_line, make_folder
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ _TRAINED = ("llama_proj.", "llm_proj.", "lora_")  # what the recipes train
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(main=main)
-    parser.add_argument("folder", type=Path, help="folder that DeepSpeed wrote; its files must be ones you trust")
+    parser.add_argument("folder", type=Path, help="folder that DeepSpeed wrote")
     parser.add_argument("--all", action="store_true", help="of files without shards keep the frozen weights too")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write, for model.ckpt")
 
@@ -34,6 +35,7 @@ def main(args: argparse.Namespace) -> None:
     make_folder("--out", args.out)
     weights = read_deepspeed(args.folder, args.all)
     save_weights(weights, args.out)
+    write_checksums(args.out)
     logger.info("%s: %d tensors, such as %s", args.out, len(weights), min(weights))
 
 
@@ -63,19 +65,21 @@ def read_deepspeed(folder: Path, everything: bool = False) -> dict[str, Tensor]:
 
 
 def _of_shards(tag: Path) -> dict[str, Tensor]:
-    """ZeRO's weights in full precision. DeepSpeed reads its files as pickles, which can run code."""
+    """ZeRO's weights in full precision."""
     try:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
     except ImportError as error:
         raise UserError("the checkpoint is in shards. To join them: pip install deepspeed") from error
-    state = get_fp32_state_dict_from_zero_checkpoint(str(tag.parent), tag.name, exclude_frozen_parameters=True)
+    check_engine_files(sorted(tag.glob("*.pt")))
+    with data_alone():
+        state = get_fp32_state_dict_from_zero_checkpoint(str(tag.parent), tag.name, exclude_frozen_parameters=True)
     return {name: value.clone() for name, value in state.items()}
 
 
 def _of_files(files: list[Path], everything: bool) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for file in files:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = load_data(file)
         for name, value in state.get("module", state).items():
             # a pipeline names its stage first (visionpipe.llm_proj.weight)
             if isinstance(value, Tensor) and (everything or any(part in name for part in _TRAINED)):

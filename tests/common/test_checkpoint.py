@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from minigpt4.common.checkpoint import check_shape, load_checkpoints, load_tensors, local_files, save_weights
+from minigpt4.common.checksums import write_checksums
 from minigpt4.common.errors import UserError
 
 
@@ -109,6 +110,55 @@ def test_other_spellings_of_the_same_weights_load(tmp_path):
         load_checkpoints(target, [tmp_path / "x.pth"])
         own = target.llama_proj, target.llama_model["q"].lora_A["default"], target.llama_model["lm_head"]
         assert [layer.weight.item() for layer in own] == values.tolist()
+
+
+@pytest.mark.parametrize("wrapper", ["model", "state_dict", "model_state_dict", "module", "state_dict.module", None])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.module."])
+def test_wrapped_and_prefixed_weights_load(wrapper, prefix, tmp_path):
+    own = {name: value for name, value in model().state_dict().items() if name.startswith("llama_proj")}
+    state: dict = {prefix + name: value + 1 for name, value in own.items()}
+    for key in reversed(wrapper.split(".") if wrapper else []):
+        state = {key: state, "epoch": 3}
+    torch.save(state, tmp_path / "x.pth")
+    loaded = load_tensors(tmp_path / "x.pth")
+    assert loaded.keys() == own.keys()
+    load_checkpoints(model(), [tmp_path / "x.pth"])
+    if wrapper is None:
+        save_file(state, tmp_path / "x.safetensors")
+        assert load_tensors(tmp_path / "x.safetensors").keys() == own.keys()
+
+
+def test_a_compiled_or_sharded_part_has_its_prefix_within_the_name(tmp_path):
+    names = ("llama_model._orig_mod.a", "llama_model._fsdp_wrapped_module.b", "x._checkpoint_wrapped_module.c")
+    save_file({name: torch.ones(1) for name in names}, tmp_path / "x.safetensors")
+    assert load_tensors(tmp_path / "x.safetensors").keys() == {"llama_model.a", "llama_model.b", "x.c"}
+
+
+def test_a_weight_that_is_there_twice_is_refused(tmp_path):
+    save_file({"module.a": torch.ones(1), "a": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="x.safetensors can't be read as weights: it holds some twice"):
+        load_tensors(tmp_path / "x.safetensors")
+
+
+def test_wrappers_without_end_are_refused(tmp_path):
+    state: dict = {}
+    state["model"] = state
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="x.pth can't be read as weights: expected names and tensors"):
+        load_tensors(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("name", ["", "model.safetensors"])  # the folder, or its file
+def test_damaged_weights_of_a_checkpoint_are_not_loaded(name, tmp_path):
+    save_weights({"llama_proj.weight": torch.ones(2, 3)}, tmp_path)
+    write_checksums(tmp_path)
+    file = tmp_path / "model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(UserError, match="model.safetensors' can't be read as it was written: it is damaged"):
+        load_tensors(tmp_path / name)
+    save_weights({"llama_proj.weight": torch.ones(2, 3)}, tmp_path)  # others, of which no checksum tells
+    assert load_tensors(tmp_path / name)["llama_proj.weight"].sum() == 6
 
 
 def test_a_checkpoint_that_changes_nothing_is_an_error(tmp_path):

@@ -90,6 +90,30 @@ def test_more_rows_than_ids_are_fine(parity_config, llm):
     }
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 499723\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "what"), [(POINTER, "is a Git LFS pointer"), (b"<html>", "is a web page"), (b"", "is")]
+)
+def test_every_file_that_is_something_else_is_told(content, what, parity_config, llm, tmp_path):
+    wrong = {key: tmp_path / f"{key}.pth" for key in ("vit_model", "q_former_model", "ckpt")}
+    for file in [*wrong.values(), llm / "model.safetensors", llm / "tokenizer.model"]:
+        file.write_bytes(content)
+    config = replace(parity_config, llama_model=str(llm), **{key: str(file) for key, file in wrong.items()})
+    told = problems(config)
+    expected = [
+        *(f"model.{key}: '{file}' {what}" for key, file in wrong.items()),
+        f"model.llama_model: no tokenizer in '{llm}': '{llm}/tokenizer.model' {what}",
+        f"model.llama_model: '{llm}/model.safetensors' {what}",
+    ]
+    assert [line[: len(start)] for line, start in zip(told, expected, strict=True)] == expected
+    (llm / "model.safetensors").rename(llm / "pytorch_model-00001-of-00002.bin")
+    assert problems(config)[-1].startswith(f"model.llama_model: '{llm}/pytorch_model-00001-of-00002.bin' {what}")
+    (llm / "config.json").write_bytes(content)
+    assert f"model.llama_model: no causal LM in '{llm}': '{llm}/config.json' {what}" in problems(config)[-1]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
