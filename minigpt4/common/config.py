@@ -68,6 +68,8 @@ def load_config(path: str | Path, options: list[str] | None = None) -> Config:
     model_type = _name("model.model_type", model.get("model_type", ModelConfig.model_type))
     layers: list[tuple[str, Any]] = [("configs/default.yaml", _read(_CONFIGS / "default.yaml"))]
     layers.append(_model_layer(arch, model_type))
+    frames = {name: {"build_info": {"n_frms": "${preprocess.n_frms}"}} for name in datasets}
+    layers.append(("preprocess.n_frms", OmegaConf.create({"datasets": frames})))
     layers += [_dataset_layer(_name("datasets", name)) for name in datasets]
     layers += [(str(path), user), ("--options", overrides)]
 

@@ -119,10 +119,11 @@ class ProcessorsConfig:
 
 @dataclass
 class PreprocessConfig:
-    """The processors that the model was trained with: the default of every dataset, and what a chat uses."""
+    """What the model was trained with: the default of every dataset, and what a chat uses."""
 
     vis_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig)
     text_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig)
+    n_frms: int = 8  # pictures taken of a video
 
 
 @dataclass
@@ -130,7 +131,7 @@ class BuildInfo:
     storage: str = ""  # where the training split lies
     valid_storage: str | None = None  # where the validation split lies
     images: str | None = None  # folder of the images, where storage is a file that names them
-    n_frms: int = 8  # pictures taken of a video
+    n_frms: int = PreprocessConfig.n_frms  # of a video; if not set, as in preprocess
     # of shards: where a sample's picture and its caption are, the first that it has. FIELD, what follows the first dot
     # of a file's name, or FIELD:PATH, an entry of JSON whose keys are joined by dots
     image_keys: list[str] = field(default_factory=lambda: ["jpg", "jpeg", "png", "webp"])

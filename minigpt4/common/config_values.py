@@ -53,7 +53,7 @@ def _check_numbers(config: Config) -> None:
     evaluated = {f"evaluation_datasets.{name}": block for name, block in config.evaluation_datasets.items()}
     keys = "log_freq accum_grad_iters batch_size_train batch_size_eval max_epoch iters_per_epoch max_iters save_steps"
     at_least_1 = {f"run.{key}": getattr(run, key) for key in (*keys.split(), "keep_last", "max_bad_steps")}
-    at_least_1["model.max_txt_len"] = model.max_txt_len
+    at_least_1 |= {"model.max_txt_len": model.max_txt_len, "preprocess.n_frms": config.preprocess.n_frms}
     at_least_1 |= {f"{name}.batch_size": block.batch_size for name, block in (datasets | evaluated).items()}
     at_least_1 |= {f"{name}.build_info.n_frms": block.build_info.n_frms for name, block in datasets.items()}
     at_least_0 = {f"run.{key}": getattr(run, key) for key in ("seed", "num_workers", "warmup_steps", "min_lr")}

@@ -1,6 +1,6 @@
 """One visitor's conversation: what was said and shown, and what the model still holds of it."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from threading import Event, RLock
@@ -14,13 +14,14 @@ from minigpt4.common.errors import UserError
 from minigpt4.common.limits import MAX_IMAGE_PIXELS
 from minigpt4.conversation.conversation import IMAGE, Turn
 from minigpt4.conversation.forgetting import remembered, to_forget
-from minigpt4.conversation.pictures import Part, Picture, Room, Video, pictures_of
-from minigpt4.conversation.saved import from_json, to_json
+from minigpt4.conversation.pictures import Part, Picture, Reader, Video, here, pictures_of
+from minigpt4.conversation.saved import check_size, from_json, to_json
 from minigpt4.conversation.streaming import Job
 from minigpt4.models.generation import settled
 from minigpt4.models.kept_cache import KeptCache
 from minigpt4.models.minigpt_base import MiniGPTBase
 from minigpt4.models.splice import without_places
+from minigpt4.processors.picture_file import Room
 
 
 class RestartedError(UserError):
@@ -76,7 +77,10 @@ class Chat:
 
     def room(self) -> Room:
         """What is left for more pictures: what is shown can be saved, and so must load again."""
-        return Room(self.max_pixels, self.pictures)
+        return self._room(self.pictures)
+
+    def _room(self, shown: Iterable[Picture]) -> Room:
+        return Room(self.max_pixels, [picture.image for picture in shown], self.model.max_images)
 
     @property
     def reused_tokens(self) -> int:
@@ -87,7 +91,7 @@ class Chat:
         """Shows images; the next question is about them. They are encoded now, once, in one batch.
 
         Raises:
-            UserError: one, or all of the conversation's together, are too large (see `Room`).
+            UserError: they are too many, or one, or all of the conversation's together, too large (see `Room`).
         """
         self._show(images)
 
@@ -110,11 +114,14 @@ class Chat:
             question: words, or words, images and videos in the order in which the model is to read them.
 
         Raises:
-            UserError: the previous question is still being answered, or this one is too long or has too large pictures.
+            UserError: the previous question is still being answered, this one is too long or has too many or too large
+                pictures, or the conversation is too long to be loaded again.
             RestartedError: a restart came after this call and before the end.
         """
         begun, parts, room = self._begun, list[Picture | str](), self.room()
-        for part in [question] if isinstance(question, str) else question:
+        given = [question] if isinstance(question, str) else question
+        room.expect(sum(not isinstance(part, str) for part in given))
+        for part in given:
             parts += [part] if isinstance(part, str) else pictures_of(part, room)
         return self._ask(begun, lambda: self.turns + turns_of(self._waiting, parts), options)
 
@@ -163,13 +170,17 @@ class Chat:
         answered = max((i for i, turn in enumerate(self.turns, start=1) if turn.answer is not None), default=0)
         return to_json(self.turns[:answered], self._waiting)
 
-    def load(self, saved: str) -> None:
+    def load(self, saved: str, reader: Reader = here) -> None:
         """Takes up a conversation that `save` wrote, instead of this one.
 
+        Args:
+            reader: opens the pictures, here or in another process.
+
         Raises:
-            UserError: it or a picture can't be read, or one or all of them are too large; all is as it was.
+            UserError: it or a picture can't be read, it is too long, or the pictures are too many or too large. All is
+                as it was.
         """
-        turns, waiting = from_json(saved, self.max_pixels, self.model.max_context_len / self.model.rows_per_image)
+        turns, waiting = from_json(saved, self._room([]), reader)
         self._encode([picture for turn in turns for picture in turn.pictures] + waiting)
         self._begin(turns, waiting)
 
@@ -185,6 +196,7 @@ class Chat:
 
     def _show(self, parts: Sequence[Image.Image | Picture | Video]) -> None:
         begun, room = self._begun, self.room()
+        room.expect(len(parts))
         pictures = [picture for part in parts for picture in pictures_of(part, room)]
         self._encode(pictures)
         with self._claim:
@@ -210,7 +222,9 @@ class Chat:
                 raise RestartedError("The conversation was restarted before the question was asked.")
             self._require_idle()
             before, waiting, forgotten, interrupt = self.turns, self._waiting, self.forgotten, Event()
-            self.turns = turns = make_turns()
+            turns = make_turns()
+            check_size([(turn.question, turn.answer or "") for turn in turns])
+            self.turns = turns
             kept = self._kept  # a question after a restart has another
             asked = [picture for turn in turns for picture in turn.pictures]
             self._waiting = [picture for picture in waiting if picture not in asked]
@@ -260,7 +274,7 @@ class Chat:
                 "model reads and answers. Set it lower."
             )
         template = self.model.template
-        forgotten = to_forget(turns, self.forgotten, room, lambda own: len(self.model.layout(template.prompt(own))))
+        forgotten = to_forget(turns, self.forgotten, room, lambda own: self.model.length(template.prompt(own), room))
         left = remembered(turns, forgotten)
         nothing_more = all(turn.answer is None for turn in left)
         if nothing_more and (more := len(self.model.layout(template.prompt(left))) - room) > 0:

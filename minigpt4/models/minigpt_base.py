@@ -33,6 +33,7 @@ class MiniGPTBase(TrainingModel):
         super().__init__()
         self.llama_model = llm
         self.llama_tokenizer = tokenizer
+        self._longest_piece = max(map(len, tokenizer.get_vocab()))
         self.template = get_template(config.conversation, tokenizer)
         special = [stop for stop in self.template.stop if stop in tokenizer.all_special_tokens]
         self.stop_ids = [
@@ -103,6 +104,19 @@ class MiniGPTBase(TrainingModel):
         """What the LLM reads of a prompt, BOS included: token ids and image rows (see `splice`)."""
         bos = self.llama_tokenizer.bos_token_id
         return ([] if bos is None else [bos]) + prompt_layout(prompt, self.encode_text, self.rows_per_image)
+
+    def length(self, prompt: str, most: float) -> int:
+        """How many tokens and rows the LLM reads of a prompt; of one with more than `most`, any number between.
+
+        No token holds more than the longest piece of the vocabulary: a book is too long, and need not be encoded.
+        """
+        least = len(prompt) // self._longest_piece
+        return least if least > most else len(self.layout(prompt))
+
+    @property
+    def max_images(self) -> float:
+        """How many images fill the window; infinite where the LLM has none."""
+        return self.max_context_len / self.rows_per_image
 
     @torch.inference_mode()
     def multi_select(

@@ -1,7 +1,5 @@
 """Image processors: PIL image -> normalised tensor [3, image_size, image_size]."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,46 +11,15 @@ from torch.nn.functional import interpolate
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import normalize
 
-from minigpt4.common.errors import UserError
 from minigpt4.common.registry import registry
+from minigpt4.processors.picture_file import open_image, opened, rgb, squared
+
+__all__ = ["Blip2ImageEvalProcessor", "Blip2ImageTrainProcessor", "open_image"]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 _Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
-
-
-def open_image(file: Path | BinaryIO) -> Image.Image:
-    """Reads a picture as RGB.
-
-    Raises:
-        UserError: the file is no picture, or a damaged one.
-    """
-    with _readable(file), Image.open(file) as image:
-        return rgb(image)
-
-
-@contextmanager
-def _readable(file: Path | BinaryIO) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, SyntaxError, NotImplementedError, Image.DecompressionBombError) as error:
-        name = f"{file} can't" if isinstance(file, Path) else "can't"
-        raise UserError(f"{name} be read as a picture: {error}. Remove it and its records, or mend it.") from None
-
-
-def rgb(image: Image.Image) -> Image.Image:
-    """A picture as RGB.
-
-    Raises:
-        ValueError: its brightness has 32 bits, of which nothing says what is white.
-    """
-    image.load()
-    if image.mode in ("I", "F"):
-        raise ValueError("its brightness has 32 bits, and nothing says what is white; save it with 8 or 16")
-    if image.mode.startswith("I;16"):  # Pillow would take all above 255 for white
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image if image.mode == "RGB" else image.convert("RGB")  # which copies what is RGB
 
 
 def _tensor(image: Image.Image) -> Tensor:
@@ -78,9 +45,9 @@ class Blip2ImageEvalProcessor:
                 enlarged for that: faster, the same region to half a pixel, and not to the bit what the whole gives.
 
         Raises:
-            UserError: the file is no picture, or a damaged one.
+            UserError: as `open_image`.
         """
-        with _readable(file), Image.open(file) as image:
+        with opened(file) as image:
             left, top, right, bottom = box = self._box(image)
             whole = image.size
             if reduced:
@@ -96,13 +63,12 @@ class Blip2ImageEvalProcessor:
 
     def _pixels(self, image: Image.Image, box: _Box, scale: int) -> Tensor:
         """The box of an image that was decoded at 1/scale."""
-        size = (self.image_size, self.image_size)
-        if scale == 1:  # by Pillow: resizing the tensor gives other pixels than the weights were trained with
-            pixels = _tensor(image.crop(box).resize(size, Image.Resampling.BICUBIC))
+        if scale == 1:
+            pixels = _tensor(squared(image.crop(box), self.image_size))
         else:  # which the decoding gave already: torch's is off by one level of 255 at most, and twice as fast
             left, top, right, bottom = (round(edge / scale) for edge in box)
             part = _tensor(image.crop((left, top, right, bottom)))
-            pixels = interpolate(part[None], size, mode="bicubic", antialias=True)[0]
+            pixels = interpolate(part[None], (self.image_size, self.image_size), mode="bicubic", antialias=True)[0]
         pixels = pixels.contiguous().float().div_(255)  # ToTensor and Normalize, with fewer copies
         return normalize(pixels, self.mean, self.std, inplace=True)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.common.cli import add_config_arguments, require_open
+from minigpt4.common.config_schema import PreprocessConfig
 from minigpt4.common.errors import UserError, first_line
 from minigpt4.conversation.options import AnswerOptions, add_option_arguments, options_of
 from minigpt4.serve.loading import DEFAULT_CONFIG, load_model, quietly, read_config
@@ -72,7 +73,8 @@ def main(args: argparse.Namespace) -> None:
         # disable=None: only where stderr is a terminal
         with tqdm(total=len(questions), initial=kept, disable=no_bar or None) as bar:
             for start in range(0, len(results.open), size):
-                rows = [prepare(model, processor, question) for question in results.open[start : start + size]]
+                asked, n_frms = results.open[start : start + size], config.preprocess.n_frms
+                rows = [prepare(model, processor, question, n_frms) for question in asked]
                 timing.read(rows)
                 answers = answer(model, rows, options)
                 timing.answered(answers)
@@ -116,12 +118,19 @@ class Row:
     error: str = ""
 
 
-def prepare(model: "MiniGPTBase", processor: "Callable[[Image.Image], Tensor]", question: "Question") -> Row:
-    """Opens a question's files."""
+def prepare(
+    model: "MiniGPTBase",
+    processor: "Callable[[Image.Image], Tensor]",
+    question: "Question",
+    n_frms: int = PreprocessConfig.n_frms,
+) -> Row:
+    """Opens a question's files; of a video, `n_frms` pictures."""
     import torch
 
+    from minigpt4.processors.picture_file import Room
+
     try:
-        turns = question.turns()
+        turns = question.turns(Room(most=model.max_images), n_frms)
         pixels = [processor(picture.image) for turn in turns for picture in turn.pictures]
         return Row(question, model.template.prompt(turns), torch.stack(pixels).to(model.device) if pixels else None)
     except Exception as error:  # readers of files raise many kinds

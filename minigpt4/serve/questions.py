@@ -12,8 +12,9 @@ from PIL import Image
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.chat import turns_of
 from minigpt4.conversation.conversation import Turn
-from minigpt4.conversation.pictures import FORMATS, Picture, Room, Video
+from minigpt4.conversation.pictures import Picture, Video
 from minigpt4.datasets.datasets.records import image_folder, read_records, record_id
+from minigpt4.processors.picture_file import FORMATS, Room
 
 
 @dataclass(frozen=True)
@@ -39,20 +40,24 @@ class Question:
         asked = {"images": images, "video": self.video, "text": self.text}
         return {"id": self.id} | {key: value for key, value in asked.items() if value}
 
-    def turns(self) -> list[Turn]:
+    def turns(self, room: Room, n_frms: int) -> list[Turn]:
         """The dialogue that asks it: pictures, then the video's, then the words.
+
+        Args:
+            room: what there is room for.
+            n_frms: pictures taken of a video.
 
         Raises:
             UserError: it can't be asked, or a file not be read.
         """
         if self.error:
             raise UserError(self.error)
-        room = Room()
+        room.expect(len(self.images) + bool(self.video))
         pictures = [
             Picture.from_url(name, room) if _is_data(name) else Picture.from_file(self.folder / name, room)
             for name in self.images
         ]
-        pictures += Video(self.folder / self.video).pictures(room) if self.video else []
+        pictures += Video(self.folder / self.video, n_frms).pictures(room) if self.video else []
         return turns_of([], [*pictures, self.text])
 
 

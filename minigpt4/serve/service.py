@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from threading import Event
 
 import torch
 from anyio import CapacityLimiter, to_thread
@@ -16,19 +17,21 @@ from torch import Tensor
 
 from minigpt4.common.errors import UserError
 from minigpt4.common.limits import MAX_IMAGE_PIXELS
-from minigpt4.conversation.pictures import Picture, open_image
+from minigpt4.conversation.pictures import data_of
 from minigpt4.models.decoding import LEAST_TEMPERATURE
 from minigpt4.models.generation import Answer
 from minigpt4.models.minigpt_base import MiniGPTBase
+from minigpt4.processors.picture_file import Room, open_upright
 from minigpt4.serve import remote
 from minigpt4.serve.api_errors import ApiError, as_api_error
 from minigpt4.serve.batching import Ask, Batcher, Sampling
+from minigpt4.serve.decoding import Decoder
 from minigpt4.serve.dialogue import Dialogue, render
 from minigpt4.serve.metrics import Metrics
 from minigpt4.serve.schema import ChatRequest
 
 _ARRIVING = 16  # requests that may be read while all places of answers are taken
-_HANDS = 2  # requests whose words or pictures are read at once: a picture of the largest size takes 200 MB meanwhile
+_HANDS = 2  # requests whose words or pictures are read at once
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,6 @@ class Service:
         self.metrics = Metrics()
         self.batcher = Batcher(model, self.metrics, limits.max_batch, limits.queue)
         self._hands = CapacityLimiter(_HANDS)
-        self._longest_piece = max(map(len, model.llama_tokenizer.get_vocab()))
 
     async def read(self, request: ChatRequest) -> list[Ask]:
         """What a request asks for: `n` answers to one prompt, with seeds that follow one another.
@@ -96,7 +98,12 @@ class Service:
             raise ApiError(400, f"n: {count} is more than this server queues ({self.limits.queue}).", "n")
         self.batcher.require_room(count)  # before the work
         dialogue, length = await to_thread.run_sync(self._read_words, request, limiter=self._hands)
-        pixels = [await self._read_picture(url) for url in dialogue.images]
+        gone = Event()
+        decoder = Decoder(self.limits.max_image_pixels, partial(_heed, gone))
+        try:
+            pixels = [await self._read_picture(url, decoder) for url in dialogue.images]
+        finally:
+            gone.set()
         seed = secrets.randbits(62) if request.seed is None else request.seed
         return [
             Ask(
@@ -155,30 +162,31 @@ class Service:
         """The dialogue, and how many tokens and image rows its prompt has."""
         dialogue = render(self.model.template, request.messages)
         window = self.model.max_context_len
-        # no token holds more than the longest piece: a book is refused without reading it
-        length = len(dialogue.prompt) // self._longest_piece
-        if length < window:
-            length = len(self.model.layout(dialogue.prompt))
-        if length >= window:
+        if (length := self.model.length(dialogue.prompt, window)) >= window:
             message = f"The messages have {length} tokens or more; the model reads and answers {window} at once."
             raise ApiError(400, f"{message} Shorten them, or show fewer images.", "messages", "context_length_exceeded")
         return dialogue, length
 
-    async def _read_picture(self, url: str) -> Tensor:
+    async def _read_picture(self, url: str, decoder: Decoder) -> Tensor:
         source: str | bytes = url
         scheme, colon, _ = url[:80].partition(":")
         if colon and scheme.lower() != "data":  # no colon: base64 alone
             if not self.limits.remote_images:
                 raise UserError(f"'{url[:40]}' is no data: URL, and this server fetches no others. Send one.")
             source = await remote.download(url, self.limits.remote_images, self.limits.max_bytes)
-        return await to_thread.run_sync(self._pixels, source, limiter=self._hands)
+        return await to_thread.run_sync(self._pixels, source, decoder, limiter=self._hands, abandon_on_cancel=True)
 
-    def _pixels(self, source: str | bytes) -> Tensor:
-        """Of base64, or a file's bytes. At once, so that few pictures are unpacked at any time."""
-        most = self.limits.max_image_pixels
-        if isinstance(source, str):
-            return self.processor(Picture.from_url(source, most).image)
-        return self.processor(open_image(io.BytesIO(source), most))
+    def _pixels(self, source: str | bytes, decoder: Decoder) -> Tensor:
+        """Of base64, or a file's bytes."""
+        data = data_of(source) if isinstance(source, str) else source
+        side = getattr(self.processor, "image_size", None)  # a whole picture would have to come over
+        (image,) = decoder(open_upright, io.BytesIO(data), Room(self.limits.max_image_pixels), side)
+        return self.processor(image)
+
+
+def _heed(gone: Event) -> None:
+    if gone.is_set():
+        raise ConnectionAbortedError("the client has gone")
 
 
 def _sampling(request: ChatRequest) -> Sampling:

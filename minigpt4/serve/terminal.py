@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from minigpt4.common.cli import StdoutError, add_config_arguments, require_open, say
+from minigpt4.common.config_schema import PreprocessConfig
 from minigpt4.common.errors import UserError, did_you_mean, first_line
 from minigpt4.common.files import replace_file
 from minigpt4.conversation.conversation import IMAGE
@@ -44,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
     from minigpt4.conversation.chat import Chat
 
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    terminal = Terminal(Chat(model, processor), options, interactive)
+    terminal = Terminal(Chat(model, processor), options, interactive, config.preprocess.n_frms)
     if interactive:
         from minigpt4.serve.line_editor import line_editor
 
@@ -73,16 +74,18 @@ class Terminal:
 
     Args:
         interactive: Ctrl-C ends the answer under way, or gives up a line, and not all of it.
+        n_frms: pictures taken of a video.
     """
 
-    def __init__(self, chat: "Chat", options: AnswerOptions, interactive: bool):
+    def __init__(self, chat: "Chat", options: AnswerOptions, interactive: bool, n_frms: int = PreprocessConfig.n_frms):
         self.chat = chat
+        self.n_frms = n_frms
         self.options = self.initial_options = options
         self.interactive = interactive
         self._failed: dict[str, str] = {}  # commands, by name, after which no question is asked through pipes
         self.commands: dict[str, tuple[str, str, Callable[[str], None]]] = {
             ":img": ("PATH...", "show pictures; the next question is about them", self._show_images),
-            ":video": ("PATH", "show eight pictures of a video", self._show_video),
+            ":video": ("PATH", f"show a video, as {n_frms} picture{'s' * (n_frms > 1)}", self._show_video),
             ":his": ("", "what was said", self._history),
             ":clh": ("", "forget what was said and shown", self._forget),
             ":clear": ("", "clear the screen", self._clear_screen),
@@ -171,13 +174,15 @@ class Terminal:
     def _show_images(self, rest: str) -> None:
         from minigpt4.conversation.pictures import Picture
 
-        self.chat.upload_img(*(Picture.from_file(path) for path in _paths(rest)))
+        paths, room = _paths(rest), self.chat.room()
+        room.expect(len(paths))
+        self.chat.upload_img(*[Picture.from_file(path, room) for path in paths])
         self._tell_pictures()
 
     def _show_video(self, rest: str) -> None:
         from minigpt4.conversation.pictures import Video
 
-        self.chat.upload_video(Video(_path(rest)))
+        self.chat.upload_video(Video(_path(rest), self.n_frms))
         self._tell_pictures()
 
     def _tell_pictures(self) -> None:

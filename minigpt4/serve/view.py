@@ -1,5 +1,7 @@
 """How a conversation looks on the page: messages of gradio's chat, in which no HTML of anybody is live."""
 
+import html
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +20,8 @@ from minigpt4.serve.boxes import Box, draw_boxes, find_boxes
 History = list[dict[str, Any]]
 
 _SIDE = 640  # pixels of a picture's longer side
-_TILE, _COLUMNS = 224, 4  # of several pictures
+_TILE, _COLUMNS, _SHEET = 224, 4, 4096  # of several pictures: pixels of one, the fewest in a row, pixels of all in it
+_RENDERED = 10_000  # characters; no model says as much, and Markdown of somebody else's can take minutes
 # tags become text, links of schemes that run code are none, and an image, which would load what it names, is a link
 _MARKDOWN = MarkdownIt("js-default", {"breaks": True}).disable("image")
 
@@ -28,6 +31,7 @@ class View:
 
     def __init__(self) -> None:
         self._files: WeakKeyDictionary[Picture, dict[str, Path]] = WeakKeyDictionary()
+        self._known: dict[str, tuple[str, list[Box]]] = {}  # answers as HTML, with their boxes: each event shows all
 
     def messages(self, turns: list[Turn], answer: str | None = None) -> History:
         """Turns as messages, two for each question: the pictures since the last with its words, and the answer.
@@ -38,18 +42,21 @@ class View:
         messages: History = []
         pictures: list[Picture] = []
         shown: Picture | None = None
+        known: dict[str, tuple[str, list[Box]]] = {}
         for turn in turns:
             pictures += turn.pictures
             said = turn.answer if turn is not turns[-1] or answer is None else answer
             if said is None:
                 continue
             shown = pictures[-1] if pictures else shown
-            boxes = find_boxes(said) if turn.answer is not None else []
+            rendered, boxes = known[said] = self._known.get(said) or (_html(said), find_boxes(said))
+            boxes = boxes if turn.answer is not None else []
             words = _text(turn.question.replace(IMAGE, "").lstrip())
             messages.append(_message("user", self._file(pictures), words))
             drawn = self._file([shown] if boxes and shown else [], boxes, said)
-            messages.append(_message("assistant", drawn, _html(said)))
+            messages.append(_message("assistant", drawn, rendered))
             pictures = []
+        self._known = known
         return messages
 
     def _file(self, pictures: list[Picture], boxes: Sequence[Box] = (), key: str = "") -> str:
@@ -71,9 +78,11 @@ def _sheet(images: list[Image.Image]) -> Image.Image:
     """One picture, or several side by side: gradio's chat would put them one below the other."""
     if len(images) == 1:
         return images[0]
-    sheet = Image.new("RGBA", (_TILE * min(len(images), _COLUMNS), _TILE * -(-len(images) // _COLUMNS)))
+    columns = max(_COLUMNS, math.isqrt(len(images) - 1) + 1)  # at least as many as rows: no side may be endless
+    tile = max(16, min(_TILE, _SHEET // columns))
+    sheet = Image.new("RGBA", (tile * min(len(images), columns), tile * -(-len(images) // columns)))
     for i, image in enumerate(images):
-        sheet.paste(_resized(image, _TILE - 8), (i % _COLUMNS * _TILE + 4, i // _COLUMNS * _TILE + 4))
+        sheet.paste(_resized(image, tile - 8), (i % columns * tile + 4, i // columns * tile + 4))
     return sheet
 
 
@@ -101,6 +110,8 @@ def _text(text: str) -> str:
 
 
 def _html(answer: str) -> str:
-    html = _MARKDOWN.render(answer).strip() or "(The model ended its answer without a word.)"
-    alone = html.removeprefix("<p>").removesuffix("</p>")  # most answers are one paragraph, and so plain text
-    return html if "<p>" in alone or len(alone) != len(html) - len("<p></p>") else alone
+    if len(answer) > _RENDERED:
+        return html.escape(answer)
+    rendered = _MARKDOWN.render(answer).strip() or "(The model ended its answer without a word.)"
+    alone = rendered.removeprefix("<p>").removesuffix("</p>")  # most answers are one paragraph, and so plain text
+    return rendered if "<p>" in alone or len(alone) != len(rendered) - len("<p></p>") else alone

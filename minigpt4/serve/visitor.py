@@ -15,14 +15,17 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 from gradio.utils import get_upload_folder
 
+from minigpt4.common.config_schema import PreprocessConfig
 from minigpt4.common.errors import UserError, first_line
 from minigpt4.common.limits import MAX_UPLOAD_MB
 from minigpt4.conversation.chat import Chat, RestartedError
 from minigpt4.conversation.conversation import Turn
 from minigpt4.conversation.options import AnswerOptions
-from minigpt4.conversation.pictures import Picture, Room, Video
+from minigpt4.conversation.pictures import Picture, Video
 from minigpt4.conversation.session import Sessions
+from minigpt4.processors.picture_file import Room
 from minigpt4.serve.controls import decoding, labelled
+from minigpt4.serve.decoding import Decoder
 from minigpt4.serve.status import READING, Clock, waiting
 from minigpt4.serve.view import View, original_file, typed
 from minigpt4.serve.waiting import Line
@@ -32,6 +35,7 @@ logger = logging.getLogger(__name__)
 Message = dict[str, Any]  # {"text", "files": paths}
 Shown = tuple[Any, Any, Any, Any]  # the chat's messages, the message box, the status line, the visitor
 Asked = tuple[list[Turn], Callable[..., Iterator[str]]]  # the turns with a new question, and what answers that
+Prepare = Callable[[Chat, Callable[[], None]], Asked]  # it calls the second now and then, which raises to end it
 
 _ANSWERS_AT_ONCE = 2
 _TOLD_EVERY = 0.2  # seconds, who waits
@@ -102,11 +106,13 @@ class Handlers:
     Args:
         sessions: opens a visitor's conversation.
         max_upload_mb: larger conversations are not saved: they could not be loaded again.
+        n_frms: pictures taken of a video.
     """
 
-    def __init__(self, sessions: Sessions, max_upload_mb: int = MAX_UPLOAD_MB):
+    def __init__(self, sessions: Sessions, max_upload_mb: int = MAX_UPLOAD_MB, n_frms: int = PreprocessConfig.n_frms):
         self.sessions = sessions
         self.max_upload_mb = max_upload_mb
+        self.n_frms = n_frms
         self._line = Line(_ANSWERS_AT_ONCE)
 
     def ask(self, message: Message, *options_and_visitor: Any) -> Iterator[Shown]:
@@ -114,9 +120,10 @@ class Handlers:
         with failure_in_words():
             words = _checked(message["text"])
 
-        def prepare(chat: Chat) -> Asked:
-            room = chat.room()
-            pictures = [picture for file in message["files"] for picture in _open(Path(file), room)]
+        def prepare(chat: Chat, heed: Callable[[], None]) -> Asked:
+            room, decoder = chat.room(), Decoder(chat.max_pixels, heed)
+            room.expect(len(message["files"]))
+            pictures = [picture for file in message["files"] for picture in self._open(Path(file), room, decoder)]
             return [*chat.turns, Turn(words, pictures=pictures)], partial(chat.stream, [*pictures, words])
 
         yield from self._answer(prepare, options_and_visitor, message)
@@ -126,7 +133,7 @@ class Handlers:
         with failure_in_words():
             words = _checked(typed(words))
 
-        def prepare(chat: Chat) -> Asked:
+        def prepare(chat: Chat, _: Callable[[], None]) -> Asked:
             asked = [i for i, turn in enumerate(chat.turns) if turn.answer is not None]
             if not 0 <= (number := int(index) // 2) < len(asked):  # a question and an answer each
                 raise UserError("This question is no longer part of the conversation.")
@@ -139,7 +146,7 @@ class Handlers:
     def regenerate(self, *options_and_visitor: Any) -> Iterator[Shown]:
         """Asks the last question again."""
 
-        def prepare(chat: Chat) -> Asked:
+        def prepare(chat: Chat, _: Callable[[], None]) -> Asked:
             return [*chat.turns[:-1], *(replace(turn, answer=None) for turn in chat.turns[-1:])], chat.regenerate
 
         yield from self._answer(prepare, options_and_visitor)
@@ -186,16 +193,28 @@ class Handlers:
             except UnicodeDecodeError:
                 raise UserError("This is no saved conversation. Choose a JSON file that was saved here.") from None
             chat = self.sessions.open()  # another: while it can't be loaded, the answer under way goes on
-            chat.load(saved)
+            chat.load(saved, Decoder(chat.max_pixels))
             visitor.restart()
             visitor.chat = chat
         return visitor.shown(_EMPTY, "The conversation was loaded.")
+
+    def _open(self, file: Path, room: Room, decoder: Decoder) -> list[Picture]:
+        try:
+            if str(mimetypes.guess_type(file)[0]).startswith("video/"):
+                return Video(file, self.n_frms).pictures(room, decoder)
+            return [Picture.from_file(file, room, decoder)]
+        except UserError as error:  # where we keep it is our business
+            words = str(error).removeprefix(str(file)).lstrip(": ").replace(str(file), "it")
+            raise UserError(f"{file.name}: {words}") from None
 
     def _visitor(self, visitor: Visitor | None) -> Visitor:
         return visitor or Visitor(self.sessions.open())
 
     def _answer(
-        self, prepare: Callable[[Chat], Asked], options_and_visitor: Sequence[Any], message: Message | None = None
+        self,
+        prepare: Prepare,
+        options_and_visitor: Sequence[Any],
+        message: Message | None = None,
     ) -> Iterator[Shown]:
         """Waits for its turn, prepares, and streams the answer; if that fails, `message` goes back into its box."""
         *controls, known = options_and_visitor
@@ -212,7 +231,7 @@ class Handlers:
                     # gradio keeps the visitor with the first of these: until then neither stop nor restart finds him
                     box = _busy(None if message is None else _EMPTY)
                     yield visitor.view.messages(visitor.chat.turns), box, READING, visitor
-                    turns, stream = prepare(visitor.chat)
+                    turns, stream = prepare(visitor.chat, partial(visitor.heed, stopped))
                     answers = stream(**options.kwargs())  # of a restart from here on, that tells
                     visitor.heed(stopped)
                     yield from _stream(visitor, turns, answers, options, stopped)
@@ -254,16 +273,6 @@ def _checked(words: str) -> str:
     except UnicodeEncodeError:  # it could not be sent back to the browser either
         raise UserError("A character of the question is only half there. Type it again.") from None
     return words
-
-
-def _open(file: Path, room: Room) -> list[Picture]:
-    try:
-        if str(mimetypes.guess_type(file)[0]).startswith("video/"):
-            return Video(file).pictures(room)
-        return [Picture.from_file(file, room)]
-    except UserError as error:  # where we keep it is our business
-        words = str(error).removeprefix(str(file)).lstrip(": ").replace(str(file), "it")
-        raise UserError(f"{file.name}: {words}") from None
 
 
 @contextmanager

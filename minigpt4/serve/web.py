@@ -90,7 +90,8 @@ def serve(
     with problems.collect(), bind(host, port) as place:  # before the minutes that loading can take
         port = place.getsockname()[1]  # for 0, any, a free one
     model, processor = load_model(config, problems)
-    handlers = Handlers(Sessions(model, processor, max_sessions, max_image_pixels), max_upload_mb)
+    sessions = Sessions(model, processor, max_sessions, max_image_pixels)
+    handlers = Handlers(sessions, max_upload_mb, config.preprocess.n_frms)
     kind = config.model.model_type
     examples = sorted((Path(config.env.package_dir) / "assets" / kind / "examples").glob("*.jpg"))
     page = build_page(handlers, examples, guide=_GUIDES.get(kind) or _GUIDES.get(config.model.arch) or ANY_MODEL)

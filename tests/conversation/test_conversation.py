@@ -70,6 +70,7 @@ class Listener:
 
     device = torch.device("cpu")
     max_context_len = 10**6
+    max_images = 100
 
     def __init__(self, template: Template, answers: list[str | None]):
         self.template, self.answers = template, iter(answers)
@@ -80,6 +81,9 @@ class Listener:
 
     def layout(self, prompt: str) -> str:
         return prompt
+
+    def length(self, prompt: str, most: float) -> int:
+        return len(prompt)
 
     def generate(self, images, texts, **options) -> list[str]:
         self.read += texts

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from minigpt4.common.errors import UserError
-from minigpt4.conversation.pictures import Picture, Room, Video, open_image
+from minigpt4.conversation.pictures import Picture, Video
+from minigpt4.processors.picture_file import Room, open_image
 from tests.picture_files import bomb, file_of, write_video
 
 LEVELS = np.array([[0, 255, 256, 32768, 65535]])
@@ -50,7 +51,9 @@ def test_pictures_are_read_the_right_way_up():
     image = Image.new("RGB", (40, 30))
     exif = image.getexif()
     exif[0x0112] = 6  # the camera was turned
-    assert open_image(file_of(image, "jpeg", exif=exif)).size == (30, 40)
+    file = file_of(image, "jpeg", exif=exif)
+    assert open_image(file, upright=True).size == (30, 40)
+    assert open_image(file).size == (40, 30)  # training does as the original
 
 
 def photo(kind: str, **options) -> bytes:
@@ -89,13 +92,13 @@ def test_a_file_that_is_larger_than_its_pixels_is_not_kept():
 
 
 def test_a_picture_may_have_as_many_pixels_as_allowed_and_none_more():
-    assert open_image(file_of(Image.new("RGB", (20, 10))), max_pixels=200).size == (20, 10)
+    assert open_image(file_of(Image.new("RGB", (20, 10))), Room(200)).size == (20, 10)
     with pytest.raises(UserError, match="more than 0.0002 megapixels. Make it smaller"):
-        open_image(file_of(Image.new("RGB", (67, 3))), max_pixels=200)
+        open_image(file_of(Image.new("RGB", (67, 3))), Room(200))
 
 
 def test_all_pictures_of_a_conversation_have_a_limit_together():
-    shown = [Picture(open_image(file_of(Image.new("RGB", (20, 10)))))]
+    shown = [open_image(file_of(Image.new("RGB", (20, 10))))]
     room = Room(200, shown)
     for _ in range(3):
         open_image(file_of(Image.new("RGB", (10, 20))), room)
@@ -120,12 +123,12 @@ def test_a_video_has_the_limits_of_its_frames_before_they_are_read(tmp_path, mon
 @pytest.mark.parametrize("size", [(10_000, 10_000), (30_000, 30_000), (2**31 - 1, 2**31 - 1)])
 def test_a_bomb_is_known_by_its_header(size):
     with pytest.raises(UserError, match="more than 64 megapixels"):
-        open_image(bomb(*size))
+        open_image(bomb(*size), Room())
 
 
 def test_pillows_own_limit_is_told_where_it_is_the_lower_one():
     with pytest.raises(UserError, match="more than 178.957 megapixels"):
-        open_image(bomb(30_000, 30_000), max_pixels=10**12)
+        open_image(bomb(30_000, 30_000), Room(10**12))
 
 
 def test_no_other_program_is_asked_to_read_a_picture():
@@ -138,7 +141,7 @@ def test_no_other_program_is_asked_to_read_a_picture():
 def test_any_bytes_are_a_picture_or_an_error_in_words(noise, cut, kind):
     good = file_of(Image.new("RGB", (8, 8), "red"), kind).getvalue()
     try:
-        image = open_image(io.BytesIO(good[:cut] + noise), max_pixels=10**6)
+        image = open_image(io.BytesIO(good[:cut] + noise), Room(10**6))
     except UserError as error:
         assert "\n" not in str(error)
     else:

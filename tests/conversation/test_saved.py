@@ -10,6 +10,7 @@ from minigpt4.common.errors import UserError
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.conversation import IMAGE
 from minigpt4.conversation.saved import from_json
+from minigpt4.processors.picture_file import Room
 from tests.conversation.test_chat import PROCESSOR
 from tests.picture_files import bomb, file_of
 
@@ -38,24 +39,24 @@ def url(file) -> str:
 )
 def test_what_would_break_the_page_is_refused(text, complaint):
     with pytest.raises(UserError, match=complaint):
-        from_json(text, 10**6, 9)
+        from_json(text, Room(10**6))
 
 
 def test_all_pictures_together_have_a_limit_and_none_over_it_is_decoded():
     of_four = {"question": IMAGE * 4, "answer": "a", "pictures": [url(SMALL)] * 4}
-    turns, waiting = from_json(saved(of_four), 100, 9)
+    turns, waiting = from_json(saved(of_four), Room(100))
     assert len(turns[0].pictures) == 4 and not waiting
     for more in ([of_four, of_four], []), ([of_four], [url(bomb(10, 10))]):  # which could not be decoded
         with pytest.raises(UserError, match="with it, .* more than 0.0004 megapixels together. Show fewer"):
-            from_json(saved(*more[0], pictures=more[1]), 100, 9)
+            from_json(saved(*more[0], pictures=more[1]), Room(100))
     with pytest.raises(UserError, match="turn 1 .*: the picture has more than 9.9e-05 megapixels"):
-        from_json(saved(of_four), 99, 9)
+        from_json(saved(of_four), Room(99))
 
 
 def test_more_pictures_than_the_model_reads_are_refused_before_one_is_decoded(parity_model):
     chat, most = Chat(parity_model, PROCESSOR), parity_model.max_context_len // parity_model.rows_per_image
     turn = {"question": IMAGE, "answer": "a", "pictures": [url(bomb(10, 10))]}
-    with pytest.raises(UserError, match=f"has {most + 1} pictures; the model reads {most} at most. Remove some"):
+    with pytest.raises(UserError, match=f"would have {most + 1} pictures; the model reads {most} at most. Show fewer"):
         chat.load(saved(*[turn] * most, pictures=[url(bomb(10, 10))]))
     chat.load(saved(pictures=[url(SMALL)] * most))
     assert len(chat.pictures) == most
@@ -69,7 +70,7 @@ def test_no_answer_makes_a_place_for_a_picture(parity_model):
 
 
 def test_what_a_chat_was_shown_loads_again(parity_model, monkeypatch):
-    monkeypatch.setattr("minigpt4.conversation.pictures.MAX_LARGEST_IMAGES", 1e-5)  # 640 pixels
+    monkeypatch.setattr("minigpt4.processors.picture_file.MAX_LARGEST_IMAGES", 1e-5)  # 640 pixels
     chat, other = Chat(parity_model, PROCESSOR), Chat(parity_model, PROCESSOR)
     chat.upload_img(*[Image.new("RGB", (20, 10))] * 3)
     with pytest.raises(UserError, match="with it, .* together"):

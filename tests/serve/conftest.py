@@ -109,8 +109,8 @@ def bad_files(tmp_path, picture) -> dict[Path, str]:
         (tmp_path / name).write_bytes(data)
     large = picture("purple", (2001, 2000))
     return {
-        tmp_path / "text.jpg": "text.jpg: this can't be read as a picture",
-        tmp_path / "half.png": "half.png: the picture can't be read",
+        tmp_path / "text.jpg": "text.jpg: can't be read as a picture",
+        tmp_path / "half.png": "half.png: can't be read as a picture",
         tmp_path / "text.mp4": "text.mp4: can't be read as a video",
         large: "purple.png: the picture has more than 4 megapixels",
     }

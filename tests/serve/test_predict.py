@@ -64,8 +64,8 @@ def test_failing_records_name_themselves(predict, mixed):
     assert code == 1 and err.startswith("6 of 12 questions failed")
     failed = {result["id"]: result["error"] for result in lines(out) if "error" in result}
     assert failed.keys() == {"gone", "cut", "#7", "list", "number", "long"}
-    assert "gone.jpg: the picture can't be read: No such file" in failed["gone"]
-    assert "cut.jpg: the picture can't be read: image file is truncated" in failed["cut"]
+    assert "gone.jpg can't be read as a picture: No such file" in failed["gone"]
+    assert "cut.jpg can't be read as a picture: image file is truncated" in failed["cut"]
     assert "the record is no object" in failed["#7"]
     assert "must be file names" in failed["list"] and '"text" is missing or no string' in failed["number"]
     assert "longer than the LLM can read" in failed["long"]

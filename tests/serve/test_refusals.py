@@ -91,7 +91,7 @@ def bomb(side: int) -> bytes:
         (b"no picture", "can't be read as a picture"),
         (b"", "can't be read as a picture"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 5\n", "can't be read as a picture"),  # starts Ghostscript
-        (SCENES[0].read_bytes()[:900], "can't be read: "),
+        (SCENES[0].read_bytes()[:900], "can't be read as a picture: image file is truncated"),
         (bomb(1001), "more than 1 megapixels"),
         (bomb(65535), "more than 1 megapixels"),
     ],
