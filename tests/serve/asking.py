@@ -5,9 +5,11 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from socket import socket
 
 from openai import OpenAI
 from PIL import Image
+from starlette.types import ASGIApp
 
 from minigpt4.serve.address import bind, known_hosts
 from minigpt4.serve.api import build_app
@@ -23,7 +25,14 @@ NAME = "tiny"
 def running(service: Service, api_key: str = "") -> Iterator[str]:
     """Serves in a thread; gives the address."""
     place = bind("127.0.0.1", 0)
-    server = Server(build_app(service, api_key, known_hosts(place, "127.0.0.1")), place, log_level="critical")
+    with serving(build_app(service, api_key, known_hosts(place, "127.0.0.1")), place) as url:
+        yield url
+
+
+@contextmanager
+def serving(app: ASGIApp, place: socket) -> Iterator[str]:
+    """Serves any app, as `running`."""
+    server = Server(app, place, log_level="critical")
     server.config.timeout_graceful_shutdown = 1
     server.run_in_thread()
     try:
