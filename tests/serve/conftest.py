@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 from openai import OpenAI
 from PIL import Image
@@ -138,6 +139,23 @@ def service(tiny) -> Service:
 def api_url(service) -> Iterator[str]:
     with running(service) as address:
         yield address
+
+
+@pytest.fixture(scope="module")
+def page_url() -> Iterator[str]:
+    """A page with nothing on it."""
+    with gr.Blocks() as page:
+        pass
+    port = free_port()
+    web.launch(page, "127.0.0.1", port, max_upload_mb=MAX_MB)
+    yield f"http://127.0.0.1:{port}"
+    page.close()
+
+
+@pytest.fixture(params=["api_url", "page_url"])
+def server(request) -> str:
+    """The address of each door."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture

@@ -6,35 +6,17 @@ import threading
 from contextlib import ExitStack
 
 import anyio
-import gradio as gr
 import httpx
 import pytest
 from anyio import to_thread
 from starlette.responses import Response, StreamingResponse
 
-from minigpt4.serve import http, web
+from minigpt4.serve import http
 from minigpt4.serve.address import bind
 from tests.serve.asking import serving
-from tests.serve.conftest import free_port
 
 PATIENCE = 300  # seconds for what must come sooner or later
 REQUEST = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
-
-
-@pytest.fixture(scope="module")
-def page_url():
-    with gr.Blocks() as page:
-        pass
-    port = free_port()
-    web.launch(page, "127.0.0.1", port)
-    yield f"http://127.0.0.1:{port}"
-    page.close()
-
-
-@pytest.fixture(params=["api_url", "page_url"])
-def server(request) -> str:
-    """The address of each door."""
-    return request.getfixturevalue(request.param)
 
 
 def connect(url: str, later: ExitStack) -> socket.socket:

@@ -4,6 +4,7 @@ import http.server
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -77,8 +78,8 @@ def site(port, monkeypatch):
     return f"http://127.0.0.1:{port}"
 
 
-def fetch(url: str, max_bytes: int = 50_000) -> bytes:
-    return anyio.run(partial(remote.download, url, ALL, max_bytes))
+def fetch(url: str, max_bytes: int = 50_000, hosts: Sequence[str] = ALL) -> bytes:
+    return anyio.run(partial(remote.download, url, hosts, max_bytes))
 
 
 def test_pictures_are_fetched_and_redirects_followed(site):
@@ -158,6 +159,15 @@ def test_redirects_to_the_inside_are_not_followed(site, port, host, monkeypatch)
         ("240.0.0.1", False),
         ("255.255.255.255", False),
         ("192.0.2.1", False),
+        ("192.0.0.9", False),
+        ("192.0.0.192", False),  # Oracle's clouds, there
+        ("168.63.129.16", False),  # Azure's, there
+        ("198.19.0.1", False),
+        ("192.31.196.1", True),
+        ("2620:4f:8000::1", True),
+        ("2001:20::1", False),
+        ("5f00::1", False),
+        ("100::1", False),
         ("::", False),
         ("::1", False),
         ("fe80::1%eth0", False),
@@ -188,6 +198,44 @@ def test_a_name_that_changes_its_address_is_looked_up_once(site, port, monkeypat
     assert next(answers) == "127.0.0.2"  # the first was enough
     with pytest.raises(UserError, match="'rebinding.example' has no public address"):
         fetch(f"http://rebinding.example:{port}/picture")
+
+
+def test_only_hosts_of_the_list_are_asked(site, port, monkeypatch):
+    asked = []
+
+    async def found(host, port, **_):
+        asked.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(remote.anyio, "getaddrinfo", found)
+    hosts = ("pictures.example", "*.cdn.example")
+    for host in ("pictures.example", "Pictures.Example", "a.cdn.example", "user@pictures.example"):
+        assert fetch(f"http://{host}:{port}/picture", hosts=hosts) == PICTURE
+    assert fetch(f"http://pictures.example:{port}/to/http://a.cdn.example:{port}/picture", hosts=hosts) == PICTURE
+    asked.clear()
+    for host in ("cdn.example", "pictures.example.org", "127.0.0.1", "pictures.example@evil.example", "[::1]"):
+        for url in (f"http://{host}:{port}/picture", f"http://pictures.example:{port}/to/http://{host}:{port}/picture"):
+            with pytest.raises(UserError, match="this server fetches none from '.*'. Send it as a data: URL"):
+                fetch(url, hosts=hosts)
+    assert set(asked) == {"pictures.example"}  # nobody learns which other names there are
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", b"HTTP/1.1 200 OK\r\n" + b"a" * 10**6]
+)
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_answers_that_break_off(site, answer, scheme):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def respond():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(9999)
+                connection.sendall(answer)
+
+        threading.Thread(target=respond).start()
+        with pytest.raises(UserError, match="can't be fetched: .* Send it as a data: URL"):
+            fetch(f"{scheme}://127.0.0.1:{server.getsockname()[1]}/")
 
 
 def test_nobody_learns_which_inner_names_there_are(site, port, monkeypatch):
@@ -260,7 +308,7 @@ def test_what_answers_is_no_web_server(monkeypatch, site):
 
 
 def test_over_the_api(tiny, site, port):
-    with running(Service(*tiny, NAME, Limits(remote_images=ALL))) as url:
+    with running(Service(*tiny, NAME, Limits(remote_images=("127.0.0.1", "127.0.0.2")))) as url:
         client = client_of(url)
 
         def ask(address: str) -> str:
@@ -272,6 +320,7 @@ def test_over_the_api(tiny, site, port):
             (f"http://127.0.0.2:{port}/picture", "has no public address"),
             (f"{site}/zeros", "can't be read as a picture"),
             ("file:///etc/passwd", "no http"),
+            (f"http://localhost:{port}/picture", "this server fetches none from 'localhost'"),
         ):
             with pytest.raises(openai.BadRequestError, match=words):
                 ask(address)
