@@ -10,7 +10,6 @@ import argparse
 import json
 import math
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,6 @@ sys.path.insert(0, str(ROOT))  # so that it measures the checkout it lies in
 
 import httpx  # noqa: E402
 import torch  # noqa: E402
-import uvicorn  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from benchmarks.chat import IMAGE_SIZE, random_model, towers  # noqa: E402
@@ -35,6 +33,7 @@ from minigpt4.processors import build_processor  # noqa: E402
 from minigpt4.serve.address import bind  # noqa: E402
 from minigpt4.serve.api import build_app  # noqa: E402
 from minigpt4.serve.batching import Ask  # noqa: E402
+from minigpt4.serve.http import Server  # noqa: E402
 from minigpt4.serve.service import Limits, Service  # noqa: E402
 
 CLIENTS = (1, 8, 32)
@@ -59,14 +58,10 @@ class Watch:
 @contextmanager
 def running(service: Service) -> Iterator[str]:
     place = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(build_app(service), log_level="error"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
+    server = Server(build_app(service), place, log_level="error")
+    server.run_in_thread()
     yield f"http://127.0.0.1:{place.getsockname()[1]}/v1/chat/completions"
-    server.should_exit = True
-    thread.join()
+    server.close()
 
 
 def body_of(number: int, new_tokens: int) -> dict:

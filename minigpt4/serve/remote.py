@@ -97,7 +97,7 @@ async def download(url: str, hosts: Collection[str], max_bytes: int) -> bytes:
         raise UserError(f"the picture '{url[:80]}' can't be fetched: {error} Send it as a data: URL.") from None
     except (TimeoutError, httpcore.TimeoutException):
         reason = f"it took more than {PATIENCE:.0f} s."
-    except (httpcore.NetworkError, httpcore.ProtocolError, ValueError):
+    except (httpcore.NetworkError, httpcore.ProtocolError, OSError, ValueError):
         reason = "this is no answer of a web server."
     raise UserError(f"the picture '{url[:80]}' can't be fetched: {reason} Send it as a data: URL.")
 
