@@ -35,3 +35,11 @@ def write_video(file: Path, colors: Iterable[tuple[int, int, int]], width: int =
         writer.write(np.full((height, width, 3), color, np.uint8))
     writer.release()
     return file
+
+
+def jpeg_of_scans(count: int, between: bytes = b"") -> bytes:
+    """A progressive JPEG of 40 x 30 pixels, whose last scan is repeated; `between` stands in front of that."""
+    data = file_of(Image.new("RGB", (40, 30), (200, 100, 50)), "jpeg", progressive=True).getvalue()
+    last = data.rindex(b"\xff\xda")
+    scans = data.count(b"\xff\xda")
+    return data[:last] + between + data[last:-2] * (count - scans + 1) + data[-2:]

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from minigpt4.common.errors import UserError
+from minigpt4.common.limits import MAX_TEXT, MAX_TURNS
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.conversation import IMAGE
 from minigpt4.conversation.saved import from_json
@@ -77,3 +78,58 @@ def test_what_a_chat_was_shown_loads_again(parity_model, monkeypatch):
         chat.upload_img(Image.new("RGB", (20, 10)))
     other.load(chat.save())
     assert len(other.pictures) == 3
+
+
+def test_turns_and_words_have_limits_before_anything_is_made_of_them(monkeypatch):
+    monkeypatch.setattr("minigpt4.conversation.saved._turn", None)  # not even a turn
+    said = {"question": "a", "answer": "b"}
+    long = {"question": "a" * MAX_TEXT, "answer": "b"}
+    for turns, complaint in (
+        ([said] * 150_000, f"has 150000 turns; {MAX_TURNS} are the most. Begin another"),
+        ([1] * (MAX_TURNS + 1), f"has {MAX_TURNS + 1} turns"),
+        ([long, said], f"has more than {MAX_TEXT} characters. Begin another"),
+        ([{"question": "a", "answer": "b" * (MAX_TEXT + 1)}], f"has more than {MAX_TEXT} characters"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            from_json(saved(*turns), Room())
+    monkeypatch.setattr("minigpt4.conversation.saved.json.loads", None)
+    for text in ("[" + "1," * 2 * MAX_TEXT, "[]," * 2 * MAX_TEXT, '{"a":' * 2 * MAX_TEXT):
+        with pytest.raises(UserError, match="far more values than one that was saved here"):
+            from_json(text + ",[{", Room())
+
+
+def test_what_could_be_asked_loads_again(parity_model, monkeypatch):
+    monkeypatch.setattr("minigpt4.conversation.saved.MAX_TURNS", 3)
+    chat, other = Chat(parity_model, PROCESSOR), Chat(parity_model, PROCESSOR)
+    for _ in range(3):
+        chat.answer("a", max_new_tokens=1)
+    with pytest.raises(UserError, match="the conversation has 4 turns; 3 are the most"):
+        chat.answer("a")
+    other.load(chat.save())
+    assert other.turns == chat.turns and len(chat.turns) == 3
+
+    monkeypatch.setattr("minigpt4.conversation.saved.MAX_TEXT", 40)
+    chat.restart()
+    chat.answer("a" * 40, max_new_tokens=8)
+    with pytest.raises(UserError, match="the conversation has more than 40 characters"):
+        chat.answer("a")
+    other.load(chat.save())
+    assert other.turns == chat.turns
+
+
+def test_a_book_is_not_encoded_to_know_that_it_must_be_forgotten(parity_model, monkeypatch):
+    lengths, encode = [], parity_model.encode_text
+
+    def note(text: str) -> list[int]:
+        lengths.append(len(text))
+        return encode(text)
+
+    chat = Chat(parity_model, PROCESSOR)
+    chat.load(saved(*[{"question": "a word", "answer": "b " * 250}] * 900))
+    monkeypatch.setattr(parity_model, "encode_text", note)
+    chat.answer("c", max_new_tokens=1)
+    assert chat.forgotten > 800
+    assert max(lengths) <= parity_model.max_context_len * max(map(len, parity_model.llama_tokenizer.get_vocab()))
+    plain = len(parity_model.layout("b " * 99))
+    assert parity_model.length("b " * 99, plain) == plain
+    assert parity_model.max_context_len < parity_model.length("b " * 10**6, parity_model.max_context_len) < 2 * 10**6

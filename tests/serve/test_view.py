@@ -11,7 +11,8 @@ from PIL import Image
 
 from minigpt4.conversation.conversation import IMAGE, Turn
 from minigpt4.conversation.pictures import Picture
-from minigpt4.serve.view import View, typed
+from minigpt4.serve import view as view_module
+from minigpt4.serve.view import View, _sheet, typed
 
 PLAIN = {"p", "br", "strong", "em", "s", "code", "pre", "ul", "ol", "li", "blockquote", "hr", "a"}
 PLAIN |= {"h1", "h2", "h3", "h4", "h5", "h6", "table", "thead", "tbody", "tr", "th", "td"}
@@ -128,3 +129,30 @@ def test_boxes_are_drawn_on_the_last_picture_and_only_once(monkeypatch):
     assert view.messages(turns)[3]["content"][0] == drawn
     Path(drawn["path"]).unlink()  # gradio removes old files
     assert Path(view.messages(turns)[3]["content"][0]["path"]).exists()
+
+
+@pytest.mark.parametrize("count", [1, 2, 16, 17, 293, 6000])
+def test_a_sheet_of_many_pictures_is_one_that_browsers_show(count):
+    sheet = _sheet([Image.new("RGB", (20, 10), "red")] * count)
+    assert max(sheet.size) <= 4096 or count == 1
+    assert sheet.getcolors(2)[0][1][:3] in ((255, 0, 0), (0, 0, 0))
+    if count == 16:
+        assert sheet.size == (896, 896)
+
+
+def test_answers_are_rendered_once(monkeypatch):
+    calls, render = [], view_module._html
+
+    def note(answer: str) -> str:
+        calls.append(answer)
+        return render(answer)
+
+    monkeypatch.setattr(view_module, "_html", note)
+    view, turns = View(), [Turn("a", f"**{i}**") for i in range(5)]
+    first = view.messages(turns)
+    assert view.messages([*turns, Turn("b")], "c")[:10] == first and calls == [f"**{i}**" for i in range(5)] + ["c"]
+
+
+def test_an_answer_that_is_longer_than_models_say_is_shown_as_it_is():
+    said = View().messages([Turn("a", "[" * 500_000 + "<b>")])[1]["content"][-1]
+    assert said == "[" * 500_000 + "&lt;b&gt;"
