@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import NamedTuple
 
 from PIL import Image
@@ -44,22 +45,20 @@ def render(template: Template | TokenizerTemplate, messages: Sequence[Message]) 
     turns: list[Turn] = []
     images: list[str] = []
     waiting: list[str] = []  # system texts before the next question
-    for message in messages[first:]:
-        if isinstance(message, SystemMessage):
-            waiting.append(_text(message))
-        elif isinstance(message, UserMessage):
-            parts = _parts(message)
-            images += [part.url for part in parts if isinstance(part, ImagePart)]
-            (turn,) = turns_of([], [part.text if isinstance(part, TextPart) else _SOME_PICTURE for part in parts])
-            turns.append(Turn("\n".join([*waiting, turn.question])))
-            waiting = []
-        elif turns and not waiting and turns[-1].answer is not None:
-            turns[-1].answer += f"\n{_text(message)}"
+    for kind, group in groupby(messages[first:], type):
+        if kind is UserMessage:
+            for parts in map(_parts, group):
+                images += [part.url for part in parts if isinstance(part, ImagePart)]
+                (turn,) = turns_of([], [part.text if isinstance(part, TextPart) else _SOME_PICTURE for part in parts])
+                turns.append(Turn("\n".join([*waiting, turn.question])))
+                waiting = []
+        elif kind is SystemMessage:
+            waiting = list(map(_text, group))
         else:
             if waiting or not turns:
                 turns.append(Turn("\n".join(waiting)))
                 waiting = []
-            turns[-1].answer = _text(message)
+            turns[-1].answer = "\n".join(map(_text, group))
     if waiting:
         turns.append(Turn("\n".join(waiting)))
     begun = (turns[-1].answer or "").lstrip()

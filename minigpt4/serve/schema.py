@@ -48,7 +48,7 @@ def _check_size_and_text(body: Any) -> None:
         elif isinstance(value, dict | list):
             count += len(value)
             if count > MAX_VALUES or (isinstance(value, dict) and len(value) > MAX_FIELDS):
-                most = f"{MAX_VALUES} values, or an object of more than {MAX_FIELDS}"
+                most = f"{MAX_VALUES} values, or an object of more than {MAX_FIELDS} fields"
                 raise PydanticCustomError("too_many", "it holds more than {most}. Send fewer", {"most": most})
             inside += value
             inside += value.values() if isinstance(value, dict) else ()
@@ -60,16 +60,38 @@ class StreamOptions(Strict):
 
 
 class ChatRequest(Strict):
-    """A conversation, and how its next answer is to be made. What would change the answer in a way that this server
-    can't is refused with a reason; what changes nothing here is ignored."""
+    """A conversation, and how its next answer is to be made.
+
+    What would change the answer, and can't here, is refused with a reason; what changes nothing here is ignored.
+    """
 
     IGNORED = (
-        *("metadata", "parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_options"),
-        *("prompt_cache_retention", "reasoning_effort", "safety_identifier", "service_tier", "store", "user"),
+        "metadata",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "reasoning_effort",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
         "verbosity",
-        # of other servers and of clients
-        *("cache_prompt", "cache_salt", "chat_id", "id", "include_reasoning", "keep_alive", "num_ctx", "priority"),
-        *("reasoning", "request_id", "session_id", "think", "thinking"),
+        # of clients and of other servers
+        "cache_prompt",
+        "cache_salt",
+        "chat_id",
+        "id",
+        "include_reasoning",
+        "keep_alive",
+        "num_ctx",  # what does not fit into the model's window is refused, never left out
+        "priority",
+        "reasoning",
+        "request_id",
+        "session_id",
+        "think",
+        "thinking",
     )
     model: str
     messages: Messages = Field(description="If the last is the assistant's, the answer goes on where it ends.")
@@ -112,9 +134,7 @@ class ChatRequest(Strict):
     moderation: Annotated[None, Only(why="nothing is moderated here. Leave it out.")] = None
     web_search_options: Annotated[None, Only(why="nothing is searched here. Leave it out.")] = None
     # of other servers
-    top_k: Annotated[None, Only(50, why="of the 50 likeliest tokens one is drawn. Set it to 50, or leave it out.")] = (
-        None
-    )
+    top_k: Annotated[None, Only(50, why="one of the 50 likeliest tokens is drawn. Leave it out.")] = None
     min_p: Annotated[None, Only(0, 0.0, why="use top_p, or leave it out.")] = None
     best_of: Annotated[None, Only(1, why=_ONE_WAY)] = None
     use_beam_search: Annotated[None, Only(False, why=_ONE_WAY)] = None
@@ -125,8 +145,7 @@ class ChatRequest(Strict):
     chat_template_kwargs: Annotated[None, Only({}, why=f"the model's prompt is fixed; {_NO_ARGUMENTS}")] = None
     mm_processor_kwargs: Annotated[None, Only({}, why=f"pictures are read in one way; {_NO_ARGUMENTS}")] = None
     options: Annotated[
-        None,
-        Only({}, why="temperature, top_p, seed and stop are fields of the request itself; max_tokens is num_predict."),
+        None, Only({}, why="set temperature, top_p, seed, stop and max_tokens beside the messages. Leave it out.")
     ] = None
 
     @model_validator(mode="before")
