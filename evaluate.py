@@ -1,7 +1,5 @@
 """Evaluate: python evaluate.py --cfg-path eval_configs/minigpt4_tiny_benchmark.yaml [--options model.ckpt=X]"""
 
-from pathlib import Path
-
 from minigpt4.common.cli import config_parser, run
 
 
@@ -21,7 +19,6 @@ def main() -> None:
 
     from minigpt4.common.dist_utils import distributed, pick_device
     from minigpt4.common.errors import Problems
-    from minigpt4.common.lock import locked
     from minigpt4.common.logger import setup_logger
     from minigpt4.common.registry import registry
 
@@ -29,8 +26,7 @@ def main() -> None:
     device = torch.device("cpu")
     with problems.collect():
         device = pick_device(config.run.device)
-    folder = Path(config.run.save_path or config.run.output_dir)
-    with distributed(device), locked("run.output_dir", folder):
+    with distributed(device):
         setup_logger()
         task = registry.get_task_class(config.run.task)(config)
         datasets = None

@@ -1,7 +1,5 @@
 """Train: torchrun --nproc-per-node N train.py --cfg-path train_configs/X.yaml [--options run.max_epoch=2 ...]"""
 
-from pathlib import Path
-
 from minigpt4.common.cli import config_parser, run
 
 
@@ -18,7 +16,6 @@ def main() -> None:
 
     from minigpt4.common.dist_utils import distributed, pick_device, seed_everything
     from minigpt4.common.errors import Problems
-    from minigpt4.common.lock import locked
     from minigpt4.common.logger import setup_logger
     from minigpt4.common.registry import registry
 
@@ -26,7 +23,7 @@ def main() -> None:
     device = torch.device("cpu")
     with problems.collect():
         device = pick_device(config.run.device)
-    with distributed(device), locked("run.output_dir", Path(config.run.output_dir)):
+    with distributed(device):
         setup_logger()
         runner_class = registry.get_runner_class(config.run.runner)
         with problems.collect():

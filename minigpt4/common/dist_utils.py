@@ -3,11 +3,8 @@
 import importlib
 import os
 import random
-import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Thread
 from typing import TypeVar
 
 import numpy as np
@@ -18,8 +15,6 @@ from torch import Tensor
 from minigpt4.common.errors import UserError
 
 T = TypeVar("T")
-
-_ORPHAN_GRACE = 120.0  # seconds in which a rank that torchrun has left may save and end
 
 
 def pick_device(name: str) -> torch.device:
@@ -67,22 +62,11 @@ def distributed(device: torch.device) -> Iterator[None]:
         return
     if device.type != "cpu":
         torch.accelerator.set_device_index(device.index)
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     dist.init_process_group(backend=None if device.type != "cpu" else "gloo")
     try:
         yield
     finally:
         dist.destroy_process_group()
-
-
-def _end_with(parent: int) -> None:
-    """Ends this process when its parent, torchrun, has: one that was killed by `kill -9` leaves its ranks behind."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)  # which a run answers with a checkpoint
-    time.sleep(_ORPHAN_GRACE)
-    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))  # it waits for a rank that is gone
 
 
 def seed_everything(seed: int) -> None:
