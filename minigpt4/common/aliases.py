@@ -55,6 +55,11 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "run.deepspeed_config.scheduler": (None,),  # run.lr_sched says it
     "run.deepspeed_config.train_batch_size": (None,),  # the product of the other two and the number of processes
 }
+# the original's keys that nothing reads here: torchrun says how many processes run, valid_splits what is validated
+IDLE = (
+    *("model.prompt", "datasets.*.data_type", "run.name", "run.train_splits", "run.test_splits", "run.world_size"),
+    *("run.rank", "run.gpu", "run.dist_url", "run.dist_backend", "run.distributed"),
+)
 # DeepSpeed's settings that change nothing that is learned: what it prints, fp16 while it is off, where memory lies
 WITHOUT_EFFECT = {
     "run.deepspeed_config": ("steps_per_print", "wall_clock_breakdown", "dump_state", "zero_allow_untested_optimizer"),
@@ -86,6 +91,8 @@ def translate(source: str, layer: dict[str, Any]) -> dict[str, Any]:
     if _get(layer, "run.runner") == "deepspeed_runner" and _get(layer, "run.strategy") is None:
         _set(layer, "run.strategy", "deepspeed")
     get_lora = _get(layer, "model.get_lora")
+    for key in IDLE:
+        _drop(layer, key.split("."))
     for key, names in NAMES.items():
         _rename(layer, key.split("."), names)
     origin: dict[str, str] = {}
@@ -132,6 +139,16 @@ def _check_keys(source: str, place: str, node: Any, known: list[str]) -> None:
         if name not in names:
             raise UserError(f"{source}: {place}.{name}: not known here.{did_you_mean(str(name), names)}")
         _check_keys(source, f"{place}.{name}", value, known)
+
+
+def _drop(node: Any, place: list[str]) -> None:
+    """Removes what stands at a place; * in it stands for any key."""
+    head, *rest = place
+    for key in [key for key in node if head in ("*", key)] if isinstance(node, dict) else []:
+        if rest:
+            _drop(node[key], rest)
+        else:
+            del node[key]
 
 
 def _rename(node: Any, place: list[str], names: dict[str, str]) -> None:

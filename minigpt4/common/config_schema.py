@@ -71,7 +71,6 @@ class ModelConfig:
     conversation: str = "vicuna_v0"  # the chat's template, minigpt4/conversation/conversation.py
     # a paragraph that the LLM must find likely before training begins; null: not checked
     plain_text: str | None = str(Path(minigpt4.__file__).parent / "assets" / "plain_text.txt")
-    prompt: str = ""  # legal in the original's files, where nothing reads it
     prompt_path: str = ""  # training prompts, one a line
     prompt_template: str = "{}"
     turn_template: str | None = None  # of later turns in training conversations; null: BOS and prompt_template
@@ -140,7 +139,6 @@ class BuildInfo:
 
 @dataclass
 class DatasetConfig:
-    data_type: str = "images"  # legal in the original's files, without effect
     build_info: BuildInfo = field(default_factory=BuildInfo)
     vis_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig)
     text_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig)
@@ -204,16 +202,8 @@ class RunConfig:
     max_skip_rate: float = 0.01  # part of the samples that may be unusable
     cache_features: str | None = None  # folder where the frozen towers' outputs are kept
     wandb_log: bool = False
-
-    # legal in the original's files, without effect: the entry point and torchrun's environment decide
-    name: str = ""
-    job_name: str = ""
-    train_splits: list[str] = field(default_factory=lambda: ["train"])
-    test_splits: list[str] = field(default_factory=list)
-    evaluate: bool = False
-    world_size: int = 1
-    dist_url: str = "env://"
-    distributed: bool = True
+    job_name: str = ""  # of wandb's run; empty: the last part of output_dir
+    evaluate: bool = False  # legal in the original's files; True is for evaluate.py
 
 
 @dataclass

@@ -1,8 +1,10 @@
 """What the types of a config can't say: values that can't work are refused, `~` in paths is expanded."""
 
 import os
+from string import Formatter
 from typing import Any
 
+from minigpt4.common.config_ranges import check_numbers, values_of
 from minigpt4.common.config_schema import Config, ModelConfig
 from minigpt4.common.errors import UserError, did_you_mean
 from minigpt4.conversation.conversation import TEMPLATES, TOKENIZER
@@ -22,7 +24,13 @@ def expand_home(config: Config) -> None:
 
 def check_values(config: Config) -> None:
     """Refuses values of the right type that can't work."""
-    _check_numbers(config)
+    check_numbers(config)
+    for key, _, value in values_of(config):
+        if isinstance(value, str) and "\0" in value:
+            raise UserError(f"{key}: '{value}' holds a NUL character. Remove that.")
+    for name in config.evaluation_datasets:
+        if "/" in name or "\0" in name:
+            raise UserError(f"evaluation_datasets: '{name}' is to name files. Take a name without slashes.")
     for name, dataset in config.datasets.items():
         for split, processor in vars(dataset.vis_processor).items():
             if processor.image_size not in (None, config.model.image_size):
@@ -38,38 +46,14 @@ def check_values(config: Config) -> None:
     known = [*TEMPLATES, TOKENIZER]
     if (conversation := config.model.conversation) not in known:
         raise UserError(f"model.conversation: '{conversation}' is unknown.{did_you_mean(conversation, known)}")
+    template = config.model.prompt_template
     try:
-        config.model.prompt_template.format("")
-    except (KeyError, IndexError, ValueError):
-        raise UserError(
-            f"model.prompt_template: '{config.model.prompt_template}' is no template. Write {{}} where the prompt goes."
-        ) from None
-
-
-def _check_numbers(config: Config) -> None:
-    """Refuses numbers out of range."""
-    run, model = config.run, config.model
-    datasets = {f"datasets.{name}": block for name, block in config.datasets.items()}
-    evaluated = {f"evaluation_datasets.{name}": block for name, block in config.evaluation_datasets.items()}
-    keys = "log_freq accum_grad_iters batch_size_train batch_size_eval max_epoch iters_per_epoch max_iters save_steps"
-    at_least_1 = {f"run.{key}": getattr(run, key) for key in (*keys.split(), "keep_last", "max_bad_steps")}
-    at_least_1 |= {"model.max_txt_len": model.max_txt_len, "preprocess.n_frms": config.preprocess.n_frms}
-    at_least_1 |= {f"{name}.batch_size": block.batch_size for name, block in (datasets | evaluated).items()}
-    at_least_1 |= {f"{name}.build_info.n_frms": block.build_info.n_frms for name, block in datasets.items()}
-    at_least_0 = {f"run.{key}": getattr(run, key) for key in ("seed", "num_workers", "warmup_steps", "min_lr")}
-    at_least_0 |= {"run.weight_decay": run.weight_decay, "model.lora_r": model.lora_r}
-    above_0 = {"run.init_lr": run.init_lr, "run.eps": run.eps, "run.max_grad_norm": run.max_grad_norm}
-    above_0 |= {f"{name}.sample_ratio": block.sample_ratio for name, block in datasets.items()}
-    part = {"run.max_skip_rate": run.max_skip_rate, "run.betas[0]": run.betas[0], "run.betas[1]": run.betas[1]}
-    for numbers, holds, range_ in (
-        (at_least_1, lambda n: n >= 1, "1 or more"),
-        (at_least_0, lambda n: n >= 0, "0 or more"),
-        (above_0, lambda n: n > 0, "more than 0"),
-        (part, lambda n: 0 <= n <= 1, "0 to 1"),
-    ):
-        for key, number in numbers.items():
-            if number is not None and not holds(number):
-                raise UserError(f"{key}: {number} is out of range. Set it to {range_}.")
+        places = [place for _, *place in Formatter().parse(template) if place[0] is not None]
+        template.format("")
+    except (LookupError, ValueError, AttributeError, TypeError):
+        places = [[template]]
+    if any(place not in (["", "", None], ["0", "", None]) for place in places):
+        raise UserError(f"model.prompt_template: '{template}' is no template. Write {{}} where the prompt goes.")
 
 
 def _check_trained(model: ModelConfig) -> None:

@@ -1,16 +1,31 @@
 """load_config: the order of layers, defaults in one place, and errors that name the key, the value and the cure."""
 
+import copy
+import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt4.common.config import Config, load_config, save_config
+from minigpt4.common.aliases import translate
+from minigpt4.common.config import (
+    Config,
+    DatasetConfig,
+    EvaluationDatasetConfig,
+    ProcessorConfig,
+    ProcessorsConfig,
+    load_config,
+    save_config,
+)
+from minigpt4.common.config_ranges import RANGES
 from minigpt4.common.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -175,7 +190,30 @@ def test_a_ckpt_that_is_no_path_is_refused(text):
         ("model: {model_type: tiny}\nrun: {init_lr: -1}", ["run.init_lr: -1", "Set it to more than 0"]),
         ("model: {model_type: tiny}\nrun: {max_grad_norm: 0}", ["run.max_grad_norm: 0", "Set it to more than 0"]),
         ("model: {model_type: tiny}\nrun: {max_skip_rate: 5}", ["run.max_skip_rate: 5", "Set it to 0 to 1"]),
-        ("model: {model_type: tiny}\nrun: {betas: [0.9, 2]}", ["run.betas[1]: 2", "Set it to 0 to 1"]),
+        (
+            "model: {model_type: tiny}\nrun: {betas: [0.9, 2]}",
+            ["run.betas[1]: 2", "Set it to 0 or more and less than 1"],
+        ),
+        ("model: {model_type: tiny}\nrun: {init_lr: .inf}", ["run.init_lr: inf", "Set it to a finite number."]),
+        ("model: {model_type: tiny}\nrun: {warmup_lr: .nan}", ["run.warmup_lr: nan", "Set it to a finite number."]),
+        (
+            "model: {model_type: tiny}\nrun: {max_epoch: 4000000001}",
+            ["run.max_epoch: 4000000001", "4000000000"],
+        ),
+        ("model: {model_type: tiny}\nrun: {num_workers: 9999}", ["run.num_workers: 9999", "Set it to 0 to 1024."]),
+        (
+            "model: {model_type: tiny, image_size: 113}",
+            ["model.image_size: 113 is no multiple of model.vit"],
+        ),
+        ("model: {model_type: tiny, vit: {depth: 0}}", ["model.vit.depth: 0 is out of range. Set it to 1 or more."]),
+        (
+            "model: {model_type: tiny}\ndatasets: {laion: {vis_processor: {train: {std: [1, 0, 1]}}}}",
+            ["datasets.laion.vis_processor.train.std[1]: 0.0 is out of range. Set it to more than 0."],
+        ),
+        ("model: {model_type: tiny}\nevaluation_datasets: {../x: {}}", ["evaluation_datasets: '../x'"]),
+        ('model: {model_type: tiny}\nrun: {output_dir: "a\\0"}', ["run.output_dir: ", "holds a NUL character"]),
+        ("model: {model_type: tiny, prompt_template: '{[a]}'}", ["model.prompt_template: '{[a]}'"]),
+        ("model: {arch: ../models/mini_gpt4}", ["model.arch: '../models/mini_gpt4' is unknown"]),
         ("model: {model_type: tiny}\nrun: {zero_stage: 4}", ["run.zero_stage", "'4' is unknown", "Known: 0, 1, 2, 3."]),
         ("model: {model_type: tiny}\ndatasets: {cc_sbu: {sample_ratio: 0}}", ["datasets.cc_sbu.sample_ratio: 0"]),
         ("model: {model_type: tiny, lora_r: -1}", ["model.lora_r: -1 is out of range"]),
@@ -196,6 +234,117 @@ def test_wrong_files_give_one_clear_line(text, parts, tmp_path):
         load_config(path)
     assert "\n" not in str(error.value)
     assert all(part in str(error.value) for part in parts), str(error.value)
+
+
+def bomb(join: str) -> str:
+    """Nine levels of nine aliases each; `join` makes a value of them."""
+    levels = [f"{b}: &{b} {join % ','.join(9 * [f'*{a}'])}" for a, b in zip("abcdefghi", "bcdefghij", strict=True)]
+    return "\n".join(["a: &a {k: 1}", *levels])
+
+
+TINY = "model: {model_type: tiny}\n"
+HOSTILE = {  # what a file holds, and what is said of it
+    "nested lists": ("[" * 100_000, "line 1: more than 50 groups or lists within one another"),
+    "nested groups": ("{a: " * 3000 + "1" + "}" * 3000, "line 1: more than 50 groups or lists"),
+    "long integer": (TINY + f"run: {{max_epoch: {'1' * 5000}}}", "line 2: a number of 5000 digits"),
+    "long integer in quotes": (TINY + f"run: {{max_epoch: '{'1' * 4000}'}}", "line 2: a number of 4000 digits"),
+    "long hexadecimal": (TINY + f"run: {{max_epoch: 0x{'f' * 5000}}}", "line 2: a number of 5002 digits"),
+    "billion laughs": (bomb("[%s]"), "expansion exceeds"),
+    "billion merges": (bomb("{<<: [%s]}"), "expansion exceeds"),
+    "alias of itself": ("a: &a [*a]", "recursive aliases"),
+    "key twice": (TINY + "run: {seed: 1, seed: 2}", "duplicate key seed"),
+    "tab": ("run:\n\tseed: 1", "character '\\t'"),
+    "NUL": (b"run: {seed: 1}\0", "unacceptable character #x0000"),
+    "UTF-16": ("run: {seed: 1}".encode("utf-16"), "codec can't decode"),
+    "Latin-1": (b"run: {output_dir: \xff}", "codec can't decode"),
+    "Python": ("a: !!python/object/apply:os.system [id]", "'tag:yaml.org,2002:python/object/apply:os.system'"),
+    "date": (TINY + "run: {output_dir: !!timestamp 2024-13-99}", "timestamp' has no meaning here"),
+    "no bool": ("run: {amp: !!bool x}", "not valid YAML: 'x'"),
+    "no number": ("run: {seed: !!int x}", "invalid literal"),
+    "two documents": ("run: {seed: 1}\n---\nrun: {seed: 2}", "expected a single document"),
+    "large file": ("a: " + "x" * 300_000, "more than 262144 bytes"),
+    "long value": (TINY + f"run: {{seed: {'x' * 100_000}}}", "run.seed: Value 'xxx"),
+    "long name": (f"model: {{arch: {'a' * 5000}}}", "model.arch: 'aaa"),
+    "lines in a value": ('model: {arch: "a\\nb"}', "model.arch: 'a b' is unknown"),
+    "beyond a float": (TINY + f"run: {{init_lr: {'1' * 99}, eps: '1e999'}}", "run.eps: inf"),
+    "deep interpolation": (
+        TINY + f"run: {{output_dir: '{'${' * 500}a{'}' * 500}'}}",
+        "run.output_dir: maximum",
+    ),
+    "interpolation of itself": (TINY + "run: {output_dir: '${run.output_dir}'}", "run.output_dir: Recursive"),
+    "cyclic interpolation": (
+        TINY + "run: {output_dir: '${run.save_path}', save_path: '${run.output_dir}'}",
+        "Recursive",
+    ),
+    "interpolation of nothing": (TINY + "datasets: {laion: {vis_processor: '${no}'}}", "laion.vis_processor: Interp"),
+    "dataset of nothing": (TINY + "datasets: {laion: '${nowhere}'}", "datasets.laion: Interpolation key 'nowhere'"),
+    "dataset of another kind": (TINY + "datasets: {laion: '${run}'}", "RunConfig is not a subclass of DatasetConfig"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_give_one_short_line(name, tmp_path):
+    content, message = HOSTILE[name]
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as error:
+        load_config(path)
+    assert message in str(error.value) and len(str(error.value)) <= 500 and len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (f"run.betas={'[' * 5000}", "run.betas: line 1: more than 50 groups"),
+        (f"run.seed={'1' * 5000}", "run.seed: line 1: a number of 5000 digits"),
+        (f"run.seed=0x{'f' * 5000}", "run.seed: line 1: a number of 5002 digits"),
+        ("run.seed=!!int x", "run.seed: invalid literal"),
+        ("run.amp=!!bool x", "run.amp: 'x'"),
+        ("run.betas[0]=1", "run.betas.0: 1: Cannot merge"),
+        ("model.ckpt[x]=1", "model.ckpt"),
+        (f"{'a.' * 3000}b=1", "a.a.a."),
+        ("run.output_dir=a\0b", "run.output_dir: unacceptable character"),
+        ("run.output_dir=\udcff", "run.output_dir: unacceptable character"),
+        ("run.output_dir=${", "run.output_dir: "),
+        ("run.init_lr=.inf", "run.init_lr: inf is out of range. Set it to a finite number."),
+    ],
+)
+def test_hostile_options_give_one_short_line(option, message):
+    with pytest.raises(UserError) as error:
+        load_config(STAGE1, [option])
+    assert message in str(error.value) and len(str(error.value)) <= 500 and len(str(error.value).splitlines()) == 1
+
+
+def test_every_number_has_a_range():
+    """A new key of `config_schema` needs an entry in `config_ranges`."""
+    processors = ProcessorsConfig(*(ProcessorConfig(mean=[0.0], std=[1.0]) for _ in range(2)))
+    config = Config(datasets={"a": DatasetConfig()}, evaluation_datasets={"a": EvaluationDatasetConfig()})
+    for group in (config.preprocess, config.datasets["a"]):
+        group.vis_processor = group.text_processor = processors
+    numbers: set[str] = set()
+    for group, place in places_of(config):
+        for field in fields(group):
+            if re.search(r"\b(int|float)\b", str(field.type)):
+                numbers.add(f"{place}.{field.name}" + "[*]" * ("tuple" in str(field.type) or "list" in str(field.type)))
+    assert "run.init_lr" in numbers and "preprocess.vis_processor.train.std[*]" in numbers
+    assert numbers == set(RANGES)
+
+
+def places_of(node: Any, place: str = "") -> Iterator[tuple[Any, str]]:
+    """(group, its place as in `RANGES`) of all groups."""
+    if is_dataclass(node):
+        yield node, place
+    for name, value in (vars(node) if is_dataclass(node) else {"*": next(iter(node.values()))}).items():
+        if is_dataclass(value) or isinstance(value, dict):
+            yield from places_of(value, f"{place}.{name}".removeprefix("."))
+
+
+@pytest.mark.parametrize("path", sorted(COMPAT.glob("*.yaml")), ids=lambda p: p.name)
+def test_keys_without_effect_are_not_saved(path, tmp_path):
+    save_config(load_config(path), tmp_path / "config.yaml")
+    saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert "world_size" not in saved["run"] and "distributed" not in saved["run"]
+    assert translate("config.yaml", copy.deepcopy(saved)) == saved  # which removes all of them
 
 
 @settings(max_examples=20, deadline=None)
