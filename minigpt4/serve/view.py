@@ -21,7 +21,7 @@ History = list[dict[str, Any]]
 
 _SIDE = 640  # pixels of a picture's longer side
 _TILE, _COLUMNS, _SHEET = 224, 4, 4096  # of several pictures: pixels of one, the fewest in a row, pixels of all in it
-_RENDERED = 10_000  # characters; no model says as much, and Markdown of somebody else's can take minutes
+_CHARACTERS, _BRACKETS = 10_000, 300  # models say no more, and somebody else's Markdown can take minutes to render
 # tags become text, links of schemes that run code are none, and an image, which would load what it names, is a link
 _MARKDOWN = MarkdownIt("js-default", {"breaks": True}).disable("image")
 
@@ -110,7 +110,7 @@ def _text(text: str) -> str:
 
 
 def _html(answer: str) -> str:
-    if len(answer) > _RENDERED:
+    if len(answer) > _CHARACTERS or answer.count("[") > _BRACKETS:
         return html.escape(answer)
     rendered = _MARKDOWN.render(answer).strip() or "(The model ended its answer without a word.)"
     alone = rendered.removeprefix("<p>").removesuffix("</p>")  # most answers are one paragraph, and so plain text

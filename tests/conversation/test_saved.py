@@ -125,10 +125,10 @@ def test_a_book_is_not_encoded_to_know_that_it_must_be_forgotten(parity_model, m
         return encode(text)
 
     chat = Chat(parity_model, PROCESSOR)
-    chat.load(saved(*[{"question": "a word", "answer": "b " * 250}] * 900))
+    chat.load(saved(*[{"question": "a word", "answer": "b " * 400}] * 490))
     monkeypatch.setattr(parity_model, "encode_text", note)
     chat.answer("c", max_new_tokens=1)
-    assert chat.forgotten > 800
+    assert chat.forgotten > 400
     assert max(lengths) <= parity_model.max_context_len * max(map(len, parity_model.llama_tokenizer.get_vocab()))
     plain = len(parity_model.layout("b " * 99))
     assert parity_model.length("b " * 99, plain) == plain
