@@ -281,7 +281,7 @@ def test_a_shard_that_is_damaged_between_its_files_is_named(damage, compress, fo
     (tmp_path / "0.tar").write_bytes(compress(data))
     *samples, last = shards_module._samples(str(tmp_path / "0.tar"))
     assert [sample["__key__"] for sample in samples] == ["000", "001", "002"]
-    assert str(last["error"]).startswith("damaged at byte") and str(last["error"]).endswith("the rest of it is lost")
+    assert str(last["__error__"]).startswith("damaged at byte") and str(last["__error__"]).endswith("the rest of it is lost")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -290,7 +290,7 @@ def test_what_cannot_be_used_is_skipped_counted_and_named(damaged, workers, capl
     drawn(found, 40)
     for name in ("0.jpg", "2.jpg", "3: no caption", "3.tar", "4.tar", "5.tar: no samples", "truncated: can't be read"):
         assert name in caplog.text
-    for name in ("unsaid: no caption", "unseen: no picture", "no_json: no json", "bad_json: "):
+    for name in ("unsaid: no caption", "unseen: no picture", "no_json: no caption", "bad_json: "):
         assert f"6.tar/{name}" in caplog.text
 
 
