@@ -19,6 +19,7 @@ def main() -> None:
 
     from minigpt4.common.dist_utils import distributed, pick_device
     from minigpt4.common.errors import Problems
+    from minigpt4.common.folder_lock import locked
     from minigpt4.common.logger import setup_logger
     from minigpt4.common.registry import registry
 
@@ -28,11 +29,12 @@ def main() -> None:
         device = pick_device(config.run.device)
     with distributed(device):
         setup_logger()
-        task = registry.get_task_class(config.run.task)(config)
-        datasets = None
-        with problems.collect():
-            datasets = task.build_eval_datasets()
-        task.evaluate(task.build_model(problems=problems).place(device).answering(), datasets)
+        with locked(*config.run.results):
+            task = registry.get_task_class(config.run.task)(config)
+            datasets = None
+            with problems.collect():
+                datasets = task.build_eval_datasets()
+            task.evaluate(task.build_model(problems=problems).place(device).answering(), datasets)
 
 
 if __name__ == "__main__":

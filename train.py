@@ -1,5 +1,7 @@
 """Train: torchrun --nproc-per-node N train.py --cfg-path train_configs/X.yaml [--options run.max_epoch=2 ...]"""
 
+from pathlib import Path
+
 from minigpt4.common.cli import config_parser, run
 
 
@@ -16,6 +18,7 @@ def main() -> None:
 
     from minigpt4.common.dist_utils import distributed, pick_device, seed_everything
     from minigpt4.common.errors import Problems
+    from minigpt4.common.folder_lock import locked
     from minigpt4.common.logger import setup_logger
     from minigpt4.common.registry import registry
 
@@ -25,23 +28,24 @@ def main() -> None:
         device = pick_device(config.run.device)
     with distributed(device):
         setup_logger()
-        runner_class = registry.get_runner_class(config.run.runner)
-        with problems.collect():
-            runner_class.check(config)
-        task = registry.get_task_class(config.run.task)(config)
-        if cached := bool(config.run.cache_features):
-            from minigpt4.datasets.feature_cache import cached_datasets
+        with locked("run.output_dir", Path(config.run.output_dir)):
+            runner_class = registry.get_runner_class(config.run.runner)
+            with problems.collect():
+                runner_class.check(config)
+            task = registry.get_task_class(config.run.task)(config)
+            if cached := bool(config.run.cache_features):
+                from minigpt4.datasets.feature_cache import cached_datasets
 
-            problems.tell()
-            datasets = cached_datasets(config, task)
-        else:
-            datasets = {}
-            for split in ("train", *config.run.valid_splits):
-                with problems.collect():
-                    datasets[split] = task.build_datasets(split)
-        seed_everything(config.run.seed)  # every rank builds the same untrained projection
-        model = task.build_model(towers=not cached, problems=problems)
-        runner_class(config, task, model, datasets).train()  # the strategy places the model
+                problems.tell()
+                datasets = cached_datasets(config, task)
+            else:
+                datasets = {}
+                for split in ("train", *config.run.valid_splits):
+                    with problems.collect():
+                        datasets[split] = task.build_datasets(split)
+            seed_everything(config.run.seed)  # every rank builds the same untrained projection
+            model = task.build_model(towers=not cached, problems=problems)
+            runner_class(config, task, model, datasets).train()  # the strategy places the model
 
 
 if __name__ == "__main__":

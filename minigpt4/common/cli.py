@@ -11,6 +11,7 @@ from pathlib import Path
 
 from minigpt4.common.errors import UserError
 from minigpt4.common.limits import MAX_IMAGE_PIXELS
+from minigpt4.common.signals import end_with_parent
 
 PATIENCE = 3.0  # seconds
 
@@ -119,6 +120,8 @@ def run(main: Callable[[], object]) -> None:
     Ranks mostly fail alike, and torchrun ends them all when the first exits. So the others wait: if rank 0 failed too,
     they never come to say it again; if not, they say what only they know.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # of torchrun; killed itself, it can't end its ranks
+        end_with_parent()
     if (rank := os.environ.get("RANK", "0")) != "0":
         logging.basicConfig(level=logging.ERROR)  # what it warns of, rank 0 does too
     try:
@@ -134,3 +137,7 @@ def run(main: Callable[[], object]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception:
+        if rank != "0":  # what ended rank 0 is the cause, more often than not
+            time.sleep(PATIENCE)
+        raise

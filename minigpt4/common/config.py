@@ -83,6 +83,7 @@ def _load(path: str, options: list[str]) -> Config:
                 for split, default in config.preprocess[kind].items():
                     dataset[kind][split] = _override(default, dataset[kind][split])
         checked = cast(Config, OmegaConf.to_object(config))
+        OmegaConf.structured(checked)  # as it will be saved: this looks into lists, too
     except Exception as error:
         place = str(getattr(error, "full_key", None) or "").partition("[")[0]
         raise UserError(f"{'--options' if place in _leaves(overrides) else path}: {one_line(error)}") from None

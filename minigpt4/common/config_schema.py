@@ -205,6 +205,11 @@ class RunConfig:
     job_name: str = ""  # of wandb's run; empty: the last part of output_dir
     evaluate: bool = False  # legal in the original's files; True is for evaluate.py
 
+    @property
+    def results(self) -> tuple[str, Path]:
+        """The key and the folder that say where evaluation writes."""
+        return ("run.save_path", Path(self.save_path)) if self.save_path else ("run.output_dir", Path(self.output_dir))
+
 
 @dataclass
 class EnvConfig:

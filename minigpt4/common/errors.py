@@ -1,6 +1,7 @@
 """Errors that are the user's to fix."""
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +48,38 @@ def make_folder(key: str, folder: Path) -> None:
         raise UserError(
             f"{key}: '{folder}' can't be made ({error.strerror}). Set it to a folder you may write to."
         ) from None
+
+
+@contextmanager
+def writing(key: str, path: Path) -> Iterator[None]:
+    """Around what writes to a file or folder: a failure of the system, such as a full disk, is told in one line.
+
+    Raises:
+        UserError: `path` can't be written. `key` is the config key or argument that names the folder.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if (why := _failed_write(error)) is None:
+            raise
+        raise UserError(
+            f"{key}: '{path}' can't be written ({why}). Free space there and allow writing, or set {key} to another "
+            "folder."
+        ) from error
+
+
+def _failed_write(error: BaseException) -> str | None:
+    """Why a file could not be written, if that is what an error says; libraries wrap the system's in their own."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause.strerror or first_line(cause)
+        if match := re.search(r"I/O error: (.*?)(?: \(os error|$)", first_line(cause)):  # safetensors
+            return match[1]
+        cause = cause.__cause__ or cause.__context__
+    return "torch could not write it whole" if "inline_container.cc" in str(error) else None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -6,10 +6,15 @@ import math
 import os
 import subprocess
 import sys
+import threading
 import time
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +23,10 @@ from torch import nn
 
 from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import is_main, world_size
-from minigpt4.common.errors import UserError
+from minigpt4.common.errors import UserError, first_line, writing
+from minigpt4.common.files import replace_file
+
+logger = logging.getLogger(__name__)
 
 LOG_FILE = "log.txt"
 _OF_SAMPLES = ("minigpt4.datasets.data_utils", "minigpt4.datasets.feature_cache", "minigpt4.models.training")
@@ -69,28 +77,51 @@ class RunLog:
         temporary = self.file.with_suffix(".tmp")  # cut off while it writes, a run leaves all lines
         temporary.write_text("".join(to_json(r) for r in records if r["step"] <= resumed))
         os.replace(temporary, self.file)
-        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=resumed + 1)
+        threading.excepthook = partial(_but_tensorboards, threading.excepthook)
+        self._board: Any = SummaryWriter(str(self.folder / "tensorboard"), purge_step=resumed + 1)
         if config.run.wandb_log:
             self._wandb = _start_wandb(config)
 
     def write(self, **record: Any) -> None:
-        """Writes a record; `step` says where it belongs."""
+        """Writes a record; `step` says where it belongs.
+
+        Raises:
+            UserError: log.txt can't be written. TensorBoard is given up with a warning.
+        """
         if not is_main():
             return
-        with self.file.open("a") as file:
+        with writing("run.output_dir", self.file), self.file.open("a") as file:
             file.write(to_json(record))
         numbers = {k: v for k, v in record.items() if isinstance(v, float) and k != "step"}
-        for name, value in numbers.items():
-            self._board.add_scalar(name, value, record["step"])
-        self._board.flush()
+        with self._giving_up_the_board():
+            for name, value in numbers.items() if self._board else ():
+                self._board.add_scalar(name, value, record["step"])
+            if self._board:
+                self._board.flush()
         if self._wandb is not None:
             self._wandb.log(numbers, step=record["step"])
 
     def close(self) -> None:
         if is_main():
-            self._board.close()
+            with self._giving_up_the_board():
+                if self._board:
+                    self._board.close()
             if self._wandb is not None:
                 self._wandb.finish()
+
+    @contextmanager
+    def _giving_up_the_board(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            logger.warning("tensorboard/ can't be written (%s); the run goes on without", first_line(error))
+            self._board = None
+
+
+def _but_tensorboards(hook: Callable[[threading.ExceptHookArgs], Any], failed: threading.ExceptHookArgs) -> None:
+    """Shows a thread's error, but for the writer of TensorBoard's, which raises it at the next record too."""
+    if not type(failed.thread).__module__.startswith("tensorboard."):
+        hook(failed)
 
 
 def _start_wandb(config: Config) -> Any:
@@ -177,7 +208,10 @@ def _git_revision() -> str | None:
 
 
 def plot_loss(folder: Path) -> None:
-    """Draws `loss.png` from `log.txt`: training loss by step, validation loss at the end of each epoch."""
+    """Draws `loss.png` from `log.txt`: training loss by step, validation loss at the end of each epoch.
+
+    Where it can't be written, a warning says so.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # matplotlib is slow to import
     from matplotlib.figure import Figure
 
@@ -191,4 +225,9 @@ def plot_loss(folder: Path) -> None:
             axes.plot(*zip(*points, strict=True), style, label=key.replace("_", " "))
             axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(folder / "loss.png", dpi=120)
+    picture = BytesIO()
+    figure.savefig(picture, dpi=120)
+    try:
+        replace_file(folder / "loss.png", picture.getvalue())
+    except OSError as error:
+        logger.warning("loss.png can't be written (%s)", first_line(error))

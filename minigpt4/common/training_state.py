@@ -63,7 +63,8 @@ def _to_disk(path: Path) -> None:
 
 
 def write_state(folder: Path, step: int, state: dict[str, Any]) -> None:
-    torch.save(state, folder / _STATE.format(step))
+    with (folder / _STATE.format(step)).open("wb") as file:  # opened by torch, it fails without saying why
+        torch.save(state, file)
 
 
 def read_state(folder: Path) -> dict[str, Any]:

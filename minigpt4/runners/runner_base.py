@@ -16,7 +16,7 @@ from tqdm import tqdm
 from minigpt4.common import dist_utils, training_state
 from minigpt4.common.checkpoint import save_weights
 from minigpt4.common.config import Config, save_config
-from minigpt4.common.errors import UserError, make_folder
+from minigpt4.common.errors import UserError, make_folder, writing
 from minigpt4.common.logger import Meter, RunLog, parts_table, plot_loss, write_run_info
 from minigpt4.common.optims import build_schedule
 from minigpt4.common.registry import registry
@@ -131,16 +131,19 @@ class RunnerBase:
     def _begin_output(self, fresh: bool) -> RunLog:
         """Makes the output folder and what is written before the first step."""
         dist_utils.barrier()  # all have looked for checkpoints
-        if dist_utils.is_main():
-            make_folder("run.output_dir", self.output_dir)
-            training_state.prune(self.output_dir, None)
-            if fresh:
-                shutil.rmtree(self.best.folder, ignore_errors=True)  # an earlier run's
-            else:
-                training_state.line_up(self.output_dir, self.step, self.iters_per_epoch if self.ratio != 1 else None)
-            save_config(self.config, self.output_dir / "config.yaml")
-            write_run_info(self.output_dir, self.device)
-        return RunLog(self.config, self.step, self.ratio)  # last: a run that can't start leaves the earlier one's log
+        with writing("run.output_dir", self.output_dir):
+            if dist_utils.is_main():
+                make_folder("run.output_dir", self.output_dir)
+                training_state.prune(self.output_dir, None)
+                if fresh:
+                    shutil.rmtree(self.best.folder, ignore_errors=True)  # an earlier run's
+                else:
+                    per_epoch = self.iters_per_epoch if self.ratio != 1 else None
+                    training_state.line_up(self.output_dir, self.step, per_epoch)
+                save_config(self.config, self.output_dir / "config.yaml")
+                write_run_info(self.output_dir, self.device)
+            # last: a run that can't start leaves the earlier one's log
+            return RunLog(self.config, self.step, self.ratio)
 
     def train(self) -> None:
         """Runs all epochs. Each ends with a checkpoint, validation, a line in log.txt and a new loss.png.
@@ -270,31 +273,43 @@ class RunnerBase:
         self.log.write(epoch=epoch, step=self.step, **numbers, seconds=round(time.perf_counter() - started, 2))
         logger.info("epoch %d: %s", epoch, ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
         self.epoch_loss = (0.0, 0)
-        self.best.note(self.output_dir / name, self.step / self.iters_per_epoch, measures)
+        with writing("run.output_dir", self.best.folder):
+            self.best.note(self.output_dir / name, self.step / self.iters_per_epoch, measures)
         if dist_utils.is_main():
             plot_loss(self.output_dir)
         dist_utils.barrier()
 
     def _save(self, name: str, ends_epoch: bool = False) -> None:
-        """Writes a checkpoint to continue from, and loss.png. All ranks must call it."""
+        """Writes a checkpoint to continue from, and loss.png. All ranks must call it.
+
+        Raises:
+            UserError: it can't be written; those of before stay.
+        """
         own = {"rng": training_state.rng_state(self.device), "data": self.batches.state_dict()}
         ranks, weights = dist_utils.all_gather([own]), self.strategy.weights()
-        with training_state.whole_folder(self.output_dir / name) as folder:
-            state = {
-                "step": self.step,
-                "iters_per_epoch": self.iters_per_epoch,
-                "ends_epoch": ends_epoch,
-                "epoch_loss": self.epoch_loss,
-                "processes": dist_utils.world_size(),
-                "ranks": ranks,
-                "engine": self.strategy.save(folder),
-            }
+        state = {
+            "step": self.step,
+            "iters_per_epoch": self.iters_per_epoch,
+            "ends_epoch": ends_epoch,
+            "epoch_loss": self.epoch_loss,
+            "processes": dist_utils.world_size(),
+            "ranks": ranks,
+        }
+        path = self.output_dir / name
+        try:
+            with writing("run.output_dir", path), training_state.whole_folder(path) as folder:
+                state["engine"] = self.strategy.save(folder)
+                if dist_utils.is_main():
+                    save_weights(weights, folder)
+                    training_state.write_state(folder, self.step, state)
+        except UserError:
             if dist_utils.is_main():
-                save_weights(weights, folder)
-                training_state.write_state(folder, self.step, state)
+                training_state.prune(self.output_dir, None)  # the unfinished one takes room
+            raise
         self.saved = self.step
         if dist_utils.is_main():
-            training_state.prune(self.output_dir, self.run.keep_last)
+            with writing("run.output_dir", self.output_dir):
+                training_state.prune(self.output_dir, self.run.keep_last)
             plot_loss(self.output_dir)
         dist_utils.barrier()
 

@@ -4,7 +4,6 @@ import json
 import logging
 import re
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader, Subset
@@ -12,7 +11,7 @@ from tqdm import tqdm
 
 from minigpt4.common.config import EvaluationDatasetConfig, save_config
 from minigpt4.common.dist_utils import all_gather, is_main, rank, world_size
-from minigpt4.common.errors import UserError, make_folder
+from minigpt4.common.errors import UserError, make_folder, writing
 from minigpt4.common.registry import registry
 from minigpt4.conversation.conversation import IMAGE, Turn
 from minigpt4.datasets.data_utils import collate
@@ -66,10 +65,11 @@ class VQATask(ImageTextPretrainTask):
         output folder: `evaluation.json`, and each condition's answers in `<dataset>_<condition>.jsonl`.
         """
         assert isinstance(model, MiniGPTBase)
-        folder = Path(self.config.run.save_path or self.config.run.output_dir)
-        make_folder("run.output_dir", folder)
+        key, folder = self.config.run.results
+        make_folder(key, folder)
         if is_main():
-            save_config(self.config, folder / "config.yaml")
+            with writing(key, folder):
+                save_config(self.config, folder / "config.yaml")
         results: dict[str, dict[str, dict[str, float]]] = {name: {} for name in datasets}
         for name, conditions in datasets.items():
             for condition, dataset in conditions.items():
@@ -78,10 +78,12 @@ class VQATask(ImageTextPretrainTask):
                 results[name][condition] = score(predictions)
                 if is_main():
                     lines = [json.dumps(p, ensure_ascii=False) + "\n" for p in predictions]
-                    (folder / f"{name}_{condition}.jsonl").write_text("".join(lines), encoding="utf-8")
+                    with writing(key, folder):
+                        (folder / f"{name}_{condition}.jsonl").write_text("".join(lines), encoding="utf-8")
             logger.info("%s, %d questions\n%s", name, len(conditions["trained"]), table(results[name]))
         if is_main():
-            (folder / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
+            with writing(key, folder):
+                (folder / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
         return results
 
     def _predict(

@@ -56,6 +56,12 @@ def train_to(step: int, out: Path, run: subprocess.Popen) -> None:
     wait_for(lambda: len(losses(out)) >= step or run.poll() is not None)
 
 
+def start_beside(config: Path) -> subprocess.CompletedProcess:
+    """A single process, without torchrun."""
+    command = [sys.executable, str(ROOT / "train.py"), "--cfg-path", str(config)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+
+
 def losses(out: Path) -> list[float]:
     lines = (out / "log.txt").read_text().splitlines() if (out / "log.txt").is_file() else []
     return [record["train_loss"] for record in map(json.loads, lines) if "train_loss" in record]
@@ -85,3 +91,32 @@ def test_a_run_that_is_terminated_and_one_that_loses_a_process_go_on_to_the_bit(
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     weights = [load_file(tmp_path / name / "checkpoint_1" / "model.safetensors") for name in ("whole", "parts")]
     assert all(torch.equal(weights[0][key], value) for key, value in weights[1].items())
+
+
+def test_ranks_end_with_a_killed_torchrun_and_their_folder_is_locked_until_then(tmp_path):
+    write_all(tmp_path / "data", seed=1, scale=0.05)
+    config, out = tmp_path / "run.yaml", tmp_path / "out"
+    config.write_text(CONFIG.format(data=tmp_path / "data", out=out, steps=100_000))
+    with start(config) as run:
+        train_to(3, out, run)
+        rank_0 = psutil.Process(json.loads((out / ".lock.json").read_text())["pid"])
+        of_the_run = psutil.Process(run.pid).children(recursive=True)
+        assert rank_0 in of_the_run and len(of_the_run) >= 4  # ranks, and their loaders' workers
+
+        rank_0.suspend()
+        run.kill()
+        second = start_beside(config)
+        assert second.returncode == 2, second.stderr
+        assert f"run.output_dir: '{out}' is in use by process {rank_0.pid} on " in second.stderr.splitlines()[-1]
+
+        rank_0.resume()
+        assert psutil.wait_procs(of_the_run, timeout=LIMIT)[1] == []
+        assert "which started this one, is gone: stopping" in run.stderr.read()
+    done = len(losses(out))
+    assert (out / f"checkpoint_step_{done}").is_dir() and not list(out.glob("*.tmp"))
+
+    with start(config) as run:  # with resume=auto
+        train_to(done + 2, out, run)
+        run.terminate()
+        errors = run.communicate(timeout=LIMIT)[1]
+    assert f"continuing from {out / f'checkpoint_step_{done}'}" in errors and len(losses(out)) > done

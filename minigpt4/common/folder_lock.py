@@ -1,0 +1,72 @@
+"""One process at a time writes to a folder: a lock that the kernel frees with the process, however it ends."""
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from errno import ENOLCK, ENOTSUP, EOPNOTSUPP
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from minigpt4.common.dist_utils import all_gather, is_main
+from minigpt4.common.errors import Problems, UserError, make_folder, writing
+
+logger = logging.getLogger(__name__)
+
+_LOCK, _HOLDER = ".lock", ".lock.json"
+_PATIENCE = 10.0  # seconds: workers of a killed rank may hold its lock until they notice
+_PATIENCE_AGAIN = 120.0  # for ranks that torchrun starts again: NFS frees a dead machine's locks after 90
+
+
+@contextmanager
+def locked(key: str, folder: Path, patience: float = _PATIENCE) -> Iterator[None]:
+    """Makes a folder and holds its lock, on rank 0 for all ranks. All ranks must call it.
+
+    Args:
+        key: the config key that names the folder.
+        patience: seconds to wait for another process to free it.
+
+    Raises:
+        UserError: on all ranks: another process holds it, or it can't be written.
+    """
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+        patience = max(patience, _PATIENCE_AGAIN)
+    lock, problems = FileLock(folder / _LOCK), Problems()
+    if is_main():
+        with problems.collect():
+            _acquire(lock, key, folder, patience)
+    Problems(all_gather(list(problems))).tell()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock, key: str, folder: Path, patience: float) -> None:
+    make_folder(key, folder)
+    with writing(key, folder / _LOCK):
+        try:
+            lock.acquire(timeout=patience)
+        except Timeout:
+            raise UserError(
+                f"{key}: '{folder}' is in use by {_holder(folder)}. Wait until it ends, end it, or set {key} to "
+                "another folder."
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in (ENOLCK, ENOTSUP, EOPNOTSUPP):
+                raise
+            logger.warning("%s: the file system of '%s' has no locks: see that no other run writes there", key, folder)
+        own = {"host": socket.gethostname(), "pid": os.getpid(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
+        (folder / _HOLDER).write_text(json.dumps(own) + "\n")
+
+
+def _holder(folder: Path) -> str:
+    try:
+        found = json.loads((folder / _HOLDER).read_text())
+        return f"process {found['pid']} on {found['host']}, since {found['since']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it has just begun
+        return "another process"
