@@ -8,6 +8,7 @@ import pytest
 
 from minigpt4.serve.schema import ChatRequest
 from tests.serve.asking import NAME, SCENES, data_url, image_part, user
+from tests.waiting import LIMIT
 
 GREEDY = {"model": NAME, "temperature": 0}
 DESCRIBE = "Describe this image in detail."
@@ -139,11 +140,11 @@ BODIES = {
 @pytest.mark.parametrize("name", BODIES)
 def test_what_clients_send_is_answered(api_url, name):
     body = {**BODIES[name], "seed": 1}
-    answer = httpx.post(f"{api_url}/v1/chat/completions", json=body, timeout=300)
+    answer = httpx.post(f"{api_url}/v1/chat/completions", json=body, timeout=LIMIT)
     assert answer.status_code == 200, answer.text
     whole = answer.json()["choices"][0]["message"]["content"]
     assert whole
-    streamed = httpx.post(f"{api_url}/v1/chat/completions", json={**body, "stream": True}, timeout=300)
+    streamed = httpx.post(f"{api_url}/v1/chat/completions", json={**body, "stream": True}, timeout=LIMIT)
     chunks = [json.loads(event.removeprefix("data: ")) for event in streamed.text.split("\n\n")[:-2]]
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == whole
 

@@ -5,7 +5,6 @@ import json
 import os
 import socket
 import threading
-import time
 from contextlib import suppress
 from functools import partial
 from urllib.parse import urlsplit
@@ -26,8 +25,9 @@ from tests.picture_files import file_of
 from tests.serve.asking import NAME, SCENES, user
 from tests.serve.openers import endless, greedy, killed, process_id
 from tests.serve.visiting import OPTIONS, ask, message
+from tests.waiting import LIMIT, wait_for
 
-PATIENCE, NEVER = 300, 10**6  # seconds
+NEVER = 10**6  # seconds
 
 
 def works() -> set[int]:
@@ -38,13 +38,6 @@ def works() -> set[int]:
             if "minigpt4.serve.decoding" in child.cmdline():
                 found.add(child.pid)
     return found
-
-
-def wait_until(holds) -> None:
-    end = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 class _GoneError(Exception):
@@ -97,7 +90,7 @@ def test_who_leaves_ends_the_process():
             raise _GoneError
 
     def leave() -> None:
-        assert asked.wait(PATIENCE)
+        assert asked.wait(LIMIT)
         left.set()
 
     threading.Thread(target=leave).start()
@@ -122,12 +115,12 @@ def test_a_client_that_leaves_ends_the_decoding_of_its_picture(api_url, monkeypa
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length:"
     with socket.create_connection((address.hostname, address.port)) as client:
         client.sendall(f"{head} {len(content)}\r\n\r\n{content}".encode())
-        assert began.wait(PATIENCE)
+        assert began.wait(LIMIT)
         busy = works()
         assert busy
-    wait_until(lambda: not busy <= works())
+    wait_for(lambda: not busy <= works())
     monkeypatch.undo()
-    answer = httpx.post(f"{api_url}/v1/chat/completions", json=body, timeout=PATIENCE)
+    answer = httpx.post(f"{api_url}/v1/chat/completions", json=body, timeout=LIMIT)
     assert answer.status_code == 200
 
 
@@ -144,9 +137,9 @@ def test_stop_ends_the_decoding_of_a_visitors_picture(url, picture, echo, monkey
     monkeypatch.setattr(visitor, "Decoder", partial(Decoder, seconds=NEVER))
     monkeypatch.setattr(visitor.Visitor, "heed", note)
     job = client.submit(message("two", [picture("red")]), *OPTIONS, api_name="/ask")
-    assert began.wait(PATIENCE)
+    assert began.wait(LIMIT)
     client.predict(api_name="/stop")
-    job.result(timeout=PATIENCE)
+    job.result(timeout=LIMIT)
     monkeypatch.undo()
     assert ask(client, "three", picture("red"))[2].startswith("three")
 
@@ -168,8 +161,8 @@ def test_no_more_than_two_files_are_decoded_at_once():
     threads = [threading.Thread(target=run) for _ in range(5)]
     for thread in threads:
         thread.start()
-    wait_until(lambda: len(seen) > 20)
+    wait_for(lambda: len(seen) > 20)
     idle.set()
     for thread in threads:
-        thread.join(PATIENCE)
+        thread.join(LIMIT)
     assert max(seen) == 2

@@ -14,14 +14,14 @@ from starlette.responses import Response, StreamingResponse
 from minigpt4.serve import http
 from minigpt4.serve.address import bind
 from tests.serve.asking import serving
+from tests.waiting import LIMIT
 
-PATIENCE = 300  # seconds for what must come sooner or later
 REQUEST = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 
 
 def connect(url: str, later: ExitStack) -> socket.socket:
     host, port = url.removeprefix("http://").split(":")
-    return later.enter_context(socket.create_connection((host, int(port)), timeout=PATIENCE))
+    return later.enter_context(socket.create_connection((host, int(port)), timeout=LIMIT))
 
 
 def ended(client: socket.socket) -> bool:
@@ -35,7 +35,7 @@ def ended(client: socket.socket) -> bool:
 def drip(client: socket.socket, piece: bytes) -> None:
     """Sends a little at a time until the server has closed the connection."""
     client.settimeout(0.05)
-    for _ in range(20 * PATIENCE):
+    for _ in range(20 * LIMIT):
         try:
             client.sendall(piece)
             while client.recv(9999):
@@ -49,7 +49,7 @@ def drip(client: socket.socket, piece: bytes) -> None:
 
 
 def works(url: str) -> bool:
-    return httpx.get(f"{url}/", timeout=PATIENCE).status_code in (200, 404)
+    return httpx.get(f"{url}/", timeout=LIMIT).status_code in (200, 404)
 
 
 def test_headers_that_never_end_are_given_up(server, monkeypatch):
@@ -97,13 +97,13 @@ def test_a_connection_with_a_request_under_way_is_kept(monkeypatch):
         if scope["type"] == "http":
             if scope["path"] == "/slow":
                 begun.set()
-                await to_thread.run_sync(go.wait, PATIENCE)
+                await to_thread.run_sync(go.wait, LIMIT)
             await Response("done")(scope, receive, send)
 
     with serving(slow, bind("127.0.0.1", 0)) as url, ExitStack() as later:
         asking = connect(url, later)
         asking.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert begun.wait(PATIENCE)
+        assert begun.wait(LIMIT)
         clients = [connect(url, later) for _ in range(40)]
         assert works(url) and all(ended(client) for client in clients[:20])
         go.set()
@@ -128,7 +128,7 @@ def test_who_does_not_read_an_answer_is_given_up(monkeypatch):
 
     with serving(endless, bind("127.0.0.1", 0)) as url, ExitStack() as later:
         connect(url, later).sendall(REQUEST + b"\r\n")
-        assert left.wait(PATIENCE)
+        assert left.wait(LIMIT)
 
 
 def test_the_limit_leaves_files_for_others(monkeypatch):
