@@ -84,9 +84,9 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     check_checksums(file.parent, [file.name])
     try:
         if file.suffix == ".safetensors":
-            return _own_names(file, load_file(file))
-        # mapped: what the model leaves unused is not read
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+            state = load_file(file)
+        else:  # mapped: what the model leaves unused is not read
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # torch's reader raises many kinds
         raise _unreadable(file, error) from error
     return _own_names(file, state)

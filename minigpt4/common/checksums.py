@@ -66,6 +66,8 @@ def check_checksums(folder: Path, names: Iterable[str] | None = None) -> None:
 def _problem(file: Path, noted: dict[str, Any]) -> str | None:
     try:
         status = file.stat()
+        if not file.is_file():
+            return f"'{file}' can't be read: it is no regular file"
         if status.st_size != noted["size"]:
             return f"'{file}' can't be read as it was written: it has {status.st_size} bytes of {noted['size']}"
         if _crc32_once(file, status.st_size, status.st_mtime_ns) != noted["crc32"]:
@@ -73,6 +75,11 @@ def _problem(file: Path, noted: dict[str, Any]) -> str | None:
     except OSError as error:
         return f"'{file}' can't be read: {error.strerror}"
     return None
+
+
+def _inside(name: str) -> bool:
+    """Whether a name leads nowhere out of its folder; a stranger's might, to what can be read without end."""
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def _write(folder: Path, known: dict[str, dict[str, Any]]) -> None:
@@ -88,7 +95,7 @@ def _read(folder: Path) -> dict[str, dict[str, Any]] | None:
     file = folder / _CHECKSUMS
     try:
         known = json.loads(file.read_bytes())
-        if all(noted.keys() == {"crc32", "size"} for noted in known.values()):
+        if all(noted.keys() == {"crc32", "size"} and _inside(name) for name, noted in known.items()):
             return known
     except FileNotFoundError:
         return None

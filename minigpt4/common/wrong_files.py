@@ -26,8 +26,13 @@ def what_is_wrong(file: Path) -> str | None:
     Returns:
         None where nothing is found: the file may be sound, or its reader knows better what is wrong.
     """
-    if not file.is_file():
-        return None
+    try:
+        return _what_is_wrong(file) if file.is_file() else None
+    except OSError as error:
+        return f"can't be read: {error.strerror}"
+
+
+def _what_is_wrong(file: Path) -> str | None:
     size = file.stat().st_size
     with file.open("rb") as stream:
         head = stream.read(512)
@@ -59,9 +64,12 @@ def wrong_file(files: Iterable[Path]) -> str | None:
 def _zip(file: Path) -> str | None:
     if not zipfile.is_zipfile(file):
         return f"is cut off: the end of its zip archive is missing. {_AGAIN}"
-    with zipfile.ZipFile(file) as archive:
-        if any(name.endswith("/data.pkl") for name in archive.namelist()):  # torch.save's
-            return None
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if any(name.endswith("/data.pkl") for name in archive.namelist()):  # torch.save's
+                return None
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return f"is a damaged zip archive. {_AGAIN}"
     return "is a zip archive. Unpack it and use the file that is in it"
 
 

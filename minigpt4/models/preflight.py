@@ -140,8 +140,12 @@ def check_llm_weights(folder: Path, llm: PreTrainedModel) -> None:
     if hasattr(llm.config, "quantization_config"):  # packed: other shapes on purpose
         return
     outline = llm.state_dict()
-    for file in weight_files(folder):
-        for name, shape in shapes_of(file).items() if file.suffix == ".safetensors" else ():
+    for file in [file for file in weight_files(folder) if file.suffix == ".safetensors"]:
+        try:
+            shapes = shapes_of(file)
+        except UserError as error:
+            raise UserError(f"model.llama_model: {error}") from None
+        for name, shape in shapes.items():
             if name in outline and shape != list(outline[name].shape):
                 refuse_size(str(folder), name, shape, outline[name].shape)
 

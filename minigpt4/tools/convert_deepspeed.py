@@ -10,7 +10,6 @@ from pathlib import Path
 from torch import Tensor
 
 from minigpt4.common.checkpoint import save_weights
-from minigpt4.common.checksums import write_checksums
 from minigpt4.common.engine_files import check_engine_files, data_alone, load_data
 from minigpt4.common.errors import UserError, first_line, make_folder
 
@@ -35,7 +34,6 @@ def main(args: argparse.Namespace) -> None:
     make_folder("--out", args.out)
     weights = read_deepspeed(args.folder, args.all)
     save_weights(weights, args.out)
-    write_checksums(args.out)
     logger.info("%s: %d tensors, such as %s", args.out, len(weights), min(weights))
 
 

@@ -49,7 +49,15 @@ def test_a_file_of_its_own_may_come_later_and_one_may_be_renamed(folder):
 
 def test_without_checksums_nothing_is_told_and_damaged_ones_are(folder):
     noted = folder / "checksums.json"
-    for content in ("", "[]", '{"model.safetensors": 7}', '{"model.safetensors": {"crc32": "0"}}', "[" * 100_000):
+    outside = '{"../x": {"crc32": "0", "size": 0}}', '{"/dev/zero": {"crc32": "0", "size": 0}}'
+    for content in (
+        *outside,
+        "",
+        "[]",
+        '{"model.safetensors": 7}',
+        '{"model.safetensors": {"crc32": "0"}}',
+        "[" * 100_000,
+    ):
         noted.write_text(content)
         with pytest.raises(UserError, match="checksums.json' can't be read: it is damaged. Delete it"):
             check_checksums(folder)

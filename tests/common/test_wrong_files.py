@@ -46,6 +46,7 @@ WRONG = [
     (pth()[:-100], "is cut off: the end of its zip archive is missing. .*download it again"),
     (save(WEIGHTS)[:-100], r"is cut off: it has \d+ bytes of \d+. .*download it again"),
     (save(WEIGHTS)[:20], "is cut off within its header"),
+    (pth().replace(b"PK\1\2", b"PK\1\3"), "is a damaged zip archive. .*download it again"),
     (gzip.compress(pth()), "is a gzip archive. Unpack it"),
     (archive("tar"), "is a tar archive. Unpack it"),
     (archive("zip"), "is a zip archive. Unpack it"),
@@ -60,6 +61,12 @@ def test_each_is_told_apart_when_weights_are_read(content, message, name, tmp_pa
     with pytest.raises(UserError, match=f"{name} can't be read as weights: it {message}") as error:
         load_tensors(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_of_links_that_lead_nowhere_or_round_is_no_traceback(tmp_path):
+    (tmp_path / "x.pth").symlink_to("x.pth")
+    with pytest.raises(UserError, match="x.pth can't be read as weights: "):
+        load_tensors(tmp_path / "x.pth")
 
 
 def test_nothing_is_wrong_with_weights_nor_known_of_other_bytes(tmp_path):
