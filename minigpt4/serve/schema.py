@@ -65,8 +65,10 @@ class ImagePart(_Strict):
     image_url: ImageUrl
 
 
-TextParts = Annotated[list[TextPart], Field(min_length=1)]
-Parts = Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(min_length=1)]
+TextParts = Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
+Parts = Annotated[
+    list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(min_length=1, fail_fast=True)
+]
 
 
 class SystemMessage(_Strict):
@@ -108,7 +110,7 @@ class ChatRequest(_Strict):
 
     model: str
     messages: list[Message] = Field(
-        min_length=1, description="The last is the user's. A system message, if any, is the first."
+        min_length=1, fail_fast=True, description="The last is the user's. A system message, if any, is the first."
     )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
