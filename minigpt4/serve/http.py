@@ -115,6 +115,6 @@ class Server(uvicorn.Server):
             time.sleep(0.01)
 
     def close(self) -> None:
-        """Ends what `run_in_thread` began."""
+        """Ends what `run_in_thread` began, and waits for it, but not for ever."""
         self.should_exit = True
-        self._thread.join()
+        self._thread.join(2 * _GRACE)

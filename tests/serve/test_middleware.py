@@ -7,11 +7,13 @@ import gradio as gr
 import httpx
 import pytest
 from gradio import networking
+from pydantic import ValidationError
 
 from minigpt4.serve import web
 from minigpt4.serve.address import bind, is_among, known_hosts
 from minigpt4.serve.api_errors import ApiError
 from minigpt4.serve.middleware import MAX_VALUES, require_few_values
+from minigpt4.serve.schema import ChatRequest
 from tests.serve.asking import NAME, SCENES, user
 from tests.serve.conftest import free_port
 
@@ -166,3 +168,13 @@ def test_large_pictures_and_long_conversations_are_no_such_bodies():
         {"role": "assistant", "content": "x"},
     ]
     require_few_values(json.dumps({"messages": turns * 500}, indent=2).encode())
+
+
+@pytest.mark.parametrize(
+    "messages", [[1] * 9000, [{"role": "user", "content": [1] * 9000}], [{"role": "system", "content": [1] * 9000}]]
+)
+def test_what_is_wrong_in_a_list_is_told_once(messages):
+    """Thousands of errors take a second and many megabytes to write down."""
+    with pytest.raises(ValidationError) as error:
+        ChatRequest.model_validate({"model": NAME, "messages": messages})
+    assert error.value.error_count() <= 2  # one for each type that would do
