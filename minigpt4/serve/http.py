@@ -109,12 +109,13 @@ class Server(uvicorn.Server):
 
     def run_in_thread(self) -> None:
         """Serves beside the caller, until `close`; returns once it listens."""
+        self.config.timeout_graceful_shutdown = None  # what is under way then ends with the process
         self._thread = threading.Thread(target=self.run, daemon=True)
         self._thread.start()
         while self._thread.is_alive() and not self.started:
             time.sleep(0.01)
 
     def close(self) -> None:
-        """Ends what `run_in_thread` began, and waits for it, but not for ever."""
+        """Ends what `run_in_thread` began, and waits for it a little."""
         self.should_exit = True
-        self._thread.join(2 * _GRACE)
+        self._thread.join(_GRACE)

@@ -33,8 +33,8 @@ def running(service: Service, api_key: str = "") -> Iterator[str]:
 def serving(app: ASGIApp, place: socket) -> Iterator[str]:
     """Serves any app, as `running`."""
     server = Server(app, place, log_level="critical")
-    server.config.timeout_graceful_shutdown = 1
     server.run_in_thread()
+    server.config.timeout_graceful_shutdown = 1
     try:
         yield f"http://127.0.0.1:{place.getsockname()[1]}"
     finally:
