@@ -281,7 +281,8 @@ def test_a_shard_that_is_damaged_between_its_files_is_named(damage, compress, fo
     (tmp_path / "0.tar").write_bytes(compress(data))
     *samples, last = shards_module._samples(str(tmp_path / "0.tar"))
     assert [sample["__key__"] for sample in samples] == ["000", "001", "002"]
-    assert str(last["__error__"]).startswith("damaged at byte") and str(last["__error__"]).endswith("the rest of it is lost")
+    error = str(last["__error__"])
+    assert error.startswith("damaged at byte") and error.endswith("the rest of it is lost")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
