@@ -25,6 +25,7 @@ from minigpt4.common.limits import MAX_DECODE_SECONDS, MAX_IMAGE_PIXELS
 
 _HEED_EVERY = 0.2  # seconds
 _BYTES, _BYTES_PER_PIXEL = 512_000_000, 32  # that decoding may take: a progressive JPEG takes about 17 per pixel
+_CPU_SECONDS = 100  # on all cores; the server waits for less, but it may have been killed
 
 _Process = subprocess.Popen[bytes]
 _Opener = Callable[..., list[Image.Image]]
@@ -150,18 +151,23 @@ def _serve() -> None:
 
 @contextmanager
 def _limited(memory: int) -> Iterator[None]:
-    """Limits how many more bytes this process may take, where the system can do that."""
+    """Limits how many more bytes and seconds this process may take, where the system can do that."""
     try:
         import resource
     except ImportError:
         yield
         return
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    most = psutil.Process().memory_info().vms + memory
-    with suppress(ValueError, OSError):  # a lower limit is set already, or it can't be limited
-        resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+    most = {
+        resource.RLIMIT_AS: psutil.Process().memory_info().vms + memory,
+        resource.RLIMIT_CPU: int(time.process_time()) + _CPU_SECONDS,
+    }
+    before = {which: resource.getrlimit(which) for which in most}
+    for which, limit in most.items():
+        with suppress(ValueError, OSError):  # a lower limit is set already, or it can't be limited
+            resource.setrlimit(which, (limit, before[which][1]))
     yield
-    resource.setrlimit(resource.RLIMIT_AS, before)
+    for which, limits in before.items():
+        resource.setrlimit(which, limits)
 
 
 if __name__ == "__main__":
