@@ -13,7 +13,7 @@ from minigpt4.common.errors import UserError
 from minigpt4.common.limits import MAX_IMAGE_PIXELS
 from minigpt4.common.signals import end_with_parent
 
-PATIENCE = 3.0  # seconds
+PATIENCE, LONG_PATIENCE = 3.0, 30.0  # seconds
 
 
 def config_parser(description: str, default: str | None = None) -> argparse.ArgumentParser:
@@ -137,7 +137,12 @@ def run(main: Callable[[], object]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception:
-        if rank != "0":  # what ended rank 0 is the cause, more often than not
-            time.sleep(PATIENCE)
+    except Exception as error:
+        if _lost_another_rank(error):  # that one tells why, and torchrun ends this one
+            time.sleep(LONG_PATIENCE)
         raise
+
+
+def _lost_another_rank(error: Exception) -> bool:
+    """Whether an error of torch.distributed (gloo's are plain RuntimeErrors) says that another rank is gone."""
+    return type(error).__name__ in ("DistBackendError", "DistNetworkError") or "gloo/transport" in str(error)

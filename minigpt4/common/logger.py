@@ -23,7 +23,7 @@ from torch import nn
 
 from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import is_main, world_size
-from minigpt4.common.errors import UserError, first_line, writing
+from minigpt4.common.errors import UserError, writing
 from minigpt4.common.files import replace_file
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class RunLog:
         try:
             yield
         except OSError as error:
-            logger.warning("tensorboard/ can't be written (%s); the run goes on without", first_line(error))
+            logger.warning("tensorboard/ can't be written (%s); the run goes on without", error.strerror)
             self._board = None
 
 
@@ -230,4 +230,4 @@ def plot_loss(folder: Path) -> None:
     try:
         replace_file(folder / "loss.png", picture.getvalue())
     except OSError as error:
-        logger.warning("loss.png can't be written (%s)", first_line(error))
+        logger.warning("loss.png can't be written (%s)", error.strerror)

@@ -21,7 +21,8 @@ from tqdm import tqdm
 from minigpt4.common import dist_utils
 from minigpt4.common.checkpoint import write_tensors
 from minigpt4.common.config import Config, DatasetConfig
-from minigpt4.common.errors import UserError, first_line, make_folder
+from minigpt4.common.errors import UserError, first_line, writing
+from minigpt4.common.folder_lock import locked
 from minigpt4.datasets.data_utils import Skipped, use
 from minigpt4.models.preflight import preflight
 from minigpt4.models.towers import Towers
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 _KEY = "run.cache_features"
 _SHARD = 256  # samples in a file
+_PATIENCE = 300.0  # seconds: runs that start together look at it in turn
 _TEXTS = (".json", ".jsonl", ".parquet")  # files that count to the letter, others by name, size and time
 _FINGERPRINT = "fingerprint.json"
 
@@ -57,7 +59,9 @@ class FeatureCache:
         features = {k: t.to("cpu", torch.bfloat16).contiguous() for k, (t, _) in samples.items() if t is not None}
         texts = {key: json.dumps(sample if key in features else None) for key, (_, sample) in samples.items()}
         name = next(iter(samples)).replace("/", "-")
-        write_tensors(features, self.folder / f"{name}.safetensors", texts)
+        file = self.folder / f"{name}.safetensors"
+        with writing(_KEY, file):
+            write_tensors(features, file, texts)
 
     def _shard(self, name: str) -> Any:
         if name not in self._open:
@@ -122,19 +126,20 @@ def cached_datasets(config: Config, task: ImageTextPretrainTask) -> dict[str, di
                 f"such as cc_sbu_align or instruction. Set {_KEY}=null."
             )
     files = preflight(config, towers=False)  # they and the LLM are never in memory together
-    if dist_utils.is_main():
-        make_folder(_KEY, folder)
-        _check_fingerprint(folder, fingerprint(config, files, datasets))
-        for left in folder.glob("*.tmp"):  # of a run that was cut off
-            left.unlink()
-    dist_utils.barrier()
-    cache = FeatureCache(folder)
-    missing = {n: [i for i in range(len(d)) if f"{n}/{i}" not in cache.index] for n, d in datasets.items()}
-    dist_utils.barrier()  # all have looked before the first writes
-    if any(missing.values()):
-        _fill(cache, [_Attempt(n, d, missing[n]) for n, d in datasets.items()], config, files)
+    with locked(_KEY, folder, _PATIENCE):
+        if dist_utils.is_main():
+            with writing(_KEY, folder):
+                _check_fingerprint(folder, fingerprint(config, files, datasets))
+                for left in folder.glob("*.tmp"):  # of a run that was cut off
+                    left.unlink()
         dist_utils.barrier()
         cache = FeatureCache(folder)
+        missing = {n: [i for i in range(len(d)) if f"{n}/{i}" not in cache.index] for n, d in datasets.items()}
+        dist_utils.barrier()  # all have looked before the first writes
+        if any(missing.values()):
+            _fill(cache, [_Attempt(n, d, missing[n]) for n, d in datasets.items()], config, files)
+            dist_utils.barrier()
+            cache = FeatureCache(folder)
     return {
         split: {name: CachedDataset(cache, f"{split}/{name}", dataset) for name, dataset in own.items()}
         for split, own in splits.items()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import demo
 from minigpt4.common import cli
@@ -29,6 +30,51 @@ def test_errors_are_one_line_and_exit_code_2_and_rank_0_speaks_first(rank, waite
     assert ended.value.code == 2
     assert naps == waited
     assert capsys.readouterr().err == "error: no such thing\n"
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize(
+    ("error", "waited"),
+    [
+        (RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer"), True),
+        (torch.distributed.DistBackendError("NCCL error: remote process exited"), True),
+        (RuntimeError("CUDA out of memory"), False),
+    ],
+)
+def test_a_rank_that_lost_another_lets_that_one_speak(error, waited, rank, monkeypatch):
+    def main() -> None:
+        raise error
+
+    naps: list[float] = []
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(cli.time, "sleep", naps.append)
+    with pytest.raises(RuntimeError):
+        cli.run(main)
+    assert naps == [cli.LONG_PATIENCE] * waited
+
+
+LONE_RANK = """
+import torch, sys
+from minigpt4.common import cli
+from minigpt4.common.dist_utils import barrier, distributed, rank
+from minigpt4.common.errors import UserError
+
+def main():
+    with distributed(torch.device("cpu")):
+        if rank() == int(sys.argv[1]):
+            raise UserError("only this rank knows")
+        barrier()
+
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_what_one_rank_alone_knows_is_one_line(rank, tmp_path):
+    (tmp_path / "fail.py").write_text(LONE_RANK)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*launcher, str(tmp_path / "fail.py"), rank], capture_output=True, text=True)
+    assert "error: only this rank knows\n" in done.stderr and "[rank" not in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(("rank", "told"), [("0", True), ("1", False)])

@@ -14,6 +14,7 @@ from PIL import Image
 
 from minigpt4.common.config import BuildInfo, Config, DatasetConfig, ProcessorConfig, ProcessorsConfig, RunConfig
 from minigpt4.common.errors import UserError
+from minigpt4.common.folder_lock import locked
 from minigpt4.datasets import feature_cache
 from minigpt4.datasets.data_utils import collate
 from minigpt4.datasets.feature_cache import FeatureCache, cached_datasets
@@ -46,7 +47,7 @@ def config(tmp_path, parity_config, monkeypatch) -> Config:
     info = BuildInfo(write_pictures(tmp_path / "train", 10), write_pictures(tmp_path / "val", 3))
     run = RunConfig(device="cpu", amp=False, num_workers=0, batch_size_eval=2, valid_splits=["val"])
     run.cache_features = str(tmp_path / "cache")
-    return Config(model=parity_config, datasets={"cc_sbu_align": DatasetConfig("images", info, images, text)}, run=run)
+    return Config(model=parity_config, datasets={"cc_sbu_align": DatasetConfig(info, images, text)}, run=run)
 
 
 def cached(config: Config) -> dict:
@@ -227,3 +228,17 @@ def test_two_processes_fill_and_train(tmp_path):
 
 KEYS = {"storage": "", "valid_storage": "_val"}
 KEYS_AT = ["stage2", "stage2_val"]
+
+
+def test_two_runs_do_not_fill_one_cache_at_once(config, monkeypatch):
+    monkeypatch.setattr(feature_cache, "_PATIENCE", 0)
+    folder = Path(config.run.cache_features)
+    with locked("run.cache_features", folder), pytest.raises(UserError, match="run.cache_features: .* is in use by"):
+        cached(config)
+    cached(config)
+
+
+def test_a_cache_that_cannot_be_written_is_told(config):
+    (Path(config.run.cache_features) / "train-cc_sbu_align-0.tmp").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"run.cache_features: '.*' can't be written \(Is a directory\)"):
+        cached(config)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minigpt4.common.config import Config, EvaluationDatasetConfig
+from minigpt4.common.config import Config, EvaluationDatasetConfig, RunConfig
 from minigpt4.common.errors import UserError
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 from minigpt4.tasks.vqa import VQATask, normalize, score, table
@@ -40,3 +40,12 @@ def test_wrong_evaluation_configs_fail_before_the_model_is_built():
         VQATask(config).build_eval_datasets()
     with pytest.raises(UserError, match="run.task"):
         ImageTextPretrainTask(Config()).build_eval_datasets()
+
+
+@pytest.mark.parametrize("key", ["run.output_dir", "run.save_path"])
+@pytest.mark.parametrize("file", ["config.yaml", "evaluation.json"])
+def test_results_that_cannot_be_written_are_told(key, file, parity_model, tmp_path):
+    (tmp_path / file).mkdir()
+    task = VQATask(Config(run=RunConfig(**{"output_dir": "unused", key.removeprefix("run."): str(tmp_path)})))
+    with pytest.raises(UserError, match=rf"^{key}: '{tmp_path}' can't be written \(Is a directory\)"):
+        task.evaluate(parity_model, {})
