@@ -1,8 +1,8 @@
-"""Checksums of a checkpoint's files: damage on disk is told where it would be loaded in silence otherwise."""
+"""Checksums of a checkpoint's files: damage on disk is reported, where it would be loaded in silence otherwise."""
 
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -45,7 +45,7 @@ def rename_checked(file: Path, name: str) -> None:
         _write(file.parent, {name if own == file.name else own: noted for own, noted in known.items()})
 
 
-def check_checksums(folder: Path, names: Iterable[str] | None = None) -> None:
+def check_checksums(folder: Path, names: Collection[str] | None = None) -> None:
     """Compares files, all unless named, with the folder's checksums; where it has none, nothing can be told.
 
     A file that has not changed since is not read again by the same process.
@@ -67,13 +67,13 @@ def _problem(file: Path, noted: dict[str, Any]) -> str | None:
     try:
         status = file.stat()
         if not file.is_file():
-            return f"'{file}' can't be read: it is no regular file"
+            return f"'{file}' can't be read: it is not a regular file"
         if status.st_size != noted["size"]:
             return f"'{file}' can't be read as it was written: it has {status.st_size} bytes of {noted['size']}"
         if _crc32_once(file, status.st_size, status.st_mtime_ns) != noted["crc32"]:
-            return f"'{file}' can't be read as it was written: it is damaged, its checksum is another"
-    except OSError as error:
-        return f"'{file}' can't be read: {error.strerror}"
+            return f"'{file}' can't be read as it was written: it is damaged, its checksum differs"
+    except (OSError, ValueError) as error:  # a name that no file can have
+        return f"'{file.parent}' holds no file '{file.name[:80]!a}': {getattr(error, 'strerror', None) or error}"
     return None
 
 

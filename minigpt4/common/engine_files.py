@@ -67,8 +67,11 @@ def load_data(file: Path) -> Any:
 
 
 def _what_else(file: Path) -> str:
-    with safe_globals(_classes()):
-        names = get_unsafe_globals_in_checkpoint(file) if is_zipfile(file) else []
+    try:
+        with safe_globals(_classes()):
+            names = get_unsafe_globals_in_checkpoint(file) if is_zipfile(file) else []
+    except Exception:  # a pickle that is damaged, or made to be
+        names = []
     return f"more than data: {', '.join(names[:3])}" if names else "more than data"
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ _SHARD = 256  # samples in a file
 _PATIENCE = 300.0  # seconds: runs that start together look at it in turn
 _TEXTS = (".json", ".jsonl", ".parquet")  # files that count to the letter, others by name, size and time
 _FINGERPRINT = "fingerprint.json"
+_CHECKSUM = "features_crc32"  # in a sample's JSON
 
 
 class FeatureCache:
@@ -49,15 +51,27 @@ class FeatureCache:
             self.index |= {key: (file.name, text) for key, text in self._shard(file.name).metadata().items()}
 
     def read(self, key: str) -> tuple[Tensor | None, dict[str, Any]]:
-        """A sample's features, None where it has no picture or can't be used, and the rest of it."""
+        """A sample's features, None where it has no picture or can't be used, and the rest of it.
+
+        Raises:
+            UserError: the features are damaged.
+        """
         shard, text = self.index[key]
         sample = json.loads(text)
-        return self._shard(shard).get_tensor(key) if sample is not None else None, sample or {}
+        if sample is None:
+            return None, {}
+        features = self._shard(shard).get_tensor(key)
+        if sample.pop(_CHECKSUM, None) not in (None, _crc32(features)):  # an older cache has none
+            raise UserError(f"{_KEY}: '{self.folder / shard}' is damaged. Delete that file, and it is filled anew.")
+        return features, sample
 
     def write(self, samples: dict[str, tuple[Tensor | None, dict[str, Any] | None]]) -> None:
         """Writes a shard of {sample: (features, the rest)}, atomically. Its first sample names it: no other has it."""
         features = {k: t.to("cpu", torch.bfloat16).contiguous() for k, (t, _) in samples.items() if t is not None}
-        texts = {key: json.dumps(sample if key in features else None) for key, (_, sample) in samples.items()}
+        texts = {
+            key: json.dumps((sample or {}) | {_CHECKSUM: _crc32(features[key])} if key in features else None)
+            for key, (_, sample) in samples.items()
+        }
         name = next(iter(samples)).replace("/", "-")
         file = self.folder / f"{name}.safetensors"
         with writing(_KEY, file):
@@ -73,6 +87,10 @@ class FeatureCache:
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_open": {}}  # open files don't go to workers
+
+
+def _crc32(features: Tensor) -> int:
+    return zlib.crc32(features.contiguous().view(torch.uint8).numpy())
 
 
 class CachedDataset(Dataset):
@@ -225,7 +243,10 @@ def _check_fingerprint(folder: Path, own: dict[str, str]) -> None:
         UserError: they differ.
     """
     file = folder / _FINGERPRINT
-    found = json.loads(file.read_text()) if file.is_file() else {}
+    try:
+        found = json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError:
+        raise UserError(f"{_KEY}: '{file}' is damaged. Delete '{folder}' to fill it anew.") from None
     for key in found.keys() & own.keys():
         if found[key] != own[key]:
             raise UserError(

@@ -96,7 +96,7 @@ class MiniGPTBase(TrainingModel):
         """Token ids without BOS or EOS.
 
         Raises:
-            UserError: a character of it is none.
+            UserError: the text holds half a character, which no tokenizer takes.
         """
         return encode_text(self.llama_tokenizer, text)
 

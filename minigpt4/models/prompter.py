@@ -20,7 +20,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids without BOS or EOS.
 
     Raises:
-        UserError: a character of it is none.
+        UserError: the text holds half a character, which no tokenizer takes.
     """
     try:
         text.encode()

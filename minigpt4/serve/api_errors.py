@@ -41,7 +41,7 @@ def as_api_error(error: Exception) -> ApiError:
         case ApiError():
             return error
         case UserError():
-            return ApiError(400, str(error), getattr(error, "param", "messages"), getattr(error, "code", None))
+            return ApiError(400, str(error), "messages")
         case QueueFullError():
             again = {"Retry-After": str(error.retry_after)}
             message = f"The queue is full. Try again in {error.retry_after} s."

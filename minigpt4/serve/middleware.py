@@ -13,6 +13,7 @@ from minigpt4.serve.address import is_among
 from minigpt4.serve.api_errors import ApiError
 
 PATIENCE = 60.0  # seconds for a request to arrive
+_UPLOAD_SPEED = 100_000  # bytes per second that an upload may count on besides: a video takes its time on a slow line
 MAX_VALUES = 20_000  # of a JSON body: some thousand messages
 _MAX_OTHER = 1_000_000  # bytes of a JSON body that are no picture's: of text, and of numbers and indentation
 _BASE64 = string.ascii_letters.encode() + string.digits.encode() + b"+/-_="
@@ -61,11 +62,13 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        headers, receive = dict(scope["headers"]), self._bounded(receive)
+        headers = dict(scope["headers"])
+        upload = headers.get(b"content-type", b"").lower().startswith(b"multipart/")
+        receive = self._bounded(receive, upload)
         try:
             if int(headers.get(b"content-length", 0)) > self.max_bytes:
                 raise self._too_large()
-            if not headers.get(b"content-type", b"").lower().startswith(b"multipart/"):
+            if not upload:
                 receive = await self._read(receive)
         except ApiError as error:
             return await error.response()(scope, receive, send)
@@ -87,9 +90,10 @@ class BodyLimit:
 
         return again
 
-    def _bounded(self, receive: Receive) -> Receive:
+    def _bounded(self, receive: Receive, upload: bool) -> Receive:
         """Receives a request as `receive` does, but no more than is allowed, and not for longer."""
-        deadline, read, whole = time.perf_counter() + PATIENCE, 0, False
+        seconds = PATIENCE + upload * self.max_bytes / _UPLOAD_SPEED
+        deadline, read, whole = time.perf_counter() + seconds, 0, False
 
         async def bounded() -> Message:
             nonlocal read, whole
@@ -99,7 +103,7 @@ class BodyLimit:
                 with anyio.fail_after(deadline - time.perf_counter()):
                     message = await receive()
             except TimeoutError:
-                raise ApiError(408, f"The request took more than {PATIENCE:.0f} s to arrive.") from None
+                raise ApiError(408, f"The request took more than {seconds:.0f} s to arrive.") from None
             if message["type"] == "http.disconnect":
                 raise ApiError(499, "The client left.")  # which nobody reads, but is counted
             read, whole = read + len(message.get("body", b"")), not message.get("more_body", False)
@@ -117,7 +121,7 @@ def require_few_values(body: bytes) -> None:
     """Refuses JSON that would take long to parse and to check, or much memory, for its size.
 
     It counts by a few fast passes over the bytes: with escaped quotes gone, each second piece between quotes is a
-    string. What is no JSON is not found out here.
+    string. Whether it is JSON at all is not checked here.
 
     Raises:
         ApiError: it has more than `MAX_VALUES` keys and values, too long numbers or text, or is not UTF-8.

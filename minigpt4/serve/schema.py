@@ -43,7 +43,7 @@ def _check_size_and_text(body: Any) -> None:
             try:
                 value.encode()
             except UnicodeEncodeError:  # JSON can write what no text holds
-                raise PydanticCustomError("no_text", "half a surrogate pair is no text") from None
+                raise PydanticCustomError("no_text", "half a surrogate pair is not text") from None
         elif isinstance(value, dict | list):
             if isinstance(value, dict) and len(value) > MAX_FIELDS:
                 most = f"an object of more than {MAX_FIELDS} fields"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minigpt4.common.checkpoint import save_weights
 from minigpt4.common.engine_files import check_engine_files, data_alone, load_data
-from minigpt4.common.errors import UserError, first_line, make_folder
+from minigpt4.common.errors import UserError, first_line, make_folder, writing
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,8 @@ def main(args: argparse.Namespace) -> None:
     """
     make_folder("--out", args.out)
     weights = read_deepspeed(args.folder, args.all)
-    save_weights(weights, args.out)
+    with writing("--out", args.out):
+        save_weights(weights, args.out)
     logger.info("%s: %d tensors, such as %s", args.out, len(weights), min(weights))
 
 
@@ -46,7 +47,7 @@ def read_deepspeed(folder: Path, everything: bool = False) -> dict[str, Tensor]:
         UserError: the folder holds none of these, or they can't be read.
     """
     latest = folder / "latest"
-    place = folder / latest.read_text().strip() if latest.is_file() else folder
+    place = folder / latest.read_text(errors="replace").strip() if latest.is_file() else folder
     tags = [place, *(p for p in sorted(place.glob("*")) if p.is_dir())] if place.is_dir() else []
     for tag in tags:
         try:

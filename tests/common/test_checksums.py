@@ -1,5 +1,6 @@
 """A checkpoint's files are as they were written, or the one that is not is named."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,14 @@ def test_a_file_of_its_own_may_come_later_and_one_may_be_renamed(folder):
     (folder / "weights.safetensors").write_bytes(bytes(256))
     with pytest.raises(UserError, match="weights.safetensors' .* damaged"):
         check_checksums(folder)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800", "a" * 5000])
+def test_names_that_no_file_has_are_one_line(name, folder):
+    (folder / "checksums.json").write_text(json.dumps({name: {"crc32": "0", "size": 0}}))
+    with pytest.raises(UserError, match="holds no file 'a") as error:
+        check_checksums(folder)
+    assert len(str(error.value)) < 400 and str(error.value).isprintable()
 
 
 def test_without_checksums_nothing_is_told_and_damaged_ones_are(folder):

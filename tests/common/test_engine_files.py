@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,16 @@ def test_no_caller_of_torch_load_can_run_code(file_format, tmp_path, monkeypatch
     assert not (tmp_path / "ran").exists()
     assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+@pytest.mark.parametrize("opcodes", [b"\xff", b"(i", b"\x93."], ids=["unknown", "INST", "STACK_GLOBAL"])
+def test_opcodes_that_no_pickle_has_are_one_line(opcodes, tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02" + opcodes)
+        archive.writestr("x/version", "3")
+    with pytest.raises(UserError, match="x.pt' ") as error:
+        load_data(tmp_path / "x.pt")
+    assert "\n" not in str(error.value)
 
 
 def test_deepspeeds_own_classes_are_read(tmp_path):

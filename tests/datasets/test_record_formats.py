@@ -169,7 +169,7 @@ def write(folder: Path, record: dict) -> list[Path]:
 def sample_of(file: Path, size: int) -> dict:
     images, text = ProcessorConfig("blip2_image_eval", image_size=size), ProcessorConfig("base_instruction")
     processors = ProcessorsConfig(images, images), ProcessorsConfig(text, text)
-    config = DatasetConfig("images", BuildInfo(str(file)), *processors)
+    config = DatasetConfig(BuildInfo(str(file)), *processors)
     return registry.get_builder_class("instruction")("instruction", config).build("train")[0]
 
 
@@ -203,6 +203,9 @@ def test_what_is_left_out_and_what_is_not():
     assert (welcome.questions, welcome.answers, welcome.dropped) == (["Hi."], ["Hello."], 1)
     system = [{"role": "system", "content": "Say hello."}, {"role": "assistant", "content": "Hello."}]
     assert parse_record({"messages": system}).questions == ["Say hello."]  # somebody asked
+    later = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yes?"}]
+    greeted = parse_record({"messages": system + later})
+    assert (greeted.questions, greeted.answers, greeted.dropped) == (["Say hello.\nHi."], ["Yes?"], 1)
     with pytest.raises(RecordError, match="turns: an answer without a question"):
         parse_record({"messages": said("a", "b") + said("", "c")[1:]})
 

@@ -63,7 +63,7 @@ def block(storage: Path) -> DatasetConfig:
         ProcessorConfig("base_instruction", max_words=999),
     )
     info = BuildInfo(str(storage), str(storage))
-    return DatasetConfig("images", info, ProcessorsConfig(images, images), ProcessorsConfig(text, text))
+    return DatasetConfig(info, ProcessorsConfig(images, images), ProcessorsConfig(text, text))
 
 
 CAPTIONS = [*GOOD, HALF, "See <ImageHere>.", " ! "]

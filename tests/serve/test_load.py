@@ -20,6 +20,7 @@ from minigpt4.common.config import ProcessorConfig
 from minigpt4.conversation.conversation import IMAGE, Turn
 from minigpt4.processors import build_processor
 from minigpt4.serve import middleware
+from minigpt4.serve.api_errors import ApiError
 from minigpt4.serve.batching import Ask
 from minigpt4.serve.service import Limits, Service
 from tests.serve.asking import NAME, SCENES, client_of, running, user
@@ -232,6 +233,26 @@ def test_an_answer_may_take_longer_than_its_request_may(monkeypatch):
     scope = {"type": "http", "headers": []}
     asyncio.run(middleware.BodyLimit(answer, max_bytes=99)(scope, receive, None))
     assert [message["type"] for message in received] == ["http.request", "http.disconnect"]
+
+
+def test_an_upload_has_time_by_its_size(monkeypatch):
+    clock = SimpleNamespace(perf_counter=lambda: clock.now, now=0)
+    monkeypatch.setattr(middleware, "time", clock)
+    received = []
+
+    async def take(scope, receive, send):
+        while True:
+            received.append(await receive())
+
+    async def receive():
+        clock.now += 9 * middleware.PATIENCE
+        return {"type": "http.request", "body": b"a", "more_body": True}
+
+    upload = {"type": "http", "headers": [(b"content-type", b"multipart/form-data; boundary=x")]}
+    limited = middleware.BodyLimit(take, max_bytes=100_000_000)
+    with pytest.raises(ApiError, match="The request took more than 1060 s to arrive"):
+        asyncio.run(limited(upload, receive, None))
+    assert len(received) == 2
 
 
 def test_the_end_of_the_server_ends_the_answers(slow):

@@ -4,7 +4,7 @@ import pytest
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
 from pydantic import ValidationError
 
-from minigpt4.serve.messages import MAX_MESSAGES, MAX_PARTS
+from minigpt4.serve.messages import MAX_PARTS
 from minigpt4.serve.schema import MAX_FIELDS, ChatRequest
 
 HELLO = {"role": "user", "content": "hello"}
@@ -23,7 +23,6 @@ def errors_of(**request) -> list[dict]:
     [
         {"messages": [1] * MANY},
         {"messages": [{}] * MANY},
-        {"messages": [HELLO] * (MAX_MESSAGES + 1)},
         {"messages": [{"role": "user", "content": [WORD] * (MAX_PARTS + 1)}]},
         {"messages": [{"role": "user", "content": [{"a": 1}] * MAX_PARTS}] * 9},
         {"messages": [{"role": "system", "content": [1] * MAX_PARTS}] * 9},
@@ -41,8 +40,8 @@ def test_of_many_errors_the_first_is_told(request_):
 
 
 def test_large_requests_are_good_ones():
-    messages = [HELLO] * (MAX_MESSAGES - 1) + [{"role": "user", "content": [WORD] * MAX_PARTS}]
-    assert len(ChatRequest.model_validate({"model": "tiny", "messages": messages}).messages) == MAX_MESSAGES
+    messages = [HELLO] * 999 + [{"role": "user", "content": [WORD] * MAX_PARTS}]
+    assert len(ChatRequest.model_validate({"model": "tiny", "messages": messages}).messages) == 1000
 
 
 def test_each_of_openais_fields_is_decided_about():

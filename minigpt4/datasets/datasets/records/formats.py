@@ -20,7 +20,7 @@ _LISTS = ("messages", "conversations")
 _PAIRS = {"instruction": "output", "query": "response", "question": "answer"}
 _CAPTIONS = ("caption", "text")
 _KNOWN = "; ".join([*_LISTS, *map(", ".join, _PAIRS.items()), "image, caption"])
-_ROLES = dict.fromkeys(("human", "user", "system"), "user")
+_ROLES = {"system": "system"} | dict.fromkeys(("human", "user"), "user")
 _ROLES |= dict.fromkeys(("gpt", "assistant", "bot", "chatgpt", "model"), "assistant")
 _NAMED = "<img>(.+?)</img>"  # Qwen-VL's
 _SHOWN = 10  # keys that an error names
@@ -32,7 +32,7 @@ class Said:
 
     Attributes:
         format: the keys by which it was known.
-        turns: ("user" or "assistant", what should be text); the system's words are the user's. Pictures that are named
+        turns: ("system", "user" or "assistant", what should be text). Pictures that are named
             within a turn have left a placeholder.
         images, videos: file names and data: URLs, in the order of their places.
     """
@@ -73,7 +73,7 @@ def unknown(why: str) -> RecordError:
 
 
 def _system(raw: dict[str, Any]) -> list[tuple[str, Any]]:
-    return [("user", raw["system"])] if raw.get("system") else []
+    return [("system", raw["system"])] if raw.get("system") else []
 
 
 def _history(raw: dict[str, Any]) -> list[tuple[str, Any]]:

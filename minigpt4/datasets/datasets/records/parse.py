@@ -33,12 +33,14 @@ def parse_record(raw: Any) -> Record:
 def _add_turns(record: Record, turns: list[tuple[str, Any]]) -> None:
     """Pairs questions and answers. What is said before an answer, the system's words too, is one question."""
     asked: list[str] = []
+    greets = any(role == "user" for role, _ in turns)  # else the system's words may be the question
     for role, text in turns:
-        if role == "assistant" and not asked and not record.questions:
+        greets &= role != "user"
+        if role == "assistant" and not record.questions and (greets or not asked):
             record.dropped += 1  # nobody asked
             continue
         _check_text(text)
-        if role == "user":
+        if role != "assistant":
             asked.append(_canonical(text, record))
         elif not asked:
             raise RecordError("turns", "an answer without a question")
