@@ -32,7 +32,7 @@ def read(folder: Path, files: dict[str, bytes], format_: int = tarfile.PAX_FORMA
             tar.addfile(member, io.BytesIO(data))
     images, text = ProcessorConfig("blip2_image_eval", image_size=8), ProcessorConfig("base_instruction")
     info = BuildInfo(valid_storage=str(folder / "0.tar"), **info)
-    config = DatasetConfig("images", info, ProcessorsConfig(images, images), ProcessorsConfig(text, text))
+    config = DatasetConfig(info, ProcessorsConfig(images, images), ProcessorsConfig(text, text))
     dataset = registry.get_builder_class("cc_sbu")("cc_sbu", config).build("val")
     samples = [use(name, None, load) for name, load in dataset]
     return [s.reason.replace(str(folder), "") if isinstance(s, Skipped) else s["answer"] for s in samples]
