@@ -52,9 +52,8 @@ _KEYS = {  # * is any name, or any place in a list
         _COUNT: "max_epoch iters_per_epoch max_iters batch_size_train batch_size_eval accum_grad_iters log_freq "
         "save_steps keep_last max_bad_steps",
         _NOT_NEGATIVE: "seed warmup_steps min_lr weight_decay",
-        _POSITIVE: "init_lr eps max_grad_norm",
+        _POSITIVE: "init_lr lr_decay_rate eps max_grad_norm",
         _BELOW_1: "betas[*]",
-        _ABOVE_0: "lr_decay_rate",
         _PART: "max_skip_rate",
         _WORKERS: "num_workers",
         _ANY: "warmup_lr",
