@@ -13,7 +13,7 @@ from minigpt4.common.errors import UserError
 from minigpt4.conversation.chat import turns_of
 from minigpt4.conversation.conversation import Turn
 from minigpt4.conversation.pictures import Picture, Video
-from minigpt4.datasets.datasets.records import image_folder, read_records, record_id
+from minigpt4.datasets.datasets.records import BadLine, image_folder, read_records, record_id
 from minigpt4.processors.picture_file import FORMATS, Room
 
 
@@ -94,8 +94,10 @@ def read_questions(file: str, text: str | None, folder: str | None) -> list[Ques
     """
     start, questions = image_folder(file, folder), []
     for index, raw in enumerate(read_records("--input", file)):
+        if isinstance(raw, BadLine):  # answers are few, and each is waited for
+            raise UserError(raw.reason)
         own = raw.get("id") if isinstance(raw, dict) else None
-        name = own if isinstance(own, int) else record_id(raw, index)
+        name = own if isinstance(own, int | str) and own != "" else record_id(raw, index)
         try:
             questions.append(_question(raw, name, text, start))
         except UserError as error:
