@@ -84,7 +84,8 @@ def echo(parity_model, monkeypatch):
         return [answer]
 
     monkeypatch.setattr(parity_model, "generate", generate)
-    return model
+    yield model
+    model.go.set()  # a test that failed leaves no answer behind that others would wait for
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -252,7 +253,10 @@ def test_through_pipes_a_command_that_is_put_right_lets_go_on(tiny, capsys):
 
 def test_ctrl_c_ends_a_piped_chat_while_it_answers():
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(COMMAND, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes) as program:
+    # tests that a shell runs in the background ignore SIGINT, and so would the program
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(COMMAND, cwd=ROOT, env=environment, preexec_fn=heed, **pipes) as program:
         program.stdin.write(b"Describe this image in detail.\n" * 500)
         program.stdin.flush()  # and not closed: it would wait for more
         assert program.stdout.read(1)
