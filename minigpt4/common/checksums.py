@@ -73,7 +73,7 @@ def _problem(file: Path, noted: dict[str, Any]) -> str | None:
         if _crc32_once(file, status.st_size, status.st_mtime_ns) != noted["crc32"]:
             return f"'{file}' can't be read as it was written: it is damaged, its checksum differs"
     except (OSError, ValueError) as error:  # a name that no file can have
-        return f"'{file.parent}' holds no file '{file.name[:80]!a}': {getattr(error, 'strerror', None) or error}"
+        return f"{str(file.with_name(file.name[:80]))!r} can't be read: {getattr(error, 'strerror', None) or error}"
     return None
 
 

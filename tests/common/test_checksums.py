@@ -51,7 +51,7 @@ def test_a_file_of_its_own_may_come_later_and_one_may_be_renamed(folder):
 @pytest.mark.parametrize("name", ["a\0b", "a\ud800", "a" * 5000])
 def test_names_that_no_file_has_are_one_line(name, folder):
     (folder / "checksums.json").write_text(json.dumps({name: {"crc32": "0", "size": 0}}))
-    with pytest.raises(UserError, match="holds no file 'a") as error:
+    with pytest.raises(UserError, match="can't be read: ") as error:
         check_checksums(folder)
     assert len(str(error.value)) < 400 and str(error.value).isprintable()
 

@@ -171,15 +171,20 @@ def test_damaged_shards_are_named(config, tmp_path):
         cached(config)
 
 
+def read_all(config: Config) -> None:
+    for own in cached(config).values():
+        for i in range(len(own["cc_sbu_align"])):
+            own["cc_sbu_align"][i]
+
+
 def test_a_flipped_bit_and_a_damaged_fingerprint_are_found(config, tmp_path):
-    shard = tmp_path / "cache" / "val-cc_sbu_align-0.safetensors"
-    dataset = cached(config)["val"]["cc_sbu_align"]
-    assert dataset[0]["image_features"].shape == (8, 64)
+    read_all(config)
+    shard = next((tmp_path / "cache").glob("*.safetensors"))
     data = bytearray(shard.read_bytes())
     data[-1] ^= 64
     shard.write_bytes(data)
-    with pytest.raises(UserError, match="val-cc_sbu_align-0.safetensors' is damaged. Delete that file"):
-        list(map(cached(config)["val"]["cc_sbu_align"].__getitem__, range(len(dataset))))
+    with pytest.raises(UserError, match="safetensors' is damaged. Delete that file"):
+        read_all(config)
     (tmp_path / "cache" / "fingerprint.json").write_text("{")
     with pytest.raises(UserError, match="fingerprint.json' is damaged. Delete '.*cache' to fill it anew"):
         cached(config)
