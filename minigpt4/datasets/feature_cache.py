@@ -90,7 +90,7 @@ class FeatureCache:
 
 
 def _crc32(features: Tensor) -> int:
-    return zlib.crc32(features.contiguous().view(torch.uint8).numpy())
+    return zlib.crc32(features.contiguous().view(torch.uint8).numpy().tobytes())
 
 
 class CachedDataset(Dataset):
