@@ -132,6 +132,7 @@ def test_the_demos_arguments_reach_the_page(monkeypatch):
         "max_sessions": 3,
         "max_image_pixels": 5,
         "max_upload_mb": 7,
+        "allowed_hosts": [],
     }
 
 

@@ -145,7 +145,7 @@ SAID = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         ({"image": "a", "instruction": "a", "output": "<ImageHere>"}, "an answer holds a placeholder"),
         (conversation("a"), "turns: the last question has no answer"),
         ({"conversations": [{"from": "gpt", "value": "a"}]}, "turns: an answer without a question"),
-        ({"conversations": [{"from": "robot", "value": "a"}]}, "turns: 'from' is 'robot'; known: human"),
+        ({"conversations": [{"from": "robot", "value": "a"}]}, "turns: 'from' is 'robot'; known: system, human"),
         ({"conversations": "a"}, "unknown format: expected a list of objects, found 'a'"),
         ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "a part of type 'audio'; known: text"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "url": "a"}]}], "image": "x"}, "Do one of both"),

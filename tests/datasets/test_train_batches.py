@@ -290,7 +290,15 @@ def test_a_shard_that_is_damaged_between_its_files_is_named(damage, compress, fo
 def test_what_cannot_be_used_is_skipped_counted_and_named(damaged, workers, caplog):
     found = batches(damaged, num_workers=workers, max_skip_rate=0.5)
     drawn(found, 40)
-    for name in ("0.jpg", "2.jpg", "3: no caption", "3.tar", "4.tar", "5.tar: no samples", "truncated: can't be read"):
+    for name in (
+        "0.jpg",
+        "2.jpg",
+        "3: no caption",
+        "3.tar",
+        "4.tar",
+        "5.tar: no samples",
+        "truncated: this can't be read",
+    ):
         assert name in caplog.text
     for name in ("unsaid: no caption", "unseen: no picture", "no_json: no caption", "bad_json: "):
         assert f"6.tar/{name}" in caplog.text

@@ -200,8 +200,9 @@ def test_only_training_reads_jpegs_at_reduced_size(kind, tmp_path):
             return InstructionDataset(**common, storage=own, training=training, images=None, n_frms=1)[0]["image"]
         if kind == "align":
             return CCSBUAlignDataset(**common, storage=str(tmp_path), training=training)[0]["image"]
-        [sample] = ShardedCaptionDataset(**common, storage=str(tmp_path), training=training)
-        return sample["image"]
+        keys = {"image_keys": ["jpg"], "caption_keys": ["json:caption"]}
+        [(_, sample)] = ShardedCaptionDataset(**common, **keys, storage=str(tmp_path), training=training)
+        return sample()["image"]
 
     assert torch.equal(read(False), EVAL.load(io.BytesIO(picture), False))
     assert torch.equal(read(True), EVAL.load(io.BytesIO(picture), True))

@@ -130,6 +130,6 @@ def test_the_command_refuses_a_damaged_checkpoint_with_one_line(whole, tmp_path,
     assert status.value.code == 2
     told = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert told == [
-        f"error: run.resume: '{file}' can't be read as it was written: it is damaged, its checksum is another. Use "
+        f"error: run.resume: '{file}' can't be read as it was written: it is damaged, its checksum differs. Use "
         "another checkpoint."
     ]

@@ -112,7 +112,7 @@ def test_a_client_that_leaves_ends_the_decoding_of_its_picture(api_url, monkeypa
     monkeypatch.setattr(service, "_heed", note)
     body = {"model": NAME, "messages": [user(SCENES[0], "What is it?")], "max_tokens": 1}
     content, address = json.dumps(body), urlsplit(api_url)
-    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length:"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length:"
     with socket.create_connection((address.hostname, address.port)) as client:
         client.sendall(f"{head} {len(content)}\r\n\r\n{content}".encode())
         assert began.wait(LIMIT)

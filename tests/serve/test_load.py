@@ -246,6 +246,7 @@ def test_an_upload_has_time_by_its_size(monkeypatch):
 
     async def receive():
         clock.now += 9 * middleware.PATIENCE
+        await asyncio.sleep(0)
         return {"type": "http.request", "body": b"a", "more_body": True}
 
     upload = {"type": "http", "headers": [(b"content-type", b"multipart/form-data; boundary=x")]}

@@ -58,8 +58,8 @@ def test_a_question_that_waits_can_be_given_up(visitor, echo, way):
 
 @pytest.mark.parametrize("way", ["stop", "restart"])
 def test_the_first_question_can_be_given_up_while_its_pictures_are_read(visitor, echo, picture, monkeypatch, way):
-    read, go, client = visitors._open, threading.Event(), visitor()
-    monkeypatch.setattr(visitors, "_open", lambda *args: go.wait(LIMIT) and read(*args))
+    read, go, client = visitors.Handlers._open, threading.Event(), visitor()
+    monkeypatch.setattr(visitors.Handlers, "_open", lambda *args: go.wait(LIMIT) and read(*args))
     asked = begun(client, "never asked", 1, [picture("red")])
     assert asked.outputs()[0][-1] == "Reading …" and asked.outputs()[0][1]["value"]["text"] == ""
     with pytest.raises(AppError, match="nothing to save yet"):

@@ -117,7 +117,7 @@ def test_the_number_of_frames_is_the_configs(tmp_path):
     assert frames("preprocess.n_frms=5") == (5, 5)
     assert frames("preprocess.n_frms=5", block=", n_frms: 3") == (5, 3)
     for key in ("preprocess", "datasets.instruction.build_info"):
-        with pytest.raises(UserError, match=f"{key}.n_frms: 0 is out of range"):
+        with pytest.raises(UserError, match=r"n_frms: 0 is out of range"):
             frames(f"{key}.n_frms=0")
 
 
