@@ -203,6 +203,8 @@ class Handlers:
             if str(mimetypes.guess_type(file)[0]).startswith("video/"):
                 return Video(file, self.n_frms).pictures(room, decoder)
             return [Picture.from_file(file, room, decoder)]
+        except RestartedError:
+            raise
         except UserError as error:  # where we keep it is our business
             words = str(error).removeprefix(str(file)).lstrip(": ").replace(str(file), "it")
             raise UserError(f"{file.name}: {words}") from None
