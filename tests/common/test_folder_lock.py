@@ -17,6 +17,7 @@ from minigpt4.common.dist_utils import barrier, is_main
 from minigpt4.common.errors import UserError
 from minigpt4.common.folder_lock import locked
 from tests.runners.toy import on_ranks
+from tests.waiting import LIMIT
 
 HOLD = """
 import os, sys
@@ -56,9 +57,10 @@ def test_what_a_killed_process_forked_is_waited_for(tmp_path):
     with hold(tmp_path, "fork") as process:
         process.kill()
         process.wait()
-        process.stdin.close()  # the child ends
-        with locked("run.output_dir", tmp_path, 300):
-            pass
+        holder = json.loads((tmp_path / ".lock.json").read_text())["pid"]
+        process.stdin.close()  # the child ends: some versions of filelock leave it the parent's lock until then
+        with locked("run.output_dir", tmp_path, LIMIT):
+            assert json.loads((tmp_path / ".lock.json").read_text())["pid"] == os.getpid() != holder
 
 
 def test_it_is_free_after_an_error(tmp_path):
@@ -100,10 +102,12 @@ def be_told_then_hold(folder: Path, process: int) -> None:
             pass
     if is_main():
         os.kill(process, signal.SIGKILL)
-    with locked("run.output_dir", folder, 300):
+    with locked("run.output_dir", folder, LIMIT):
         barrier()
 
 
 def test_all_ranks_hold_it_as_one_and_are_all_told(tmp_path):
     with hold(tmp_path) as process:
         on_ranks(2, be_told_then_hold, tmp_path, process.pid)
+        assert process.wait() == -signal.SIGKILL
+    assert json.loads((tmp_path / ".lock.json").read_text())["pid"] != process.pid  # a rank has had it since

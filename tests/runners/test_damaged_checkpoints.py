@@ -116,6 +116,8 @@ def test_all_ranks_follow_the_first_ones_choice(whole, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "run")
     in_weights(folder / "checkpoint_1")
     on_ranks(2, go_on_with_the_one_before, folder)
+    assert [path.name for path in training_state.checkpoints(folder)] == ["checkpoint_0"]
+    assert (folder / "checkpoint_1.abandoned").is_dir()
 
 
 def test_the_command_refuses_a_damaged_checkpoint_with_one_line(whole, tmp_path, monkeypatch, capsys):

@@ -74,3 +74,5 @@ def test_one_flipped_bit_in_a_file_of_the_engine_is_found(runs, tmp_path):
     for _, file in spoilt.values():
         flip(file, os.path.getsize(file) // 2)
     on_ranks(2, pass_over_the_damaged, spoilt)
+    assert len(spoilt) == sum(map(len, STAGES.values()))
+    assert all((folder / "checkpoint_1.abandoned").is_dir() for folder in spoilt)

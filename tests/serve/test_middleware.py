@@ -162,12 +162,14 @@ def test_no_error_repeats_megabytes(api_url, name):
 def test_large_pictures_and_long_conversations_are_no_such_bodies():
     picture = base64.b64encode(bytes(range(256)) * 60_000).decode()  # 20 MB
     escaped = picture.replace("+", "\\u002B").replace("/", "\\/")  # as .NET and PHP write it
-    require_few_values(b'{"url": "data:image/png;base64,' + escaped.encode() + b'"}')
+    assert require_few_values(b'{"url": "data:image/png;base64,' + escaped.encode() + b'"}') is None
     turns = [
         user(SCENES[0], 'How many, and where, is the one that is "left"? é' * 4),
         {"role": "assistant", "content": "x"},
     ]
-    require_few_values(json.dumps({"messages": turns * 500}, indent=2).encode())
+    assert require_few_values(json.dumps({"messages": turns * 500}, indent=2).encode()) is None
+    with pytest.raises(ApiError, match="The body has more than .* keys and values"):
+        require_few_values(json.dumps({"messages": turns * 5000}, indent=2).encode())
 
 
 @pytest.mark.parametrize(
