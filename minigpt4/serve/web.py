@@ -158,8 +158,8 @@ def _serving_at(place: socket) -> Iterator[None]:
         reached = "localhost" if server_name == "0.0.0.0" else server_name
         return server_name, server_port, f"http://{reached}:{server_port}/", server
 
-    gradios, http_server.start_server = http_server.start_server, start_server  # type: ignore[assignment]
+    original, http_server.start_server = http_server.start_server, start_server  # type: ignore[assignment]
     try:
         yield
     finally:
-        http_server.start_server = gradios
+        http_server.start_server = original
