@@ -1,6 +1,6 @@
 """Chat about images in a web page: python demo.py [--cfg-path eval_configs/minigpt4_tiny_eval.yaml]"""
 
-from minigpt4.common.cli import add_serving, config_parser, credentials, positive, run
+from minigpt4.common.command_line import add_serving, config_parser, credentials, positive, run
 from minigpt4.common.limits import MAX_SESSIONS, MAX_UPLOAD_MB
 from minigpt4.serve.loading import DEFAULT_CONFIG, read_config
 
@@ -33,7 +33,7 @@ def main() -> None:
 
     config = read_config(args)  # wrong configs fail before the slow imports below
 
-    from minigpt4.serve.web import serve
+    from minigpt4.serve.web.server import serve
 
     serve(
         config,

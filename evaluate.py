@@ -1,6 +1,6 @@
 """Evaluate: python evaluate.py --cfg-path eval_configs/minigpt4_tiny_benchmark.yaml [--options model.ckpt=X]"""
 
-from minigpt4.common.cli import config_parser, run
+from minigpt4.common.command_line import config_parser, run
 
 
 def main() -> None:
@@ -9,19 +9,19 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    from minigpt4.common.config import load_config
-    from minigpt4.common.config_names import check_names
+    from minigpt4.config.loading import load_config
+    from minigpt4.config.names import check_names
 
     config = load_config(args.cfg_path, args.options)  # wrong configs fail before the slow imports below
     check_names(config)
 
     import torch
 
-    from minigpt4.common.dist_utils import distributed, pick_device
+    from minigpt4.common.distributed import distributed, pick_device
     from minigpt4.common.errors import Problems
     from minigpt4.common.folder_lock import locked
-    from minigpt4.common.logger import setup_logger
     from minigpt4.common.registry import registry
+    from minigpt4.runners.log import setup_logger
 
     problems = Problems()  # told together, before anything is loaded
     device = torch.device("cpu")

@@ -2,25 +2,25 @@
 
 from pathlib import Path
 
-from minigpt4.common.cli import config_parser, run
+from minigpt4.common.command_line import config_parser, run
 
 
 def main() -> None:
     args = config_parser("Align a vision tower with an LLM, as a YAML file says.").parse_args()
 
-    from minigpt4.common.config import load_config
-    from minigpt4.common.config_names import check_names
+    from minigpt4.config.loading import load_config
+    from minigpt4.config.names import check_names
 
     config = load_config(args.cfg_path, args.options)  # wrong configs fail before the slow imports below
     check_names(config)
 
     import torch
 
-    from minigpt4.common.dist_utils import distributed, pick_device, seed_everything
+    from minigpt4.common.distributed import distributed, pick_device, seed_everything
     from minigpt4.common.errors import Problems
     from minigpt4.common.folder_lock import locked
-    from minigpt4.common.logger import setup_logger
     from minigpt4.common.registry import registry
+    from minigpt4.runners.log import setup_logger
 
     problems = Problems()  # told together, before anything is loaded
     device = torch.device("cpu")
@@ -34,7 +34,7 @@ def main() -> None:
                 runner_class.check(config)
             task = registry.get_task_class(config.run.task)(config)
             if cached := bool(config.run.cache_features):
-                from minigpt4.datasets.feature_cache import cached_datasets
+                from minigpt4.runners.feature_cache import cached_datasets
 
                 problems.tell()
                 datasets = cached_datasets(config, task)

@@ -109,7 +109,7 @@ class Server:
     """`minigpt4 serve` on a free port."""
 
     def __enter__(self) -> "Server":
-        command = [sys.executable, "-c", "from minigpt4.tools.cli import main; main()", "serve", "--port", "0"]
+        command = [sys.executable, "-c", "from minigpt4.cli import main; main()", "serve", "--port", "0"]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr

@@ -29,10 +29,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
 
 from benchmarks.common import in_turn, machine  # noqa: E402
 from benchmarks.instructblip import Rival, instructblip, use_mkl  # noqa: E402
-from minigpt4.common.config import ModelConfig, ProcessorConfig, QformerConfig, VitConfig  # noqa: E402
-from minigpt4.conversation.chat import Chat  # noqa: E402
+from minigpt4.config.schema import ModelConfig, ProcessorConfig, QformerConfig, VitConfig  # noqa: E402
 from minigpt4.conversation.conversation import IMAGE, Turn  # noqa: E402
-from minigpt4.models.compiled import CompiledDecoding  # noqa: E402
+from minigpt4.inference.chat import Chat  # noqa: E402
+from minigpt4.inference.compiled import CompiledDecoding  # noqa: E402
 from minigpt4.models.llm import load_tokenizer, pick_dtype  # noqa: E402
 from minigpt4.models.minigpt4 import MiniGPT4  # noqa: E402
 from minigpt4.processors import build_processor  # noqa: E402

@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from minigpt4.common.config import BuildInfo, Config, DatasetConfig, ProcessorConfig, ProcessorsConfig, RunConfig
 from minigpt4.common.registry import registry
-from minigpt4.datasets.train_batches import TrainBatches
+from minigpt4.config.schema import BuildInfo, Config, DatasetConfig, ProcessorConfig, ProcessorsConfig, RunConfig
+from minigpt4.datasets.mixture import TrainBatches
 from minigpt4.processors.image import CLIP_MEAN, CLIP_STD, Blip2ImageTrainProcessor
 
 BATCH = 32

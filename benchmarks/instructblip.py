@@ -15,10 +15,11 @@ from transformers import (
     InstructBlipVisionConfig,
 )
 
-from minigpt4.common.config import ModelConfig
+from minigpt4.config.schema import ModelConfig
+from minigpt4.conversation.prompter import IMAGE_ROW
 from minigpt4.models.cpu_linear import OneDnnLinear
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.splice import IMAGE_ROW, pad
+from minigpt4.models.splice import pad
 
 IMAGE_TOKEN, PAD = 0, 1  # ids that no prompt of the benchmark holds
 

@@ -25,16 +25,17 @@ from PIL import Image  # noqa: E402
 
 from benchmarks.chat import IMAGE_SIZE, random_model, towers  # noqa: E402
 from benchmarks.common import machine  # noqa: E402
-from minigpt4.common.config import ProcessorConfig, load_config  # noqa: E402
 from minigpt4.common.registry import registry  # noqa: E402
-from minigpt4.conversation.pictures import Picture  # noqa: E402
+from minigpt4.config.loading import load_config  # noqa: E402
+from minigpt4.config.schema import ProcessorConfig  # noqa: E402
+from minigpt4.inference.pictures import Picture  # noqa: E402
 from minigpt4.models.minigpt_base import MiniGPTBase  # noqa: E402
 from minigpt4.processors import build_processor  # noqa: E402
 from minigpt4.serve.address import bind  # noqa: E402
-from minigpt4.serve.api import build_app  # noqa: E402
-from minigpt4.serve.batching import Ask  # noqa: E402
+from minigpt4.serve.api.batching import Ask  # noqa: E402
+from minigpt4.serve.api.routes import build_app  # noqa: E402
+from minigpt4.serve.api.service import Limits, Service  # noqa: E402
 from minigpt4.serve.http import Server  # noqa: E402
-from minigpt4.serve.service import Limits, Service  # noqa: E402
 
 CLIENTS = (1, 8, 32)
 NAME = "model"

@@ -25,10 +25,19 @@ from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import minigpt4
-from minigpt4.common.config import BuildInfo, Config, DatasetConfig, ModelConfig, ProcessorConfig, ProcessorsConfig
-from minigpt4.common.config_schema import QformerConfig, RunConfig, VitConfig
-from minigpt4.common.dist_utils import pick_device
+from minigpt4.common.distributed import pick_device
 from minigpt4.common.registry import registry
+from minigpt4.config.schema import (
+    BuildInfo,
+    Config,
+    DatasetConfig,
+    ModelConfig,
+    ProcessorConfig,
+    ProcessorsConfig,
+    QformerConfig,
+    RunConfig,
+    VitConfig,
+)
 from minigpt4.models import training
 from minigpt4.models.llm import load_tokenizer, pick_dtype
 from minigpt4.models.minigpt4 import MiniGPT4

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from minigpt4.common.config import Config, ModelConfig, QformerConfig, VitConfig
+from minigpt4.cli import main
+from minigpt4.config.schema import Config, ModelConfig, QformerConfig, VitConfig
 from minigpt4.models.minigpt4 import MiniGPT4, MiniGPTv2
-from minigpt4.tools.cli import main
 
 PARITY = Path(__file__).parent / "fixtures" / "parity"
 torch.set_num_threads(2)

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from benchmarks.chat import ratio
-from minigpt4.common.config import ModelConfig, QformerConfig, VitConfig
+from minigpt4.config.schema import ModelConfig, QformerConfig, VitConfig
 
 TOY = "--width 128 --layers 1 --vit-depth 1 --new-tokens 2"
 

@@ -6,9 +6,9 @@ import pytest
 
 import evaluate
 import train
-from minigpt4.common.config import load_config
 from minigpt4.common.errors import UserError
-from minigpt4.serve.web import serve
+from minigpt4.config.loading import load_config
+from minigpt4.serve.web.server import serve
 
 WRONG = ["run.device=npu", "model.vit_model=/no/vit", "model.llama_model=/no/llm"]
 KEYS = ["run.device", "model.vit_model", "model.llama_model"]

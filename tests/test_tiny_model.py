@@ -12,11 +12,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train
-from minigpt4.common.config import load_config
-from minigpt4.conversation.chat import Chat
+from minigpt4.config.loading import load_config
+from minigpt4.inference.chat import Chat
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.processors import build_processor
-from minigpt4.tools.tiny.data import write_all
+from minigpt4.tiny.data import write_all
 from tests.waiting import LIMIT
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from minigpt4.common.dist_utils import all_gather, is_main
+from minigpt4.common.distributed import all_gather, is_main
 from minigpt4.common.errors import Problems, UserError, make_folder, writing
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ _PACKAGES = {
     "processor": "minigpt4.processors",
     "task": "minigpt4.tasks",
     "runner": "minigpt4.runners",
-    "lr_scheduler": "minigpt4.common.optims",
+    "lr_scheduler": "minigpt4.runners.optims",
 }
 
 
@@ -48,6 +48,18 @@ class Registry:
         if name not in self._table[kind]:
             raise UserError(f"'{name}' is not a registered {kind}.{did_you_mean(name, self._table[kind])}")
         return self._table[kind][name]
+
+    def build(self, kind: str, name: str, **arguments: Any) -> Any:
+        """Makes an object of the class that is registered under the name.
+
+        Raises:
+            UserError: nothing is, or the class does not take one of the arguments, or needs another.
+        """
+        cls = self.get(kind, name)
+        try:
+            return cls(**arguments)
+        except TypeError as error:
+            raise UserError(f"{kind} {name}: {str(error).split('() ')[-1]}. Remove that key.") from None
 
     def _import(self, kind: str) -> None:
         if kind in self._imported:

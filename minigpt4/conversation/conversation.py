@@ -10,7 +10,7 @@ from minigpt4.common.errors import UserError, did_you_mean, first_line
 if TYPE_CHECKING:  # slow to import
     from transformers import PreTrainedTokenizerBase
 
-    from minigpt4.conversation.pictures import Picture
+    from minigpt4.inference.pictures import Picture
 
 IMAGE = "<Img><ImageHere></Img>"
 

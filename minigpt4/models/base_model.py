@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
-from minigpt4.common.config import Config
 from minigpt4.common.errors import Problems
+from minigpt4.config.schema import Config
 from minigpt4.models.cpu_linear import pack_4bit, use_onednn
 
 

@@ -15,15 +15,16 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.pytorch_utils import Conv1D
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
-from minigpt4.common.config import ModelConfig
 from minigpt4.common.errors import UserError, did_you_mean, first_line
 from minigpt4.common.wrong_files import wrong_file
+from minigpt4.config.schema import ModelConfig
 from minigpt4.models.cpu_linear import pack_4bit
 
 logger = logging.getLogger(__name__)
@@ -229,9 +230,9 @@ def embedding_of(llm: PreTrainedModel) -> nn.Embedding:
     return cast(nn.Embedding, llm.get_input_embeddings())
 
 
-def window_of(llm: PreTrainedModel) -> float:
+def window_of(llm: PretrainedConfig) -> float:
     """How many tokens the LLM reads at once; infinite where its config says nothing."""
-    return getattr(llm.config.get_text_config(), "max_position_embeddings", None) or float("inf")
+    return getattr(llm.get_text_config(), "max_position_embeddings", None) or float("inf")
 
 
 def check_lora(config: ModelConfig, llm: PreTrainedModel) -> None:

@@ -4,12 +4,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Self
 
-from minigpt4.common.checkpoint import ADAPTERS, load_checkpoints
-from minigpt4.common.config import Config, ModelConfig
-from minigpt4.common.dist_utils import pick_device
+from minigpt4.common.distributed import pick_device
 from minigpt4.common.errors import Problems
 from minigpt4.common.registry import registry
+from minigpt4.config.schema import Config, ModelConfig
 from minigpt4.models.base_model import checkpoint_blocks
+from minigpt4.models.checkpoint import ADAPTERS, load_checkpoints
 from minigpt4.models.llm import add_lora, load_llm, load_tokenizer
 from minigpt4.models.minigpt_base import MiniGPTBase
 from minigpt4.models.preflight import preflight

@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from minigpt4.common.config import ModelConfig
 from minigpt4.common.errors import UserError
+from minigpt4.config.schema import ModelConfig
 from minigpt4.conversation.conversation import get_template
-from minigpt4.models.compiled import CompiledDecoding
-from minigpt4.models.decoding import Decoding, draw_seeds
-from minigpt4.models.generation import Answer, Images, answer_rows, make_rows, raise_first
-from minigpt4.models.kept_cache import KeptCache
+from minigpt4.conversation.prompter import IMAGE_PLACEHOLDER, Prompter, encode_text, prompt_layout
+from minigpt4.inference.compiled import CompiledDecoding
+from minigpt4.inference.decoding import Decoding, draw_seeds
+from minigpt4.inference.generation import Answer, Images, answer_rows, make_rows, raise_first
+from minigpt4.inference.kept_cache import KeptCache
 from minigpt4.models.llm import embedding_of, stop_ids, window_of
 from minigpt4.models.plain_text import check_plain_text
-from minigpt4.models.prompter import Prompter, encode_text
-from minigpt4.models.splice import IMAGE_PLACEHOLDER, prompt_layout
 from minigpt4.models.training import TrainingModel
+from minigpt4.models.vision import feature_rows
 
 
 class MiniGPTBase(TrainingModel):
@@ -45,7 +45,7 @@ class MiniGPTBase(TrainingModel):
         self.prompt_template = config.prompt_template
         self.chat_template = config.chat_template
         self.prompt_list = read_prompts(config.prompt_path, config.prompt_template)
-        own = Prompter.of(config, tokenizer, self.prompt_list, window_of(llm))
+        own = Prompter.of(config, tokenizer, self.prompt_list, feature_rows(config), window_of(llm.config))
         self.turn_template, self.max_context_len = own.turn_template, own.window
         self.plain_text = config.plain_text
         self.unlearned = set()

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from minigpt4.common.checkpoint import check_shape, is_url, local_files, shapes_of, trained_weights
-from minigpt4.common.config import Config, ModelConfig, RunConfig
-from minigpt4.common.dist_utils import pick_device, world_size
+from minigpt4.common.distributed import pick_device, world_size
 from minigpt4.common.errors import Problems, UserError
 from minigpt4.common.wrong_files import wrong_file
+from minigpt4.config.schema import Config, ModelConfig, RunConfig
+from minigpt4.conversation.prompter import Prompter
+from minigpt4.models.checkpoint import check_shape, is_url, local_files, shapes_of, trained_weights
 from minigpt4.models.llm import (
     check_lora,
     dtype_of,
@@ -28,9 +29,8 @@ from minigpt4.models.llm import (
     window_of,
 )
 from minigpt4.models.minigpt_base import read_prompts
-from minigpt4.models.prompter import Prompter
 from minigpt4.models.qformer import build_qformer
-from minigpt4.models.vision import build_vit, convert_weights, feature_width, vit_dtype
+from minigpt4.models.vision import build_vit, convert_weights, feature_rows, feature_width, vit_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def check_tokenizer(config: ModelConfig, folder: Path, llm: PreTrainedModel, pro
             f"model.llama_model: '{config.llama_model}' has a tokenizer of {len(tokenizer)} ids and an LLM that embeds "
             f"{rows}. Put tokenizer and weights of one release into the folder."
         )
-    Prompter.of(config, tokenizer, prompts, window_of(llm)).check_prompts()
+    Prompter.of(config, tokenizer, prompts, feature_rows(config), window_of(llm.config)).check_prompts()
 
 
 def check_llm_weights(folder: Path, llm: PreTrainedModel) -> None:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-from minigpt4.common.checkpoint import load_tensors
-from minigpt4.common.config import QformerConfig
 from minigpt4.common.errors import UserError
+from minigpt4.config.schema import QformerConfig
+from minigpt4.models.checkpoint import load_tensors
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Splices image embeddings into text: pure functions from token ids and tensors to padded LLM inputs.
 
-A layout is a list of ids: a token id, or `IMAGE_ROW` where one row of an image embedding goes. Rows fill the slots in
-order, so a batch needs no index beyond its layouts.
+Image rows fill the slots of a layout (see `conversation.prompter`) in order, so a batch needs no index beyond its
+layouts.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,26 +10,9 @@ import torch
 from torch import Tensor
 
 from minigpt4.common.errors import UserError
+from minigpt4.conversation.prompter import IMAGE_PLACEHOLDER, IMAGE_ROW, Example
 
-IMAGE_PLACEHOLDER = "<ImageHere>"
-IMAGE_ROW = -1  # no token id is negative
 IGNORE = -100  # label that the loss skips
-
-
-def without_places(text: str) -> str:
-    """Somebody's words, in which only a picture may make a place for one."""
-    return text.replace(IMAGE_PLACEHOLDER, " ")  # not "": what stood around it could make another
-
-
-def prompt_layout(prompt: str, encode: Callable[[str], list[int]], rows_per_image: int) -> list[int]:
-    """Lays out one prompt: text around each `<ImageHere>` is encoded by itself, an empty text gives nothing."""
-    layout: list[int] = []
-    for index, text in enumerate(prompt.split(IMAGE_PLACEHOLDER)):
-        if index:
-            layout += [IMAGE_ROW] * rows_per_image
-        if text:
-            layout += encode(text)
-    return layout
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, behind: int | None = None) -> tuple[Tensor, Tensor]:
@@ -75,9 +58,6 @@ def splice(ids: Tensor, images: Tensor | None, embed_tokens: Callable[[Tensor], 
     if images is None:
         return embeds
     return embeds.masked_scatter(is_image.unsqueeze(-1), images.to(embeds.dtype))
-
-
-Example = list[tuple[int, bool]]  # a training layout: ids, and whether the loss counts them
 
 
 def training_batch(examples: Sequence[Example], bos: int | None) -> tuple[Tensor, Tensor, Tensor]:

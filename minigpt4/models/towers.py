@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Blip2QFormerModel
 
-from minigpt4.common.config import ModelConfig
+from minigpt4.config.schema import ModelConfig
 from minigpt4.models.base_model import BaseModel, checkpoint_blocks
 from minigpt4.models.qformer import build_qformer, load_qformer_weights
 from minigpt4.models.vision import JOINED, build_vit, convert_weights, load_vit_weights, vit_dtype

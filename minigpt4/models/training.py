@@ -14,10 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import Template, TokenizerTemplate
+from minigpt4.conversation.prompter import IMAGE_PLACEHOLDER, Example, Prompter
 from minigpt4.models.base_model import BaseModel
 from minigpt4.models.llm import embedding_of
-from minigpt4.models.prompter import Prompter
-from minigpt4.models.splice import IGNORE, IMAGE_PLACEHOLDER, Example, splice, training_batch
+from minigpt4.models.splice import IGNORE, splice, training_batch
 
 logger = logging.getLogger(__name__)
 

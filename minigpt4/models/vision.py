@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from minigpt4.common.checkpoint import load_tensors
-from minigpt4.common.config import ModelConfig, VitConfig
 from minigpt4.common.errors import UserError
+from minigpt4.config.schema import ModelConfig, VitConfig
+from minigpt4.models.checkpoint import load_tensors
 from minigpt4.models.llm import DTYPES
 
 logger = logging.getLogger(__name__)

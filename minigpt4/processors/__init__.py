@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from minigpt4.common.config import ProcessorConfig
-from minigpt4.common.errors import UserError
 from minigpt4.common.registry import registry
+from minigpt4.config.schema import ProcessorConfig
 
 
 def build_processor(config: ProcessorConfig) -> Any:
@@ -13,8 +12,4 @@ def build_processor(config: ProcessorConfig) -> Any:
     Raises:
         UserError: the name is unknown, or a key is not one of that processor's.
     """
-    cls = registry.get_processor_class(config.name)
-    try:
-        return cls(**config.kwargs())
-    except TypeError as error:
-        raise UserError(f"processor {config.name}: {str(error).split('() ')[-1]}. Remove that key.") from None
+    return registry.build("processor", config.name, **config.kwargs())

@@ -1,4 +1,6 @@
-"""Picture files: which are read, within which limits, and how they become RGB. `serve.decoding` wants no torch here."""
+"""Picture files: which are read, within which limits, and how they become RGB. No torch: `serve.picture_decoding`
+starts a process with this module for a stranger's files.
+"""
 
 import re
 from collections.abc import Iterable, Iterator

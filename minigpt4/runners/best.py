@@ -3,10 +3,10 @@
 import math
 from pathlib import Path
 
-from minigpt4.common.checkpoint import load_tensors, save_weights
 from minigpt4.common.checksums import write_checksums
-from minigpt4.common.dist_utils import is_main
-from minigpt4.common.training_state import read_measures, write_measures
+from minigpt4.common.distributed import is_main
+from minigpt4.models.checkpoint import load_tensors, save_weights
+from minigpt4.runners.run_state import read_measures, write_measures
 
 BEST = "checkpoint_best"
 

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from minigpt4.common import dist_utils
+from minigpt4.common import distributed
 from minigpt4.common.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Guard:
         told = self._spoiled and math.isfinite(loss)  # by the batch that spoiled it
         self._spoiled |= not good
         if not good and not told:
-            ids = [str(i) for i in dist_utils.all_gather(list(batch.get("image_id", ["?"])))]
+            ids = [str(i) for i in distributed.all_gather(list(batch.get("image_id", ["?"])))]
             self.bad.append(", ".join(ids[:10]) + (", ..." if len(ids) > 10 else ""))
             message = "loss %s: the step is skipped (%d in a row); batch: %s"
             logger.warning(message, loss, self.bad_steps + 1, self.bad[-1])

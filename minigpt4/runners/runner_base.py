@@ -13,20 +13,22 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from minigpt4.common import dist_utils, training_state
-from minigpt4.common.checkpoint import save_weights
-from minigpt4.common.config import Config, save_config
+from minigpt4.common import distributed
 from minigpt4.common.errors import UserError, make_folder, writing
-from minigpt4.common.logger import Meter, RunLog, parts_table, plot_loss, write_run_info
-from minigpt4.common.optims import build_schedule
 from minigpt4.common.registry import registry
 from minigpt4.common.signals import StopSignals
-from minigpt4.datasets.data_utils import Batch, to_device
-from minigpt4.datasets.train_batches import TrainBatches
+from minigpt4.config.loading import save_config
+from minigpt4.config.schema import Config
+from minigpt4.datasets.loading import Batch, to_device
+from minigpt4.datasets.mixture import TrainBatches
 from minigpt4.models.base_model import BaseModel
+from minigpt4.models.checkpoint import save_weights
+from minigpt4.runners import run_state
 from minigpt4.runners.best import Best
 from minigpt4.runners.guard import Guard
-from minigpt4.runners.strategies import build_strategy
+from minigpt4.runners.log import Meter, RunLog, parts_table, plot_loss, write_run_info
+from minigpt4.runners.optims import build_schedule
+from minigpt4.runners.strategies.building import build_strategy
 from minigpt4.runners.validation import Stopped, Validation
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 
@@ -50,17 +52,17 @@ class RunnerBase:
         """
         run = config.run
         self.config, self.run, self.task, self.model = config, run, task, model
-        self.device = dist_utils.pick_device(run.device)
+        self.device = distributed.pick_device(run.device)
         self.output_dir = Path(run.output_dir)
-        resumed = training_state.checkpoint_to_continue(run.resume, Path(run.output_dir))
-        dist_utils.seed_everything(run.seed + dist_utils.rank())  # ranks draw different prompts
+        resumed = run_state.checkpoint_to_continue(run.resume, Path(run.output_dir))
+        distributed.seed_everything(run.seed + distributed.rank())  # ranks draw different prompts
         if resumed:
-            training_state.load_weights(model, resumed[0])
+            run_state.load_weights(model, resumed[0])
         if resumed is None:
             # FSDP and ZeRO-3 fill the device bit by bit
             if run.strategy != "fsdp" and (run.strategy, run.zero_stage) != ("deepspeed", 3):
                 model.place(self.device)
-            if dist_utils.is_main():
+            if distributed.is_main():
                 model.check_language()
         self.strategy = build_strategy(model, run, self.device)
         pin = self.device.type not in ("cpu", "mps")
@@ -106,7 +108,7 @@ class RunnerBase:
             if wanted and find_spec(package) is None:
                 raise UserError(f"run: {package} is asked for but not installed: pip install {package}")
         Validation.check(config)
-        training_state.checkpoint_to_continue(run.resume, Path(run.output_dir))
+        run_state.checkpoint_to_continue(run.resume, Path(run.output_dir))
 
     def _restore(self, folder: Path, state: dict[str, Any]) -> None:
         new = self.iters_per_epoch
@@ -117,29 +119,29 @@ class RunnerBase:
             logger.warning("an epoch has %d steps now, %d before: step %d is %d", new, old, state["step"], self.step)
         self.epoch_loss = tuple(state["epoch_loss"])
         if state.get("ends_epoch"):
-            self.owed = training_state.read_measures(folder) is None
+            self.owed = run_state.read_measures(folder) is None
             self.epoch_loss = self.epoch_loss if self.owed else (0.0, 0)
         self.best.resume(state["step"] / old)
         self.strategy.load(folder, state["engine"])
-        same = state["processes"] == dist_utils.world_size()
-        own = state["ranks"][dist_utils.rank() if same else 0]
+        same = state["processes"] == distributed.world_size()
+        own = state["ranks"][distributed.rank() if same else 0]
         self.batches.load_state_dict([state["data"] for state in state["ranks"]])
         if same:
-            training_state.set_rng_state(own["rng"], self.device)
+            run_state.set_rng_state(own["rng"], self.device)
         logger.info("continuing from %s: step %d of %d", folder, self.step, self.total)
 
     def _begin_output(self, fresh: bool) -> RunLog:
         """Makes the output folder and what is written before the first step."""
-        dist_utils.barrier()  # all have looked for checkpoints
+        distributed.barrier()  # all have looked for checkpoints
         with writing("run.output_dir", self.output_dir):
-            if dist_utils.is_main():
+            if distributed.is_main():
                 make_folder("run.output_dir", self.output_dir)
-                training_state.prune(self.output_dir, None)
+                run_state.prune(self.output_dir, None)
                 if fresh:
                     shutil.rmtree(self.best.folder, ignore_errors=True)  # an earlier run's
                 else:
                     per_epoch = self.iters_per_epoch if self.ratio != 1 else None
-                    training_state.line_up(self.output_dir, self.step, per_epoch)
+                    run_state.line_up(self.output_dir, self.step, per_epoch)
                 save_config(self.config, self.output_dir / "config.yaml")
                 write_run_info(self.output_dir, self.device)
             # last: a run that can't start leaves the earlier one's log
@@ -154,7 +156,7 @@ class RunnerBase:
         Raises:
             UserError: the losses are no numbers, or too much of the data is unusable.
         """
-        processes, batch = dist_utils.world_size(), self.run.batch_size_train
+        processes, batch = distributed.world_size(), self.run.batch_size_train
         together = processes * batch * self.run.accum_grad_iters
         logger.info("%s\n", "\n" + parts_table(self.model))
         logger.info(
@@ -183,7 +185,7 @@ class RunnerBase:
         end = min(first + self.iters_per_epoch, self.total)
         window: list[float] = []
         self.meter.reset()
-        done, quiet = self.step - first, not dist_utils.is_main()
+        done, quiet = self.step - first, not distributed.is_main()
         with tqdm(total=end - first, initial=done, desc=f"epoch {epoch}", disable=quiet) as bar:
             while self.step < end:
                 update, lr = self._updates(self.step - first, end - first), self.schedule.lr(self.step)
@@ -229,12 +231,12 @@ class RunnerBase:
                 output = self.task.train_step(self.strategy.wrapped, to_device(batch, self.device))
             loss, tokens = output["loss"], output["tokens"].to(output["loss"])
             shared = torch.stack([loss.detach() * tokens, tokens, tokens.new_tensor(float(self.signals.received))])
-            total, all_tokens, stopping = dist_utils.all_reduce_sum(shared).tolist()
+            total, all_tokens, stopping = distributed.all_reduce_sum(shared).tolist()
             mean = total / max(all_tokens, 1)
             finite = math.isfinite(mean)
             # so that several ranks' mean is over tokens, as one process's with the same global batch; a bad loss spoils
             # the gradients wherever an engine keeps those of the step, so that it refuses them all
-            weight = tokens * dist_utils.world_size() / max(all_tokens, 1) if finite else math.nan
+            weight = tokens * distributed.world_size() / max(all_tokens, 1) if finite else math.nan
             self.strategy.backward(loss * weight / self.run.accum_grad_iters, last=update)
         self.stopping = stopping > 0  # all ranks stop at the same step
         good = self.strategy.step(lr) if update else True
@@ -259,7 +261,7 @@ class RunnerBase:
 
     def _end_epoch(self, epoch: int, started: float) -> None:
         """Saves, and only then validates: an error or a signal there costs no training."""
-        name, rng = f"checkpoint_{epoch}", training_state.rng_state(self.device)
+        name, rng = f"checkpoint_{epoch}", run_state.rng_state(self.device)
         self._save(name, ends_epoch=True)
         try:
             measures = self.validation.measure()
@@ -267,7 +269,7 @@ class RunnerBase:
             logger.warning("stopped by a signal; run.resume=auto validates epoch %d and goes on", epoch)
             self.stopping = True
             return
-        training_state.set_rng_state(rng, self.device)  # as if the checkpoint had been continued from
+        run_state.set_rng_state(rng, self.device)  # as if the checkpoint had been continued from
         total, count = self.epoch_loss
         numbers = {"epoch_loss": total / max(count, 1), **measures}
         self.log.write(epoch=epoch, step=self.step, **numbers, seconds=round(time.perf_counter() - started, 2))
@@ -275,9 +277,9 @@ class RunnerBase:
         self.epoch_loss = (0.0, 0)
         with writing("run.output_dir", self.best.folder):
             self.best.note(self.output_dir / name, self.step / self.iters_per_epoch, measures)
-        if dist_utils.is_main():
+        if distributed.is_main():
             plot_loss(self.output_dir)
-        dist_utils.barrier()
+        distributed.barrier()
 
     def _save(self, name: str, ends_epoch: bool = False) -> None:
         """Writes a checkpoint to continue from, and loss.png. All ranks must call it.
@@ -285,33 +287,33 @@ class RunnerBase:
         Raises:
             UserError: it can't be written; those of before stay.
         """
-        own = {"rng": training_state.rng_state(self.device), "data": self.batches.state_dict()}
-        ranks, weights = dist_utils.all_gather([own]), self.strategy.weights()
+        own = {"rng": run_state.rng_state(self.device), "data": self.batches.state_dict()}
+        ranks, weights = distributed.all_gather([own]), self.strategy.weights()
         state = {
             "step": self.step,
             "iters_per_epoch": self.iters_per_epoch,
             "ends_epoch": ends_epoch,
             "epoch_loss": self.epoch_loss,
-            "processes": dist_utils.world_size(),
+            "processes": distributed.world_size(),
             "ranks": ranks,
         }
         path = self.output_dir / name
         try:
-            with writing("run.output_dir", path), training_state.whole_folder(path) as folder:
+            with writing("run.output_dir", path), run_state.whole_folder(path) as folder:
                 state["engine"] = self.strategy.save(folder)
-                if dist_utils.is_main():
+                if distributed.is_main():
                     save_weights(weights, folder)
-                    training_state.write_state(folder, self.step, state)
+                    run_state.write_state(folder, self.step, state)
         except UserError:
-            if dist_utils.is_main():
-                training_state.prune(self.output_dir, None)  # the unfinished one takes room
+            if distributed.is_main():
+                run_state.prune(self.output_dir, None)  # the unfinished one takes room
             raise
         self.saved = self.step
-        if dist_utils.is_main():
+        if distributed.is_main():
             with writing("run.output_dir", self.output_dir):
-                training_state.prune(self.output_dir, self.run.keep_last)
+                run_state.prune(self.output_dir, self.run.keep_last)
             plot_loss(self.output_dir)
-        dist_utils.barrier()
+        distributed.barrier()
 
 
 def _no_length() -> int:

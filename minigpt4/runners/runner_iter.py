@@ -1,8 +1,8 @@
 """The runner by iterations: `run.max_iters` in all, in pieces of `run.iters_per_epoch`."""
 
-from minigpt4.common.config import Config
 from minigpt4.common.errors import UserError
 from minigpt4.common.registry import registry
+from minigpt4.config.schema import Config
 from minigpt4.runners.runner_base import RunnerBase
 
 

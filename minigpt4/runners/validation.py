@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset
 
-from minigpt4.common.config import Config
-from minigpt4.common.dist_utils import all_reduce_sum, world_size
+from minigpt4.common.distributed import all_reduce_sum, world_size
 from minigpt4.common.errors import UserError, did_you_mean
 from minigpt4.common.registry import registry
 from minigpt4.common.signals import StopSignals
-from minigpt4.datasets.data_utils import Batch, SkipCounter, build_valid_loader, to_device
-from minigpt4.runners.strategies import Strategy
+from minigpt4.config.schema import Config
+from minigpt4.datasets.loading import Batch, SkipCounter, build_valid_loader, to_device
+from minigpt4.runners.strategies.strategy import Strategy
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 
 

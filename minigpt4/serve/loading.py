@@ -9,10 +9,11 @@ from pathlib import Path
 from threading import Timer
 from typing import TYPE_CHECKING
 
-from minigpt4.common.cli import PATIENCE
-from minigpt4.common.config import Config, load_config
-from minigpt4.common.config_names import check_names
+from minigpt4.common.command_line import PATIENCE
 from minigpt4.common.errors import Problems
+from minigpt4.config.loading import load_config
+from minigpt4.config.names import check_names
+from minigpt4.config.schema import Config
 
 if TYPE_CHECKING:  # slow to import
     from PIL import Image
@@ -61,7 +62,7 @@ def load_model(
     Raises:
         UserError: a file is missing or does not fit; all problems are told at once, those found before too.
     """
-    from minigpt4.common.dist_utils import pick_device
+    from minigpt4.common.distributed import pick_device
     from minigpt4.common.registry import registry
     from minigpt4.processors import build_processor
 

@@ -10,7 +10,7 @@ from anyio import CapacityLimiter, to_thread
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from minigpt4.serve.address import is_among
-from minigpt4.serve.api_errors import ApiError
+from minigpt4.serve.errors import ApiError
 
 PATIENCE = 60.0  # seconds for a request to arrive
 _UPLOAD_SPEED = 100_000  # bytes per second that an upload may count on besides: a video takes its time on a slow line

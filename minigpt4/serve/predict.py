@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt4.common.cli import add_config_arguments, require_open
-from minigpt4.common.config_schema import PreprocessConfig
+from minigpt4.common.command_line import add_config_arguments, require_open
 from minigpt4.common.errors import UserError, first_line
-from minigpt4.conversation.options import AnswerOptions, add_option_arguments, options_of
+from minigpt4.config.schema import PreprocessConfig
+from minigpt4.inference.options import AnswerOptions, add_option_arguments, options_of
 from minigpt4.serve.loading import DEFAULT_CONFIG, load_model, quietly, read_config
 
 if TYPE_CHECKING:  # slow to import
     from PIL import Image
     from torch import Tensor
 
-    from minigpt4.models.generation import Answer
+    from minigpt4.inference.generation import Answer
     from minigpt4.models.minigpt_base import MiniGPTBase
     from minigpt4.serve.questions import Question
 

@@ -10,10 +10,10 @@ from typing import Any
 from PIL import Image
 
 from minigpt4.common.errors import UserError
-from minigpt4.conversation.chat import turns_of
 from minigpt4.conversation.conversation import Turn
-from minigpt4.conversation.pictures import Picture, Video
-from minigpt4.datasets.datasets.records import BadLine, image_folder, read_records, record_id
+from minigpt4.datasets.formats.records import BadLine, image_folder, read_records, record_id
+from minigpt4.inference.chat import turns_of
+from minigpt4.inference.pictures import Picture, Video
 from minigpt4.processors.picture_file import FORMATS, Room
 
 

@@ -8,7 +8,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, cast
 
-from minigpt4.common.cli import say
+from minigpt4.common.command_line import say
 from minigpt4.common.errors import UserError, make_folder
 from minigpt4.common.files import regular_file, replace_file
 from minigpt4.serve.questions import Question

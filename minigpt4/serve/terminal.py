@@ -11,16 +11,16 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from minigpt4.common.cli import StdoutError, add_config_arguments, require_open, say
-from minigpt4.common.config_schema import PreprocessConfig
+from minigpt4.common.command_line import StdoutError, add_config_arguments, require_open, say
 from minigpt4.common.errors import UserError, did_you_mean, first_line
 from minigpt4.common.files import replace_file
+from minigpt4.config.schema import PreprocessConfig
 from minigpt4.conversation.conversation import IMAGE
-from minigpt4.conversation.options import AnswerOptions, add_option_arguments, options_of
+from minigpt4.inference.options import AnswerOptions, add_option_arguments, options_of
 from minigpt4.serve.loading import DEFAULT_CONFIG, load_model, quietly, read_config
 
 if TYPE_CHECKING:  # slow to import
-    from minigpt4.conversation.chat import Chat
+    from minigpt4.inference.chat import Chat
 
 _SETTLES = (":img", ":video", ":load", ":clh")  # after these, it is clear again what a question is about
 WELCOME = "Show a picture with :img PATH, then ask about it. :help tells more, :q leaves."
@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
     config, options = read_config(args), options_of(args)
     with quietly():
         model, processor = load_model(config)
-    from minigpt4.conversation.chat import Chat
+    from minigpt4.inference.chat import Chat
 
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     terminal = Terminal(Chat(model, processor), options, interactive, config.preprocess.n_frms)
@@ -172,7 +172,7 @@ class Terminal:
             _note(f"The chat is long: the model no longer reads its first {self.chat.forgotten} questions.")
 
     def _show_images(self, rest: str) -> None:
-        from minigpt4.conversation.pictures import Picture
+        from minigpt4.inference.pictures import Picture
 
         paths, room = _paths(rest), self.chat.room()
         room.expect(len(paths))
@@ -180,7 +180,7 @@ class Terminal:
         self._tell_pictures()
 
     def _show_video(self, rest: str) -> None:
-        from minigpt4.conversation.pictures import Video
+        from minigpt4.inference.pictures import Video
 
         self.chat.upload_video(Video(_path(rest), self.n_frms))
         self._tell_pictures()

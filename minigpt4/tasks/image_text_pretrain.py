@@ -5,9 +5,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from minigpt4.common.config import Config
 from minigpt4.common.errors import Problems, UserError
 from minigpt4.common.registry import registry
+from minigpt4.config.schema import Config
 from minigpt4.models.base_model import BaseModel
 
 

@@ -9,13 +9,14 @@ from typing import Any
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from minigpt4.common.config import EvaluationDatasetConfig, save_config
-from minigpt4.common.dist_utils import all_gather, is_main, rank, world_size
+from minigpt4.common.distributed import all_gather, is_main, rank, world_size
 from minigpt4.common.errors import UserError, make_folder, writing
 from minigpt4.common.registry import registry
+from minigpt4.config.loading import save_config
+from minigpt4.config.schema import EvaluationDatasetConfig
 from minigpt4.conversation.conversation import IMAGE, Turn
-from minigpt4.datasets.data_utils import collate
-from minigpt4.datasets.datasets.vqa import VQADataset
+from minigpt4.datasets.formats.vqa import VQADataset
+from minigpt4.datasets.loading import collate
 from minigpt4.models.base_model import BaseModel
 from minigpt4.models.minigpt_base import MiniGPTBase
 from minigpt4.processors import build_processor

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from minigpt4.common.checkpoint import save_weights
-from minigpt4.common.engine_files import check_engine_files, data_alone, load_data
 from minigpt4.common.errors import UserError, first_line, make_folder, writing
+from minigpt4.models.checkpoint import save_weights
+from minigpt4.runners.strategies.engine_files import check_engine_files, data_alone, load_data
 
 logger = logging.getLogger(__name__)
 

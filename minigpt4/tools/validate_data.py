@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import minigpt4
-from minigpt4.common.config import Config, DatasetConfig, ModelConfig, load_config
 from minigpt4.common.errors import UserError, make_folder
+from minigpt4.config.loading import load_config
+from minigpt4.config.schema import Config, DatasetConfig, ModelConfig
 from minigpt4.conversation.conversation import IMAGE
 
 if TYPE_CHECKING:  # slow to import
-    from minigpt4.datasets.check import Report
+    from minigpt4.datasets.validation import Report
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         UserError: the file can't be parsed, or the tokenizer not be loaded.
     """
-    from minigpt4.datasets.check import TokenCounter, check_file
+    from minigpt4.datasets.validation import TokenCounter, check_file
+    from minigpt4.models.loading import load_prompter
 
     if args.options and not args.cfg_path:
         raise UserError("--options: there is no config that they could override. Set --cfg-path too.")
@@ -47,7 +49,8 @@ def main(args: argparse.Namespace) -> None:
         make_folder("--page", args.page.parent)
     config = load_config(args.cfg_path, args.options) if args.cfg_path else None
     block = _block_of(config, args.file)
-    counter = TokenCounter(config.model if config else ModelConfig(llama_model=args.tokenizer), limits=bool(config))
+    model = config.model if config else ModelConfig(llama_model=args.tokenizer)
+    counter = TokenCounter(load_prompter(model), model.llama_model, limits=bool(config))
     report = check_file(args.file, args.images, block, counter)
     sys.stdout.write(report.text())
     if args.page:

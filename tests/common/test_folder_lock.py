@@ -13,7 +13,7 @@ from pathlib import Path
 import filelock
 import pytest
 
-from minigpt4.common.dist_utils import barrier, is_main
+from minigpt4.common.distributed import barrier, is_main
 from minigpt4.common.errors import UserError
 from minigpt4.common.folder_lock import locked
 from tests.runners.toy import on_ranks

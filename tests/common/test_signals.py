@@ -8,7 +8,8 @@ import pytest
 PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
 CHILD = """
 import signal, sys, time
-from minigpt4.common import cli, signals
+from minigpt4.common import signals
+from minigpt4.common import command_line
 
 def main():
     if sys.argv[1] == "blocked":  # as by a collective operation whose other ranks are gone
@@ -18,7 +19,7 @@ def main():
         time.sleep(1)
 
 signals._GRACE = 0.1
-cli.run(main)
+command_line.run(main)
 """
 
 

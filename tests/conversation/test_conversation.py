@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 
 from minigpt4.common.errors import UserError
-from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.conversation import IMAGE, Template, Turn, get_template
+from minigpt4.inference.chat import Chat
 from minigpt4.models.llm import load_tokenizer
 from tests.conftest import PARITY, golden_json
 from tests.conversation import turns_of

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minigpt4.common.config import BuildInfo, DatasetConfig, ProcessorConfig, ProcessorsConfig, load_config
 from minigpt4.common.registry import registry
-from minigpt4.datasets.data_utils import Skipped, use
+from minigpt4.config.loading import load_config
+from minigpt4.config.schema import BuildInfo, DatasetConfig, ProcessorConfig, ProcessorsConfig
+from minigpt4.datasets.loading import Skipped, use
 
 
 def image(kind: str = "JPEG") -> bytes:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from minigpt4.common.config import BuildInfo, DatasetConfig, ProcessorConfig, ProcessorsConfig
 from minigpt4.common.errors import UserError
 from minigpt4.common.registry import registry
-from minigpt4.datasets.data_utils import collate
+from minigpt4.config.schema import BuildInfo, DatasetConfig, ProcessorConfig, ProcessorsConfig
+from minigpt4.datasets.loading import collate
 
 RECORDS = [
     {"image": "0.png", "instruction": "What?", "output": "a dog", "source": "x"},

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from minigpt4.common.config import BuildInfo, DatasetConfig, ProcessorConfig, ProcessorsConfig
 from minigpt4.common.registry import registry
-from minigpt4.datasets.data_utils import collate
-from minigpt4.datasets.datasets.records import BETWEEN_TURNS, RecordError, parse_record
+from minigpt4.config.schema import BuildInfo, DatasetConfig, ProcessorConfig, ProcessorsConfig
+from minigpt4.datasets.formats.records import BETWEEN_TURNS, RecordError, parse_record
+from minigpt4.datasets.loading import collate
 
 SHOWN = "<Img><ImageHere></Img>"
 

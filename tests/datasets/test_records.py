@@ -15,7 +15,8 @@ from PIL import Image
 
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import IMAGE
-from minigpt4.datasets.datasets.records import (
+from minigpt4.conversation.prompter import IMAGE_PLACEHOLDER
+from minigpt4.datasets.formats.records import (
     Record,
     RecordError,
     image_folder,
@@ -24,7 +25,6 @@ from minigpt4.datasets.datasets.records import (
     read_records,
     record_id,
 )
-from minigpt4.models.splice import IMAGE_PLACEHOLDER
 from minigpt4.processors.image import open_image
 from minigpt4.processors.video import open_video
 

@@ -17,13 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
-from minigpt4.common.config import BuildInfo, Config, DatasetConfig, ProcessorConfig, ProcessorsConfig, RunConfig
 from minigpt4.common.errors import UserError
-from minigpt4.datasets.data_utils import SkipCounter, build_valid_loader
-from minigpt4.datasets.feature_cache import cached_datasets
-from minigpt4.datasets.train_batches import TrainBatches
+from minigpt4.config.schema import BuildInfo, Config, DatasetConfig, ProcessorConfig, ProcessorsConfig, RunConfig
+from minigpt4.datasets.loading import SkipCounter, build_valid_loader
+from minigpt4.datasets.mixture import TrainBatches
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.preflight import preflight
+from minigpt4.runners.feature_cache import cached_datasets
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 
 ROOT = Path(__file__).parents[2]

@@ -24,12 +24,13 @@ from transformers import (
     Qwen3Config,
 )
 
-from minigpt4.common.config import Config, ModelConfig
+from minigpt4.config.schema import Config, ModelConfig
 from minigpt4.conversation.conversation import IMAGE, Turn
-from minigpt4.models.kept_cache import shared_prefix
+from minigpt4.conversation.prompter import IMAGE_ROW
+from minigpt4.inference.kept_cache import shared_prefix
 from minigpt4.models.llm import add_lora, check_lora
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.splice import IGNORE, IMAGE_ROW
+from minigpt4.models.splice import IGNORE
 
 SMALL = {
     "hidden_size": 48,

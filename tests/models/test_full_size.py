@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from minigpt4.common.config import Config, ModelConfig
 from minigpt4.common.errors import UserError
+from minigpt4.config.schema import Config, ModelConfig
 from minigpt4.models import minigpt4
 from minigpt4.models.llm import DTYPES
 from minigpt4.models.minigpt4 import MiniGPT4

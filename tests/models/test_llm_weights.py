@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minigpt4.common.config import Config, RunConfig
 from minigpt4.common.errors import UserError
+from minigpt4.config.schema import Config, RunConfig
 from minigpt4.models.llm import load_llm
 from minigpt4.models.minigpt4 import MiniGPT4
 

@@ -6,8 +6,8 @@ import re
 import pytest
 import torch
 
-from minigpt4.common.config import Config
 from minigpt4.common.errors import UserError
+from minigpt4.config.schema import Config
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.minigpt_base import read_prompts
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minigpt4.common.errors import UserError
-from minigpt4.datasets.data_utils import collate
+from minigpt4.datasets.loading import collate
 
 IMAGE = "<Img><ImageHere></Img>"
 

@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import minigpt4
-from minigpt4.common.config import Config, ModelConfig, load_config
 from minigpt4.common.errors import UserError
+from minigpt4.config.loading import load_config
+from minigpt4.config.schema import Config, ModelConfig
 from minigpt4.models.llm import load_tokenizer
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.plain_text import check_plain_text, plain_text_loss

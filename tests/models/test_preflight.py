@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
-from minigpt4.common.config import Config, ModelConfig, RunConfig
 from minigpt4.common.errors import UserError
+from minigpt4.config.schema import Config, ModelConfig, RunConfig
 from minigpt4.models.llm import load_tokenizer
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.preflight import check_memory, llm_outline, memory_of_devices, preflight

@@ -9,7 +9,8 @@ import torch
 from bitsandbytes.functional import has_avx512bf16
 from torch import nn
 
-from minigpt4.common.config import Config, RunConfig, load_config
+from minigpt4.config.loading import load_config
+from minigpt4.config.schema import Config, RunConfig
 from minigpt4.models.base_model import BaseModel
 from minigpt4.models.llm import pick_dtype
 from minigpt4.models.minigpt4 import MiniGPT4

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from minigpt4.common.errors import UserError
-from minigpt4.models.splice import IGNORE, IMAGE_ROW, pad, prompt_layout, splice, training_batch
+from minigpt4.conversation.prompter import IMAGE_ROW, prompt_layout
+from minigpt4.models.splice import IGNORE, pad, splice, training_batch
 
 EMBED = nn.Embedding(50, 6)
 ROWS = 3

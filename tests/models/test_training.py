@@ -8,13 +8,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import OPTConfig, OPTForCausalLM
 
-from minigpt4.common.checkpoint import save_weights
-from minigpt4.common.config import Config, load_config
 from minigpt4.common.errors import UserError
-from minigpt4.common.logger import parts_table
+from minigpt4.config.loading import load_config
+from minigpt4.config.schema import Config
+from minigpt4.models.checkpoint import save_weights
 from minigpt4.models.llm import load_tokenizer
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.training import _MOST_REPORTED
+from minigpt4.runners.log import parts_table
 
 
 def warned(caplog) -> list[str]:

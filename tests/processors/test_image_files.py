@@ -14,9 +14,9 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from minigpt4.common.errors import UserError
-from minigpt4.datasets.datasets.align import CCSBUAlignDataset
-from minigpt4.datasets.datasets.instruction import InstructionDataset
-from minigpt4.datasets.datasets.shards import ShardedCaptionDataset
+from minigpt4.datasets.formats.align import CCSBUAlignDataset
+from minigpt4.datasets.formats.instruction import InstructionDataset
+from minigpt4.datasets.formats.shards import ShardedCaptionDataset
 from minigpt4.processors import image as image_module
 from minigpt4.processors.image import CLIP_MEAN, CLIP_STD, Blip2ImageEvalProcessor, Blip2ImageTrainProcessor, open_image
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from minigpt4.common.config import ProcessorConfig
 from minigpt4.common.errors import UserError
+from minigpt4.config.schema import ProcessorConfig
 from minigpt4.processors import build_processor
 from tests.conftest import PARITY, assert_recorded, golden, golden_json
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from minigpt4.common.dist_utils import rank
+from minigpt4.common.distributed import rank
 from tests.runners.toy import on_ranks, toy_runner
 
 

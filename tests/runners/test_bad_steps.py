@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt4.common.dist_utils import rank
+from minigpt4.common.distributed import rank
 from tests.runners.run_strategies import STRATEGIES
 from tests.runners.toy import Poisoned, on_ranks, toy_runner
 

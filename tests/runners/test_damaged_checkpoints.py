@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import train
-from minigpt4.common import training_state
-from minigpt4.common.checkpoint import load_tensors
-from minigpt4.common.cli import run as run_command
+from minigpt4.common.command_line import run as run_command
 from minigpt4.common.errors import UserError
-from minigpt4.tools.tiny.data import write_all
+from minigpt4.models.checkpoint import load_tensors
+from minigpt4.runners import run_state
+from minigpt4.tiny.data import write_all
 from tests.runners.run_strategies import options_of
 from tests.runners.toy import on_ranks, toy_runner
 
@@ -101,7 +101,7 @@ def test_checksums_are_those_of_all_files_and_of_the_best_weights_too(whole):
 def test_epochs_of_another_length_keep_the_checksums(tmp_path):
     toy_runner(tmp_path, max_epoch=2, keep_last=2).train()
     toy_runner(tmp_path, max_epoch=3, iters_per_epoch=4, resume="auto", keep_last=3).train()
-    assert [path.name for path in training_state.checkpoints(tmp_path)] == [f"checkpoint_{n}" for n in range(3)]
+    assert [path.name for path in run_state.checkpoints(tmp_path)] == [f"checkpoint_{n}" for n in range(3)]
     for n in range(3):
         assert toy_runner(tmp_path / "b", iters_per_epoch=4, resume=str(tmp_path / f"checkpoint_{n}")).step == 4 * n + 4
 
@@ -116,7 +116,7 @@ def test_all_ranks_follow_the_first_ones_choice(whole, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "run")
     in_weights(folder / "checkpoint_1")
     on_ranks(2, go_on_with_the_one_before, folder)
-    assert [path.name for path in training_state.checkpoints(folder)] == ["checkpoint_0"]
+    assert [path.name for path in run_state.checkpoints(folder)] == ["checkpoint_0"]
     assert (folder / "checkpoint_1.abandoned").is_dir()
 
 

@@ -8,10 +8,10 @@ import sys
 import pytest
 from safetensors.torch import load_file
 
-from minigpt4.common.config import Config, RunConfig
 from minigpt4.common.errors import UserError
-from minigpt4.common.logger import RunLog
-from minigpt4.common.training_state import checkpoint_to_continue
+from minigpt4.config.schema import Config, RunConfig
+from minigpt4.runners.log import RunLog
+from minigpt4.runners.run_state import checkpoint_to_continue
 from tests.runners.run_strategies import ROOT
 from tests.runners.toy import toy_runner
 
@@ -19,7 +19,7 @@ from tests.runners.toy import toy_runner
 FULL = """
 import resource, sys
 from pathlib import Path
-from minigpt4.common import cli
+from minigpt4.common import command_line
 from tests.runners.toy import toy_runner
 
 def main():
@@ -29,7 +29,7 @@ def main():
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     runner.train()
 
-cli.run(main)
+command_line.run(main)
 """
 
 

@@ -4,12 +4,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minigpt4.common import training_state
-from minigpt4.common.config import RunConfig, load_config
 from minigpt4.common.errors import UserError
+from minigpt4.config.loading import load_config
+from minigpt4.config.schema import RunConfig
 from minigpt4.models.llm import DTYPES
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.runners.strategies import amp_dtype, build_strategy
+from minigpt4.runners import run_state
+from minigpt4.runners.strategies.building import build_strategy
+from minigpt4.runners.strategies.strategy import amp_dtype
 from tests.runners.run_strategies import ROOT
 from tests.runners.toy import Poisoned, Toy, toy_runner
 
@@ -78,11 +80,11 @@ def test_gradients_that_overflow_at_any_scale_end_the_run(tmp_path):
 def test_the_scaler_is_continued_with_to_the_bit(tmp_path):
     toy_runner(tmp_path / "whole", model=Poisoned({3}, "gradient"), save_steps=5, **FP16).train()
     middle = tmp_path / "whole" / "checkpoint_step_5"
-    saved = training_state.read_state(middle)["engine"]["scaler"]
+    saved = run_state.read_state(middle)["engine"]["scaler"]
     assert (saved["scale"], saved["_growth_tracker"]) == (2.0**15, 2)
     toy_runner(tmp_path / "again", resume=str(middle), **FP16).train()
     folders = [tmp_path / name / "checkpoint_3" for name in ("whole", "again")]
-    whole, again = (training_state.read_state(folder)["engine"]["scaler"] for folder in folders)
+    whole, again = (run_state.read_state(folder)["engine"]["scaler"] for folder in folders)
     assert whole == again and whole["_growth_tracker"] == 29
     weights, same = (load_file(folder / "model.safetensors") for folder in folders)
     assert all(torch.equal(weights[name], value) for name, value in same.items())
@@ -108,13 +110,13 @@ def test_gradients_are_clipped_as_they_are_without_the_scale(most, tmp_path, mon
 
 @pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])
 def test_fp16_without_a_scaler_is_refused(strategy, monkeypatch):
-    monkeypatch.setattr("minigpt4.runners.strategies.world_size", lambda: 2)
+    monkeypatch.setattr("minigpt4.runners.strategies.building.world_size", lambda: 2)
     with pytest.raises(UserError, match=f"run.strategy: {strategy} does not scale fp16 gradients. Set run.amp_dtype"):
         build_strategy(Toy(), RunConfig(strategy=strategy, amp_dtype="fp16"), torch.device("cpu"))
 
 
 def test_zero_3_refuses_fp16_weights_on_a_cpu(monkeypatch):
-    monkeypatch.setattr("minigpt4.runners.strategies.world_size", lambda: 2)
+    monkeypatch.setattr("minigpt4.runners.strategies.building.world_size", lambda: 2)
     run = RunConfig(strategy="deepspeed", zero_stage=3)
     with pytest.raises(UserError, match=r"run.zero_stage: .* Set model.vit_precision=bf16 and model.llm_dtype=bf16"):
         build_strategy(Toy().half(), run, torch.device("cpu"))

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minigpt4.common import training_state
-from minigpt4.common.dist_utils import rank, world_size
+from minigpt4.common.distributed import rank, world_size
 from minigpt4.common.errors import UserError
+from minigpt4.runners import run_state
 from minigpt4.runners.runner_base import RunnerBase
 from tests.runners.toy import CONTEXT, Toy, on_ranks, toy_runner
 from tests.waiting import wait_for
@@ -43,7 +43,7 @@ def stop_at(runner: RunnerBase, step: int) -> None:
 def assert_same_run(one: Path, two: Path) -> None:
     assert losses(one) == losses(two)
     assert all(torch.equal(weights(one)[name], value) for name, value in weights(two).items())
-    states = [training_state.read_state(folder / "checkpoint_3") for folder in (one, two)]
+    states = [run_state.read_state(folder / "checkpoint_3") for folder in (one, two)]
     moments = [s["engine"]["optimizer"]["state"] for s in states]
     assert all(torch.equal(moments[0][i][k], v) for i, m in moments[1].items() for k, v in m.items())
 
@@ -131,7 +131,7 @@ def test_a_branch_that_is_left_does_not_come_back(tmp_path, caplog):
     assert "checkpoint_2, checkpoint_3: beyond step 16, from where this run goes on" in caplog.text
     stop_at(runner, 20)
     runner.train()
-    assert [folder.name for folder in training_state.checkpoints(tmp_path)] == ["checkpoint_step_20"]
+    assert [folder.name for folder in run_state.checkpoints(tmp_path)] == ["checkpoint_step_20"]
     assert toy_runner(tmp_path, resume="auto").step == 20
 
 
@@ -143,7 +143,7 @@ def test_the_best_of_a_branch_that_is_left_does_not_count(tmp_path):
     again = toy_runner(tmp_path, max_epoch=2, resume=str(tmp_path / "checkpoint_0"))
     again.validation.measure = lambda: {"val_loss": 1.0}
     again.train()
-    assert training_state.read_measures(tmp_path / "checkpoint_best") == {"epochs": 2.0, "val_loss": 1.0}
+    assert run_state.read_measures(tmp_path / "checkpoint_best") == {"epochs": 2.0, "val_loss": 1.0}
 
 
 def test_checkpoints_within_an_epoch_and_the_last_ones_kept(tmp_path):
@@ -175,7 +175,7 @@ def run_until_done(folder: Path) -> None:
 
 
 def step_reached(folder: Path) -> int:
-    found = training_state.newest(folder)
+    found = run_state.newest(folder)
     return found[1]["step"] if found else 0
 
 
@@ -203,7 +203,7 @@ def test_without_the_random_numbers_of_before_the_run_would_be_another(whole, tm
     toy_runner(tmp_path, valid=True, save_steps=5).train()
     for name in ("checkpoint_1", "checkpoint_2", "checkpoint_3", *(f"checkpoint_step_{n}" for n in (13, 21, 29))):
         shutil.rmtree(tmp_path / name)
-    monkeypatch.setattr(training_state, "set_rng_state", lambda *_: None)
+    monkeypatch.setattr(run_state, "set_rng_state", lambda *_: None)
     toy_runner(tmp_path, valid=True, resume="auto").train()
     assert losses(tmp_path)[:8] == losses(whole)[:8] and losses(tmp_path)[8:] != losses(whole)[8:]
 
@@ -262,7 +262,7 @@ def test_another_batch_size_leaves_the_epochs_that_are_left(before, after, lengt
     assert again.step == 3 * length - 1
     again.train()
     assert epochs(tmp_path) == [(n, (n + 1) * length) for n in range(4)]
-    names = [folder.name for folder in training_state.checkpoints(tmp_path)]
+    names = [folder.name for folder in run_state.checkpoints(tmp_path)]
     assert names == ["checkpoint_2", "checkpoint_3"]
 
 

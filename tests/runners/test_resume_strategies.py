@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt4.common.dist_utils import rank
+from minigpt4.common.distributed import rank
 from minigpt4.common.errors import UserError
 from tests.runners.toy import on_ranks, toy_runner
 

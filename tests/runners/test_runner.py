@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from minigpt4.common.checkpoint import load_checkpoints, save_weights
-from minigpt4.common.config import Config, DatasetConfig, RunConfig
 from minigpt4.common.errors import UserError
+from minigpt4.config.schema import Config, DatasetConfig, RunConfig
+from minigpt4.models.checkpoint import load_checkpoints, save_weights
 from minigpt4.runners.runner_base import RunnerBase
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 from tests.conftest import assert_recorded, golden, golden_json

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minigpt4.common.config import Config, RunConfig
 from minigpt4.common.errors import UserError
 from minigpt4.common.registry import registry
+from minigpt4.config.schema import Config, RunConfig
 from minigpt4.runners.runner_iter import RunnerIter
 from tests.runners.toy import toy_runner
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minigpt4.tools import cli
-from minigpt4.tools.tiny.data import write_all
+from minigpt4 import cli
+from minigpt4.tiny.data import write_all
 from tests.runners.run_strategies import ROOT, STRATEGIES
 from tests.waiting import LIMIT
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minigpt4.common.config import load_config
-from minigpt4.common.dist_utils import is_main, rank
-from minigpt4.common.logger import parts_table
-from minigpt4.runners.strategies import build_strategy
+from minigpt4.common.distributed import is_main, rank
+from minigpt4.config.loading import load_config
+from minigpt4.runners.log import parts_table
+from minigpt4.runners.strategies.building import build_strategy
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 from tests.runners.run_strategies import ROOT
 from tests.runners.toy import on_ranks

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from minigpt4.common.folder_lock import locked
-from minigpt4.common.training_state import checkpoint_to_continue
-from minigpt4.tools.tiny.data import write_all
+from minigpt4.runners.run_state import checkpoint_to_continue
+from minigpt4.tiny.data import write_all
 from tests.runners.run_strategies import ROOT
 from tests.waiting import LIMIT, wait_for
 

@@ -6,14 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minigpt4.common.config import Config, EvaluationDatasetConfig, RunConfig, load_config
-from minigpt4.common.dist_utils import rank
+from minigpt4.common.distributed import rank
 from minigpt4.common.errors import UserError
+from minigpt4.config.loading import load_config
+from minigpt4.config.schema import Config, EvaluationDatasetConfig, RunConfig
 from minigpt4.runners import best as best_module
 from minigpt4.runners.runner_base import RunnerBase
 from minigpt4.runners.validation import Validation
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
-from minigpt4.tools.tiny.data import write_all
+from minigpt4.tiny.data import write_all
 from tests.runners.run_strategies import ROOT
 from tests.runners.toy import Numbers, on_ranks, toy_runner
 

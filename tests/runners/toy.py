@@ -16,9 +16,9 @@ from torch import nn
 from torch.distributed import TCPStore
 from torch.utils.data import Dataset
 
-from minigpt4.common.config import Config, DatasetConfig, RunConfig
-from minigpt4.common.dist_utils import distributed
+from minigpt4.common.distributed import distributed
 from minigpt4.common.registry import registry
+from minigpt4.config.schema import Config, DatasetConfig, RunConfig
 from minigpt4.models.base_model import BaseModel
 from minigpt4.runners.runner_base import RunnerBase
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask

@@ -12,9 +12,9 @@ from PIL import Image
 from starlette.types import ASGIApp
 
 from minigpt4.serve.address import bind, known_hosts
-from minigpt4.serve.api import build_app
+from minigpt4.serve.api.routes import build_app
+from minigpt4.serve.api.service import Service
 from minigpt4.serve.http import Server
-from minigpt4.serve.service import Service
 from tests.waiting import LIMIT
 
 SCENES = sorted((Path(__file__).parents[2] / "minigpt4/assets/tiny/examples").glob("*.jpg"))

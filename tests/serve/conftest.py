@@ -13,16 +13,17 @@ import pytest
 from openai import OpenAI
 from PIL import Image
 
-from minigpt4.common.config import ProcessorConfig, load_config
-from minigpt4.conversation.pictures import Picture
-from minigpt4.conversation.session import Sessions
-from minigpt4.models.generation import Answer
+from minigpt4.config.loading import load_config
+from minigpt4.config.schema import ProcessorConfig
+from minigpt4.inference.generation import Answer
+from minigpt4.inference.pictures import Picture
+from minigpt4.inference.sessions import Sessions
 from minigpt4.processors import build_processor
-from minigpt4.serve import web
+from minigpt4.serve.api.service import Limits, Service
 from minigpt4.serve.loading import DEFAULT_CONFIG, load_model
-from minigpt4.serve.page import build_page
-from minigpt4.serve.service import Limits, Service
-from minigpt4.serve.visitor import Handlers
+from minigpt4.serve.web import server as web_server
+from minigpt4.serve.web.page import build_page
+from minigpt4.serve.web.visitor import Handlers
 from tests.picture_files import write_video
 from tests.serve.asking import NAME, client_of, running
 from tests.serve.predicting import COUNT, DESCRIBE, SCENES, write
@@ -49,7 +50,7 @@ def example(tmp_path_factory) -> Path:
 def url(parity_model, example):
     handlers = Handlers(Sessions(parity_model, PROCESSOR, max_sessions=2, max_pixels=MAX_PIXELS), MAX_MB)
     page, port = build_page(handlers, [example]), free_port()
-    web.launch(page, "127.0.0.1", port, max_upload_mb=MAX_MB)
+    web_server.launch(page, "127.0.0.1", port, max_upload_mb=MAX_MB)
     yield f"http://127.0.0.1:{port}"
     page.close()
 
@@ -148,7 +149,7 @@ def page_url() -> Iterator[str]:
     with gr.Blocks() as page:
         pass
     port = free_port()
-    web.launch(page, "127.0.0.1", port, max_upload_mb=MAX_MB)
+    web_server.launch(page, "127.0.0.1", port, max_upload_mb=MAX_MB)
     yield f"http://127.0.0.1:{port}"
     page.close()
 

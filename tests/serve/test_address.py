@@ -5,8 +5,8 @@ import httpx
 import pytest
 
 from minigpt4.common.errors import UserError
-from minigpt4.serve import web
 from minigpt4.serve.address import bind, in_url
+from minigpt4.serve.web import server
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_the_page_listens_there_too(host):
         port = place.getsockname()[1]
     with gr.Blocks() as page:
         pass
-    web.launch(page, host, port)
+    server.launch(page, host, port)
     try:
         assert httpx.get(f"http://{in_url(host)}:{port}/").status_code == 200
     finally:

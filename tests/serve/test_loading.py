@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from minigpt4.common.cli import add_config_arguments
+from minigpt4.common.command_line import add_config_arguments
 from minigpt4.serve import loading
 from tests.waiting import wait_for
 

@@ -9,11 +9,11 @@ import pytest
 from gradio import networking
 from pydantic import ValidationError
 
-from minigpt4.serve import web
 from minigpt4.serve.address import bind, is_among, known_hosts
-from minigpt4.serve.api_errors import ApiError
+from minigpt4.serve.api.protocol import ChatRequest
+from minigpt4.serve.errors import ApiError
 from minigpt4.serve.middleware import MAX_VALUES, require_few_values
-from minigpt4.serve.schema import ChatRequest
+from minigpt4.serve.web import server
 from tests.serve.asking import NAME, SCENES, user
 from tests.serve.conftest import free_port
 
@@ -63,7 +63,7 @@ def test_a_page_may_be_asked_for_by_its_public_link(monkeypatch):
     with gr.Blocks() as page:
         pass
     port = free_port()
-    web.launch(page, "127.0.0.1", port, share=True, allowed_hosts=["chat.example"])
+    server.launch(page, "127.0.0.1", port, share=True, allowed_hosts=["chat.example"])
     try:
         told = [
             status_for(f"http://127.0.0.1:{port}", f"{name}")

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from minigpt4.conversation.chat import Chat
-from minigpt4.conversation.pictures import Picture, Video
+from minigpt4.inference.chat import Chat
+from minigpt4.inference.pictures import Picture, Video
 from tests.serve.predicting import COUNT, DESCRIBE, EXAMPLES, SCENES, lines, write
 
 

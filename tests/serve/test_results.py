@@ -165,7 +165,7 @@ def test_killed_in_mid_run_it_goes_on_to_the_same_file(predict, tmp_path):
 
     scene.unlink()
     os.mkfifo(scene)  # there the run waits
-    command = [sys.executable, "-c", "from minigpt4.tools.cli import main; main()", "predict", *arguments]
+    command = [sys.executable, "-c", "from minigpt4.cli import main; main()", "predict", *arguments]
     run = subprocess.Popen([*command, "--output", part, "--batch-size", "2"], env=os.environ | {"OMP_NUM_THREADS": "1"})
     wait_for(lambda: part.exists() and part.read_bytes().count(b"\n") == 6)
     run.kill()

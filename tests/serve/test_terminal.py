@@ -21,16 +21,16 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.data_structures import Size
 from prompt_toolkit.output.vt100 import Vt100_Output
 
-from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.conversation import Turn
-from minigpt4.conversation.options import AnswerOptions
+from minigpt4.inference.chat import Chat
+from minigpt4.inference.options import AnswerOptions
 from minigpt4.serve.terminal import WELCOME, Terminal
 from tests.waiting import LIMIT, wait_for
 
 ROOT = Path(__file__).parents[2]
 SCENE = ROOT / "minigpt4" / "assets" / "tiny" / "examples" / "scene1.jpg"
 SEEN = "The image shows three handwritten digits."
-COMMAND = [sys.executable, "-c", "from minigpt4.tools.cli import main; main()", "chat"]
+COMMAND = [sys.executable, "-c", "from minigpt4.cli import main; main()", "chat"]
 
 
 @pytest.fixture

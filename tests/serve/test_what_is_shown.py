@@ -10,19 +10,19 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from minigpt4.common.config import load_config
 from minigpt4.common.errors import UserError
-from minigpt4.conversation.chat import Chat
-from minigpt4.conversation.options import AnswerOptions
-from minigpt4.conversation.pictures import Video
-from minigpt4.conversation.session import Sessions
-from minigpt4.datasets.datasets.instruction import InstructionDataset
+from minigpt4.config.loading import load_config
+from minigpt4.datasets.formats.instruction import InstructionDataset
+from minigpt4.inference.chat import Chat
+from minigpt4.inference.options import AnswerOptions
+from minigpt4.inference.pictures import Video
+from minigpt4.inference.sessions import Sessions
 from minigpt4.processors.video import open_video
 from minigpt4.serve import predict as predict_module
 from minigpt4.serve.loading import DEFAULT_CONFIG
 from minigpt4.serve.questions import Question
 from minigpt4.serve.terminal import Terminal
-from minigpt4.serve.visitor import Handlers
+from minigpt4.serve.web.visitor import Handlers
 from tests.picture_files import bomb, write_video
 from tests.serve.asking import NAME, user
 from tests.serve.visiting import OPTIONS, ask

@@ -6,7 +6,7 @@ from pathlib import Path
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from minigpt4.conversation.chat import Chat
+from minigpt4.inference.chat import Chat
 from tests.serve.conftest import PROCESSOR
 
 OPTIONS = ["Greedy", 5, 1, 0.9, 1, 1, 0, 8, -1]  # mode, beams, temperature, top-p, penalties, min, max, seed

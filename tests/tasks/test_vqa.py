@@ -2,8 +2,8 @@
 
 import pytest
 
-from minigpt4.common.config import Config, EvaluationDatasetConfig, RunConfig
 from minigpt4.common.errors import UserError
+from minigpt4.config.schema import Config, EvaluationDatasetConfig, RunConfig
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 from minigpt4.tasks.vqa import VQATask, normalize, score, table
 

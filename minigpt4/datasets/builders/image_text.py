@@ -4,12 +4,12 @@ from typing import Any, ClassVar
 
 from torch.utils.data import Dataset
 
-from minigpt4.common.config import DatasetConfig
 from minigpt4.common.errors import UserError
 from minigpt4.common.registry import registry
-from minigpt4.datasets.datasets.align import CCSBUAlignDataset
-from minigpt4.datasets.datasets.instruction import InstructionDataset
-from minigpt4.datasets.datasets.shards import ShardedCaptionDataset
+from minigpt4.config.schema import DatasetConfig
+from minigpt4.datasets.formats.align import CCSBUAlignDataset
+from minigpt4.datasets.formats.instruction import InstructionDataset
+from minigpt4.datasets.formats.shards import ShardedCaptionDataset
 from minigpt4.processors import build_processor
 
 

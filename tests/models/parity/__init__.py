@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minigpt4.conversation.prompter import IMAGE_ROW, Example
 from minigpt4.models.minigpt_base import MiniGPTBase
-from minigpt4.models.splice import IGNORE, IMAGE_ROW, Example
+from minigpt4.models.splice import IGNORE
 from tests.conftest import assert_recorded, golden, golden_json
 
 FLAVOURS = ["vicuna0", "llama2", "v2"]

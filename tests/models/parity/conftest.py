@@ -7,7 +7,7 @@ import pytest
 from torch import Tensor
 from transformers import GenerationMixin
 
-from minigpt4.models import generation
+from minigpt4.inference import generation
 from minigpt4.models.minigpt_base import MiniGPTBase
 from tests.conftest import golden_json
 from tests.models.parity import samples_of

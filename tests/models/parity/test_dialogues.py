@@ -5,9 +5,10 @@ import torch
 from PIL import Image
 
 from minigpt4.common.errors import UserError
-from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.prompter import prompt_layout
+from minigpt4.inference.chat import Chat
 from minigpt4.models.llm import embedding_of
-from minigpt4.models.splice import prompt_layout, splice
+from minigpt4.models.splice import splice
 from tests.conftest import assert_recorded, golden, golden_json
 from tests.conversation import turns_of
 from tests.models.parity import FLAVOURS, layout_of, pictures

@@ -9,11 +9,13 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from minigpt4.common.config import Config
-from minigpt4.models import decoding, minigpt_base
+from minigpt4.config.schema import Config
+from minigpt4.conversation.prompter import prompt_layout
+from minigpt4.inference import decoding
+from minigpt4.models import minigpt_base
 from minigpt4.models.llm import embedding_of
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.splice import prompt_layout, splice
+from minigpt4.models.splice import splice
 from tests.conftest import assert_recorded, golden, golden_json
 from tests.models.parity import FLAVOURS, layout_of, pictures
 

@@ -5,7 +5,7 @@ import re
 import pytest
 from safetensors.torch import load_file
 
-from minigpt4.common.checkpoint import save_weights
+from minigpt4.models.checkpoint import save_weights
 from minigpt4.models.qformer import to_original_names
 from tests.conftest import PARITY, golden_json
 from tests.models.parity import FLAVOURS

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from minigpt4.common.config import load_config
+from minigpt4.config.loading import load_config
 from minigpt4.conversation.conversation import Turn, get_template
-from minigpt4.models.splice import IMAGE_ROW, training_batch
+from minigpt4.conversation.prompter import IMAGE_ROW
+from minigpt4.models.splice import training_batch
 from tests.conftest import golden_json
 
 ROOT = Path(__file__).parents[3]

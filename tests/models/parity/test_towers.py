@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import Blip2QFormerModel
 
-from minigpt4.common.config import QformerConfig, VitConfig
+from minigpt4.config.schema import QformerConfig, VitConfig
 from minigpt4.models.qformer import build_qformer, from_original_names, load_qformer_weights, to_original_names
 from minigpt4.models.vision import build_vit, convert_weights, interpolate_pos_embed, load_vit_weights
 from tests.conftest import PARITY, assert_recorded, golden, golden_json

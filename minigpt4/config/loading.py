@@ -1,0 +1,160 @@
+"""Configuration: YAML layers merged in order and checked against the dataclasses of `config.schema`."""
+
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, cast, get_args, get_origin
+
+from omegaconf import DictConfig, OmegaConf
+
+from minigpt4.common.errors import UserError, did_you_mean
+from minigpt4.config.compat import NAMES, translate
+from minigpt4.config.schema import (
+    Config,
+    ModelConfig,
+)
+from minigpt4.config.values import check_values, expand_home
+from minigpt4.config.yaml_files import one_line, read_options, read_yaml, shortened
+
+_DEFAULTS = Path(__file__).parent / "defaults"
+
+
+def load_config(path: str | Path, options: list[str] | None = None) -> Config:
+    """Merges default < model YAML < dataset YAMLs < the file < options, and checks keys and types.
+
+    Args:
+        path: the YAML file of a run.
+        options: `key=value` pairs (or the original's `key value ...`), keys in dotted form.
+
+    Raises:
+        UserError: a file is missing, a key unknown, a type wrong, a dataset or model type unknown.
+    """
+    try:
+        return _load(str(path), options or [])
+    except UserError as error:
+        raise UserError(shortened(str(error))) from None
+
+
+def _load(path: str, options: list[str]) -> Config:
+    user = _translated(path, read_yaml(Path(path)))
+    overrides = _translated("--options", read_options(options))
+    asked = _merge(_merge(OmegaConf.create(), [(path, user)]), [("--options", overrides)])
+    model, datasets = _group(path, asked, "model"), _group(path, asked, "datasets")
+    arch = _name("model.arch", model.get("arch", ModelConfig.arch))
+    model_type = _name("model.model_type", model.get("model_type", ModelConfig.model_type))
+    layers: list[tuple[str, Any]] = [("config/defaults/default.yaml", read_yaml(_DEFAULTS / "default.yaml"))]
+    layers.append(_model_layer(arch, model_type))
+    frames = {name: {"build_info": {"n_frms": "${preprocess.n_frms}"}} for name in datasets}
+    layers.append(("preprocess.n_frms", OmegaConf.create({"datasets": frames})))
+    layers += [_dataset_layer(_name("datasets", name)) for name in datasets]
+    layers += [(path, user), ("--options", overrides)]
+
+    config = _merge(OmegaConf.structured(Config), layers)
+    try:
+        for dataset in config.datasets.values():
+            for kind in ("vis_processor", "text_processor"):
+                for split, default in config.preprocess[kind].items():
+                    dataset[kind][split] = _override(default, dataset[kind][split])
+        checked = cast(Config, OmegaConf.to_object(config))
+        OmegaConf.structured(checked)  # as it will be saved: this looks into lists, too
+    except Exception as error:
+        place = str(getattr(error, "full_key", None) or "").partition("[")[0]
+        raise UserError(f"{'--options' if place in _leaves(overrides) else path}: {one_line(error)}") from None
+    check_values(checked)
+    expand_home(checked)
+    return checked
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Writes the resolved configuration as YAML; `load_config` reads it back to the same."""
+    OmegaConf.save(OmegaConf.structured(config), path)
+
+
+def _translated(source: str, layer: DictConfig) -> DictConfig:
+    plain = OmegaConf.to_container(layer, resolve=False)
+    assert isinstance(plain, dict)
+    translated = translate(source, cast(dict[str, Any], plain))
+    _check_groups(source, "", translated, Config)
+    return OmegaConf.create(translated)
+
+
+def _check_groups(source: str, place: str, node: Any, schema: Any) -> None:
+    """Refuses a value where a group of keys belongs. An empty group, which YAML reads as null, has no keys."""
+    if isinstance(node, str) and node.startswith("${"):
+        return
+    if not isinstance(node, dict):
+        raise UserError(f"{source}: {place}: expected keys and values below it, found '{node}'.")
+    any_name = get_origin(schema) is dict
+    types = dict.fromkeys(node, get_args(schema)[1]) if any_name else {f.name: f.type for f in fields(schema)}
+    for key, value in node.items():
+        group = types.get(key)
+        if is_dataclass(group) or get_origin(group) is dict:
+            node[key] = {} if value is None else value
+            _check_groups(source, f"{place}.{key}".removeprefix("."), node[key], group)
+
+
+def _group(path: str | Path, layer: Any, key: str) -> dict[str, Any]:
+    group = cast(dict[str, Any], OmegaConf.to_container(layer, resolve=False)).get(key) or {}
+    if not isinstance(group, dict):
+        raise UserError(f"{path}: {key}: expected keys and values below it, found '{group}'.")
+    return group
+
+
+def _name(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise UserError(f"{key}: expected a name, found '{value}'.")
+    return value
+
+
+def _model_layer(arch: str, model_type: str) -> tuple[str, DictConfig]:
+    archs = {p.parent.name for p in (_DEFAULTS / "models").glob("*/*.yaml")}
+    if arch not in archs:
+        raise UserError(f"model.arch: '{arch}' is unknown.{did_you_mean(arch, archs | NAMES['model.arch'].keys())}")
+    types = {p.stem: p for p in (_DEFAULTS / "models" / arch).glob("*.yaml")}
+    if model_type not in types:
+        raise UserError(f"model.model_type: '{model_type}' is unknown for {arch}.{did_you_mean(model_type, types)}")
+    return f"config/defaults/models/{arch}/{model_type}.yaml", read_yaml(types[model_type])
+
+
+def _dataset_layer(name: str) -> tuple[str, DictConfig]:
+    files = {p.parent.name: p for p in (_DEFAULTS / "datasets").glob("*/defaults.yaml")}
+    if name not in files:
+        raise UserError(f"datasets.{name}: no such dataset.{did_you_mean(name, files)}")
+    return f"config/defaults/datasets/{name}/defaults.yaml", read_yaml(files[name])
+
+
+def _merge(config: Any, layers: list[tuple[str, Any]]) -> Any:
+    for source, layer in layers:
+        try:
+            config = OmegaConf.merge(config, layer)
+        except Exception as error:  # of many kinds, some without the key
+            key = "" if getattr(error, "full_key", None) else _refused(config, layer)
+            raise UserError(f"{source}: {key}{one_line(error)}") from None
+    return config
+
+
+def _refused(config: Any, layer: Any) -> str:
+    """The "key: value: " of a layer that can't be merged, where the error does not name it."""
+    for key, value in _leaves(layer).items():
+        alone = OmegaConf.create()
+        try:
+            OmegaConf.update(alone, key, value)
+            OmegaConf.merge(config, alone)
+        except Exception:
+            return f"{key}: {value}: "
+    return ""
+
+
+def _leaves(layer: Any, above: str = "") -> dict[str, Any]:
+    """{dotted key: value} of a layer, lists as they are."""
+    plain: Any = OmegaConf.to_container(layer, resolve=False) if isinstance(layer, DictConfig) else layer
+    if not isinstance(plain, dict):
+        return {above: plain}
+    return {k: v for key, node in plain.items() for k, v in _leaves(node, f"{above}.{key}".removeprefix(".")).items()}
+
+
+def _override(default: DictConfig, entry: DictConfig) -> DictConfig:
+    """A dataset's processor: what it sets wins over the model's default; naming another processor starts anew."""
+    if entry.name not in ("", default.name):
+        return entry
+    own = {key: value for key, value in entry.items() if value not in (None, "")}
+    return cast(DictConfig, OmegaConf.merge(default, own))

@@ -1,0 +1,48 @@
+"""Names of registered classes, checked before anything is loaded. Not in `load_config`: it imports the classes."""
+
+from minigpt4.common.errors import UserError
+from minigpt4.common.registry import registry
+from minigpt4.config.schema import Config, ProcessorConfig
+
+
+def check_names(config: Config) -> None:
+    """Refuses names that nothing is registered under, and keys that the named processor does not take.
+
+    Raises:
+        UserError: with one line for each problem.
+    """
+    processors = _processors(config)
+    names = {
+        "run.lr_sched": ("lr_scheduler", config.run.lr_sched),
+        "run.task": ("task", config.run.task),
+        "run.runner": ("runner", config.run.runner),
+        "model.arch": ("model", config.model.arch),
+        **{f"datasets.{name}": ("builder", name) for name in config.datasets},
+        **{f"{place}.name": ("processor", processor.name) for place, processor in processors.items()},
+    }
+    problems = []
+    for key, (kind, name) in names.items():
+        try:
+            registry.get(kind, name)
+        except UserError as error:
+            problems.append(f"{key}: {error}")
+    for place, processor in processors.items() if not problems else ():
+        try:
+            registry.build("processor", processor.name, **processor.kwargs())
+        except UserError as error:
+            problems.append(f"{place}: {error}")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _processors(config: Config) -> dict[str, ProcessorConfig]:
+    """{key: processor} of the defaults, and of the datasets where they name others."""
+    found: dict[str, ProcessorConfig] = {}
+    for kind in ("vis_processor", "text_processor"):
+        for split, default in vars(getattr(config.preprocess, kind)).items():
+            found[f"preprocess.{kind}.{split}"] = default
+            for name, dataset in config.datasets.items():
+                own = getattr(getattr(dataset, kind), split)
+                if own != default:
+                    found[f"datasets.{name}.{kind}.{split}"] = own
+    return found

@@ -1,0 +1,153 @@
+"""Files of records, and the pictures that these name."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+from urllib.request import url2pathname, urlopen
+
+from minigpt4.common.errors import UserError, first_line
+from minigpt4.conversation.conversation import IMAGE
+from minigpt4.conversation.prompter import IMAGE_PLACEHOLDER
+from minigpt4.datasets.formats.records.record import VIDEO, Record, RecordError, short
+
+_Read = Callable[[Path | BinaryIO], Any]
+
+
+@dataclass
+class BadLine:
+    """Stands for a record whose line can't be read."""
+
+    reason: str
+
+
+def read_records(key: str, storage: str) -> list[Any]:
+    """Reads the records of a JSON, JSON lines or Parquet file, and looks at none of them.
+
+    Raises:
+        UserError: the file is missing, can't be parsed, or is empty. `key` is the config key or argument that names it.
+    """
+    file = Path(storage)
+    if not file.is_file():
+        raise UserError(f"{key}: '{storage}' is no file. Set it to a JSON, JSON lines or Parquet file of records.")
+    records = _read_parquet(file) if file.suffix == ".parquet" else _read_json(file)
+    if not records:
+        raise UserError(f"{file}: holds no records. Write a list of them, or one a line.")
+    return records
+
+
+def _read_json(file: Path) -> list[Any]:
+    """A list, or else one record a line, of which some, but not the first, may be damaged."""
+    data = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    if data.lstrip().startswith(b"["):
+        return _loads(str(file), data)
+    records: list[Any] = []
+    for number, line in enumerate(data.split(b"\n"), 1):  # not splitlines: JSON's strings may hold other line breaks
+        try:
+            records += [_loads(f"{file}: line {number}", line)] if line.strip() else []
+        except UserError as error:
+            if not records:  # it is hardly a file of lines
+                raise
+            records.append(BadLine(str(error)))
+    return records
+
+
+def _loads(where: str, data: bytes) -> Any:
+    try:
+        return json.loads(data.decode())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8: {error}. Write it anew in that encoding.") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON: {error}. Write a list of records, or one record a line.") from None
+
+
+def _read_parquet(file: Path) -> list[Any]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise UserError(f"{file}: needs pyarrow. Install it: pip install pyarrow") from error
+    try:
+        return pq.read_table(file).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file} is not Parquet: {first_line(error)}. Write it anew, or name another file.") from None
+
+
+def record_id(raw: Any, index: int) -> str:
+    """A record's own id; without one its place in the file, counted from 0."""
+    own = raw.get("id") if isinstance(raw, dict) else None
+    if not isinstance(own, str | int) or own == "":
+        return f"#{index}"
+    return str(own).encode(errors="backslashreplace").decode()  # so that it can be written
+
+
+def image_folder(file: str | Path, images: str | None) -> Path:
+    """Where file names of a record begin: `images`, else the folder image/ beside the file, else the file's own."""
+    beside = Path(file).parent / "image"
+    return Path(images) if images else beside if beside.is_dir() else Path(file).parent
+
+
+def load_pictures(
+    record: Record, questions: list[str], folder: Path, image: _Read, video: _Read
+) -> tuple[list[str], list[Any]]:
+    """Reads a record's images and videos.
+
+    Args:
+        questions: those of `Record.placed`.
+        folder: where file names begin.
+        image: reads an image.
+        video: reads a list of pictures.
+
+    Returns:
+        The questions with an `<ImageHere>` for each picture, and the pictures as they were read, in the order of
+        appearance.
+
+    Raises:
+        RecordError: a file is missing or can't be read.
+    """
+    images, videos = iter(record.images), iter(record.videos)
+    pictures: list[Any] = []
+
+    def load(match: re.Match[str]) -> str:
+        if match[0] == VIDEO:
+            frames = _load(next(videos), folder, "unreadable video", video)
+            pictures.extend(frames)
+            return " ".join([IMAGE] * len(frames))
+        pictures.append(_load(next(images), folder, "unreadable image", image))
+        return match[0]
+
+    return [re.sub(f"{IMAGE_PLACEHOLDER}|{VIDEO}", load, question) for question in questions], pictures
+
+
+def _load(name: str, folder: Path, kind: str, read: _Read) -> Any:
+    """Reads a file of the folder, or what a data: URL holds."""
+    try:
+        if name.startswith("data:"):
+            with urlopen(name) as data:
+                return read(BytesIO(data.read()))
+        return read(_find(name, folder))
+    except RecordError:
+        raise
+    except UserError as error:
+        raise RecordError(kind, str(error)) from None
+    except Exception as error:  # noqa: B902 readers raise many kinds
+        raise RecordError(kind, f"{short(name)}: {first_line(error)}") from None
+
+
+def _find(name: str, folder: Path) -> Path:
+    if name.startswith(("http://", "https://")):
+        raise RecordError("missing file", f"{short(name)} is not on this machine. Download it, and name the file")
+    file = folder / (url2pathname(urlsplit(name).path) if name.startswith("file://") else name)
+    if file.is_file():
+        return file
+    if re.match(r"[A-Za-z]:[\\/]|\\\\", name):
+        raise RecordError(
+            "missing file", f"{short(name)} is a path of another machine. Write it relative to build_info.images"
+        )
+    if (written := folder / name.replace("\\", "/")).is_file():  # on Windows
+        return written
+    raise RecordError("missing file", f"{short(str(file))} does not exist")

@@ -1,0 +1,62 @@
+"""One training conversation, and what may be wrong with it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from minigpt4.common.errors import UserError
+from minigpt4.conversation.conversation import IMAGE
+from minigpt4.conversation.prompter import IMAGE_PLACEHOLDER
+
+VIDEO = "<video>"
+BETWEEN_TURNS = "\x1e"  # a record separator: no text of a record holds it
+
+
+class RecordError(UserError):
+    """What is wrong with one record: the kind of problem, and the detail."""
+
+    def __init__(self, kind: str, detail: str):
+        super().__init__(f"{kind}: {detail}")
+        self.kind, self.detail = kind, detail
+
+
+@dataclass
+class Record:
+    """One training conversation.
+
+    Attributes:
+        images: file names, or data: URLs; as many as the questions hold `<ImageHere>`, in that order.
+        videos: the same of `<video>`. Where the questions hold neither, all belong in front of the first one.
+        answers: one for each question.
+        format: the keys by which its format was known.
+        dropped: answers before the first question, which are left out.
+    """
+
+    questions: list[str]
+    answers: list[str]
+    images: list[str] = field(default_factory=list)
+    videos: list[str] = field(default_factory=list)
+    format: str = field(default="", compare=False)
+    dropped: int = field(default=0, compare=False)
+
+    def placed(self, questions: list[str]) -> list[str]:
+        """Its questions, perhaps rewritten by a processor, with one placeholder for each image and video.
+
+        Raises:
+            RecordError: they hold another number of placeholders.
+        """
+        text = "".join(questions)
+        counts = {IMAGE_PLACEHOLDER: (len(self.images), "images"), VIDEO: (len(self.videos), "videos")}
+        if not any(marker in text for marker in counts):
+            return [" ".join([IMAGE] * len(self.images) + [VIDEO] * len(self.videos) + questions[:1]), *questions[1:]]
+        for marker, (given, what) in counts.items():
+            if (written := text.count(marker)) != given:
+                raise RecordError(
+                    "placeholder mismatch", f"{what} named: {given}, {marker} in its questions: {written}"
+                )
+        return questions
+
+
+def short(value: Any) -> str:
+    """A value as an error shows it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:30]}...{text[-47:]}"  # of a path, the end tells most

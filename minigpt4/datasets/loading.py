@@ -1,0 +1,157 @@
+"""From samples to batches: collation, what can't be used, and the loader of a validation split."""
+
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+
+from minigpt4.common.distributed import rank, world_size
+from minigpt4.common.errors import UserError, first_line
+
+logger = logging.getLogger(__name__)
+
+Batch = dict[str, Any]
+Check = Callable[[dict[str, Any]], None]  # raises a `UserError` where the model can't use a sample
+SKIPPED = "_skipped"  # the batch's key for what could not be used
+_LISTED = 20
+_GRACE = 30  # seconds
+
+
+class Skipped(NamedTuple):
+    """Stands for a sample that can't be used."""
+
+    reason: str
+
+
+def collate(samples: list[Any]) -> Batch:
+    """Stacks tensors of one shape, lists everything else; a key that no sample sets is left out.
+
+    What can't be used only leaves its reason, under the key `SKIPPED`; a batch of nothing else has no other key.
+    """
+    reasons = [sample.reason for sample in samples if isinstance(sample, Skipped)]
+    samples = [sample for sample in samples if not isinstance(sample, Skipped)]
+    batch: Batch = {SKIPPED: reasons} if reasons else {}
+    for key in dict.fromkeys(key for sample in samples for key in sample):
+        values: list[Any] = [sample.get(key) for sample in samples]
+        shapes = {value.shape if isinstance(value, torch.Tensor) else None for value in values}
+        if len(shapes) == 1 and None not in shapes:
+            batch[key] = torch.stack(values)
+        elif any(value is not None for value in values):
+            batch[key] = values
+    return batch
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Moves a batch's tensors."""
+    return {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+
+
+def use(reason_of: str, check: Check | None, read: Callable[..., Any], *args: Any) -> Any:
+    """`read(*args)`, or a `Skipped` that names `reason_of` and what is wrong with reading it or with the sample."""
+    try:
+        sample = read(*args)
+        if check is not None:
+            check(sample)
+        return sample
+    except Exception as error:  # noqa: B902 whatever is wrong with one sample of millions, the run goes on
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        return Skipped(f"{reason_of}: {kind}{first_line(error)}")
+
+
+class SkipCounter:
+    """Counts and names what can't be used, and stops when it is too much.
+
+    Args:
+        name: the dataset's.
+        max_rate: part of the samples that may be unusable; the first 1000 are judged together.
+    """
+
+    def __init__(self, name: str, max_rate: float):
+        self.name, self.max_rate = name, max_rate
+        self.seen = 0
+        self.reasons: list[str] = []
+
+    def usable(self, batch: Batch) -> bool:
+        """Takes the reasons out of a batch and says whether any sample is left.
+
+        Raises:
+            UserError: too many can't be used; the message lists them.
+        """
+        reasons = batch.pop(SKIPPED, [])
+        samples = len(next(iter(batch.values()))) if batch else 0
+        self.seen += samples + len(reasons)
+        for reason in reasons:
+            self.reasons.append(reason)
+            logger.warning("datasets.%s: skipped %s (%d of %d)", self.name, reason, len(self.reasons), self.seen)
+        if reasons and len(self.reasons) > self.max_rate * max(self.seen, 1000):
+            listed = list(dict.fromkeys(self.reasons))
+            more = f"\n  and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+            raise UserError(
+                f"datasets.{self.name}: {len(self.reasons)} of {self.seen} samples can't be used, more than "
+                f"run.max_skip_rate={self.max_rate:g} allows. Mend or remove them, or raise it:\n  "
+                + "\n  ".join(listed[:_LISTED])
+                + more
+            )
+        return bool(samples)
+
+
+def worker_init(_: int) -> None:
+    """Signals are for the main process: to finish the step it needs its workers, for a while."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))  # whose end is the worker's
+    torch.set_num_threads(1)  # there are as many workers as cores
+
+
+class UsableSamples(Dataset):
+    """A map-style dataset whose unusable samples are `Skipped`."""
+
+    def __init__(self, dataset: Any, check: Check | None):
+        self.dataset, self.check = dataset, check
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return use(f"sample {index}", None, self._read, index)
+
+    def _read(self, index: int) -> Any:
+        sample = self.dataset[index]
+        if self.check is not None:
+            try:
+                self.check(sample)
+            except UserError as error:
+                raise UserError(f"{sample.get('image_id', 'without image_id')}: {error}") from None
+        return sample
+
+
+class UsableStream(IterableDataset):
+    """One pass over a dataset of shards, whose unusable samples are `Skipped`."""
+
+    def __init__(self, dataset: Any, check: Check | None):
+        self.dataset, self.check = dataset, check
+
+    def __iter__(self) -> Iterator[Any]:
+        for name, read in self.dataset:
+            yield use(name, self.check, read)
+
+
+def build_valid_loader(dataset: Dataset, batch_size: int, num_workers: int, check: Check | None = None) -> DataLoader:
+    """A loader that passes once over this rank's share of a validation split."""
+    usable = (
+        UsableStream(dataset, check)  # streams share themselves out
+        if isinstance(dataset, IterableDataset)
+        else Subset(UsableSamples(dataset, check), range(rank(), len(dataset), world_size()))  # type: ignore[arg-type]
+    )
+    return DataLoader(
+        usable,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=collate,
+        persistent_workers=num_workers > 0,
+        worker_init_fn=worker_init,
+        generator=torch.Generator(),  # else it would draw from the run's own
+    )

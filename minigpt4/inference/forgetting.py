@@ -1,0 +1,49 @@
+"""What the model no longer reads of a conversation that is too long for it: pure functions."""
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from minigpt4.conversation.conversation import IMAGE, Turn
+from minigpt4.conversation.prompter import without_places
+
+_KEPT = 0.75  # of the room for what can be forgotten, when some must be
+
+
+def remembered(turns: Sequence[Turn], forgotten: int) -> list[Turn]:
+    """What the model reads of a dialogue: of its `forgotten` oldest answered turns the pictures alone."""
+    left: list[Turn] = []
+    for turn in turns:
+        if turn.answer is None:
+            left.append(turn)
+        elif forgotten:
+            if images := turn.question.count(IMAGE):
+                left.append(Turn(IMAGE * images))
+            forgotten -= 1
+        else:  # an answer makes no place for an image, whatever the model said
+            left.append(replace(turn, answer=without_places(turn.answer)))
+    return left
+
+
+def to_forget(turns: Sequence[Turn], forgotten: int, room: float, length_of: Callable[[list[Turn]], int]) -> int:
+    """How many of the oldest answered turns lose their words, never an image: all, where no number makes it fit.
+
+    What was forgotten stays so, and once more must be, a quarter of the room is made free: else each further turn would
+    forget another, and all behind it, which then stands in another place, would have to be read again.
+
+    Args:
+        forgotten: how many have lost them.
+        room: tokens that the prompt may have.
+        length_of: tokens of a dialogue; each try reads all of it.
+    """
+    answered = sum(turn.answer is not None for turn in turns)
+
+    def length(forgotten: int) -> int:
+        return length_of(remembered(turns, forgotten))
+
+    if length(0) <= room:
+        return 0
+    if (forgotten := min(forgotten, answered)) and length(forgotten) <= room:
+        return forgotten
+    least = length(answered)
+    return bisect_left(range(answered), True, key=lambda n: length(n) <= least + _KEPT * (room - least))

@@ -1,0 +1,57 @@
+"""Many visitors, bounded memory: who was away longest gives up first what can be made again."""
+
+import weakref
+from collections.abc import Callable
+from threading import Lock
+
+from PIL import Image
+from torch import Tensor
+
+from minigpt4.common.errors import UserError
+from minigpt4.common.limits import MAX_IMAGE_PIXELS, MAX_SESSIONS
+from minigpt4.inference.chat import Chat
+from minigpt4.models.minigpt_base import MiniGPTBase
+
+_PICTURES_PER_CACHE = 4  # an image's embedding is far smaller than the keys and values of its chat
+
+
+class Sessions:
+    """Opens sessions, and bounds what they keep on the device.
+
+    The `max_sessions` that asked last keep their KV cache, four times as many their image embeddings. The others keep
+    words and pictures in main memory, and the next question brings the rest back. A session ends when nobody refers
+    to it any more.
+
+    Args:
+        model, processor, max_pixels: as for `Chat`.
+        max_sessions: 1 or more. A KV cache takes 2 x layers x key-value heads x head size numbers per token: 0.5 MB in
+            half precision for a LLaMA of 7B.
+    """
+
+    def __init__(
+        self,
+        model: MiniGPTBase,
+        processor: Callable[[Image.Image], Tensor],
+        max_sessions: int = MAX_SESSIONS,
+        max_pixels: int = MAX_IMAGE_PIXELS,
+    ):
+        if max_sessions < 1:
+            raise UserError(f"max_sessions: {max_sessions} is out of range. Set it to 1 or more.")
+        self.model = model
+        self.processor = processor
+        self.max_sessions = max_sessions
+        self.max_pixels = max_pixels
+        self._lock = Lock()
+        self._used: list[weakref.ref[Chat]] = []  # the last one is the last that asked
+
+    def open(self) -> Chat:
+        """A new session."""
+        return Chat(self.model, self.processor, self._note, self.max_pixels)
+
+    def _note(self, chat: Chat) -> None:
+        with self._lock:
+            others = [ref for ref in self._used if ref() is not None and ref() is not chat]
+            self._used = [*others, weakref.ref(chat)]
+            for place, ref in enumerate(reversed(self._used)):
+                if place >= self.max_sessions and (idle := ref()) is not None:
+                    idle.forget_cache(pictures_too=place >= _PICTURES_PER_CACHE * self.max_sessions)

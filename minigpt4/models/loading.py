@@ -1,0 +1,20 @@
+"""What a config names, loaded."""
+
+from transformers import AutoConfig
+
+from minigpt4.config.schema import ModelConfig
+from minigpt4.conversation.prompter import Prompter
+from minigpt4.models.llm import llm_folder, load_tokenizer, window_of
+from minigpt4.models.vision import feature_rows
+
+
+def load_prompter(config: ModelConfig) -> Prompter:
+    """The prompter of a config's LLM, of which only the settings and the tokenizer are read; it draws no prompts.
+
+    Raises:
+        UserError: there is no such folder, or no tokenizer in it.
+    """
+    folder = llm_folder(config.llama_model)
+    tokenizer = load_tokenizer(folder, config.trust_remote_code)
+    window = window_of(AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code))
+    return Prompter.of(config, tokenizer, [], feature_rows(config), window)

@@ -1,0 +1,258 @@
+"""The towers' outputs on disk: frozen towers see the same picture every epoch, so they need to see it but once.
+
+A cache is a folder of safetensors shards: for each sample its features in bf16, and all else of it as JSON in the
+header. `fingerprint.json` says what they were computed from.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import zlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from tqdm import tqdm
+
+from minigpt4.common import distributed
+from minigpt4.common.errors import UserError, first_line, writing
+from minigpt4.common.folder_lock import locked
+from minigpt4.config.schema import Config, DatasetConfig
+from minigpt4.datasets.loading import Skipped, use
+from minigpt4.models.checkpoint import write_tensors
+from minigpt4.models.preflight import preflight
+from minigpt4.models.towers import Towers
+from minigpt4.runners.strategies.strategy import amp_dtype
+from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
+
+logger = logging.getLogger(__name__)
+
+_KEY = "run.cache_features"
+_SHARD = 256  # samples in a file
+_PATIENCE = 300.0  # seconds: runs that start together look at it in turn
+_TEXTS = (".json", ".jsonl", ".parquet")  # files that count to the letter, others by name, size and time
+_FINGERPRINT = "fingerprint.json"
+_CHECKSUM = "features_crc32"  # in a sample's JSON
+
+
+class FeatureCache:
+    """A folder of shards, opened to read. Samples are named `split/dataset/index`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.index: dict[str, tuple[str, str]] = {}  # sample -> its shard, and what is in the header
+        self._open: dict[str, Any] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            self.index |= {key: (file.name, text) for key, text in self._shard(file.name).metadata().items()}
+
+    def read(self, key: str) -> tuple[Tensor | None, dict[str, Any]]:
+        """A sample's features, None where it has no picture or can't be used, and the rest of it.
+
+        Raises:
+            UserError: the features are damaged.
+        """
+        shard, text = self.index[key]
+        sample = json.loads(text)
+        if sample is None:
+            return None, {}
+        features = self._shard(shard).get_tensor(key)
+        if sample.pop(_CHECKSUM, None) not in (None, _crc32(features)):  # an older cache has none
+            raise UserError(f"{_KEY}: '{self.folder / shard}' is damaged. Delete that file, and it is filled anew.")
+        return features, sample
+
+    def write(self, samples: dict[str, tuple[Tensor | None, dict[str, Any] | None]]) -> None:
+        """Writes a shard of {sample: (features, the rest)}, atomically. Its first sample names it: no other has it."""
+        features = {k: t.to("cpu", torch.bfloat16).contiguous() for k, (t, _) in samples.items() if t is not None}
+        texts = {
+            key: json.dumps((sample or {}) | {_CHECKSUM: _crc32(features[key])} if key in features else None)
+            for key, (_, sample) in samples.items()
+        }
+        name = next(iter(samples)).replace("/", "-")
+        file = self.folder / f"{name}.safetensors"
+        with writing(_KEY, file):
+            write_tensors(features, file, texts)
+
+    def _shard(self, name: str) -> Any:
+        if name not in self._open:
+            try:
+                self._open[name] = safe_open(self.folder / name, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{_KEY}: {self.folder / name} is damaged ({first_line(error)}). Delete it.") from None
+        return self._open[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_open": {}}  # open files don't go to workers
+
+
+def _crc32(features: Tensor) -> int:
+    return zlib.crc32(features.contiguous().view(torch.uint8).numpy().tobytes())
+
+
+class CachedDataset(Dataset):
+    """A map-style dataset with `image_features` in place of images; what has no picture comes from the dataset."""
+
+    def __init__(self, cache: FeatureCache, name: str, dataset: Any):
+        self.cache, self.name, self.dataset = cache, name, dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        features, sample = self.cache.read(f"{self.name}/{index}")
+        return self.dataset[index] if features is None else {"image_features": features, **sample}
+
+
+class _Attempt(Dataset):
+    """(key, sample) of the samples of a dataset that are to be encoded; None for one that can't be used."""
+
+    def __init__(self, name: str, dataset: Any, indices: list[int]):
+        self.name, self.dataset, self.indices = name, dataset, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> tuple[str, dict[str, Any] | None]:
+        key = f"{self.name}/{self.indices[i]}"
+        sample = use(key, None, self.dataset.__getitem__, self.indices[i])
+        if isinstance(sample, Skipped):
+            logger.warning("%s: %s", _KEY, sample.reason)
+        return key, None if isinstance(sample, Skipped) else sample
+
+
+def cached_datasets(config: Config, task: ImageTextPretrainTask) -> dict[str, dict[str, Any]]:
+    """Builds the datasets of all splits with cached features; what the cache lacks is computed first.
+
+    Raises:
+        UserError: a dataset is a stream, or the cache was filled from other files or with other settings.
+    """
+    run = config.run
+    folder = Path(str(run.cache_features))
+    logger.info("%s: '%s'; all splits see the evaluation transform: no random crops, exact decoding", _KEY, folder)
+    splits = {split: task.build_datasets(split, exact=True) for split in ("train", *run.valid_splits)}
+    datasets: dict[str, Any] = {
+        f"{split}/{name}": dataset for split, own in splits.items() for name, dataset in own.items()
+    }
+    for name, dataset in datasets.items():
+        if isinstance(dataset, IterableDataset):
+            raise UserError(
+                f"{_KEY}: datasets.{name.partition('/')[2]} streams shards; a cache needs data with a length, "
+                f"such as cc_sbu_align or instruction. Set {_KEY}=null."
+            )
+    files = preflight(config, towers=False)  # they and the LLM are never in memory together
+    with locked(_KEY, folder, _PATIENCE):
+        if distributed.is_main():
+            with writing(_KEY, folder):
+                _check_fingerprint(folder, fingerprint(config, files, datasets))
+                for left in folder.glob("*.tmp"):  # of a run that was cut off
+                    left.unlink()
+        distributed.barrier()
+        cache = FeatureCache(folder)
+        missing = {n: [i for i in range(len(d)) if f"{n}/{i}" not in cache.index] for n, d in datasets.items()}
+        distributed.barrier()  # all have looked before the first writes
+        if any(missing.values()):
+            _fill(cache, [_Attempt(n, d, missing[n]) for n, d in datasets.items()], config, files)
+            distributed.barrier()
+            cache = FeatureCache(folder)
+    return {
+        split: {name: CachedDataset(cache, f"{split}/{name}", dataset) for name, dataset in own.items()}
+        for split, own in splits.items()
+    }
+
+
+@torch.inference_mode()
+def _fill(cache: FeatureCache, attempts: list[_Attempt], config: Config, files: dict[str, Path]) -> None:
+    """Encodes this rank's share of the samples, in the precision of training."""
+    run, device = config.run, distributed.pick_device(config.run.device)
+    towers = Towers(config.model, files).place(device)
+    dtype = amp_dtype(run, device)
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    shard: dict[str, tuple[Tensor | None, dict[str, Any] | None]] = {}
+    for attempt in attempts:
+        attempt.indices = attempt.indices[distributed.rank() :: distributed.world_size()]
+        loader = DataLoader(attempt, run.batch_size_eval, num_workers=run.num_workers, collate_fn=list)
+        for batch in tqdm(loader, desc=f"features of {attempt.name}", disable=not distributed.is_main()):
+            images = {key: s.pop("image") for key, s in batch if s is not None and s.get("image") is not None}
+            with autocast:
+                features = dict(zip(images, _encode(towers, list(images.values()), device), strict=True))
+            shard |= {key: (features.get(key), sample) for key, sample in batch}
+            if len(shard) >= _SHARD:
+                cache.write(shard)
+                shard = {}
+    if shard:
+        cache.write(shard)
+
+
+def _encode(towers: Towers, images: list[Tensor], device: torch.device) -> list[Tensor]:
+    """Features [rows, width] of each [3, H, W], [n, rows, width] of each [n, 3, H, W]."""
+    if not images:
+        return []
+    groups = [image if image.dim() == 4 else image.unsqueeze(0) for image in images]
+    parts = towers.image_features(torch.cat(groups).to(device)).split(list(map(len, groups)))
+    return [part if image.dim() == 4 else part[0] for part, image in zip(parts, images, strict=True)]
+
+
+def fingerprint(config: Config, files: dict[str, Path], datasets: dict[str, Any]) -> dict[str, str]:
+    """{config key: value, or a summary of files} of all that features and samples depend on."""
+    c, prints = config.model, dict[str, Any]()
+    for key in ("image_size", "vit_precision", "vit", "has_qformer", "num_query_token", "qformer"):
+        value = getattr(c, key)
+        prints[f"model.{key}"] = value if isinstance(value, str | int) else asdict(value)
+    for key in ("model.vit_model", "model.q_former_model"):
+        if key in files:
+            prints[key] = [files[key].name, files[key].stat().st_size, _ends(files[key])]
+    prints["run.amp_dtype"] = str(amp_dtype(config.run, distributed.pick_device(config.run.device)))
+    for split_name, dataset in datasets.items():
+        split, _, name = split_name.partition("/")
+        prints[f"datasets.{name} ({split})"] = _data_print(config.datasets[name], split, len(dataset))
+    return {key: json.dumps(value) for key, value in prints.items()}
+
+
+def _ends(file: Path) -> str:
+    """A digest of a file's first and last MiB: gigabytes take minutes to read."""
+    with file.open("rb") as stream:
+        digest = hashlib.sha256(stream.read(2**20))
+        stream.seek(-min(2**20, file.stat().st_size), os.SEEK_END)
+        digest.update(stream.read())
+    return digest.hexdigest()[:16]
+
+
+def _data_print(block: DatasetConfig, split: str, length: int) -> list[Any]:
+    info = block.build_info
+    text = block.text_processor.train if split == "train" else block.text_processor.eval
+    storage = Path(str(info.storage if split == "train" else info.valid_storage))
+    folders = [Path(info.images)] if info.images else [storage.parent / "image"] if storage.is_file() else []
+    digest = hashlib.sha256()
+    for root in (storage, *folders):
+        for file in sorted(f for f in root.rglob("*") if f.is_file()) if root.is_dir() else [root]:
+            status = file.stat()
+            digest.update(f"{file.relative_to(root)} {status.st_size} {status.st_mtime_ns}\n".encode())
+            if file.suffix in _TEXTS:
+                digest.update(file.read_bytes())
+    return [length, asdict(block.vis_processor.eval), asdict(text), info.n_frms, digest.hexdigest()[:16]]
+
+
+def _check_fingerprint(folder: Path, own: dict[str, str]) -> None:
+    """Compares with what the cache was filled from, and adds what it lacks, such as a split.
+
+    Raises:
+        UserError: they differ.
+    """
+    file = folder / _FINGERPRINT
+    try:
+        found = json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError:
+        raise UserError(f"{_KEY}: '{file}' is damaged. Delete '{folder}' to fill it anew.") from None
+    for key in found.keys() & own.keys():
+        if found[key] != own[key]:
+            raise UserError(
+                f"{_KEY}: '{folder}' was filled with another {key} ({found[key][:80]}, this run has {own[key][:80]}). "
+                f"Delete the folder to fill it anew, or set {_KEY} to another."
+            )
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(found | own, indent=2) + "\n")
+    os.replace(temporary, file)

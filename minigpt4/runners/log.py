@@ -1,0 +1,233 @@
+"""What a run tells its user: console lines, log.txt, loss.png, TensorBoard, wandb. Only rank 0 speaks and writes."""
+
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from minigpt4.common.distributed import is_main, world_size
+from minigpt4.common.errors import UserError, writing
+from minigpt4.common.files import replace_file
+from minigpt4.config.schema import Config
+
+logger = logging.getLogger(__name__)
+
+LOG_FILE = "log.txt"
+_OF_SAMPLES = ("minigpt4.datasets.loading", "minigpt4.runners.feature_cache", "minigpt4.models.training")
+
+
+def setup_logger() -> None:
+    """Sends log records to stderr. Ranks other than 0 show errors, and what is wrong with samples of their own."""
+    main = is_main()
+    level = logging.INFO if main else logging.ERROR
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", force=True)
+    for chatty in ("httpx", "matplotlib", "PIL", "DeepSpeed"):
+        logging.getLogger(chatty).setLevel(max(level, logging.WARNING))
+    if main:
+        return
+    for own in _OF_SAMPLES:
+        logging.getLogger(own).setLevel(logging.WARNING)
+    warnings.simplefilter("ignore")
+    from transformers.utils import logging as of_transformers  # slow to import
+
+    of_transformers.set_verbosity_error()
+    of_transformers.disable_progress_bar()
+
+
+def to_json(record: dict[str, Any]) -> str:
+    """One line; what is no number is null, as JSON has no other word for it."""
+    bare = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(bare, allow_nan=False) + "\n"
+
+
+class RunLog:
+    """A run's numbers: `log.txt` in its output folder (one JSON object a line), TensorBoard, and wandb where asked.
+
+    A run that continues from step `resumed` keeps the lines up to it; a new one begins anew. Where its epochs have
+    another length than before, by `ratio`, so have the steps of these lines.
+    """
+
+    def __init__(self, config: Config, resumed: int = 0, ratio: Fraction = Fraction(1)):
+        self.folder = Path(config.run.output_dir)
+        self._wandb: Any = None
+        if not is_main():
+            return
+        from torch.utils.tensorboard.writer import SummaryWriter  # slow to import
+
+        self.file = self.folder / LOG_FILE
+        lines = self.file.read_text().splitlines(keepends=True) if resumed and self.file.is_file() else []
+        records = [json.loads(line) for line in lines if line.endswith("\n")]
+        records = [r | {"step": int(r["step"] * ratio)} for r in records]
+        temporary = self.file.with_suffix(".tmp")  # cut off while it writes, a run leaves all lines
+        temporary.write_text("".join(to_json(r) for r in records if r["step"] <= resumed))
+        os.replace(temporary, self.file)
+        threading.excepthook = partial(_but_tensorboards, threading.excepthook)
+        self._board: Any = SummaryWriter(str(self.folder / "tensorboard"), purge_step=resumed + 1)
+        if config.run.wandb_log:
+            self._wandb = _start_wandb(config)
+
+    def write(self, **record: Any) -> None:
+        """Writes a record; `step` says where it belongs.
+
+        Raises:
+            UserError: log.txt can't be written. TensorBoard is given up with a warning.
+        """
+        if not is_main():
+            return
+        with writing("run.output_dir", self.file), self.file.open("a") as file:
+            file.write(to_json(record))
+        numbers = {k: v for k, v in record.items() if isinstance(v, float) and k != "step"}
+        with self._giving_up_the_board():
+            for name, value in numbers.items() if self._board else ():
+                self._board.add_scalar(name, value, record["step"])
+            if self._board:
+                self._board.flush()
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=record["step"])
+
+    def close(self) -> None:
+        if is_main():
+            with self._giving_up_the_board():
+                if self._board:
+                    self._board.close()
+            if self._wandb is not None:
+                self._wandb.finish()
+
+    @contextmanager
+    def _giving_up_the_board(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            logger.warning("tensorboard/ can't be written (%s); the run goes on without", error.strerror)
+            self._board = None
+
+
+def _but_tensorboards(hook: Callable[[threading.ExceptHookArgs], Any], failed: threading.ExceptHookArgs) -> None:
+    """Shows a thread's error, but for the writer of TensorBoard's, which raises it at the next record too."""
+    if not type(failed.thread).__module__.startswith("tensorboard."):
+        hook(failed)
+
+
+def _start_wandb(config: Config) -> Any:
+    from omegaconf import OmegaConf
+
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("run.wandb_log: wandb is not installed. pip install wandb, or set it to False.") from error
+    plain = OmegaConf.to_container(OmegaConf.structured(config))
+    name = config.run.job_name or Path(config.run.output_dir).name
+    return wandb.init(project="minigpt4", name=name, dir=config.run.output_dir, config=plain)  # type: ignore[arg-type]
+
+
+class Meter:
+    """Throughput since the last reading: samples and label tokens of all ranks a second, share of waiting for data."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.samples = self.tokens = 0
+        self.waited, self.started = 0.0, time.perf_counter()
+
+    def read(self, device: torch.device) -> dict[str, float]:
+        """Returns the numbers and begins anew. `memory_gb` is the most that this rank's accelerator held."""
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        numbers = {
+            "samples_per_s": world_size() * self.samples / seconds,
+            "tokens_per_s": self.tokens / seconds,
+            "data_wait": self.waited / seconds,
+        }
+        if device.type != "cpu" and hasattr(torch.get_device_module(device), "max_memory_allocated"):
+            numbers["memory_gb"] = torch.get_device_module(device).max_memory_allocated(device) / 1e9
+        self.reset()
+        return numbers
+
+
+def parts_table(model: nn.Module) -> str:
+    """A Markdown table of a model's parts: parameters, how many train, dtypes, bytes."""
+    rows = ["| part | parameters | trained | dtype | GB |", "|---|---|---|---|---|"]
+    parts: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        parts.setdefault(name.split(".")[0], []).append(parameter)
+    for name, own in (*parts.items(), ("all", [p for part in parts.values() for p in part])):
+        sizes = [getattr(p, "ds_numel", p.numel()) for p in own]  # ZeRO-3 leaves an empty tensor of each
+        trained = sum(n for n, p in zip(sizes, own, strict=True) if p.requires_grad)
+        dtypes = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in own}))
+        size = sum(n * p.element_size() for n, p in zip(sizes, own, strict=True)) / 1e9
+        rows.append(f"| {name} | {sum(sizes):,} | {trained:,} | {dtypes} | {size:.3f} |")
+    return "\n".join(rows)
+
+
+def write_run_info(folder: Path, device: torch.device) -> None:
+    """Writes `run_info.json`: what a run was made with, the git revision included."""
+    packages = ("torch", "torchvision", "transformers", "timm", "peft", "webdataset", "deepspeed", "pillow", "minigpt4")
+    info = {
+        "command": sys.argv,
+        "git": _git_revision(),
+        "python": sys.version.split()[0],
+        "packages": {name: found for name in packages if (found := _version(name))},
+        "processes": world_size(),
+        "device": str(device) if device.type == "cpu" else torch.get_device_module(device).get_device_name(device),
+    }
+    (folder / "run_info.json").write_text(json.dumps(info, indent=2) + "\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """The commit of this code, with `-dirty` where files differ from it; None outside a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def plot_loss(folder: Path) -> None:
+    """Draws `loss.png` from `log.txt`: training loss by step, validation loss at the end of each epoch.
+
+    Where it can't be written, a warning says so.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # matplotlib is slow to import
+    from matplotlib.figure import Figure
+
+    records = [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)")
+    for key, style in (("train_loss", "-"), ("val_loss", "o")):
+        points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=key.replace("_", " "))
+            axes.legend()
+    axes.grid(alpha=0.3)
+    picture = BytesIO()
+    figure.savefig(picture, dpi=120)
+    try:
+        replace_file(folder / "loss.png", picture.getvalue())
+    except OSError as error:
+        logger.warning("loss.png can't be written (%s)", error.strerror)

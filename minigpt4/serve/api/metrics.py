@@ -1,0 +1,57 @@
+"""What `/metrics` tells Prometheus."""
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+if TYPE_CHECKING:  # which imports this
+    from minigpt4.serve.api.batching import Ask
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120)
+
+
+class Metrics:
+    """The counters of one server. Times are in seconds."""
+
+    def __init__(self) -> None:
+        own = self.registry = CollectorRegistry()
+        self.requests = Counter("minigpt4_requests", "Requests for answers, by HTTP status", ["status"], registry=own)
+        self.tokens = Counter(
+            "minigpt4_tokens", "Tokens read (prompt) and written (completion)", ["kind"], registry=own
+        )
+        self.queue_length = Gauge("minigpt4_queue_length", "Answers that wait for their batch", registry=own)
+        self.batch_size = Histogram(
+            "minigpt4_batch_size", "Answers made together", buckets=(1, 2, 4, 8, 16, 32, 64), registry=own
+        )
+        self.queue_seconds = self._seconds("queue", "From asking to the begin of the batch", own)
+        self.first_token_seconds = self._seconds("first_token", "From asking to the first token", own)
+        self.request_seconds = self._seconds("request", "From a request to the end of its answer", own)
+
+    @staticmethod
+    def _seconds(name: str, about: str, registry: CollectorRegistry) -> Histogram:
+        return Histogram(f"minigpt4_{name}_seconds", about, buckets=_SECONDS, registry=registry)
+
+    def note_request(self, status: int, begun: float) -> None:
+        """Counts a request for answers that began at `begun`, of `time.perf_counter`."""
+        self.requests.labels(status).inc()
+        self.request_seconds.observe(time.perf_counter() - begun)
+
+    def note_batch(self, batch: Sequence["Ask"], begun: float) -> None:
+        """Counts a batch that is done."""
+        self.batch_size.observe(len(batch))
+        for ask in batch:
+            self.queue_seconds.observe(begun - ask.asked)
+            if ask.first_token is not None:
+                self.first_token_seconds.observe(ask.first_token - ask.asked)
+
+    def note_tokens(self, asks: Sequence["Ask"]) -> None:
+        """Counts the tokens of the answers to one prompt, as a request's usage does."""
+        if any(ask.new_tokens for ask in asks):
+            self.tokens.labels("prompt").inc(asks[0].prompt_tokens)
+            self.tokens.labels("completion").inc(sum(ask.new_tokens for ask in asks))
+
+    def text(self) -> bytes:
+        """All of them in Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,199 @@
+"""An HTTP API that OpenAI's clients understand: chat completions with pictures, streamed and not."""
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Collection, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.security import HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from minigpt4.common.errors import UserError
+from minigpt4.inference.generation import Answer
+from minigpt4.serve.api.batching import Ask, QueueFullError
+from minigpt4.serve.api.errors import as_api_error
+from minigpt4.serve.api.gate import CHAT, Gate
+from minigpt4.serve.api.protocol import (
+    AnswerMessage,
+    ChatCompletion,
+    ChatRequest,
+    Choice,
+    Health,
+    ModelCard,
+    ModelList,
+    Usage,
+)
+from minigpt4.serve.api.service import Service
+from minigpt4.serve.errors import ErrorAnswer
+from minigpt4.serve.middleware import BodyLimit, KnownHosts
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorAnswer, "description": "The request can't be served; the message says why and what to do."},
+    "5XX": {"model": ErrorAnswer, "description": "The server failed."},
+}
+_EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}  # a chunk, or [DONE]
+_EVENTS = {"text/event-stream": {"schema": _EVENT}}
+
+
+def build_app(service: Service, api_key: str = "", hosts: Collection[str] = ("*",)) -> FastAPI:
+    """Builds the API around a model. `hosts` are those that it may be asked for, see `KnownHosts`.
+
+    `POST /v1/chat/completions`, `GET /v1/models` and `/v1/models/{model}` ask for the key, if there is one;
+    `GET /health`, `/metrics` and `/openapi.json` do not.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.batcher.start()
+        yield
+        service.batcher.close()
+
+    # the pages of docs_url would load scripts from elsewhere
+    app = FastAPI(title="MiniGPT-4", lifespan=lifespan, docs_url=None, redoc_url=None)
+    limits = service.limits
+    app.add_middleware(BodyLimit, max_bytes=limits.max_bytes)
+    app.add_middleware(Gate, metrics=service.metrics, max_requests=limits.max_requests, api_key=api_key)
+    app.add_middleware(KnownHosts, hosts=hosts)  # the last is the first to be asked
+    for kind in (HTTPException, RequestValidationError, UserError, QueueFullError, Exception):
+        app.add_exception_handler(kind, lambda _, error: as_api_error(error).response())
+    # the gate has let the request in: this is for the document
+    key = [Security(HTTPBearer(auto_error=False))] if api_key else []
+    app.include_router(_v1(service), dependencies=key, responses=_ERRORS)
+
+    @app.get("/health", responses={503: {"model": Health}})
+    async def health() -> Health:
+        """Whether the model can answer."""
+        if service.batcher.alive:
+            return Health(status="ok")
+        return JSONResponse({"status": "failed"}, 503)  # type: ignore[return-value]
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def metrics() -> Response:
+        """Numbers for Prometheus."""
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def _v1(service: Service) -> APIRouter:
+    router = APIRouter()
+    card = ModelCard(id=service.name, created=int(time.time()))
+
+    @router.post(CHAT, response_model=ChatCompletion, responses={200: {"content": _EVENTS}})
+    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        """The next answer in a conversation."""
+        return await _unless_gone(request, _respond(service, body))
+
+    @router.get("/v1/models")
+    async def models() -> ModelList:
+        """The one model that is here."""
+        return ModelList(data=[card])
+
+    @router.get("/v1/models/{model:path}")  # names of models can hold slashes
+    async def model(model: str) -> ModelCard:
+        """The model, if it has this name."""
+        service.require_model(model)
+        return card
+
+    return router
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
+    """Awaits work, but ends it when the client goes away."""
+
+    async def leaving() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, gone = asyncio.create_task(work), asyncio.create_task(leaving())
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else Response(status_code=499)  # which nobody reads, but is counted
+    finally:
+        gone.cancel()
+        task.cancel()
+        await asyncio.wait({task, gone})
+
+
+async def _respond(service: Service, body: ChatRequest) -> Response:
+    asks = await service.read(body)
+    answers = service.answers(asks)
+    head: dict[str, Any] = {
+        "id": f"chatcmpl-{secrets.token_hex(12)}",
+        "created": int(time.time()),
+        "model": service.name,
+    }
+    if body.stream:
+        first = await anext(answers)  # until then an error is a status of its own
+        usage = bool(body.stream_options and body.stream_options.include_usage)
+        return _Events(_events(head, asks, first, answers, usage), answers)
+    done = {index: answer async for index, answer in answers if isinstance(answer, Answer)}
+    choices = [
+        Choice(index=index, message=AnswerMessage(content=str(answer)), finish_reason=answer.finish)  # type: ignore[arg-type]
+        for index, answer in sorted(done.items())
+    ]
+    return JSONResponse(ChatCompletion(**head, choices=choices, usage=_usage(asks)).model_dump())
+
+
+def _usage(asks: list[Ask]) -> Usage:
+    return Usage.of(asks[0].prompt_tokens, [ask.new_tokens for ask in asks])
+
+
+class _Events(StreamingResponse):
+    """Server-sent events; when they end, in whatever way, so do the answers."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[str], answers: AsyncIterator[tuple[int, str | Answer]]):
+        super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self._answers: Any = answers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._answers.aclose()
+
+
+async def _events(
+    head: dict[str, Any],
+    asks: list[Ask],
+    first: tuple[int, str | Answer],
+    answers: AsyncIterator[tuple[int, str | Answer]],
+    with_usage: bool,
+) -> AsyncIterator[str]:
+    """The chunks of all choices as they come."""
+    no_usage: dict[str, Any] = {"usage": None} if with_usage else {}
+
+    def chunk(index: int, delta: dict[str, str], finish: str | None = None) -> str:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
+        return _event({**head, "object": "chat.completion.chunk", "choices": [choice], **no_usage})
+
+    def told(index: int, what: str | Answer) -> str:
+        return chunk(index, {}, what.finish) if isinstance(what, Answer) else chunk(index, {"content": what})
+
+    for index in range(len(asks)):
+        yield chunk(index, {"role": "assistant", "content": ""})
+    yield told(*first)
+    try:
+        async for index, what in answers:
+            yield told(index, what)
+    except Exception as error:  # the status is sent: only an event can tell
+        yield _event(as_api_error(error).body.model_dump())
+        return
+    if with_usage:
+        usage = _usage(asks).model_dump()
+        yield _event({**head, "object": "chat.completion.chunk", "choices": [], "usage": usage})
+    yield "data: [DONE]\n\n"
+
+
+def _event(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"

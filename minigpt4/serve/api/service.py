@@ -1,0 +1,199 @@
+"""From a request to its answers: prompts, pictures, limits."""
+
+import asyncio
+import io
+import math
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from threading import Event
+
+import torch
+from anyio import CapacityLimiter, to_thread
+from PIL import Image
+from torch import Tensor
+
+from minigpt4.common.errors import UserError
+from minigpt4.common.limits import MAX_IMAGE_PIXELS
+from minigpt4.inference.decoding import LEAST_TEMPERATURE
+from minigpt4.inference.generation import Answer
+from minigpt4.inference.pictures import data_of
+from minigpt4.models.minigpt_base import MiniGPTBase
+from minigpt4.processors.picture_file import Room, open_upright
+from minigpt4.serve.api import remote
+from minigpt4.serve.api.batching import Ask, Batcher, Sampling
+from minigpt4.serve.api.dialogue import Dialogue, render
+from minigpt4.serve.api.errors import as_api_error
+from minigpt4.serve.api.metrics import Metrics
+from minigpt4.serve.api.protocol import ChatRequest
+from minigpt4.serve.errors import ApiError
+from minigpt4.serve.picture_decoding import Decoder
+
+_ARRIVING = 16  # requests that may be read while all places of answers are taken
+_HANDS = 2  # requests whose words or pictures are read at once
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server allows.
+
+    Attributes:
+        max_batch: answers made at once.
+        queue: answers that wait for their batch.
+        max_image_pixels: of one picture.
+        max_body_mb: of a request, and of a picture from the web.
+        remote_images: hosts from which pictures may come, by http(s) URLs; see `is_among`.
+    """
+
+    max_batch: int = 8
+    queue: int = 64
+    max_image_pixels: int = MAX_IMAGE_PIXELS
+    max_body_mb: float = 20.0
+    remote_images: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_body_mb < math.inf:
+            raise UserError(f"--max-body-mb: {self.max_body_mb} is out of range. Set it above 0, for example to 20.")
+
+    @property
+    def max_bytes(self) -> int:
+        return int(self.max_body_mb * 1e6)
+
+    @property
+    def max_requests(self) -> int:
+        """Requests at once: one for each answer that is made or waits, and some that are read meanwhile."""
+        return self.max_batch + self.queue + _ARRIVING
+
+
+class Service:
+    """One model and those who ask it.
+
+    Args:
+        model: in eval mode; nobody else is to use it.
+        processor: the model's eval processor, PIL image -> [3, H, W].
+        name: of the model, in requests and answers.
+    """
+
+    def __init__(self, model: MiniGPTBase, processor: Callable[[Image.Image], Tensor], name: str, limits: Limits):
+        self.model = model
+        self.processor = processor
+        self.name = name
+        self.limits = limits
+        self.metrics = Metrics()
+        self.batcher = Batcher(model, self.metrics, limits.max_batch, limits.queue)
+        self._hands = CapacityLimiter(_HANDS)
+
+    async def read(self, request: ChatRequest) -> list[Ask]:
+        """What a request asks for: `n` answers to one prompt, with seeds that follow one another.
+
+        Raises:
+            ApiError: the model is another, or the conversation too long.
+            UserError: a message or a picture is not as it must be.
+            QueueFullError: there would be no room for the answers now.
+        """
+        self.require_model(request.model)
+        count = request.n or 1
+        if count > self.limits.queue:
+            raise ApiError(400, f"n: {count} is more than this server queues ({self.limits.queue}).", "n")
+        self.batcher.require_room(count)  # before the work
+        dialogue, length = await to_thread.run_sync(self._read_words, request, limiter=self._hands)
+        gone = Event()
+        decoder = Decoder(self.limits.max_image_pixels, partial(_heed, gone))
+        try:
+            pixels = [await self._read_picture(url, decoder) for url in dialogue.images]
+        finally:
+            gone.set()
+        seed = secrets.randbits(62) if request.seed is None else request.seed
+        return [
+            Ask(
+                self.model,
+                dialogue.prompt,
+                torch.stack(pixels) if pixels else None,
+                prompt_tokens=length,
+                max_tokens=int(min(request.longest, self.model.max_context_len - length)),
+                sampling=_sampling(request),
+                seed=(seed + index) % 2**63,
+                stops=request.stops,
+                begun=dialogue.begun,
+                stream=bool(request.stream),
+            )
+            for index in range(count)
+        ]
+
+    def require_model(self, name: str) -> None:
+        """Refuses another model's name."""
+        if name != self.name:
+            message = f"The model '{name[:80]}' is not here. Ask for '{self.name}'."
+            raise ApiError(404, message, "model", "model_not_found")
+
+    async def answers(self, asks: Sequence[Ask]) -> AsyncIterator[tuple[int, str | Answer]]:
+        """Has asks answered; yields the index of one and, if it streams, each further piece, at its end its `Answer`.
+
+        To leave before the end is to interrupt what is under way.
+
+        Raises:
+            QueueFullError: there is no room for them.
+            ApiError: one failed.
+        """
+        loop, told = asyncio.get_running_loop(), asyncio.Queue[tuple[int, str | Answer]]()
+
+        def tell(index: int, what: str | Answer) -> None:
+            with suppress(RuntimeError):  # the loop is closed, and nobody listens
+                loop.call_soon_threadsafe(told.put_nowait, (index, what))
+
+        for index, ask in enumerate(asks):
+            ask.tell = partial(tell, index)
+        self.batcher.submit(asks)
+        try:
+            left = len(asks)
+            while left:
+                index, what = await told.get()
+                if isinstance(what, Answer):
+                    left -= 1
+                    if what.error is not None:
+                        raise as_api_error(what.error)
+                yield index, what
+        finally:
+            self.batcher.cancel(asks)
+            self.metrics.note_tokens(asks)
+
+    def _read_words(self, request: ChatRequest) -> tuple[Dialogue, int]:
+        """The dialogue, and how many tokens and image rows its prompt has."""
+        dialogue = render(self.model.template, request.messages)
+        window = self.model.max_context_len
+        if (length := self.model.length(dialogue.prompt, window)) >= window:
+            message = f"The messages have {length} tokens or more; the model reads and answers {window} at once."
+            raise ApiError(400, f"{message} Shorten them, or show fewer images.", "messages", "context_length_exceeded")
+        return dialogue, length
+
+    async def _read_picture(self, url: str, decoder: Decoder) -> Tensor:
+        source: str | bytes = url
+        scheme, colon, _ = url[:80].partition(":")
+        if colon and scheme.lower() != "data":  # no colon: base64 alone
+            if not self.limits.remote_images:
+                raise UserError(f"'{url[:40]}' is no data: URL, and this server fetches no others. Send one.")
+            source = await remote.download(url, self.limits.remote_images, self.limits.max_bytes)
+        return await to_thread.run_sync(self._pixels, source, decoder, limiter=self._hands, abandon_on_cancel=True)
+
+    def _pixels(self, source: str | bytes, decoder: Decoder) -> Tensor:
+        """Of base64, or a file's bytes."""
+        data = data_of(source) if isinstance(source, str) else source
+        side = getattr(self.processor, "image_size", None)  # a whole picture would have to come over
+        (image,) = decoder(open_upright, io.BytesIO(data), Room(self.limits.max_image_pixels), side)
+        return self.processor(image)
+
+
+def _heed(gone: Event) -> None:
+    if gone.is_set():
+        raise ConnectionAbortedError("the client has gone")
+
+
+def _sampling(request: ChatRequest) -> Sampling:
+    temperature = 1.0 if request.temperature is None else request.temperature
+    penalty = request.repetition_penalty or 1.0
+    top_p = 1.0 if request.top_p is None else request.top_p
+    if temperature < LEAST_TEMPERATURE or top_p == 0:
+        return Sampling(repetition_penalty=penalty)
+    return Sampling(True, temperature, top_p, penalty)

@@ -1,0 +1,44 @@
+"""Errors as OpenAI tells them: `{"error": {"message", "type", "param", "code"}}`."""
+
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+
+class ErrorBody(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """How OpenAI tells an error."""
+
+    error: ErrorBody
+
+
+class ApiError(HTTPException):
+    """An answer that is an error. `param` names what of the request is at fault, `code` is for programs."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        kind: str = "invalid_request_error",
+        headers: dict[str, str] | None = None,
+    ):
+        # what is wrong with them may have megabytes
+        message, param = shortened(message, 500), param and shortened(param, 100)
+        super().__init__(status, message, headers)
+        self.body = ErrorAnswer(error=ErrorBody(message=message, type=kind, param=param, code=code))
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body.model_dump(), self.status_code, self.headers)
+
+
+def shortened(text: str, length: int) -> str:
+    """At most so many characters of a text, and a sign that there were more."""
+    return text if len(text) <= length else f"{text[:length]}…"

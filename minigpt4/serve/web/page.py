@@ -1,0 +1,241 @@
+"""The page: what is where, and which event does what."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio_client.utils import is_http_url_like
+
+from minigpt4.inference.options import AnswerOptions
+from minigpt4.serve.web.controls import BEAMS, GREEDY, LABELS, MODES, SAMPLE
+from minigpt4.serve.web.visitor import Handlers, Message
+
+THEME = gr.themes.Default(
+    primary_hue="teal",
+    neutral_hue="slate",
+    font=["system-ui", "sans-serif"],  # nothing to download
+    font_mono=["ui-monospace", "monospace"],
+)
+CSS = """
+:root { --edge: clamp(12px, 5vw - 32px, 32px) }
+:root:has(#message .thumbnails) { --attached: 44px }
+#chat { height: max(300px, calc(100dvh - 345px - var(--attached, 0px))) !important }
+#chat .placeholder { padding: 0 20px; text-align: center }
+#chat .bot .md { white-space: normal }
+#chat .bot .md :is(ul, ol) { padding-left: 1.5em }
+#chat .bot .md :is(h1, h2, h3, h4) { font-weight: bold; margin: 0.5em 0 }
+#chat .image-frame img { width: auto; max-width: 100%; max-height: 200px }
+#chat .bot .image-frame img { max-height: 300px }
+#chat .message-buttons:has(.download-link) { display: none }  /* would send a visitor's picture to another site */
+#status, #status * { font-size: 13px; line-height: 18px; color: var(--body-text-color-subdued) }
+#status { min-height: 24px; padding-top: 6px }
+#status [data-testid="status-tracker"] :is(.error, .clear-status) { display: none }  /* the toast says what it was */
+#mode .wrap { flex-wrap: nowrap; gap: 4px }
+#mode label { padding: 6px 5px; flex-grow: 1; font-size: 13px }
+#examples .gallery-item * { width: 68px; height: 68px }
+.main.app { padding-inline: var(--edge) !important }
+.toast-wrap { left: var(--edge) !important; right: auto !important; max-width: calc(100vw - 24px) !important }
+.toast-wrap .toast-header { padding-bottom: 0 }
+.toast-wrap .toast-messages { padding-left: 46px; overflow-wrap: anywhere }
+@media (max-width: 640px) { #chat { height: max(300px, calc(100dvh - 440px - var(--attached, 0px))) !important } }
+"""
+# A file that is dropped beside the message box would replace the page. In the head, for gradio runs its own `js` only
+# after the page is there, and a file may be dropped before.
+HEAD = """<script>
+    document.addEventListener("dragover", event => event.preventDefault());
+    document.addEventListener("drop", event => {
+        const box = document.querySelector("#message .full-container");
+        if (!event.dataTransfer.files.length || box?.contains(event.target)) return;
+        event.preventDefault();
+        box?.dispatchEvent(new DragEvent("drop", { dataTransfer: event.dataTransfer, cancelable: true }));
+    });
+</script>"""
+KEPT = 4 * 3600  # seconds for which the conversation of a visitor who does nothing is kept
+_DOWNLOAD = "() => setTimeout(() => document.querySelector('#saved').click(), 100)"
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What the page tells a visitor about the loaded model."""
+
+    about: str
+    questions: tuple[str, ...]
+
+
+ANY_MODEL = Guide(
+    "Show pictures or a video and ask about them, in several turns if you like. The model can be wrong, and sound sure "
+    "of it.",
+    ("Describe this image in detail.", "What is unusual about this image?", "Write a poem about this image."),
+)
+
+
+class _Page(gr.Blocks):
+    """A page whose visitors upload their files: gradio would download one that is named by its address, of any size."""
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any) -> Any:
+        _refuse_addresses(inputs)
+        return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
+
+
+def _refuse_addresses(value: Any) -> None:
+    """Anywhere in what a visitor sends: gradio takes for a file what it finds below other things, too."""
+    if isinstance(value, dict):
+        if is_http_url_like(value.get("path")):
+            raise gr.Error("A file was named by its address. Download it, then upload it here.", print_exception=False)
+        value = list(value.values())
+    for part in value if isinstance(value, list) else ():
+        _refuse_addresses(part)
+
+
+def build_page(handlers: Handlers, examples: list[Path], guide: Guide = ANY_MODEL) -> gr.Blocks:
+    """Builds the page.
+
+    Its events are also an API for `gradio_client`: `/ask`, `/edit`, `/regenerate`, `/undo`, `/restart` and `/load` give
+    the chat's messages, the message box and the status line; `/stop` nothing; `/save` a file.
+
+    Args:
+        examples: picture files that a click adds to the message.
+    """
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # some of gradio's telemetry looks only here
+    with _Page(title="MiniGPT-4", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as page:
+        visitor = gr.State(time_to_live=KEPT)  # made at the first event: an initial value would be deep-copied
+        gr.Markdown(f"# MiniGPT-4\n{guide.about}")
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=3, min_width=320):
+                chat, message, status = _chat_side(guide)
+            with gr.Column(scale=1, min_width=320):
+                with gr.Row():
+                    restart = gr.Button("Restart", size="sm", min_width=80)
+                    save = gr.Button("Save", size="sm", min_width=80)
+                    load = gr.UploadButton("Load", size="sm", min_width=80, file_types=[".json"])
+                saved = gr.DownloadButton(visible="hidden", elem_id="saved")
+                _picture_side(examples, message)
+                options = _options()
+
+        shown = [chat, message, status, visitor]
+        unseen: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
+        # answers have a line of their own; on the chat, an error would cover what was said
+        seen: dict[str, Any] = {"concurrency_limit": None, "show_progress_on": status}
+        message.submit(handlers.ask, [message, *options, visitor], shown, api_name="ask", **seen)
+        chat.retry(handlers.regenerate, [*options, visitor], shown, api_name="regenerate", **seen)
+        index, words = gr.Number(visible=False), gr.Textbox(visible=False)
+        edited = chat.edit(_edited, None, [index, words], api_visibility="private", **unseen)
+        edited.success(handlers.edit, [index, words, *options, visitor], shown, api_name="edit", **seen)
+        message.stop(handlers.stop, visitor, None, api_name="stop", **unseen)
+        chat.undo(handlers.undo, visitor, shown, api_name="undo", **seen)
+        gr.on([restart.click, chat.clear], handlers.restart, visitor, shown, api_name="restart", **seen)
+        save.click(handlers.save, visitor, saved, api_name="save", **unseen).success(None, js=_DOWNLOAD)
+        load.upload(handlers.load, [load, visitor], shown, api_name="load", **seen)
+    return page
+
+
+def _chat_side(guide: Guide) -> tuple[gr.Chatbot, gr.MultimodalTextbox, gr.Markdown]:
+    chat = gr.Chatbot(
+        show_label=False,
+        elem_id="chat",
+        buttons=[],
+        editable="user",
+        group_consecutive_messages=False,  # gradio cannot edit words in one bubble with a picture
+        render_markdown=False,  # the answers are rendered already, with no HTML of theirs
+        latex_delimiters=[],
+        placeholder="Drop, paste or attach pictures or a video, then ask about them.",
+    )
+    status = gr.Markdown(elem_id="status", container=False)
+    message = gr.MultimodalTextbox(
+        show_label=False,
+        placeholder="Ask about a picture",
+        file_count="multiple",
+        file_types=["image", "video"],
+        max_plain_text_length=1_000_000,  # longer pasted text would become a file
+        autofocus=True,
+        elem_id="message",
+    )
+    questions = gr.Dataset(
+        components=[gr.Textbox(visible=False)],
+        samples=[[question] for question in guide.questions],
+        label="Questions to start with",
+        type="index",
+    )
+    questions.click(
+        lambda chosen, old: {**old, "text": guide.questions[chosen]},
+        [questions, message],
+        message,
+        api_visibility="private",
+        show_progress="hidden",
+    )
+    return chat, message, status
+
+
+def _picture_side(examples: list[Path], message: gr.MultimodalTextbox) -> None:
+    if examples:
+        pictures = gr.Dataset(
+            components=[gr.Image(visible=False)],
+            samples=[[str(file)] for file in examples],
+            label="Pictures to try",
+            type="index",
+            elem_id="examples",
+        )
+        pictures.click(
+            lambda chosen, old: _with_file(old, str(examples[chosen])),
+            [pictures, message],
+            message,
+            api_visibility="private",
+            show_progress="hidden",
+        )
+    with gr.Accordion("Take a picture", open=False):
+        # image_mode: gradio would decode a file of another mode, whatever its size
+        camera = gr.Image(
+            sources=["webcam"], type="filepath", image_mode=None, show_label=False, height=240, elem_id="camera"
+        )
+    camera.input(
+        lambda photo, old: (None, _with_file(old, photo) if photo else old),
+        [camera, message],
+        [camera, message],
+        api_visibility="private",
+        show_progress="hidden",
+    )
+
+
+def _options() -> list[Any]:
+    """The controls whose values `decoding` takes, in its order."""
+    default = AnswerOptions()
+    with gr.Accordion("How it answers", open=True):
+        mode = gr.Radio(MODES, value=GREEDY, show_label=False, container=False, elem_id="mode")
+        beams = gr.Slider(2, 10, 5, step=1, label=LABELS["num_beams"], visible=False)
+        length_penalty = gr.Slider(
+            -2,
+            2,
+            default.length_penalty,
+            step=0.1,
+            label=LABELS["length_penalty"],
+            info="more: longer answers",
+            visible=False,
+        )
+        temperature = gr.Slider(0.1, 2, default.temperature, step=0.1, label=LABELS["temperature"], visible=False)
+        top_p = gr.Slider(0.05, 1, default.top_p, step=0.05, label=LABELS["top_p"], visible=False)
+        seed = gr.Number(-1, precision=0, label=LABELS["seed"], info="-1: a new one each time", visible=False)
+        repetition = gr.Slider(
+            1, 2, default.repetition_penalty, step=0.05, label=LABELS["repetition_penalty"], info="1: none"
+        )
+        with gr.Row():
+            shortest = gr.Number(default.min_new_tokens, precision=0, label=LABELS["min_new_tokens"], min_width=80)
+            longest = gr.Number(default.max_new_tokens, precision=0, label=LABELS["max_new_tokens"], min_width=80)
+    controls = {beams: BEAMS, length_penalty: BEAMS, temperature: SAMPLE, top_p: SAMPLE, seed: SAMPLE}
+    mode.change(
+        lambda chosen: [gr.update(visible=chosen == of) for of in controls.values()],
+        mode,
+        list(controls),
+        api_visibility="private",
+        show_progress="hidden",
+    )
+    return [mode, beams, temperature, top_p, repetition, length_penalty, shortest, longest, seed]
+
+
+def _edited(event: gr.EditData) -> tuple[int, str]:
+    return event.index if isinstance(event.index, int) else event.index[0], event.value
+
+
+def _with_file(message: Message, file: str) -> Message:
+    return {"text": message["text"], "files": [*message["files"], file]}

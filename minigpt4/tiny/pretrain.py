@@ -1,0 +1,39 @@
+"""Makes the bundled tiny model from nothing: two chains of stages, one process and one thread each."""
+
+import logging
+import multiprocessing
+from pathlib import Path
+
+import torch
+
+from minigpt4.tiny.fit import Log
+from minigpt4.tiny.pretrain_llm import pretrain_helper, pretrain_llm, pretrain_tokenizer
+from minigpt4.tiny.pretrain_qformer import pretrain_qformer
+from minigpt4.tiny.pretrain_vision import pretrain_vit
+
+CHAINS = ((pretrain_llm,), (pretrain_helper, pretrain_vit, pretrain_qformer))
+READABLE = 0o644
+
+
+def pretrain(out: Path, seed: int, scale: float) -> None:
+    """Writes tokenizer, language model, vision tower and Q-Former into `out`. A finished stage is not run again."""
+    out.mkdir(parents=True, exist_ok=True)
+    pretrain_tokenizer(out / "llm", seed)  # both chains read it
+    spawn = multiprocessing.get_context("spawn")
+    workers = [spawn.Process(target=_run_chain, args=(index, out, seed, scale)) for index in range(len(CHAINS))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if any(worker.exitcode for worker in workers):
+        raise RuntimeError(f"A pretraining chain failed; its traceback is above. Finished stages are kept in {out}.")
+    for path in out.rglob("*.safetensors"):  # safetensors writes them for their owner alone
+        path.chmod(READABLE)
+
+
+def _run_chain(index: int, out: Path, seed: int, scale: float) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(1)  # one core per chain; and sums in one order, so that a seed gives the same weights
+    log = Log(out / "pretrain_log.jsonl")
+    for stage in CHAINS[index]:
+        stage(out, seed, scale, log)

@@ -1,0 +1,153 @@
+"""Pretrains the tiny language model (the "Vicuna" of the bundled model) and its throw-away helper, on text alone."""
+
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import sentencepiece
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from minigpt4.tiny.fit import Log, Stage, fit, seed_all
+from minigpt4.tiny.lm_data import Example, Writer, collate, sample_examples
+from minigpt4.tiny.text import DETAIL_REQUESTS, QUESTION_TYPES, ask, description
+from minigpt4.tiny.tokenizer import VOCABULARY, load_tokenizer, train_tokenizer
+from minigpt4.tiny.world import sample_facts
+
+TOKENIZER_SCENES = 3000
+HELPER = Stage("helper_lm", steps=1600, lr=2e-3, batch=32)
+LLM_BINDING = Stage("llm", steps=2600, lr=2e-3, batch=32)
+LLM_POLISH = Stage("llm_polish", steps=2000, lr=1.5e-3, batch=32)
+VALIDATION_SCENES = 100
+LENGTH_GROUPS = 3  # a batch is run in groups of like length: a third less padding
+
+
+def build_lm(width: int, heads: int, mlp: int, layers: int = 3) -> LlamaForCausalLM:
+    """A Llama with random weights. The small initial outputs of each block keep a 3-layer model's start stable."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = LlamaForCausalLM(config)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.1)
+        elif isinstance(module, nn.Linear) and name != "lm_head":
+            gain = 0.2 if name.endswith(("o_proj", "down_proj")) else 1.0
+            nn.init.normal_(module.weight, std=gain * module.in_features**-0.5)
+    return model
+
+
+def labelled_logits(model: LlamaForCausalLM, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [N, V] and targets [N] of the labelled positions alone; padding is on the right, so no mask is needed."""
+    hidden = model.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state[:, :-1]
+    targets = labels[:, 1:]
+    known = targets != -100
+    return F.linear(hidden[known], model.lm_head.weight), targets[known]
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """What a stage reads."""
+
+    noise: float  # on blended slots, in parts of the word embeddings' root mean square
+    turns: int  # of a chat, at most
+    drill: float = 0.0  # part of the steps that are recall drills, at the start
+    ramp: float = 0.0  # part of the steps over which the noise rises
+
+
+def train_lm(
+    model: LlamaForCausalLM, writer: Writer, stage: Stage, curriculum: Curriculum, seed: int, log: Log
+) -> None:
+    """Trains a language model in place, on text alone."""
+    rng = seed_all(seed, stage.name)
+    table = model.model.embed_tokens.weight
+
+    def loss_at(step: int) -> Tensor:
+        drill = step < curriculum.drill * stage.steps
+        examples = sample_examples(writer, rng, stage.batch, curriculum.turns, drill)
+        examples.sort(key=lambda example: len(example.ids))
+        level = curriculum.noise * min(1.0, step / max(1.0, curriculum.ramp * stage.steps))
+        losses = []
+        size = math.ceil(len(examples) / LENGTH_GROUPS)
+        for start in range(0, len(examples), size):
+            group = examples[start : start + size]
+            noise = level * torch.empty(len(group)).uniform_(0.2, 1.0)
+            logits, targets = labelled_logits(model, *collate(group, table, noise))
+            losses.append(F.cross_entropy(logits, targets, reduction="sum"))
+        return torch.stack(losses).sum() / sum(sum(example.learned) for example in examples)
+
+    fit(stage, [(model, 1.0)], loss_at, log, lambda: validate_lm(model, writer, 0.6 * curriculum.noise))
+
+
+@torch.random.fork_rng()
+@torch.no_grad()
+def validate_lm(model: LlamaForCausalLM, writer: Writer, noise: float) -> dict[str, float]:
+    """Part of answers that are right in every token, by question type, from blended slots."""
+    rng = random.Random(1)
+    torch.manual_seed(1)
+    table = model.model.embed_tokens.weight
+    result = {}
+    for question_type in (*QUESTION_TYPES, "description"):
+        examples = []
+        for _ in range(VALIDATION_SCENES):
+            facts = sample_facts(rng)
+            turn = (DETAIL_REQUESTS[0], description(facts))
+            if question_type != "description":
+                asked = ask(rng, facts, question_type)
+                turn = (asked.question, asked.answer)
+            examples.append(writer.chat(rng, facts, True, [turn]))
+        result[question_type] = exact_matches(model, examples, table, noise, writer.space)
+    return result | {"mean": round(sum(result[name] for name in QUESTION_TYPES) / len(QUESTION_TYPES), 4)}
+
+
+def exact_matches(model: LlamaForCausalLM, examples: list[Example], table: Tensor, noise: float, space: int) -> float:
+    """Part of examples whose learned tokens are all predicted, `space` aside: an answer may begin with it or not."""
+    embeddings, labels = collate(examples, table, torch.full((len(examples),), noise))
+    logits, targets = labelled_logits(model, embeddings, labels)
+    rows = torch.arange(len(examples))[:, None].expand_as(labels)[:, 1:][labels[:, 1:] != -100]
+    is_wrong = (logits.argmax(-1) != targets) & (targets != space)
+    wrong = torch.zeros(len(examples)).index_add(0, rows, is_wrong.float())
+    return round(float((wrong == 0).float().mean()), 4)
+
+
+def pretrain_tokenizer(folder: Path, seed: int) -> sentencepiece.SentencePieceProcessor:
+    """The tokenizer in `folder`, trained first if it is not there yet."""
+    if not (folder / "tokenizer.model").exists():
+        train_tokenizer(folder, seed, TOKENIZER_SCENES)
+    return load_tokenizer(folder)
+
+
+def pretrain_helper(out: Path, seed: int, scale: float, log: Log) -> None:
+    """Writes `out/helper_lm/`, the language model that Q-Former learns to write for."""
+    if (out / "helper_lm" / "model.safetensors").exists():
+        return
+    writer = Writer(pretrain_tokenizer(out / "llm", seed))
+    seed_all(seed, "helper_lm_init")
+    model = build_lm(width=96, heads=3, mlp=256)
+    curriculum = Curriculum(noise=0.5, turns=2, drill=0.25, ramp=0.5)
+    train_lm(model, writer, HELPER.scaled(scale), curriculum, seed, log)
+    model.save_pretrained(out / "helper_lm")
+
+
+def pretrain_llm(out: Path, seed: int, scale: float, log: Log) -> None:
+    """Writes `out/llm/`, the language model that is shipped, in fp16."""
+    if (out / "llm" / "model.safetensors").exists():
+        return
+    writer = Writer(pretrain_tokenizer(out / "llm", seed))
+    seed_all(seed, "llm_init")
+    model = build_lm(width=128, heads=4, mlp=384)
+    train_lm(model, writer, LLM_BINDING.scaled(scale), Curriculum(noise=0.6, turns=3, drill=0.2, ramp=0.5), seed, log)
+    train_lm(model, writer, LLM_POLISH.scaled(scale), Curriculum(noise=0.6, turns=3), seed, log)
+    model.half().save_pretrained(out / "llm")

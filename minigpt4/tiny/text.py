@@ -1,0 +1,122 @@
+"""Everything that is said about a scene: captions, descriptions, questions and answers."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from minigpt4.tiny.world import COLORS, POSITIONS, Fact
+
+PLACES = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom",
+          "middle": "in the middle"}  # fmt: skip
+COUNTS = ("zero", "one", "two", "three", "four", "five")
+DETAIL_REQUESTS = (  # MiniGPT-4's own four requests (prompts/alignment.txt)
+    "Describe this image in detail.",
+    "Take a look at this image and describe what you notice.",
+    "Please provide a detailed description of the picture.",
+    "Could you describe the contents of this image for me?",
+)
+MORE_REQUESTS = ("Describe the image.", "Describe the picture.", "What do you see?", "What is in the image?")
+PHRASINGS: dict[str, tuple[str, ...]] = {
+    "digit_at": ("Which digit is {place}?", "What digit is {place}?", "What number do you see {place}?",
+                 "Tell me the digit {place}."),
+    "color_at": ("What color is the digit {place}?", "Which color does the digit {place} have?",
+                 "What is the color of the digit {place}?", "Tell me the color of the digit {place}."),
+    "color_of": ("What color is the {digit}?", "Which color does the {digit} have?",
+                 "What is the color of the digit {digit}?", "Tell me the color of the {digit}."),
+    "count": ("How many digits are there?", "How many digits do you see?", "How many digits are in the image?",
+              "Count the digits."),
+    "exists": ("Is there {thing}?", "Is there {thing} in the image?", "Do you see {thing}?", "Can you see {thing}?"),
+    "where_color": ("Where is the {color} digit?", "Where do you see the {color} digit?",
+                    "Where in the image is the {color} digit?", "Tell me where the {color} digit is."),
+    "where_digit": ("Where is the {digit}?", "Where do you see the {digit}?", "Where in the image is the {digit}?",
+                    "Tell me where the {digit} is."),
+    "digit_of_color": ("Which digit is {color}?", "What digit is {color}?", "What number is the {color} digit?",
+                       "Tell me the {color} digit."),
+}  # fmt: skip
+QUESTION_TYPES = tuple(PHRASINGS)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about a scene, its only right answer, and its type."""
+
+    question_type: str
+    question: str
+    answer: str
+
+
+def phrase(fact: Fact) -> str:
+    """'a red 7 on the left'."""
+    return f"a {fact.color} {fact.digit} {PLACES[fact.position]}"
+
+
+def caption(facts: Sequence[Fact]) -> str:
+    """The stage-1 caption. Free of punctuation, so that `blip_caption` leaves it as it is."""
+    return " and ".join(phrase(fact) for fact in facts)
+
+
+def description(facts: Sequence[Fact]) -> str:
+    """The detailed description of stage 2."""
+    noun = "digit" if len(facts) == 1 else "digits"
+    sentences = [f"The image shows {COUNTS[len(facts)]} handwritten {noun}."]
+    return " ".join(sentences + [f"There is {phrase(fact)}." for fact in facts])
+
+
+def ask(rng: random.Random, facts: Sequence[Fact], question_type: str) -> Question:
+    """A question of one type about one of the facts."""
+    fact = rng.choice(facts)
+    words = {"place": PLACES[fact.position], "digit": str(fact.digit), "color": fact.color}
+    answers = {
+        "digit_at": words["digit"],
+        "color_at": fact.color,
+        "color_of": fact.color,
+        "count": COUNTS[len(facts)],
+        "where_color": words["place"],
+        "where_digit": words["place"],
+        "digit_of_color": words["digit"],
+    }
+    if question_type == "exists":
+        words["thing"], answer = _thing(rng, facts, fact)
+    else:
+        answer = answers[question_type]
+    return Question(question_type, rng.choice(PHRASINGS[question_type]).format(**words), answer)
+
+
+def _thing(rng: random.Random, facts: Sequence[Fact], fact: Fact) -> tuple[str, str]:
+    """What `exists` asks for, and the answer; half of the time the thing is not there."""
+    by_color, present = rng.random() < 0.5, rng.random() < 0.5
+    color, digit = fact.color, fact.digit
+    if not present:
+        color = rng.choice([name for name in COLORS if name not in {f.color for f in facts}])
+        digit = rng.choice([value for value in range(10) if value not in {f.digit for f in facts}])
+    name = f"{color} digit" if by_color else str(digit)
+    article = "an" if name == "8" else "a"
+    answer = f"Yes, there is {phrase(fact)}." if present else f"No, there is no {name}."
+    return f"{article} {name}", answer
+
+
+def ask_all(rng: random.Random, facts: Sequence[Fact]) -> list[Question]:
+    """One question of every type."""
+    return [ask(rng, facts, question_type) for question_type in QUESTION_TYPES]
+
+
+def notes(rng: random.Random, facts: Sequence[Fact]) -> str:
+    """The scene as a text that stands in the image slot while the language model learns to read it."""
+    shuffled = rng.sample(list(facts), len(facts))
+    styles = (
+        "{color} {digit} {position}",
+        "{position} {color} {digit}",
+        "{digit} {color} {position}",
+        "{position}: {digit}, {color}",
+        "a {color} {digit} {place}",
+        "{place} there is a {color} {digit}",
+        "the {digit} {place} is {color}",
+    )
+    style, separator = rng.choice(styles), rng.choice([" ", ", ", "; ", " and "])
+    places = [{**vars(fact), "place": PLACES[fact.position]} for fact in shuffled]
+    return separator.join(style.format(**words) for words in places)
+
+
+def words_of_the_world() -> list[str]:
+    """Words that must be one piece each in the tokenizer: the values that slots carry."""
+    return [*map(str, range(10)), *COLORS, *POSITIONS]

@@ -1,0 +1,76 @@
+"""The tiny language model's sentencepiece tokenizer, of the same make as Llama's."""
+
+import io
+import json
+import random
+from pathlib import Path
+
+import sentencepiece
+
+from minigpt4.tiny.text import DETAIL_REQUESTS, ask_all, caption, description, notes
+from minigpt4.tiny.world import sample_facts
+
+VOCABULARY = 512
+SYSTEM_PROMPT = (  # the original demo's, word for word
+    "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it to you. "
+    "Please answer my questions."
+)
+CHARACTERS = "".join(map(chr, range(33, 127)))
+
+
+def train_tokenizer(folder: Path, seed: int, scenes: int) -> None:
+    """Writes `tokenizer.model` and `tokenizer_config.json` into `folder`."""
+    rng = random.Random(seed)
+    lines = [CHARACTERS]
+    for _ in range(scenes):
+        facts = sample_facts(rng)
+        lines += [caption(facts), description(facts), notes(rng, facts), rng.choice((SYSTEM_PROMPT, *DETAIL_REQUESTS))]
+        for question in ask_all(rng, facts):
+            lines.append(f"###Human: <Img></Img> {question.question} ###Assistant: {question.answer}###")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,  # not a path: the trainer would write it into the model
+        model_type="bpe",
+        vocab_size=VOCABULARY,
+        byte_fallback=True,
+        split_digits=True,
+        character_coverage=1.0,
+        user_defined_symbols=["###", "<Img>", "</Img>"],
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    (folder / "tokenizer_config.json").write_text(json.dumps(_config(), indent=2) + "\n")
+
+
+def _config() -> dict[str, object]:
+    """What transformers needs to know beside the pieces; the values are those of the original's Llama tokenizer."""
+
+    def token(content: str) -> dict[str, object]:
+        flags = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+        return {"__type": "AddedToken", "content": content, **flags}
+
+    return {
+        "bos_token": token("<s>"),
+        "eos_token": token("</s>"),
+        "unk_token": token("<unk>"),
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 2048,
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "pad_token": None,
+        "sp_model_kwargs": {},
+        "tokenizer_class": "LlamaTokenizer",
+    }
+
+
+def load_tokenizer(folder: Path) -> sentencepiece.SentencePieceProcessor:
+    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))

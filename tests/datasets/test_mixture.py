@@ -1,0 +1,346 @@
+"""Training batches: the same again from any position, by any number of workers; what can't be used is counted."""
+
+import gzip
+import io
+import json
+import multiprocessing
+import random
+import tarfile
+from collections import Counter
+from contextlib import closing
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+import webdataset as wds
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from minigpt4.common.errors import UserError
+from minigpt4.common.registry import registry
+from minigpt4.config.schema import BuildInfo, Config, DatasetConfig, ProcessorConfig, ProcessorsConfig, RunConfig
+from minigpt4.datasets import mixture
+from minigpt4.datasets.formats import shards as shards_module
+from minigpt4.datasets.mixture import TrainBatches, seeded
+
+NOISE = np.random.default_rng(0).integers(0, 255, (40, 36, 3), dtype=np.uint8)  # each crop of it is another
+
+
+def jpeg(value: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(NOISE ^ np.uint8(value)).save(file, "JPEG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """5 shards of 7 samples, and an align folder of 20."""
+    path = tmp_path_factory.mktemp("data")
+    (path / "shards").mkdir()
+    for shard in range(5):
+        with wds.TarWriter(str(path / "shards" / f"{shard}.tar")) as tar:
+            for i in range(shard * 7, shard * 7 + 7):
+                tar.write({"__key__": f"{i:03d}", "jpg": jpeg(i), "json": json.dumps({"caption": f"shard {i}"})})
+    (path / "image").mkdir()
+    for i in range(20):
+        (path / "image" / f"{i}.jpg").write_bytes(jpeg(100 + i))
+    annotations = [{"image_id": str(i), "caption": f"align {i}"} for i in range(20)]
+    (path / "filter_cap.json").write_text(json.dumps({"annotations": annotations}))
+    return path
+
+
+def dataset(name: str, storage: Path):
+    images = ProcessorConfig("blip2_image_train", image_size=8)  # crops at random
+    text = ProcessorConfig("blip_caption")
+    config = DatasetConfig(
+        build_info=BuildInfo(str(storage)),
+        vis_processor=ProcessorsConfig(images, images),
+        text_processor=ProcessorsConfig(text, text),
+    )
+    return registry.get_builder_class(name)(name, config).build("train")
+
+
+def batches(
+    folder: Path, names=("laion", "cc_sbu_align"), state=None, rank=0, ranks=1, storage=None, **run
+) -> TrainBatches:
+    """Of a mixture 1 : 2, for one rank of several."""
+    settings = {"batch_size_train": 3, "num_workers": 0, "seed": 5} | run
+    ratios = {"laion": 1.0, "cc_sbu": 1.0, "cc_sbu_align": 2.0}
+    config = Config({}, {name: DatasetConfig(sample_ratio=ratios[name]) for name in names}, run=RunConfig(**settings))
+    places = {"cc_sbu_align": folder, "laion": storage or folder / "shards"}
+    with patch.multiple(mixture, rank=lambda: rank, world_size=lambda: ranks):
+        found = TrainBatches({name: dataset(name, places.get(name, folder / "shards")) for name in names}, config)
+    if state:
+        found.load_state_dict(state)
+    return found
+
+
+def drawn(found: TrainBatches, number: int) -> list[tuple[list[str], float]]:
+    taken = [next(found) for _ in range(number)]
+    assert all(batch.keys() == {"image", "answer", "image_id"} for batch in taken)
+    return [(batch["answer"], batch["image"].double().sum().item()) for batch in taken]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(shards_module, "SHUFFLED_TOGETHER", 6)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("cut", [1, 7, 16])
+def test_batches_go_on_to_the_bit_and_leave_the_runs_random_numbers_alone(folder, workers, cut):
+    torch.manual_seed(1)
+    random.seed(1)
+    whole = drawn(batches(folder, num_workers=workers), 24)
+    assert torch.rand(1) == torch.rand(1, generator=torch.Generator().manual_seed(1))
+    assert random.random() == random.Random(1).random()
+    first = batches(folder, num_workers=workers)
+    assert drawn(first, cut) == whole[:cut]
+    torch.rand(7), random.random()  # of no account
+    state = json.loads(json.dumps([first.state_dict()]))  # small and plain
+    assert drawn(batches(folder, num_workers=workers, state=state), 24 - cut) == whole[cut:]
+
+
+def test_map_style_batches_are_the_same_with_any_number_of_workers(folder):
+    names = ("cc_sbu_align",)
+    assert drawn(batches(folder, names), 9) == drawn(batches(folder, names, num_workers=2), 9)
+
+
+def test_seeds_and_passes_differ_and_a_pass_holds_each_sample_once(folder):
+    names = ("cc_sbu_align",)
+    taken = drawn(batches(folder, names, batch_size_train=20), 2)
+    assert sorted(taken[0][0]) == sorted(taken[1][0]) and taken[0][0] != taken[1][0]
+    assert taken[0][1] != taken[1][1]  # other crops of the same pictures
+    assert drawn(batches(folder, names, batch_size_train=20, seed=6), 1)[0][0] != taken[0][0]
+    for ranks in (1, 3):
+        texts = []
+        for rank in range(ranks):
+            found = batches(folder, names, rank=rank, ranks=ranks)
+            texts += [text for answers, _ in drawn(found, found.length) for text in answers]
+        assert len(texts) == len(set(texts)) == 18
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 2), (5, 0)])
+def test_a_pass_over_shards_holds_each_sample_once_over_all_ranks_and_workers(folder, ranks, workers, monkeypatch):
+    monkeypatch.setattr(shards_module, "SHUFFLED_TOGETHER", 7)  # with one sample a batch, blocks end with shards
+    texts = []
+    for rank in range(ranks):
+        found = batches(folder, ("laion",), rank=rank, ranks=ranks, num_workers=workers, batch_size_train=1)
+        for _ in range(max(workers, 1) * 35):
+            (answer,) = next(found)["answer"]
+            state = found.state_dict()["streams"]["laion"]
+            worker = (state["drawn"] - 1) % max(workers, 1)
+            position = shards_module.Position(*state["positions"][worker])
+            if position.pass_ == 0 or (position.pass_ == 1 and position[1:] == (0, 0, 0, 0)):
+                texts.append(answer)
+    assert Counter(texts) == {f"shard {i}": 1 for i in range(35)}
+
+
+def test_shards_are_shuffled_across_and_within(folder):
+    texts = [text for answers, _ in drawn(batches(folder, ("laion",)), 10) for text in answers]
+    numbers = [int(text.split()[1]) for text in texts]
+    assert numbers[:6] != sorted(numbers[:6]) and numbers[:6] != list(range(6))
+
+
+def test_all_ranks_draw_the_same_dataset_in_proportion_to_the_ratios(folder):
+    def sources(rank: int) -> list[str]:
+        return [answers[0].split()[0] for answers, _ in drawn(batches(folder, rank=rank, ranks=2), 60)]
+
+    assert sources(0) == sources(1)
+    assert 10 < sources(0).count("shard") < 30
+
+
+def test_another_number_of_processes_goes_on_with_what_the_pass_has_left(folder, caplog):
+    names = ("cc_sbu_align",)
+    found = [batches(folder, names, rank=rank, ranks=2) for rank in range(2)]
+    before = {text for one in found for answers, _ in drawn(one, 2) for text in answers}
+    state = [one.state_dict() for one in found]
+    after = batches(folder, names, state=state, batch_size_train=4)
+    assert "1 processes, 4 samples in a batch now, 2 processes, 3 samples in a batch before" in caplog.text
+    texts = {text for answers, _ in drawn(after, 2) for text in answers}
+    assert len(before) == 12 and len(texts) == 8 and not before & texts
+    again = batches(folder, names, state=[after.state_dict()], batch_size_train=4)
+    assert drawn(again, 3) == drawn(after, 3)  # the pass that had a base, then whole ones
+
+
+def test_another_number_of_workers_goes_on_after_the_shards_that_are_done(folder, caplog, monkeypatch):
+    monkeypatch.setattr(shards_module, "SHUFFLED_TOGETHER", 1)
+    names = ("laion",)
+    found = batches(folder, names, num_workers=2, batch_size_train=1)
+    texts = [text for answers, _ in drawn(found, 22) for text in answers]  # each worker: a shard and 4 samples
+    after = batches(folder, names, state=[found.state_dict()], batch_size_train=1)
+    assert "goes on from shard 2 of pass 0" in caplog.text
+    rest = [text for answers, _ in drawn(after, 21) for text in answers]
+    assert set(texts) | set(rest) == {f"shard {i}" for i in range(35)}
+    assert len(set(texts) & set(rest)) == 8  # of the shards that were not done
+
+
+@settings(max_examples=40, deadline=None)
+@given(ranks=st.integers(1, 5), batch=st.integers(1, 6), cut=st.integers(0, 12), data=st.data())
+def test_any_change_of_layout_keeps_a_pass_whole(folder, ranks, batch, cut, data):
+    names = ("cc_sbu_align",)
+    if 20 // ranks // batch == 0:
+        return
+    found = [batches(folder, names, rank=r, ranks=ranks, batch_size_train=batch) for r in range(ranks)]
+    cut = min(cut, found[0].length)
+    before = [text for one in found for answers, _ in drawn(one, cut) for text in answers]
+    ranks2 = data.draw(st.integers(1, 5))
+    batch2 = data.draw(st.integers(1, max(20 // ranks2, 1)))
+    states = [one.state_dict() for one in found]
+    after = [batches(folder, names, states, rank=r, ranks=ranks2, batch_size_train=batch2) for r in range(ranks2)]
+    left = (20 - len(before)) // (ranks2 * batch2)
+    rest = [text for one in after for answers, _ in drawn(one, left) for text in answers]
+    assert len(set(before + rest)) == len(before) + len(rest)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_shards_come_over_http_and_through_pipes(folder, workers):
+    """Webdataset's own openers. What a server lacks is counted as a damaged shard is."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    files = folder / "shards"
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=files)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        web = f"http://127.0.0.1:{server.server_port}"
+        expected = drawn(batches(folder, ["laion"], num_workers=workers), 8)
+        for storage in (f"{web}/{{0..4}}.tar", f"pipe:cat {files}/{{0..4}}.tar"):
+            with closing(batches(folder, ["laion"], num_workers=workers, storage=storage)) as found:
+                assert drawn(found, 8) == expected
+        found = batches(folder, ["laion"], num_workers=workers, storage=f"{web}/{{5..9}}.tar")
+        with closing(found), pytest.raises(UserError, match="9.tar"):
+            next(found)
+        server.shutdown()
+
+
+def test_too_few_shards_are_refused_with_the_cure(folder):
+    with pytest.raises(UserError, match="run.num_workers: 4 on each of 2 processes need 8 shards, and laion has 5"):
+        batches(folder, ("laion",), num_workers=4, ranks=2)
+    with pytest.raises(UserError, match="datasets.laion: 6 processes need as many shards, and it has 5"):
+        batches(folder, ("laion",), ranks=6)
+    with pytest.raises(UserError, match="run.batch_size_train: 11 is more than the 10 samples that each of 2"):
+        batches(folder, ("cc_sbu_align",), batch_size_train=11, ranks=2)
+
+
+@pytest.fixture
+def damaged(folder, tmp_path) -> Path:
+    """The data with a truncated JPEG, a missing image, a missing caption, two broken shards and an empty one."""
+    (tmp_path / "shards").mkdir()
+    for shard in range(5):
+        data = bytearray((folder / "shards" / f"{shard}.tar").read_bytes())
+        if shard == 3:
+            data = data[: len(data) // 2]
+        (tmp_path / "shards" / f"{shard}.tar").write_bytes(data if shard != 4 else b"no tar at all")
+    tarfile.open(tmp_path / "shards" / "5.tar", "w").close()
+    with wds.TarWriter(str(tmp_path / "shards" / "6.tar")) as tar:
+        tar.write({"__key__": "truncated", "jpg": jpeg(0)[:300], "json": json.dumps({"caption": "x"})})
+        tar.write({"__key__": "unsaid", "jpg": jpeg(0), "json": json.dumps({"text": "x"})})
+        tar.write({"__key__": "unseen", "json": json.dumps({"caption": "x"})})
+        tar.write({"__key__": "no_json", "jpg": jpeg(0)})
+        tar.write({"__key__": "bad_json", "jpg": jpeg(0), "json": b"{"})
+    (tmp_path / "image").mkdir()
+    for i in range(1, 20):
+        (tmp_path / "image" / f"{i}.jpg").write_bytes(jpeg(i)[: 300 if i == 2 else None])
+    records = json.loads((folder / "filter_cap.json").read_text())
+    records["annotations"][3]["caption"] = None
+    (tmp_path / "filter_cap.json").write_text(json.dumps(records))
+    return tmp_path
+
+
+def cut_header(data: bytes, at: int) -> bytes:
+    return data[: at + 100]
+
+
+def cut_boundary(data: bytes, at: int) -> bytes:
+    return data[:at]
+
+
+def bad_header(data: bytes, at: int) -> bytes:
+    return data[:at] + b"x" * 512 + data[at + 512 :]
+
+
+def zero_header(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes(512) + data[at + 512 :]
+
+
+@pytest.mark.parametrize("damage", [cut_header, cut_boundary, bad_header, zero_header])
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_a_shard_that_is_damaged_between_its_files_is_named(damage, compress, folder, tmp_path):
+    """tarfile takes each of these for the end of the archive."""
+    with tarfile.open(folder / "shards" / "0.tar") as tar:
+        at = tar.getmembers()[6].offset
+    data = damage((folder / "shards" / "0.tar").read_bytes(), at)
+    (tmp_path / "0.tar").write_bytes(compress(data))
+    *samples, last = shards_module._samples(str(tmp_path / "0.tar"))
+    assert [sample["__key__"] for sample in samples] == ["000", "001", "002"]
+    assert str(last["__error__"]).startswith("damaged at byte") and str(last["__error__"]).endswith(
+        "the rest of it is lost"
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_cannot_be_used_is_skipped_counted_and_named(damaged, workers, caplog):
+    found = batches(damaged, num_workers=workers, max_skip_rate=0.5)
+    drawn(found, 40)
+    for name in (
+        "0.jpg",
+        "2.jpg",
+        "3: no caption",
+        "3.tar",
+        "4.tar",
+        "5.tar: no samples",
+        "truncated: this can't be read",
+    ):
+        assert name in caplog.text
+    for name in ("unsaid: no caption", "unseen: no picture", "no_json: no caption", "bad_json: "):
+        assert f"6.tar/{name}" in caplog.text
+
+
+@pytest.mark.parametrize("names", [("laion",), ("cc_sbu_align",)])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_much_that_cannot_be_used_stops_the_run_with_the_list(names, workers, damaged):
+    found = batches(damaged, names, num_workers=workers)
+    with pytest.raises(UserError, match=rf"(?s)datasets.{names[0]}: 1\d of \d+ .*max_skip_rate=0.01 allows.*can't be"):
+        for _ in range(200):
+            next(found)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_of_which_nothing_can_be_used_ends_in_words_not_in_a_hang(workers, tmp_path):
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "0.tar").write_bytes(b"no tar")
+    with pytest.raises(UserError, match="datasets.laion: .*\n  .*0.tar: "):
+        next(batches(tmp_path, ("laion",), num_workers=workers, max_skip_rate=0.05))
+
+
+def test_workers_can_be_spawned(folder, monkeypatch):
+    """As on systems that don't fork."""
+    monkeypatch.setattr(shards_module, "SHUFFLED_TOGETHER", 1000)  # a spawned process knows of no other
+    whole = drawn(batches(folder, num_workers=1), 4)
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        assert drawn(batches(folder, num_workers=1), 4) == whole
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+
+
+def test_seeded_puts_everything_back():
+    torch.manual_seed(3), random.seed(3)
+    expected = torch.rand(1), random.random()
+    torch.manual_seed(3), random.seed(3)
+    values = []
+    for _ in range(2):
+        with pytest.raises(KeyError), seeded("x"):
+            values.append((torch.rand(1).item(), random.random()))
+            raise KeyError
+    assert (torch.rand(1), random.random()) == expected
+    assert values[0] == values[1]

@@ -1,0 +1,207 @@
+"""The KV cache that a session keeps changes no token, whatever is asked, edited, taken back or forgotten."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import Gemma2Config, Gemma3TextConfig, MistralConfig, Phi3Config
+
+from minigpt4.common.errors import UserError
+from minigpt4.config.loading import load_config
+from minigpt4.config.schema import ProcessorConfig
+from minigpt4.conversation.conversation import Turn
+from minigpt4.inference.chat import Chat
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.processors import build_processor
+from tests.models.test_any_llm import FAMILIES, GROUPED, build
+
+PROCESSOR = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=56))
+RED, BLUE = (Image.new("RGB", (40, 30), color) for color in ("red", "blue"))
+WINDOW = GROUPED | {"sliding_window": 16}  # left behind within the first turn
+SLIDING = {
+    "mistral, sliding": MistralConfig(**WINDOW),
+    "gemma2, sliding": Gemma2Config(**WINDOW, head_dim=12, query_pre_attn_scalar=12),
+    "gemma3, sliding": Gemma3TextConfig(**WINDOW, head_dim=12, query_pre_attn_scalar=12),
+}
+LONGROPE = Phi3Config(
+    **GROUPED | {"max_position_embeddings": 1024},
+    pad_token_id=0,
+    original_max_position_embeddings=64,
+    rope_parameters={
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 6,
+        "long_factor": [4.0] * 6,
+        "original_max_position_embeddings": 64,
+    },
+)
+LENGTH = {"max_new_tokens": 8, "min_new_tokens": 4}
+
+
+@pytest.fixture(params=[*FAMILIES, *SLIDING], scope="module")
+def model(request, parity_config, tmp_path_factory) -> MiniGPT4:
+    return build((FAMILIES | SLIDING)[request.param], parity_config, tmp_path_factory.mktemp("llm"))
+
+
+def both(model: MiniGPT4, processor: Callable = PROCESSOR) -> Callable:
+    """Does something to two sessions, one of which forgets its cache before; returns how much the other reused."""
+    kept, full = Chat(model, processor), Chat(model, processor)
+
+    def do(what: Callable[[Chat], object]) -> int:
+        full.forget_cache()
+        ours, expected = what(kept), what(full)
+        assert kept.turns == full.turns
+        assert (ours, full.reused_tokens) == (expected, 0)
+        return kept.reused_tokens
+
+    do.kept = kept
+    return do
+
+
+def test_a_later_turn_reads_only_what_is_new(model):
+    do = both(model)
+    assert do(lambda chat: chat.answer([RED, "What is it?"], **LENGTH)) == 0
+    reused = do(lambda chat: chat.answer("Where is the small dog?", **LENGTH))
+    assert reused > do.kept.turns[0].answer.prompt_tokens - 2  # a template's last space may join a word
+    assert do(lambda chat: chat.answer([BLUE, "And here?"], **LENGTH)) > reused
+    assert do(lambda chat: list(chat.regenerate(**LENGTH))[-1]) == do.kept.turns[-1].answer.prompt_tokens - 1
+
+
+def test_edits_drops_and_other_pictures_roll_it_back(model):
+    do = both(model)
+    do(lambda chat: chat.answer([RED, "What is it?"], **LENGTH))
+    do(lambda chat: chat.answer("Where?", **LENGTH))
+    do(lambda chat: chat.answer("When?", **LENGTH))
+    upto_image = model.layout(model.template.prompt(do.kept.turns)).index(-1) + model.rows_per_image
+    assert do(lambda chat: list(chat.edit(1, "Who?", **LENGTH))[-1]) > upto_image
+    assert upto_image <= do(lambda chat: list(chat.edit(0, "Who?", **LENGTH))[-1]) < upto_image + 16
+    do(lambda chat: chat.answer("Why?", **LENGTH))
+    do(lambda chat: len(chat.undo()))
+    do(lambda chat: chat.answer("Where?", num_beams=2, **LENGTH))
+    do(lambda chat: chat.answer("How?", **LENGTH))
+    do(lambda chat: chat.restart())
+    assert do(lambda chat: chat.answer([BLUE, "What is it?"], **LENGTH)) == 0
+    do(lambda chat: len(chat.undo()))
+    assert 0 < do(lambda chat: chat.answer([RED, "What is it?"], **LENGTH)) <= upto_image - model.rows_per_image
+
+
+def test_beams_reuse_nothing_and_say_so(parity_model):
+    chat = Chat(parity_model, PROCESSOR)
+    chat.answer("What is it?", **LENGTH)
+    chat.answer("Where?", **LENGTH)
+    assert chat.reused_tokens > 0
+    chat.answer("When?", num_beams=2, **LENGTH)
+    assert chat.reused_tokens == 0
+
+
+def test_where_the_length_turns_all_keys_nothing_is_kept(parity_config, tmp_path):
+    do = both(build(LONGROPE, parity_config, tmp_path))
+    for question in ("hello", "Where is the small dog on the grass?", "hello"):
+        assert do(lambda chat, question=question: chat.answer(question, **LENGTH)) == 0
+
+
+def test_where_the_length_turns_all_keys_a_batch_answers_as_one_by_one(parity_config, tmp_path):
+    model = build(LONGROPE, parity_config, tmp_path)
+    prompts = [model.template.prompt([Turn(words)]) for words in ("hello", "the small dog " * 30, "Where?")]
+    assert model.generate(None, prompts, **LENGTH) == [model.generate(None, [p], **LENGTH)[0] for p in prompts]
+
+
+def test_the_tiny_model():
+    config = load_config("eval_configs/minigpt4_tiny_eval.yaml")
+    model = MiniGPT4.from_config(config).eval()
+    do = both(model, build_processor(config.preprocess.vis_processor.eval))
+    with Image.open(f"{config.env.package_dir}/assets/tiny/examples/scene1.jpg") as example:
+        do(lambda chat: chat.upload_img(example))
+        do(lambda chat: chat.answer("Describe this image in detail."))
+        assert do(lambda chat: chat.answer("How many digits are there?")) > model.rows_per_image
+        do(lambda chat: chat.answer([example, "And in this one?"]))
+        do(lambda chat: list(chat.edit(1, "Is there a yellow digit?"))[-1])
+        do(lambda chat: chat.answer("Where?"))
+
+
+def test_only_what_is_new_is_fed_to_the_llm(parity_model):
+    chat, fed = Chat(parity_model, PROCESSOR), []
+    note = lambda module, args, kwargs: fed.append(kwargs.get("inputs_embeds"))  # noqa: E731
+    handle = parity_model.llama_model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        chat.answer([RED, "What is it?"], **LENGTH)
+        chat.answer("Where?", **LENGTH)
+    finally:
+        handle.remove()
+    first, second = (embeds.shape[1] for embeds in fed if embeds is not None)
+    prompt = chat.turns[1].answer.prompt_tokens
+    assert second == prompt - chat.reused_tokens < prompt - first + 4  # a template's last space may join a word
+
+
+def test_a_failure_in_the_middle_of_the_llm_empties_it(parity_model):
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    do = both(parity_model)
+    do(lambda chat: chat.answer("hello", **LENGTH))
+    handle = parity_model.llama_model.model.layers[1].register_forward_hook(fail)  # layer 0 has read
+    try:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            do.kept.answer("Where?", **LENGTH)
+    finally:
+        handle.remove()
+    assert do(lambda chat: chat.answer("Where?", **LENGTH)) == 0
+    assert do(lambda chat: chat.answer("When?", **LENGTH)) > 0
+
+
+ASK = st.tuples(
+    st.just("ask"),
+    st.lists(st.sampled_from([RED, BLUE, "a dog", "the grass on a small dog", "?"]), min_size=1, max_size=3),
+)
+ACTIONS = st.one_of(
+    ASK,
+    ASK,
+    st.tuples(st.just("edit"), st.integers(0, 3), st.sampled_from(["a dog", "who"])),
+    st.tuples(st.just("regenerate")),
+    st.tuples(st.just("undo")),
+    st.tuples(st.just("forget"), st.booleans()),
+)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(actions=st.lists(ACTIONS, min_size=2, max_size=7), window=st.integers(130, 330))
+def test_any_course_of_a_conversation(actions, window, parity_model):
+    """Also where the window makes it forget its first turns."""
+    do = both(parity_model)
+
+    def act(chat: Chat, name: str, *args) -> object:
+        try:
+            return change(chat, name, *args), chat.forgotten
+        except UserError as error:  # a message that cannot fit
+            return str(error)
+
+    def change(chat: Chat, name: str, *args) -> object:
+        asked = [i for i, turn in enumerate(chat.turns) if turn.answer is not None]
+        if name == "forget":
+            return chat.forget_cache(*args)
+        if name == "ask":
+            return list(chat.stream(*args, **LENGTH))[-1]
+        if not asked:
+            return None
+        if name == "edit":
+            return list(chat.edit(asked[args[0] % len(asked)], args[1], **LENGTH))[-1]
+        return list(chat.regenerate(**LENGTH))[-1] if name == "regenerate" else len(chat.undo())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parity_model, "max_context_len", window)
+        for action in actions:
+            do(lambda chat, action=action: act(chat, *action))
+            assert not do.kept.turns or do.kept.turns[-1].answer is not None  # no question is left without its answer
+
+
+def test_the_comparison_would_notice_a_wrong_cache(parity_model, monkeypatch):
+    """A cache that is not rolled back gives other tokens: the tests above are not blind."""
+    from minigpt4.inference.kept_cache import KeptCache
+
+    monkeypatch.setattr(KeptCache, "_roll_back", lambda self, embeds: min(len(self), len(embeds) - 1))
+    do = both(parity_model)
+    do(lambda chat: chat.answer([RED, "What is it?"], **LENGTH))
+    with pytest.raises((AssertionError, RuntimeError, IndexError)):
+        do(lambda chat: list(chat.edit(0, "the small dog on the grass, at length and in detail", **LENGTH))[-1])

@@ -1,0 +1,218 @@
+"""Checkpoints: only trainable weights, strict loading, damaged and foreign files refused in one line."""
+
+import functools
+import pickle
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from minigpt4.common.checksums import write_checksums
+from minigpt4.common.errors import UserError
+from minigpt4.models.checkpoint import check_shape, load_checkpoints, load_tensors, local_files, save_weights
+
+
+def model() -> nn.Module:
+    parts = nn.ModuleDict({"frozen": nn.Linear(2, 2), "llama_proj": nn.Linear(2, 3)})
+    parts["frozen"].requires_grad_(False)
+    return parts
+
+
+def test_only_trainable_weights_are_written_and_come_back(tmp_path):
+    source, target = model(), model()
+    save_weights({n: p for n, p in source.named_parameters() if p.requires_grad}, tmp_path / "checkpoint_0")
+    assert load_file(tmp_path / "checkpoint_0" / "model.safetensors").keys() == {"llama_proj.weight", "llama_proj.bias"}
+    before = target["frozen"].weight.clone()
+    report = load_checkpoints(target, [tmp_path / "checkpoint_0"])
+    assert report.loaded == {str(tmp_path / "checkpoint_0"): ["llama_proj.bias", "llama_proj.weight"]}
+    assert torch.equal(target["llama_proj"].weight, source["llama_proj"].weight)
+    assert torch.equal(target["frozen"].weight, before)
+    assert [p.name for p in (tmp_path / "checkpoint_0").iterdir()] == ["model.safetensors"]
+
+
+def test_the_originals_pth_with_its_buffers_loads(tmp_path):
+    source = model()
+    weights = {k: v for k, v in source.state_dict().items() if k.startswith("llama_proj")}
+    buffer = {"llama_model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    torch.save({"model": weights | buffer, "epoch": 3}, tmp_path / "checkpoint_3.pth")
+    report = load_checkpoints(model(), [tmp_path / "checkpoint_3.pth"])
+    assert report.ignored == list(buffer)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("llama_proj.bias"), "missing \\['llama_proj.bias'\\]"),
+        (lambda w: w.update({"llama_porj.weight": torch.ones(1)}), "unknown \\['llama_porj.weight'\\]"),
+        (lambda w: w.update({"llama_proj.weight": torch.ones(5, 2)}), "\\[5, 2\\], this model has \\[3, 2\\]"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_changes_nothing(change, message, tmp_path):
+    target = model()
+    weights = {k: v + 1 for k, v in target.state_dict().items() if k.startswith("llama_proj")}
+    change(weights)
+    save_file(weights, tmp_path / "x.safetensors")
+    before = {k: v.clone() for k, v in target.state_dict().items()}
+    with pytest.raises(UserError, match=message):
+        load_checkpoints(target, [tmp_path / "x.safetensors"])
+    assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "own", "words"),
+    [
+        ("llama_proj.weight", [4096, 768], [5120, 768], r"LLM of width 4096 \(7B\); this LLM has 5120 \(13B\)"),
+        ("llama_proj.bias", [64], [48], "LLM of width 64; this LLM has 48"),
+        ("llama_proj.weight", [64, 5632], [64, 768], r"width 5632 \(no Q-Former\); this model's have 768 \(Q-Former\)"),
+        ("llama_model.q_proj.lora_B.default.weight", [4096, 64], [4096, 16], "rank 64: set model.lora_r=64"),
+        ("query_tokens", [1, 32, 768], [1, 8, 768], "use the checkpoint of a model with these settings"),
+    ],
+)
+def test_a_wrong_shape_is_explained_in_words(name, found, own, words):
+    with pytest.raises(UserError, match=words) as error:
+        check_shape("x.pth", name, found, own)
+    assert "\n" not in str(error.value)
+    check_shape("x.pth", name, found, found)
+
+
+def test_a_list_of_files_is_loaded_in_order_and_covers_all_together(tmp_path):
+    target = model()
+    target["Qformer"] = nn.Linear(2, 2)
+    files = [tmp_path / name for name in ("stage1.pth", "qformer.safetensors", "stage2.safetensors")]
+    save_weights(nn.ModuleDict({"llama_proj": nn.Linear(2, 3)}).state_dict(), tmp_path)
+    torch.save({key: value + 1 for key, value in load_file(tmp_path / "model.safetensors").items()}, files[0])  # flat
+    save_file({"Qformer.weight": torch.ones(2, 2), "Qformer.bias": torch.ones(2)}, files[1])
+    save_file({"llama_proj.bias": torch.full((3,), 7.0)}, files[2])
+    report = load_checkpoints(target, files, {"frozen": "frozen.pth"})
+    assert target["llama_proj"].bias.tolist() == [7, 7, 7] and target["Qformer"].bias.tolist() == [1, 1]
+    assert torch.equal(target["llama_proj"].weight, torch.load(files[0])["llama_proj.weight"])
+    assert [names[0] for names in report.loaded.values()] == ["llama_proj.bias", "Qformer.bias", "llama_proj.bias"]
+    assert report.as_built == {"frozen": "frozen.pth"}
+    with pytest.raises(UserError, match=r"missing \['llama_proj.weight'\], .* trains.$"):
+        load_checkpoints(target, files[1:])
+    with pytest.raises(UserError, match=r"missing \['Qformer.bias', .* model.freeze_qformer says whether it trains"):
+        load_checkpoints(target, files[:1])
+
+
+def test_other_spellings_of_the_same_weights_load(tmp_path):
+    """MiniGPT4Qwen's names, and those that the original's peft gives to adapters and the LLM's head."""
+    target = nn.Module()
+    target.llama_proj = nn.Linear(1, 1, bias=False)
+    target.llama_model = nn.ModuleDict({"lm_head": nn.Linear(1, 1, bias=False), "q": nn.Module()})
+    target.llama_model["q"].lora_A = nn.ModuleDict({"default": nn.Linear(1, 1, bias=False)})
+    for projection, adapter in (("llm_proj", "lora_A"), ("llama_proj", "lora_A.default")):
+        names = [f"{projection}.weight", f"llama_model.q.{adapter}.weight", "llama_model.lm_head.0.weight"]
+        values = torch.rand(3)
+        torch.save({name: value.view(1, 1) for name, value in zip(names, values, strict=True)}, tmp_path / "x.pth")
+        load_checkpoints(target, [tmp_path / "x.pth"])
+        own = target.llama_proj, target.llama_model["q"].lora_A["default"], target.llama_model["lm_head"]
+        assert [layer.weight.item() for layer in own] == values.tolist()
+
+
+@pytest.mark.parametrize("wrapper", ["model", "state_dict", "model_state_dict", "module", "state_dict.module", None])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.module."])
+def test_wrapped_and_prefixed_weights_load(wrapper, prefix, tmp_path):
+    own = {name: value for name, value in model().state_dict().items() if name.startswith("llama_proj")}
+    state: dict = {prefix + name: value + 1 for name, value in own.items()}
+    for key in reversed(wrapper.split(".") if wrapper else []):
+        state = {key: state, "epoch": 3}
+    torch.save(state, tmp_path / "x.pth")
+    loaded = load_tensors(tmp_path / "x.pth")
+    assert loaded.keys() == own.keys()
+    load_checkpoints(model(), [tmp_path / "x.pth"])
+    if wrapper is None:
+        save_file(state, tmp_path / "x.safetensors")
+        assert load_tensors(tmp_path / "x.safetensors").keys() == own.keys()
+
+
+def test_a_compiled_or_sharded_part_has_its_prefix_within_the_name(tmp_path):
+    names = ("llama_model._orig_mod.a", "llama_model._fsdp_wrapped_module.b", "x._checkpoint_wrapped_module.c")
+    save_file({name: torch.ones(1) for name in names}, tmp_path / "x.safetensors")
+    assert load_tensors(tmp_path / "x.safetensors").keys() == {"llama_model.a", "llama_model.b", "x.c"}
+
+
+def test_a_weight_that_is_there_twice_is_refused(tmp_path):
+    save_file({"module.a": torch.ones(1), "a": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="x.safetensors can't be read as weights: it holds some twice"):
+        load_tensors(tmp_path / "x.safetensors")
+
+
+def test_wrappers_without_end_are_refused(tmp_path):
+    state: dict = {}
+    state["model"] = state
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="x.pth can't be read as weights: expected names and tensors"):
+        load_tensors(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("name", ["", "model.safetensors"])  # the folder, or its file
+def test_damaged_weights_of_a_checkpoint_are_not_loaded(name, tmp_path):
+    save_weights({"llama_proj.weight": torch.ones(2, 3)}, tmp_path)
+    write_checksums(tmp_path)
+    file = tmp_path / "model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(UserError, match="model.safetensors' can't be read as it was written: it is damaged"):
+        load_tensors(tmp_path / name)
+    save_weights({"llama_proj.weight": torch.ones(2, 3)}, tmp_path)  # others, of which no checksum tells
+    assert load_tensors(tmp_path / name)["llama_proj.weight"].sum() == 6
+
+
+def test_a_checkpoint_that_changes_nothing_is_an_error(tmp_path):
+    torch.save({"model": {"llama_model.layers.0.rotary_emb.inv_freq": torch.ones(4)}}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="x.pth holds no trained weights: loading it would change nothing"):
+        load_checkpoints(model(), [tmp_path / "x.pth"])
+
+
+def test_the_report_says_what_is_from_where(tmp_path):
+    weights = {k: v for k, v in model().state_dict().items() if k.startswith("llama_proj")}
+    torch.save(weights | {"x.inv_freq": torch.ones(4)}, tmp_path / "x.pth")
+    assert str(load_checkpoints(model(), [tmp_path / "x.pth"], {"frozen": "vit.pth"})).splitlines() == [
+        f"checkpoint {tmp_path / 'x.pth'}: llama_proj (2 tensors)",
+        "ignored: 1 buffers, such as x.inv_freq",
+        "as built: frozen from vit.pth",
+    ]
+    without = load_checkpoints(model(), [], {"frozen": "vit.pth"})
+    assert str(without).splitlines() == [
+        "as built: frozen from vit.pth",
+        "as built: llama_proj from its initial values",
+    ]
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("code ran",))
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pth"])
+def test_damaged_files_and_code_in_pickles_are_refused(name, tmp_path, capsys):
+    file = tmp_path / name
+    for content in (b"", b"garbage" * 9, pickle.dumps(Evil())):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match="can't be read as weights") as error:
+            load_tensors(file)
+        assert "\n" not in str(error.value)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_failed_download_is_an_error_with_a_cure(tmp_path):
+    url = "http://127.0.0.1:9/weights.pth"  # nobody listens there
+    with pytest.raises(UserError, match="model.vit_model: .* can't be downloaded .* set model.vit_model to it"):
+        local_files({"model.vit_model": url}, str(tmp_path))
+    assert local_files({"model.ckpt": str(tmp_path)}, "unused") == {"model.ckpt": tmp_path}
+
+
+def test_a_url_is_downloaded_once_into_the_cache(tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "w.safetensors").write_bytes(b"weights")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path / "site")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/w.safetensors"
+        first = local_files({"k": url}, str(tmp_path / "cache"))["k"]
+        server.shutdown()
+    assert first.read_bytes() == b"weights" and first.is_relative_to(tmp_path / "cache")
+    assert local_files({"k": url}, str(tmp_path / "cache"))["k"] == first  # the server is gone

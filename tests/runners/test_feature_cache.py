@@ -1,0 +1,263 @@
+"""Features of frozen towers, cached: the same loss without the towers, and no stale or half cache is trained from."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from minigpt4.common.errors import UserError
+from minigpt4.common.folder_lock import locked
+from minigpt4.config.schema import BuildInfo, Config, DatasetConfig, ProcessorConfig, ProcessorsConfig, RunConfig
+from minigpt4.datasets.loading import collate
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.preflight import preflight
+from minigpt4.models.towers import Towers
+from minigpt4.processors.image import Blip2ImageEvalProcessor
+from minigpt4.runners import feature_cache
+from minigpt4.runners.feature_cache import FeatureCache, cached_datasets
+from minigpt4.runners.runner_base import RunnerBase
+from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
+from minigpt4.tiny.data import write_all
+
+ROOT = Path(__file__).parents[2]
+
+
+def write_pictures(folder: Path, count: int) -> str:
+    (folder / "image").mkdir(parents=True)
+    numbers = np.random.default_rng(0)
+    for i in range(count):
+        Image.fromarray(numbers.integers(0, 255, (40, 30, 3), dtype=np.uint8)).save(folder / "image" / f"{i}.jpg")
+    annotations = [{"image_id": str(i), "caption": f"a dog {i}"} for i in range(count)]
+    (folder / "filter_cap.json").write_text(json.dumps({"annotations": annotations}))
+    return str(folder)
+
+
+@pytest.fixture
+def config(tmp_path, parity_config, monkeypatch) -> Config:
+    monkeypatch.setattr(feature_cache, "_SHARD", 4)
+    images = ProcessorsConfig(ProcessorConfig("blip2_image_train", 56), ProcessorConfig("blip2_image_eval", 56))
+    text = ProcessorsConfig(ProcessorConfig("blip_caption"), ProcessorConfig("blip_caption"))
+    info = BuildInfo(write_pictures(tmp_path / "train", 10), write_pictures(tmp_path / "val", 3))
+    run = RunConfig(device="cpu", amp=False, num_workers=0, batch_size_eval=2, valid_splits=["val"])
+    run.cache_features = str(tmp_path / "cache")
+    return Config(model=parity_config, datasets={"cc_sbu_align": DatasetConfig(info, images, text)}, run=run)
+
+
+def cached(config: Config) -> dict:
+    return cached_datasets(config, ImageTextPretrainTask(config))
+
+
+@pytest.mark.parametrize("has_qformer", [True, False])
+def test_the_loss_is_that_of_the_towers_with_features_in_bf16(has_qformer, config, monkeypatch):
+    if not has_qformer:
+        config.model = replace(config.model, has_qformer=False, ckpt=None)
+    datasets = cached(config)
+    models = []
+    for towers in (True, False):
+        torch.manual_seed(0)  # the projection begins alike
+        models.append(MiniGPT4.from_config(config, towers).eval())
+    live, blind = models
+    assert {name for name, _ in blind.named_children()} == {"llama_model", "llama_proj"}
+    assert torch.equal(live.llama_proj.weight, blind.llama_proj.weight)
+    assert len(datasets["train"]["cc_sbu_align"]) == 10 and len(datasets["val"]["cc_sbu_align"]) == 3
+    exact = live.image_features
+    for split, ids in (("train", [7, 2, 9]), ("val", [0, 2])):
+        dataset = datasets[split]["cc_sbu_align"]
+        batch, pictures = (collate([own[i] for i in ids]) for own in (dataset, dataset.dataset))
+        assert "image" not in batch and batch["answer"] == pictures["answer"] == [f"a dog {i}" for i in ids]
+        torch.testing.assert_close(blind(batch)["loss"], live(pictures)["loss"], rtol=1e-2, atol=0)
+        monkeypatch.setattr(live, "image_features", lambda image: exact(image).bfloat16().float())
+        torch.testing.assert_close(blind(batch)["loss"], live(pictures)["loss"], rtol=0, atol=1e-5)
+        monkeypatch.setattr(live, "image_features", exact)
+    blind.train()({"answer": ["hello"], "instruction_input": ["hi"]})["loss"].backward()  # text alone
+    assert not blind.llama_proj.weight.grad.any()
+
+
+def test_training_pictures_are_those_of_evaluation_decoded_in_full(config):
+    """A live run may decode a JPEG at a fraction of its size, which gives other pixels: a cache keeps none of those."""
+    file = Path(config.datasets["cc_sbu_align"].build_info.storage) / "image" / "3.jpg"
+    pixels = np.random.default_rng(3).integers(0, 255, (1024, 1024, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((1024, 700)).save(file)
+    dataset = cached(config)["train"]["cc_sbu_align"]
+    processor = Blip2ImageEvalProcessor(56)
+    exact, reduced = (processor.load(file, reduced) for reduced in (False, True))
+    assert not torch.equal(exact, reduced)
+    features = Towers(config.model, preflight(config, towers=False)).image_features(exact.unsqueeze(0))[0]
+    torch.testing.assert_close(dataset[3]["image_features"], features.bfloat16(), atol=1e-2, rtol=1e-2)
+    assert torch.equal(dataset.dataset[3]["image"], exact)
+    assert config.datasets["cc_sbu_align"].vis_processor.train.name == "blip2_image_train"  # as the user wrote it
+
+
+def test_others_may_read_a_cache_as_the_umask_says(config):
+    cached(config)
+    (file,) = {f.stat().st_mode & 0o777 for f in Path(config.run.cache_features).iterdir()}
+    umask = os.umask(0)
+    os.umask(umask)
+    assert file == 0o666 & ~umask
+
+
+def test_a_full_cache_needs_no_towers(config, monkeypatch):
+    first = cached(config)["train"]["cc_sbu_align"][3]
+    monkeypatch.setattr(feature_cache, "Towers", None)
+    again = cached(config)["train"]["cc_sbu_align"][3]
+    assert torch.equal(first.pop("image_features"), again.pop("image_features")) and first == again
+
+
+def test_filling_goes_on_where_it_was_cut_off(config, tmp_path, monkeypatch):
+    whole = cached(config)["train"]["cc_sbu_align"]
+    folder = tmp_path / "cache"
+    assert len(list(folder.glob("*.safetensors"))) == 4  # 13 samples
+    (folder / "train-cc_sbu_align-4.safetensors").rename(folder / "train-cc_sbu_align-4.tmp")
+    seen = []
+    encode = feature_cache._encode
+    monkeypatch.setattr(feature_cache, "_encode", lambda t, i, d: (seen.append(len(i)), encode(t, i, d))[1])
+    again = cached(config)["train"]["cc_sbu_align"]
+    assert sum(seen) == 4 and not list(folder.glob("*.tmp"))
+    assert all(torch.equal(again[i]["image_features"], whole[i]["image_features"]) for i in range(10))
+
+
+def test_a_split_may_be_added(config):
+    config.run.valid_splits = []
+    assert len(cached(config)) == 1
+    config.run.valid_splits = ["val"]
+    assert len(cached(config)) == 2
+
+
+def touch(config: Config, name: str) -> None:
+    """Another picture of the same size would be newer."""
+    os.utime(Path(config.datasets["cc_sbu_align"].build_info.storage) / name, (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda c: setattr(c, "model", replace(c.model, vit_precision="bf16")), "model.vit_precision"),
+        (lambda c: c.datasets["cc_sbu_align"].vis_processor.eval.mean.append(0.5), "datasets.cc_sbu_align"),
+        (lambda c: write_picture_again(c, "image/2.jpg"), "datasets.cc_sbu_align"),
+        (lambda c: write_picture_again(c, "filter_cap.json"), "datasets.cc_sbu_align"),
+        (lambda c: touch(c, "image/2.jpg"), "datasets.cc_sbu_align"),
+        (lambda c: setattr(c.run, "amp", not c.run.amp), "run.amp_dtype"),
+    ],
+)
+def test_a_cache_of_something_else_is_refused_in_one_line(change, named, config):
+    config.datasets["cc_sbu_align"].vis_processor.eval.mean = [0.5, 0.5]
+    config.datasets["cc_sbu_align"].vis_processor.eval.mean.append(0.5)
+    cached(config)
+    change(config)
+    with pytest.raises(UserError, match=f"run.cache_features: .* another {named}.* Delete the folder") as error:
+        cached(config)
+    assert "\n" not in str(error.value)
+
+
+def write_picture_again(config: Config, name: str) -> None:
+    file = Path(config.datasets["cc_sbu_align"].build_info.storage) / name
+    if file.suffix == ".jpg":
+        Image.new("RGB", (9, 9)).save(file)
+    else:
+        file.write_text(file.read_text().replace("dog", "cat"))  # of the same size
+
+
+def test_damaged_shards_are_named(config, tmp_path):
+    cached(config)
+    (tmp_path / "cache" / "val-cc_sbu_align-0.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="val-cc_sbu_align-0.safetensors is damaged .* Delete it"):
+        cached(config)
+
+
+def read_all(config: Config) -> None:
+    for own in cached(config).values():
+        for i in range(len(own["cc_sbu_align"])):
+            own["cc_sbu_align"][i]
+
+
+def test_a_flipped_bit_and_a_damaged_fingerprint_are_found(config, tmp_path):
+    read_all(config)
+    shard = next((tmp_path / "cache").glob("*.safetensors"))
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 64
+    shard.write_bytes(data)
+    with pytest.raises(UserError, match="safetensors' is damaged. Delete that file"):
+        read_all(config)
+    (tmp_path / "cache" / "fingerprint.json").write_text("{")
+    with pytest.raises(UserError, match="fingerprint.json' is damaged. Delete '.*cache' to fill it anew"):
+        cached(config)
+
+
+class Mixed:
+    """One picture, none, two, and a sample that can't be used."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, i: int) -> dict:
+        if i == 3:
+            raise UserError("sample 3 is damaged")
+        image = (torch.ones(3, 56, 56), None, torch.ones(2, 3, 56, 56))[i]
+        return {"image": image, "answer": f"no {i}", "image_id": i}
+
+
+def test_samples_with_no_picture_several_and_damaged_ones(config, monkeypatch, caplog):
+    monkeypatch.setattr(ImageTextPretrainTask, "build_datasets", lambda *_, **__: {"cc_sbu_align": Mixed()})
+    dataset = cached(config)["train"]["cc_sbu_align"]
+    assert "sample 3 is damaged" in caplog.text
+    assert dataset[0]["image_features"].shape == (8, 64) and dataset[2]["image_features"].shape == (2, 8, 64)
+    assert dataset[1] == Mixed()[1]
+    with pytest.raises(UserError, match="sample 3 is damaged"):
+        dataset[3]
+    model = MiniGPT4.from_config(config, towers=False)
+    marks = ["<ImageHere>", "", "<ImageHere><ImageHere>"]
+    batch = {k: [dataset[i].get(k) for i in range(3)] for k in ("image_features", "answer")}
+    assert model({**batch, "instruction_input": [f"{m} Hm?" for m in marks]})["tokens"] > 0
+
+
+def test_what_a_cache_cannot_serve_is_refused(config):
+    config.datasets["laion"] = config.datasets.pop("cc_sbu_align")
+    shard = Path(config.run.cache_features).parent / "0.tar"
+    shard.write_bytes(b"")
+    config.datasets["laion"].build_info.storage = str(shard)
+    config.run.valid_splits = []
+    with pytest.raises(UserError, match="datasets.laion streams shards; a cache needs data with a length"):
+        cached(config)
+    config.model = replace(config.model, unfreeze=["qformer"])
+    with pytest.raises(UserError, match="run.cache_features: .* while qformer train"):
+        RunnerBase.check(config)
+
+
+def test_two_processes_fill_and_train(tmp_path):
+    write_all(tmp_path / "data", seed=1, scale=0.02)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"]
+    command += ["--cfg-path", "train_configs/minigpt4_tiny_stage2_finetune.yaml", "--options", "model.ckpt=null"]
+    command += [f"datasets.cc_sbu_align.build_info.{k}={tmp_path}/data/stage2{v}" for k, v in KEYS.items()]
+    command += [f"run.cache_features={tmp_path}/cache", f"run.output_dir={tmp_path}/out", "run.max_epoch=1"]
+    command += ["run.iters_per_epoch=2", "run.batch_size_train=4", "run.num_workers=0", "run.log_freq=1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "evaluation transform" in done.stderr and "| visual_encoder" not in done.stderr
+    counts = [len(json.loads((tmp_path / "data" / s / "filter_cap.json").read_text())["annotations"]) for s in KEYS_AT]
+    assert len(FeatureCache(tmp_path / "cache").index) == sum(counts)
+    assert (tmp_path / "out" / "checkpoint_0" / "model.safetensors").is_file()
+
+
+KEYS = {"storage": "", "valid_storage": "_val"}
+KEYS_AT = ["stage2", "stage2_val"]
+
+
+def test_two_runs_do_not_fill_one_cache_at_once(config, monkeypatch):
+    monkeypatch.setattr(feature_cache, "_PATIENCE", 0)
+    folder = Path(config.run.cache_features)
+    with locked("run.cache_features", folder), pytest.raises(UserError, match="run.cache_features: .* is in use by"):
+        cached(config)
+    cached(config)
+
+
+def test_a_cache_that_cannot_be_written_is_told(config):
+    (Path(config.run.cache_features) / "train-cc_sbu_align-0.tmp").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"run.cache_features: '.*' can't be written \(Is a directory\)"):
+        cached(config)
