@@ -20,6 +20,7 @@ def main() -> None:
     from minigpt4.common.errors import Problems
     from minigpt4.common.folder_lock import locked
     from minigpt4.common.registry import registry
+    from minigpt4.models.loading import load_prompter
     from minigpt4.runners.log import setup_logger
 
     problems = Problems()  # told together, before anything is loaded
@@ -45,7 +46,8 @@ def main() -> None:
                         datasets[split] = task.build_datasets(split)
             seed_everything(config.run.seed)  # every rank builds the same untrained projection
             model = task.build_model(towers=not cached, problems=problems)
-            runner_class(config, task, model, datasets).train()  # the strategy places the model
+            prompter = load_prompter(config.model)
+            runner_class(config, task, model, datasets, prompter).train()  # the strategy places the model
 
 
 if __name__ == "__main__":

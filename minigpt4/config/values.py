@@ -7,7 +7,7 @@ from typing import Any
 from minigpt4.common.errors import UserError, did_you_mean
 from minigpt4.config.ranges import check_numbers, values_of
 from minigpt4.config.schema import Config, ModelConfig
-from minigpt4.conversation.conversation import TEMPLATES, TOKENIZER
+from minigpt4.conversation.templates import TEMPLATES, TOKENIZER
 
 
 def expand_home(config: Config) -> None:

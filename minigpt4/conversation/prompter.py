@@ -1,140 +1,228 @@
-"""From the texts of a training sample to what the LLM reads of it, without the LLM: data workers can do this too.
+"""From a conversation to what the LLM reads: text, then token ids with slots for pictures. No LLM, no tensors.
 
-A layout is a list of ids: a token id, or `IMAGE_ROW` where one row of an image embedding goes.
+A layout is a list of ids: a token id, or `IMAGE_ROW` where one row of a picture's embedding goes.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
+from operator import itemgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
 from minigpt4.common.errors import UserError
-from minigpt4.conversation.conversation import get_template
+from minigpt4.conversation.conversation import Conversation, Part, Turn, joined
+from minigpt4.conversation.templates import Template, TokenizerTemplate, get_template
 
 if TYPE_CHECKING:  # slow to import, or built on this
     from transformers import PreTrainedTokenizerBase
 
     from minigpt4.config.schema import ModelConfig
 
-IMAGE_PLACEHOLDER = "<ImageHere>"
+IMAGE_PLACEHOLDER = "<ImageHere>"  # a picture in the original's prompts
+IMAGE_TAGS = ("<Img>", "</Img>")  # what stands around a picture
 IMAGE_ROW = -1  # no token id is negative
+IGNORE = -100  # label that the loss skips
+Draw = Callable[[list[str]], str]
 Example = list[tuple[int, bool]]  # a training layout: ids, and whether the loss counts them
-
-
-def without_places(text: str) -> str:
-    """Somebody's words, in which only a picture may make a place for one."""
-    return text.replace(IMAGE_PLACEHOLDER, " ")  # not "": what stood around it could make another
-
-
-def prompt_layout(prompt: str, encode: Callable[[str], list[int]], rows_per_image: int) -> list[int]:
-    """Lays out one prompt: text around each `<ImageHere>` is encoded by itself, an empty text gives nothing."""
-    layout: list[int] = []
-    for index, text in enumerate(prompt.split(IMAGE_PLACEHOLDER)):
-        if index:
-            layout += [IMAGE_ROW] * rows_per_image
-        if text:
-            layout += encode(text)
-    return layout
-
-
-def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Token ids without BOS or EOS.
-
-    Raises:
-        UserError: the text holds half a character, which no tokenizer takes.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # tokenizers fail on it in words of their own
-        raise UserError("a character of the text is only half there (a lone surrogate). Remove it.") from None
-    # not verbose: it would warn of a text longer than the window, and lengths are looked at elsewhere
-    return tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
 
 @dataclass
 class Prompter:
-    """Lays out the texts of training samples.
+    """Lays out conversations for one LLM, to be answered or to be learnt from.
 
     Attributes:
-        learned: the template's markers that the loss counts outside of answers too.
         rows: embeddings that stand for one picture.
-        prompts: of which one is drawn for a sample without an instruction of its own; without any the picture alone
-            is the prompt.
-        window: tokens that the LLM reads at once.
+        window: tokens that the LLM reads and answers at once; infinite where it sets no limit.
+        prompts: of which one is drawn for a caption; without any the picture alone is the prompt.
+        max_txt_len: most tokens that training reads of what follows the first prompt.
+        image_tags: written before and after each picture of a conversation.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
-    learned: tuple[str, ...]
+    template: Template | TokenizerTemplate
     rows: int
+    window: float
     prompts: list[str]
     prompt_template: str
     turn_template: str
     chat_template: bool
     end_sym: str
     max_txt_len: int
-    window: float
+    image_tags: tuple[str, str] = IMAGE_TAGS
 
     @classmethod
-    def of(
-        cls, config: "ModelConfig", tokenizer: "PreTrainedTokenizerBase", prompts: list[str], rows: int, window: float
-    ) -> Self:
-        """What a model with this config and tokenizer uses; `window` is the LLM's own."""
+    def of(cls, config: "ModelConfig", tokenizer: "PreTrainedTokenizerBase", rows: int, window: float) -> Self:
+        """The prompter of a config; `window` is the LLM's own.
+
+        Raises:
+            UserError: the template or the prompts that the config names are not there.
+        """
         return cls(
             tokenizer,
-            get_template(config.conversation, tokenizer).learned,
+            get_template(config.conversation, tokenizer),
             rows,
-            prompts,
+            config.max_context_len or window,
+            read_prompts(config.prompt_path, config.prompt_template),
             config.prompt_template,
             # the original begins each later turn of a training conversation with a BOS
             config.turn_template or (tokenizer.bos_token or "") + config.prompt_template,
             config.chat_template,
             config.end_sym,
             config.max_txt_len,
-            config.max_context_len or window,
         )
 
-    def prompt(self, text: str) -> Example:
-        """A prompt's layout; the loss counts nothing of it but the template's own markers, where it says so."""
-        pieces = re.split("(" + "|".join(map(re.escape, self.learned)) + ")", text) if self.learned else [text]
-        layouts = [(prompt_layout(piece, self.encode, self.rows), piece in self.learned) for piece in pieces]
-        return [(i, learned) for layout, learned in layouts for i in layout]
+    @property
+    def max_pictures(self) -> float:
+        """How many pictures fill the window."""
+        return self.window / self.rows
 
-    def answer(self, text: str) -> Example:
-        return [(i, True) for i in self.encode(text + self.end_sym)]
+    def read(self, conversation: Conversation) -> list[Part]:
+        """What the LLM reads of a conversation that it is to answer: text and the pictures, in order.
 
-    def single(self, prompt: str, answer: str) -> Example:
-        """A prompt and its answer, which max_txt_len limits."""
-        return self.prompt(prompt) + self.answer(answer)[: self.max_txt_len]
+        A system text for which the template has no place stands before the first question.
 
-    def conversation(self, questions: list[str], answers: list[str]) -> Example:
-        """The first question is the prompt; max_txt_len limits all that follows it together."""
-        first, rest = self.turns(questions, answers)
-        return first + rest[: self.max_txt_len]
+        Raises:
+            UserError: the template refuses the dialogue.
+        """
+        shown = replace(
+            conversation, turns=[replace(turn, question=self._tagged(turn.question)) for turn in conversation.turns]
+        )
+        try:
+            parts = self.template.render(shown)
+        except UserError:
+            if conversation.system is None:
+                raise
+            # the tiny model answers as well with it there, and worse behind the picture
+            first, *rest = shown.turns
+            question = joined(first.question)
+            before = [conversation.system, "\n"] if conversation.system and question else [conversation.system]
+            first = replace(first, question=[*before, *question])
+            parts = self.template.render(replace(shown, system=None, turns=[first, *rest]))
+        return joined(parts)
 
-    def turns(self, questions: list[str], answers: list[str]) -> tuple[Example, Example]:
-        """The first question, and all that follows it, of whatever length."""
-        rest = self.answer(answers[0])
-        for question, answer in zip(questions[1:], answers[1:], strict=True):
-            rest += self.prompt(self.turn_template.format(question)) + self.answer(answer)
-        return self.prompt(self.prompt_template.format(questions[0])), rest
+    def parse(self, text: str, pictures: Sequence[Part]) -> list[Part]:
+        """The same of a prompt as the original writes it: `<ImageHere>` stands for the next of the pictures.
 
-    def instruction(self, text: str) -> str:
-        """The prompt of a sample's own instruction."""
-        return self.prompt_template.format(text) if self.chat_template else text
+        Raises:
+            UserError: it does not hold one for each picture.
+        """
+        first, *texts = text.split(IMAGE_PLACEHOLDER)
+        if len(texts) != len(pictures):
+            raise UserError(_mismatch("the prompt holds", len(texts), len(pictures)))
+        return joined([first, *(part for pair in zip(pictures, texts, strict=True) for part in pair)])
+
+    def parse_all(self, texts: Sequence[str], pictures: Any) -> list[list[Part]]:
+        """Parses prompts.
+
+        Args:
+            pictures: of all prompts in order of appearance; or for each prompt its own, None for none.
+
+        Raises:
+            UserError: a prompt does not hold one `<ImageHere>` for each of its pictures.
+        """
+        places = [text.count(IMAGE_PLACEHOLDER) for text in texts]
+        if pictures is None or not isinstance(pictures, list):
+            if (given := 0 if pictures is None else len(pictures)) != sum(places):
+                raise UserError(_mismatch("prompts hold", sum(places), given))
+            left = iter(() if pictures is None else pictures)
+            pictures = [list(islice(left, count)) for count in places]
+        if len(pictures) != len(texts):
+            raise UserError(f"images were given for {len(pictures)} prompts, and there are {len(texts)}.")
+        parsed = []
+        for number, (text, own) in enumerate(zip(texts, pictures, strict=True), start=1):
+            try:
+                parsed.append(self.parse(text, [] if own is None else list(own)))
+            except UserError as error:
+                raise UserError(f"prompt {number} of {len(texts)}: {error}" if len(texts) > 1 else str(error)) from None
+        return parsed
+
+    def text(self, parts: Sequence[Part]) -> str:
+        """What `read` or `parse` gave as one text, with `<ImageHere>` for each picture."""
+        return "".join(part if isinstance(part, str) else IMAGE_PLACEHOLDER for part in parts)
+
+    def layout(self, parts: Sequence[Part]) -> list[int]:
+        """Token ids and image rows of what `read` or `parse` gave, after the BOS of an LLM that has one."""
+        bos = self.tokenizer.bos_token_id
+        return ([] if bos is None else [bos]) + self._laid_out(parts)
+
+    def length(self, parts: Sequence[Part], most: float) -> int:
+        """How many ids `layout` gives; of more than `most`, any number between.
+
+        No token holds more than the longest piece of the vocabulary: a book is too long, and need not be encoded.
+        """
+        least = sum(len(part) if isinstance(part, str) else self.rows * self._longest for part in parts)
+        return least if (least := least // self._longest) > most else len(self.layout(parts))
 
     def encode(self, text: str) -> list[int]:
-        return encode_text(self.tokenizer, text)
+        """Token ids without BOS or EOS.
 
-    def length(self, layout: Example) -> int:
-        """Tokens that the LLM reads of a layout, the BOS included."""
-        return len(layout) + (self.tokenizer.bos_token_id is not None)
+        Raises:
+            UserError: the text holds half a character, which no tokenizer takes.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # tokenizers fail on it in words of their own
+            raise UserError("a character of the text is only half there (a lone surrogate). Remove it.") from None
+        # not verbose: it would warn of a text longer than the window, and lengths are looked at elsewhere
+        return self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
-    def too_long(self, tokens: int) -> str:
-        """What is wrong with a sample of so many tokens; nothing where the LLM can read it."""
-        return f"it has {tokens} tokens, and the LLM reads {self.window} at once" if tokens > self.window else ""
+    def example(self, conversation: Conversation, draw: Draw = itemgetter(0)) -> Example:
+        """What training reads of a conversation, the BOS included, and which ids its loss counts: the answers'.
+
+        Args:
+            draw: chooses one of the model's own prompts for a caption.
+
+        Raises:
+            UserError: it can't be learnt from: an answer is empty, it is too long for the LLM, or max_txt_len cuts a
+                picture off.
+        """
+        for turn in conversation.turns:
+            if not (turn.answer or "").strip():
+                raise UserError("its answer is empty")
+        first, rest = self.turns(conversation, draw)
+        example = first + rest[: self.max_txt_len]
+        if len(example) > self.window:
+            raise UserError(f"it has {len(example)} tokens, and the LLM reads {self.window} at once")
+        if (shown := sum(i == IMAGE_ROW for i, _ in example)) != len(conversation.pictures) * self.rows:
+            raise UserError(
+                f"its prompts show {shown / self.rows:g} pictures within model.max_txt_len={self.max_txt_len}, and it "
+                f"has {len(conversation.pictures)}. Show fewer, or set model.max_txt_len higher."
+            )
+        return example
+
+    def turns(self, conversation: Conversation, draw: Draw = itemgetter(0)) -> tuple[Example, Example]:
+        """The first question, with the BOS, and all that follows it, of whatever length."""
+        first, *others = conversation.turns
+        prompt, rest = self.pair(self._first_prompt(first, conversation.kind, draw), first.answer or "")
+        for turn in others:
+            rest += self.prompt(filled(self.turn_template, self._tagged(turn.question)))
+            rest += self.answer(turn.answer or "")
+        return prompt, rest
+
+    def pair(self, prompt: Sequence[Part], answer: str) -> tuple[Example, Example]:
+        """A prompt that is read as it is, with the BOS, and its answer."""
+        bos = self.tokenizer.bos_token_id
+        return ([] if bos is None else [(bos, False)]) + self.prompt(prompt), self.answer(answer)
+
+    def prompt(self, parts: Sequence[Part]) -> Example:
+        """Lays out a prompt; the loss counts nothing of it but the template's own markers, where it says so."""
+        learned = self.template.learned
+        pattern = "(" + "|".join(map(re.escape, learned)) + ")"
+        pieces = [
+            piece
+            for part in joined(parts)
+            for piece in (re.split(pattern, part) if learned and isinstance(part, str) else [part])
+        ]
+        return [(i, isinstance(piece, str) and piece in learned) for piece in pieces for i in self._laid_out([piece])]
+
+    def answer(self, text: str) -> Example:
+        """Lays out an answer with the symbol that ends it; the loss counts all of it."""
+        return [(i, True) for i in self.encode(text + self.end_sym)]
 
     def check_prompts(self) -> None:
         """Looks at what all samples share.
@@ -145,72 +233,64 @@ class Prompter:
         templates = {"prompt_path": self.prompts, "prompt_template": [self.prompt_template.format("")]}
         for key, texts in templates.items():
             for text in texts:
-                if (tokens := self.length(self.prompt(text))) >= self.window:
+                if (
+                    tokens := len(self.layout(self.parse(text, [None] * text.count(IMAGE_PLACEHOLDER))))
+                ) >= self.window:
                     raise UserError(
                         f"model.{key}: '{text[:60]}...' has {tokens} tokens, and the LLM reads {self.window} at once. "
                         "Shorten it."
                     )
 
-    def check(self, sample: Mapping[str, Any]) -> None:
-        """Looks at one sample of a dataset, as `TrainingModel.forward` describes them.
+    def _first_prompt(self, turn: Turn, kind: str, draw: Draw) -> list[Part]:
+        if kind == "caption":
+            return self.parse(draw(self.prompts) if self.prompts else IMAGE_PLACEHOLDER, turn.pictures)
+        question = self._tagged(turn.question)
+        return question if kind == "instruction" and not self.chat_template else filled(self.prompt_template, question)
 
-        Raises:
-            UserError: the model could not learn from it.
-        """
-        pictures = _pictures(sample)
-        for example in self._examples(sample):
-            if problem := self.too_long(self.length(example)):
-                raise UserError(problem)
-            if (shown := sum(i == IMAGE_ROW for i, _ in example)) != pictures * self.rows:
-                raise UserError(
-                    f"its prompts show {shown / self.rows:g} pictures within model.max_txt_len={self.max_txt_len}, and "
-                    f"it has {pictures}. Write one {IMAGE_PLACEHOLDER} for each"
-                )
+    def _tagged(self, question: Sequence[Part]) -> list[Part]:
+        before, after = self.image_tags
+        return [p for part in question for p in ([part] if isinstance(part, str) else [before, part, after])]
 
-    def _examples(self, sample: Mapping[str, Any]) -> Iterator[Example]:
-        """The sample's layout; with each of the prompts where one is drawn for it."""
-        if "conv_q" in sample:
-            between = sample["connect_sym"]
-            questions, answers = (_text(sample, key).split(between) for key in ("conv_q", "conv_a"))
-            if len(questions) != len(answers):
-                raise UserError(f"it has {len(questions)} questions and {len(answers)} answers")
-            for answer in answers:
-                _check_answer(answer)
-            yield self.conversation(questions, answers)
-            return
-        _check_answer(answer := _text(sample, "answer"))
-        if sample.get("instruction_input"):
-            yield self.single(self.instruction(_text(sample, "instruction_input")), answer)
-            return
-        learned = self.answer(answer)[: self.max_txt_len]
-        for prompt in self._drawn:
-            yield prompt + learned
+    def _laid_out(self, parts: Sequence[Part]) -> list[int]:
+        """Each text between pictures is encoded by itself; an empty one gives nothing."""
+        layout: list[int] = []
+        for part in parts:
+            if not isinstance(part, str):
+                layout += [IMAGE_ROW] * self.rows
+            elif part:
+                layout += self.encode(part)
+        return layout
 
     @cached_property
-    def _drawn(self) -> list[Example]:
-        """The prompts that may be drawn, of those that look alike to `check` but one."""
-        layouts = [self.prompt(prompt) for prompt in self.prompts or [IMAGE_PLACEHOLDER]]
-        longest = {sum(i == IMAGE_ROW for i, _ in layout): layout for layout in sorted(layouts, key=len)}
-        return list(longest.values())
+    def _longest(self) -> int:
+        return max(map(len, self.tokenizer.get_vocab()))
 
 
-def _text(sample: Mapping[str, Any], key: str) -> str:
-    if not isinstance(text := sample.get(key), str):
-        raise UserError(f"'{key}' is not text: {text!r:.60}")
-    return text
+def _mismatch(who: str, places: int, given: int) -> str:
+    return (
+        f"{who} {places} {IMAGE_PLACEHOLDER} but {given} images were given. Write one {IMAGE_PLACEHOLDER} for each "
+        "image."
+    )
 
 
-def _check_answer(text: str) -> None:
-    if not text.strip():
-        raise UserError("its answer is empty")
-    if IMAGE_PLACEHOLDER in text:
-        raise UserError(f"its answer holds {IMAGE_PLACEHOLDER}; only prompts show pictures")
+def filled(template: str, question: Sequence[Part]) -> list[Part]:
+    """Puts a question in the place of `{}` in a template."""
+    first, *texts = template.format("\0").split("\0")
+    return [first, *(part for text in texts for part in (*question, text))]
 
 
-def _pictures(sample: Mapping[str, Any]) -> int:
-    """How many pictures a sample has: [3, H, W] is one, [n, 3, H, W] are n; of cached features [rows, width] is one."""
-    features = sample.get("image_features")
-    image, dims = (sample.get("image"), 3) if features is None else (features, 2)
-    if image is None:
-        return 0
-    return 1 if image.dim() == dims else int(sample.get("length", len(image)))
+def read_prompts(path: str, template: str) -> list[str]:
+    """Reads training prompts: the lines that hold `<ImageHere>`, each put into the template.
+
+    Raises:
+        UserError: the file is missing or no line holds `<ImageHere>`.
+    """
+    if not path:
+        return []
+    if not Path(path).is_file():
+        raise UserError(f"model.prompt_path: '{path}' does not exist. Set it to a text file with one prompt a line.")
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    prompts = [template.format(line) for line in lines if IMAGE_PLACEHOLDER in line]
+    if not prompts:
+        raise UserError(f"model.prompt_path: no line of '{path}' holds {IMAGE_PLACEHOLDER}.")
+    return prompts

@@ -1,21 +1,28 @@
 """From samples to batches: collation, what can't be used, and the loader of a validation split."""
 
 import logging
+import random
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from minigpt4.common.distributed import rank, world_size
 from minigpt4.common.errors import UserError, first_line
+from minigpt4.conversation.conversation import Conversation
+from minigpt4.conversation.prompter import IGNORE, Example, Prompter
 
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
-Check = Callable[[dict[str, Any]], None]  # raises a `UserError` where the model can't use a sample
+Prepare = Callable[[dict[str, Any]], dict[str, Any]]  # raises a `UserError` where the model can't use a sample
 SKIPPED = "_skipped"  # the batch's key for what could not be used
+_PADDING = {"ids": 0, "mask": 0, "labels": IGNORE}
 _LISTED = 20
 _GRACE = 30  # seconds
 
@@ -26,9 +33,38 @@ class Skipped(NamedTuple):
     reason: str
 
 
+@dataclass(frozen=True)
+class LayOut:
+    """Makes of a dataset's sample what the model learns from; data workers call it.
+
+    Of `conversation`, whose pictures are tensors of one shape, it makes `ids`, `mask` and `labels` [T], see
+    `Prompter.example`, and `pictures`, stacked, or None. `image_id` is the sample's name.
+
+    Args:
+        training: draws the prompts of captions; else the first is taken, so that validations are alike.
+    """
+
+    prompter: Prompter
+    training: bool
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        conversation: Conversation = sample["conversation"]
+        example = self.prompter.example(conversation, random.choice if self.training else itemgetter(0))
+        pictures = torch.stack(conversation.pictures) if conversation.pictures else None
+        return tensors_of(example) | {"pictures": pictures, "image_id": sample["image_id"]}
+
+
+def tensors_of(example: Example) -> dict[str, torch.Tensor]:
+    """The `ids`, `mask` and `labels` [T] of a training layout."""
+    ids = torch.tensor([i for i, _ in example])
+    labels = torch.tensor([i if learned else IGNORE for i, learned in example])
+    return {"ids": ids, "mask": torch.ones_like(ids), "labels": labels}
+
+
 def collate(samples: list[Any]) -> Batch:
     """Stacks tensors of one shape, lists everything else; a key that no sample sets is left out.
 
+    What `LayOut` made is padded on the right, and the pictures of all samples follow one another.
     What can't be used only leaves its reason, under the key `SKIPPED`; a batch of nothing else has no other key.
     """
     reasons = [sample.reason for sample in samples if isinstance(sample, Skipped)]
@@ -36,6 +72,13 @@ def collate(samples: list[Any]) -> Batch:
     batch: Batch = {SKIPPED: reasons} if reasons else {}
     for key in dict.fromkeys(key for sample in samples for key in sample):
         values: list[Any] = [sample.get(key) for sample in samples]
+        if key in _PADDING:
+            batch[key] = pad_sequence(values, batch_first=True, padding_value=_PADDING[key])
+            continue
+        if key == "pictures":
+            if shown := [value for value in values if value is not None]:
+                batch[key] = torch.cat(shown)
+            continue
         shapes = {value.shape if isinstance(value, torch.Tensor) else None for value in values}
         if len(shapes) == 1 and None not in shapes:
             batch[key] = torch.stack(values)
@@ -45,17 +88,18 @@ def collate(samples: list[Any]) -> Batch:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Moves a batch's tensors."""
-    return {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    """Moves a batch's tensors, but for the labels: where they are decides what is computed, and is asked on the CPU."""
+    return {
+        k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) and k != "labels" else v
+        for k, v in batch.items()
+    }
 
 
-def use(reason_of: str, check: Check | None, read: Callable[..., Any], *args: Any) -> Any:
-    """`read(*args)`, or a `Skipped` that names `reason_of` and what is wrong with reading it or with the sample."""
+def use(reason_of: str, prepare: Prepare | None, read: Callable[..., Any], *args: Any) -> Any:
+    """`read(*args)`, prepared; or a `Skipped` that names `reason_of` and what is wrong with the sample."""
     try:
         sample = read(*args)
-        if check is not None:
-            check(sample)
-        return sample
+        return sample if prepare is None else prepare(sample)
     except Exception as error:  # noqa: B902 whatever is wrong with one sample of millions, the run goes on
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         return Skipped(f"{reason_of}: {kind}{first_line(error)}")
@@ -109,8 +153,8 @@ def worker_init(_: int) -> None:
 class UsableSamples(Dataset):
     """A map-style dataset whose unusable samples are `Skipped`."""
 
-    def __init__(self, dataset: Any, check: Check | None):
-        self.dataset, self.check = dataset, check
+    def __init__(self, dataset: Any, prepare: Prepare | None):
+        self.dataset, self.prepare = dataset, prepare
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -120,31 +164,33 @@ class UsableSamples(Dataset):
 
     def _read(self, index: int) -> Any:
         sample = self.dataset[index]
-        if self.check is not None:
-            try:
-                self.check(sample)
-            except UserError as error:
-                raise UserError(f"{sample.get('image_id', 'without image_id')}: {error}") from None
-        return sample
+        if self.prepare is None:
+            return sample
+        try:
+            return self.prepare(sample)
+        except UserError as error:
+            raise UserError(f"{sample['image_id']}: {error}") from None
 
 
 class UsableStream(IterableDataset):
     """One pass over a dataset of shards, whose unusable samples are `Skipped`."""
 
-    def __init__(self, dataset: Any, check: Check | None):
-        self.dataset, self.check = dataset, check
+    def __init__(self, dataset: Any, prepare: Prepare | None):
+        self.dataset, self.prepare = dataset, prepare
 
     def __iter__(self) -> Iterator[Any]:
         for name, read in self.dataset:
-            yield use(name, self.check, read)
+            yield use(name, self.prepare, read)
 
 
-def build_valid_loader(dataset: Dataset, batch_size: int, num_workers: int, check: Check | None = None) -> DataLoader:
+def build_valid_loader(
+    dataset: Dataset, batch_size: int, num_workers: int, prepare: Prepare | None = None
+) -> DataLoader:
     """A loader that passes once over this rank's share of a validation split."""
     usable = (
-        UsableStream(dataset, check)  # streams share themselves out
+        UsableStream(dataset, prepare)  # streams share themselves out
         if isinstance(dataset, IterableDataset)
-        else Subset(UsableSamples(dataset, check), range(rank(), len(dataset), world_size()))  # type: ignore[arg-type]
+        else Subset(UsableSamples(dataset, prepare), range(rank(), len(dataset), world_size()))  # type: ignore[arg-type]
     )
     return DataLoader(
         usable,

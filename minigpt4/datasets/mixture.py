@@ -17,7 +17,7 @@ from minigpt4.common.distributed import rank, world_size
 from minigpt4.common.errors import UserError
 from minigpt4.config.schema import Config
 from minigpt4.datasets.formats.shards import Position, ShardedCaptionDataset
-from minigpt4.datasets.loading import Batch, Check, SkipCounter, Skipped, UsableSamples, collate, use, worker_init
+from minigpt4.datasets.loading import Batch, Prepare, SkipCounter, Skipped, UsableSamples, collate, use, worker_init
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class TrainBatches:
 
     Args:
         datasets: by name, map-style ones and `ShardedCaptionDataset`s.
-        check: looks at each sample, see `BaseModel.sample_check`.
+        check: makes of each sample what the model learns from, see `LayOut`.
         pin_memory: put batches where a device copies them from while it computes.
 
     Attributes:
@@ -54,7 +54,7 @@ class TrainBatches:
     """
 
     def __init__(
-        self, datasets: Mapping[str, Any], config: Config, check: Check | None = None, pin_memory: bool = False
+        self, datasets: Mapping[str, Any], config: Config, check: Prepare | None = None, pin_memory: bool = False
     ):
         run = config.run
         self.step, self.seed = 0, run.seed
@@ -101,7 +101,7 @@ class _Stream:
 
     length: int | None = None
 
-    def __init__(self, name: str, dataset: Any, batch_size: int, run: Any, check: Check | None, pin_memory: bool):
+    def __init__(self, name: str, dataset: Any, batch_size: int, run: Any, check: Prepare | None, pin_memory: bool):
         self.name, self.dataset, self.batch_size, self.run = name, dataset, batch_size, run
         self.check, self.pin_memory = check, pin_memory
         self.seed = f"{run.seed} {name}"

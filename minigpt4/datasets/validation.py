@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from minigpt4.config.schema import DatasetConfig
-from minigpt4.conversation.conversation import IMAGE
-from minigpt4.conversation.prompter import IMAGE_PLACEHOLDER, Prompter
+from minigpt4.conversation.conversation import Conversation
+from minigpt4.conversation.prompter import Prompter
 from minigpt4.datasets.formats.records import (
-    VIDEO,
     RecordError,
     image_folder,
     load_pictures,
@@ -50,10 +50,10 @@ class TokenCounter:
     name: str
     limits: bool
 
-    def count(self, questions: list[str], answers: list[str]) -> tuple[int, int]:
+    def count(self, conversation: Conversation) -> tuple[int, int]:
         """Tokens of the first prompt, and of all that follows it: what `max_txt_len` limits."""
-        prompt, rest = self.prompter.turns(questions, answers)
-        return self.prompter.length(prompt), len(rest)
+        prompt, rest = self.prompter.turns(conversation)
+        return len(prompt), len(rest)
 
     def problems(self, prompt: int, rest: int) -> list[RecordError]:
         most, found = self.prompter.max_txt_len, []
@@ -61,21 +61,20 @@ class TokenCounter:
             return []
         if rest > most:
             found.append(RecordError("truncated", f"its answers have {rest} tokens, and model.max_txt_len is {most}"))
-        if detail := self.prompter.too_long(prompt + min(rest, most)):
-            found.append(RecordError("too long", detail))
+        if (tokens := prompt + min(rest, most)) > (window := self.prompter.window):
+            found.append(RecordError("too long", f"it has {tokens} tokens, and the LLM reads {window} at once"))
         return found
 
 
 @dataclass
 class Sample:
-    """What is known of a record once it was checked. Without `questions` it could not be understood."""
+    """What is known of a record once it was checked. Without a `conversation` it could not be understood."""
 
     id: str
     format: str = ""
     dropped: int = 0  # answers before the first question
     problems: list[RecordError] = field(default_factory=list)
-    questions: list[str] = field(default_factory=list)
-    answers: list[str] = field(default_factory=list)
+    conversation: Conversation | None = None  # its pictures are None
     pictures: int = 0
     thumbnails: list[str] = field(default_factory=list)  # data: URLs, of the samples on the page
     tokens: tuple[int, int] = (0, 0)  # of the prompt, and of what follows
@@ -92,8 +91,8 @@ class Report:
 
     def text(self) -> str:
         """What the terminal shows."""
-        understood = [sample for sample in self.samples if sample.questions]
-        plain = sum(IMAGE_PLACEHOLDER not in "".join(sample.questions) for sample in understood)
+        understood = [sample for sample in self.samples if sample.conversation]
+        plain = sum(not sample.conversation.pictures for sample in understood if sample.conversation)
         lines = [
             f"{self.file}: {len(self.samples)} records ({plain} of text alone), "
             f"{sum(sample.pictures for sample in self.samples)} pictures"
@@ -150,8 +149,8 @@ def check_file(file: str, images: str | None, block: DatasetConfig, counter: Tok
     samples = []
     with ThreadPoolExecutor() as pool:
         for sample in tqdm(pool.map(check, range(len(records)), records), total=len(records), unit="record"):
-            if sample.questions:  # not by the threads: tokenizers are not made for it
-                sample.tokens = counter.count(sample.questions, sample.answers)
+            if sample.conversation:  # not by the threads: tokenizers are not made for it
+                sample.tokens = counter.count(sample.conversation)
                 sample.problems += counter.problems(*sample.tokens)
             samples.append(sample)
     return Report(file, counter, samples)
@@ -163,11 +162,12 @@ def _check(index: int, raw: Any, processor: Callable[[str], str], folder: Path, 
         record = parse_record(raw)
         sample.format, sample.dropped = record.format, record.dropped
         questions = record.placed([processor(question) for question in record.questions])
-        sample.answers = record.answers
         # what its pictures would take, if they can't be opened
-        sample.questions = [question.replace(VIDEO, " ".join([IMAGE] * n_frms)) for question in questions]
-        video = partial(open_video, n_frms=n_frms)
-        sample.questions, pictures = load_pictures(record, questions, folder, open_image, video)
+        nothing = [None] * len(record.images), [[None] * n_frms] * len(record.videos)
+        sample.conversation = record.conversation(questions, *nothing)
+        images, videos = load_pictures(record, folder, open_image, partial(open_video, n_frms=n_frms))
+        sample.conversation = record.conversation(questions, [None] * len(images), [[None] * len(v) for v in videos])
+        pictures = [*images, *chain.from_iterable(videos)]
         sample.pictures = len(pictures)
         sample.thumbnails = [_thumbnail(picture) for picture in pictures] if index in shown else []
     except RecordError as error:

@@ -4,23 +4,20 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from threading import Event, RLock
-from typing import Any, cast
+from typing import Any
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from minigpt4.common.errors import UserError
 from minigpt4.common.limits import MAX_IMAGE_PIXELS
-from minigpt4.conversation.conversation import IMAGE, Turn
-from minigpt4.conversation.prompter import without_places
+from minigpt4.conversation.conversation import Conversation, Turn, spaced
+from minigpt4.inference.decoding import Decoding
+from minigpt4.inference.engine import Answer, Engine, Request, raise_first
 from minigpt4.inference.forgetting import remembered, to_forget
-from minigpt4.inference.generation import settled
 from minigpt4.inference.kept_cache import KeptCache
-from minigpt4.inference.pictures import Part, Picture, Reader, Video, here, pictures_of
+from minigpt4.inference.pictures import Picture, Reader, Shown, Video, here, pictures_of
 from minigpt4.inference.saved import check_size, from_json, to_json
 from minigpt4.inference.streaming import Job
-from minigpt4.models.minigpt_base import MiniGPTBase
 from minigpt4.processors.picture_file import Room
 
 
@@ -35,21 +32,18 @@ class Chat:
     change. Pictures are encoded once. Both can be dropped at any time (`forget_cache`).
 
     Args:
-        model: in eval mode; its template says how the dialogue is written.
-        processor: the model's eval processor, PIL image -> [3, H, W].
+        engine: answers; it must have a processor.
         on_use: called with this session when a question is asked (see `Sessions`).
         max_pixels: of a picture; see `Room` for what all may have together.
     """
 
     def __init__(
         self,
-        model: MiniGPTBase,
-        processor: Callable[[Image.Image], Tensor],
+        engine: Engine,
         on_use: Callable[["Chat"], None] = lambda _: None,
         max_pixels: int = MAX_IMAGE_PIXELS,
     ):
-        self.model = model
-        self.processor = processor
+        self.engine = engine
         self.max_pixels = max_pixels
         self._on_use = on_use
         self._claim = RLock()  # a stream that is thrown away puts its turn back wherever its thread is then
@@ -80,7 +74,7 @@ class Chat:
         return self._room(self.pictures)
 
     def _room(self, shown: Iterable[Picture]) -> Room:
-        return Room(self.max_pixels, [picture.image for picture in shown], self.model.max_images)
+        return Room(self.max_pixels, [picture.image for picture in shown], self.engine.prompter.max_pictures)
 
     @property
     def reused_tokens(self) -> int:
@@ -99,12 +93,12 @@ class Chat:
         """Shows a video's frames as images, which are encoded in one batch; raises as `upload_img`."""
         self._show([video])
 
-    def answer(self, question: str | Sequence[Part], **options: Any) -> str:
-        """Asks and returns the whole answer. `options` are those of `MiniGPTBase.generate`."""
+    def answer(self, question: str | Sequence[Shown], **options: Any) -> str:
+        """Asks and returns the whole answer. `options` are `max_new_tokens` (300), `seed`, and those of `Decoding`."""
         *_, text = self.stream(question, **options)
         return text
 
-    def stream(self, question: str | Sequence[Part], **options: Any) -> Iterator[str]:
+    def stream(self, question: str | Sequence[Shown], **options: Any) -> Iterator[str]:
         """Asks and yields the answer so far, growing; with beams it comes in one piece. The last is an `Answer`.
 
         Pictures and videos are read at once, the rest happens as the caller listens. A failure in generation is raised
@@ -159,7 +153,7 @@ class Chat:
             while first and self.turns[first - 1].answer is None:  # pictures shown for this question
                 first -= 1
             taken, self.turns = self.turns[first:], self.turns[:first]
-        return [*(p for turn in taken for p in turn.pictures), taken[-1].question.replace(IMAGE, "").lstrip()]
+        return [*(p for turn in taken for p in turn.pictures), taken[-1].words.lstrip()]
 
     def stop(self) -> None:
         """Ends the answer under way at the next token; what was said of it stays."""
@@ -181,7 +175,7 @@ class Chat:
                 as it was.
         """
         turns, waiting = from_json(saved, self._room([]), reader)
-        self._encode([picture for turn in turns for picture in turn.pictures] + waiting)
+        self._encode([*Conversation(turns).pictures, *waiting])
         self._begin(turns, waiting)
 
     def forget_cache(self, pictures_too: bool = False) -> None:
@@ -203,17 +197,11 @@ class Chat:
             if self._begun == begun:  # no restart came meanwhile
                 self._waiting = self._waiting + pictures
 
-    @torch.inference_mode()
-    def _encode(self, pictures: Sequence[Picture]) -> list[Tensor]:
-        """Their embeddings; what is not yet encoded is, in one batch."""
-        known = [picture.embedding for picture in pictures]  # looked at once: another thread may drop them
-        new = [i for i, embedding in enumerate(known) if embedding is None]
-        if new:
+    def _encode(self, pictures: Sequence[Picture]) -> None:
+        """Encodes what is not yet encoded, in one batch."""
+        if any(picture.embedding is None for picture in pictures):
             self._on_use(self)
-            pixels = torch.stack([self.processor(pictures[i].image) for i in new]).to(self.model.device)
-            for i, embedding in zip(new, self.model.encode_img(pixels).split(1), strict=True):
-                known[i] = pictures[i].embedding = embedding
-        return cast(list[Tensor], known)
+            self.engine.embeddings(pictures)
 
     def _ask(self, begun: int, make_turns: Callable[[], list[Turn]], options: dict[str, Any]) -> Iterator[str]:
         """Puts turns in the place of a conversation's and answers the last; on failure puts the old ones back."""
@@ -223,10 +211,10 @@ class Chat:
             self._require_idle()
             before, waiting, forgotten, interrupt = self.turns, self._waiting, self.forgotten, Event()
             turns = make_turns()
-            check_size([(turn.question, turn.answer or "") for turn in turns])
+            check_size([(turn.words, turn.answer or "") for turn in turns])
             self.turns = turns
             kept = self._kept  # a question after a restart has another
-            asked = [picture for turn in turns for picture in turn.pictures]
+            asked = Conversation(turns).pictures
             self._waiting = [picture for picture in waiting if picture not in asked]
             self._interrupt = interrupt
         self._on_use(self)
@@ -246,58 +234,46 @@ class Chat:
     def _generate(
         self, turns: list[Turn], kept: KeptCache, interrupt: Event, options: dict[str, Any]
     ) -> Generator[str, None, None]:
-        options = {"max_new_tokens": 300, **options}
-        prompt = self._prompt(turns, options["max_new_tokens"])
-        embeddings = self._encode([picture for turn in turns for picture in turn.pictures])
-        images, model = torch.cat(embeddings) if embeddings else None, self.model
-        options |= {"interrupt": interrupt, "kept": kept}
-        if options.get("num_beams", 1) > 1:  # no beam is final before the end
-            yield model.generate(images, [prompt], **options)[0]
-            return
-        job = Job(
-            model.llama_tokenizer,
-            interrupt,
-            lambda job: model.generate(images, [prompt], streamer=job, **options)[0],
-        )
-        with job:
-            said = ""
-            for text in job:
-                if said != (said := settled(model, text)):
-                    yield said
+        most, seed = options.pop("max_new_tokens", 300), options.pop("seed", None)
+        decoding = Decoding(**options)
+        request = Request(self._read(turns, most), most, decoding, seed, interrupt=interrupt, kept=kept)
+
+        def make(on_text: Callable[[str], None]) -> Answer:
+            request.on_text = on_text if decoding.num_beams == 1 else None  # beams are not final before the end
+            answers = self.engine.answer([request])
+            raise_first(answers)
+            return answers[0]
+
+        with Job(interrupt, make) as job:
+            yield from job
         yield job.result()
 
-    def _prompt(self, turns: list[Turn], max_new_tokens: int) -> str:
+    def _read(self, turns: list[Turn], max_new_tokens: int) -> Conversation:
         """The dialogue as the model reads it, without what it has no room for."""
-        if (room := self.model.max_context_len - max_new_tokens) < 1:
+        prompter = self.engine.prompter
+        if (room := prompter.window - max_new_tokens) < 1:
             raise UserError(
-                f"max_new_tokens: {max_new_tokens} leaves nothing of the {self.model.max_context_len} tokens that the "
-                "model reads and answers. Set it lower."
+                f"max_new_tokens: {max_new_tokens} leaves nothing of the {prompter.window} tokens that the model reads "
+                "and answers. Set it lower."
             )
-        template = self.model.template
-        forgotten = to_forget(turns, self.forgotten, room, lambda own: self.model.length(template.prompt(own), room))
+
+        def length(turns: list[Turn]) -> int:
+            return prompter.length(prompter.read(Conversation(turns)), room)
+
+        forgotten = to_forget(turns, self.forgotten, room, length)
         left = remembered(turns, forgotten)
         nothing_more = all(turn.answer is None for turn in left)
-        if nothing_more and (more := len(self.model.layout(template.prompt(left))) - room) > 0:
+        if nothing_more and (more := len(prompter.layout(prompter.read(Conversation(left)))) - room) > 0:
             raise UserError(
-                f"The message is {more} tokens too long: the model reads {self.model.max_context_len} at once, "
-                f"{max_new_tokens} of them kept for its answer. Shorten it, show fewer images, or ask for a shorter "
-                "answer."
+                f"The message is {more} tokens too long: the model reads {prompter.window} at once, {max_new_tokens} "
+                "of them kept for its answer. Shorten it, show fewer images, or ask for a shorter answer."
             )
         with self._claim:
             if self.turns is turns:  # no restart came
                 self.forgotten = forgotten
-        return template.prompt(left)
+        return Conversation(left)
 
 
 def turns_of(waiting: list[Picture], parts: Sequence[Picture | str]) -> list[Turn]:
     """A question's turns: as in the original, each picture shown before it but the last has one of its own."""
-    turns = [Turn(IMAGE, pictures=[picture]) for picture in waiting[:-1]]
-    question, pictures = IMAGE * len(waiting[-1:]), waiting[-1:]
-    for part in parts:
-        if isinstance(part, str):
-            words = without_places(part)
-            question += f" {words}" if question else words
-        else:
-            question += " " * bool(question and not question.endswith(IMAGE)) + IMAGE
-            pictures = [*pictures, part]
-    return [*turns, Turn(question, pictures=pictures)]
+    return [*(Turn([picture]) for picture in waiting[:-1]), Turn(spaced([*waiting[-1:], *parts]))]

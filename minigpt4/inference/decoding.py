@@ -1,9 +1,9 @@
-"""How the tokens of an answer are chosen, and when they end: options, seeds, stopping, streams."""
+"""How the tokens of an answer are chosen: options and seeds."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Event, Lock
+from threading import Lock
 from typing import Any, ClassVar
 
 import torch
@@ -11,14 +11,11 @@ from torch import Tensor
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
-    PreTrainedTokenizerBase,
     RepetitionPenaltyLogitsProcessor,
-    StoppingCriteria,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-from transformers.generation.streamers import BaseStreamer
 
 from minigpt4.common.errors import UserError
 
@@ -35,24 +32,30 @@ def draw_seeds(count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Decoding:
-    """Options of `MiniGPTBase.generate`; see there.
+    """How the tokens of an answer are chosen. Answers that are decoded alike can share a batch.
+
+    Attributes:
+        min_new_tokens: fewest tokens of an answer.
+        num_beams: of the search; 1 is none.
+        do_sample: draw tokens, instead of always taking the likeliest.
+        temperature, top_p: of drawing.
+        repetition_penalty: above 1, what was said before is avoided.
+        length_penalty: of beams; above 0 favours long answers, below 0 short ones.
 
     Raises:
         UserError: a value out of range.
     """
 
-    max_new_tokens: int
-    min_new_tokens: int
-    num_beams: int
-    do_sample: bool
-    temperature: float
-    top_p: float
-    repetition_penalty: float
-    length_penalty: float
+    min_new_tokens: int = 0
+    num_beams: int = 1
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 0.9
+    repetition_penalty: float = 1.0
+    length_penalty: float = 1.0
 
     _RANGES: ClassVar[dict[str, tuple[str, Any]]] = {
-        "max_new_tokens": ("1 or more", lambda d: d.max_new_tokens >= 1),
-        "min_new_tokens": ("0 to max_new_tokens", lambda d: 0 <= d.min_new_tokens <= d.max_new_tokens),
+        "min_new_tokens": ("0 or more, at most max_new_tokens", lambda d: d.min_new_tokens >= 0),
         "num_beams": ("1 or more", lambda d: d.num_beams >= 1),
         "temperature": (
             f"{LEAST_TEMPERATURE} or more; for none, set do_sample=False",
@@ -116,70 +119,3 @@ class _Draw(LogitsProcessor):
         heap = scores.float().softmax(-1).cumsum(-1)
         token = (heap <= drawn.to(heap.device) * heap[:, -1:]).sum(-1, keepdim=True)
         return torch.full_like(scores, -torch.inf).scatter(-1, token, 0.0)
-
-
-class Ending(StoppingCriteria):
-    """Ends rows for a reason, and notes in `at` after how many tokens it first held for a prompt: the rest is padding.
-
-    With beams a prompt has several rows, which change places: what holds for one of them says nothing of its answer.
-    """
-
-    def __init__(self, prompts: int):
-        self.prompts = prompts
-        self.at: dict[int, int] = {}
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        ended = self.ended(input_ids)
-        for row in (row for row, own in enumerate(ended) if own):
-            self.at.setdefault(row * self.prompts // len(ended), input_ids.shape[1])
-        return torch.tensor(ended, device=input_ids.device)
-
-    def ended(self, input_ids: Tensor) -> list[bool]:
-        """Whether each row ends here."""
-        raise NotImplementedError
-
-
-class Interrupt(Ending):
-    """Ends a prompt's rows at the next token once its event is set."""
-
-    def __init__(self, events: Sequence[Event]):
-        super().__init__(len(events))
-        self.events = events
-
-    def ended(self, input_ids: Tensor) -> list[bool]:
-        beams = len(input_ids) // self.prompts
-        return [own for event in self.events for own in [event.is_set()] * beams]
-
-
-class StopWords(Ending):
-    """Ends a row whose text holds one of these words.
-
-    transformers' own (`stop_strings`) prepares the whole vocabulary in each call, up to a second, and misses words
-    whose characters are split over tokens.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, words: Sequence[str], prompts: int = 1):
-        super().__init__(prompts)
-        self.tokenizer = tokenizer
-        self.words = words
-        # a token has a byte or more; three more may be the end of a character that the first one cuts
-        self.tail = max(len(word.encode()) for word in words) + 3
-
-    def ended(self, input_ids: Tensor) -> list[bool]:
-        tails = self.tokenizer.batch_decode(input_ids[:, -self.tail :])
-        return [any(word in tail for word in self.words) for tail in tails]
-
-
-class Fanout(BaseStreamer):
-    """Gives each row's tokens, [1] at a time, to its own streamer; a row that has ended still gets padding."""
-
-    def __init__(self, streamers: Sequence[BaseStreamer]):
-        self.streamers = streamers
-
-    def put(self, value: Tensor) -> None:
-        for streamer, tokens in zip(self.streamers, value, strict=True):
-            streamer.put(tokens.reshape(-1))
-
-    def end(self) -> None:
-        for streamer in self.streamers:
-            streamer.end()

@@ -2,10 +2,8 @@
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
-from minigpt4.conversation.conversation import IMAGE, Turn
-from minigpt4.conversation.prompter import without_places
+from minigpt4.conversation.conversation import Turn
 
 _KEPT = 0.75  # of the room for what can be forgotten, when some must be
 
@@ -17,11 +15,11 @@ def remembered(turns: Sequence[Turn], forgotten: int) -> list[Turn]:
         if turn.answer is None:
             left.append(turn)
         elif forgotten:
-            if images := turn.question.count(IMAGE):
-                left.append(Turn(IMAGE * images))
+            if turn.pictures:
+                left.append(Turn(turn.pictures))
             forgotten -= 1
-        else:  # an answer makes no place for an image, whatever the model said
-            left.append(replace(turn, answer=without_places(turn.answer)))
+        else:
+            left.append(turn)
     return left
 
 

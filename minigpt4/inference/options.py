@@ -4,9 +4,13 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minigpt4.common.errors import UserError, did_you_mean
+from minigpt4.conversation.conversation import Conversation
+
+if TYPE_CHECKING:
+    from minigpt4.inference.engine import Request
 
 _LARGEST_SEED = 2**63 - 1  # of torch's generators
 
@@ -17,7 +21,7 @@ def _option(default: Any, about: str) -> Any:
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """Options of `MiniGPTBase.generate`, with its defaults but for the length."""
+    """How somebody wants answers to be made: the fields of `Request` and `Decoding` that can be set."""
 
     max_new_tokens: int = _option(300, "most tokens of an answer")
     min_new_tokens: int = _option(0, "fewest tokens of an answer")
@@ -49,8 +53,20 @@ class AnswerOptions:
         return options
 
     def kwargs(self) -> dict[str, Any]:
-        """As keyword arguments of `MiniGPTBase.generate`."""
+        """As keyword arguments of `Chat.stream`."""
         return asdict(self)
+
+    def request(self, conversation: Conversation) -> "Request":
+        """The request for an answer.
+
+        Raises:
+            UserError: an option is out of range.
+        """
+        from minigpt4.inference.engine import Decoding, Request  # slow to import
+
+        ways = self.kwargs()
+        most, seed = ways.pop("max_new_tokens"), ways.pop("seed")
+        return Request(conversation, most, Decoding(**ways), seed)
 
     def without_effect(self) -> list[str]:
         """What was set that only `do_sample` would heed."""
@@ -59,9 +75,7 @@ class AnswerOptions:
         return [key for key in keys if getattr(self, key) != getattr(default, key)]
 
     def _check(self) -> None:
-        from minigpt4.inference.decoding import Decoding  # slow to import
-
-        Decoding(**{key: value for key, value in self.kwargs().items() if key != "seed"})
+        self.request(Conversation([]))
         if self.seed is not None and not 0 <= self.seed <= _LARGEST_SEED:
             raise UserError(f"seed: {self.seed} is out of range. Set it to 0 to {_LARGEST_SEED}.")
 

@@ -37,7 +37,7 @@ def _read(reader: Reader, opener: Reader, *args: Any, room: Room) -> list[Image.
 
 @dataclass(eq=False)
 class Picture:
-    """A picture in a conversation. The embedding [1, rows, D] may be dropped at any time: it is made again.
+    """A picture in a conversation. The embedding [rows, D] may be dropped at any time: it is made again.
 
     `file` is what it was read from, unless that is larger than its pixels, as one with many pages is.
     """
@@ -122,7 +122,7 @@ class Video:
         return [Picture(image) for image in images]
 
 
-Part = str | Image.Image | Picture | Video
+Shown = str | Image.Image | Picture | Video  # part of a message
 
 
 def pictures_of(part: Image.Image | Picture | Video, room: Room) -> Sequence[Picture]:

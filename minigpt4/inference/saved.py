@@ -1,17 +1,20 @@
 """A conversation as JSON, pictures included."""
 
 import json
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from minigpt4.common.errors import UserError
 from minigpt4.common.limits import MAX_TEXT, MAX_TURNS
-from minigpt4.conversation.conversation import Turn
-from minigpt4.conversation.prompter import IMAGE_PLACEHOLDER, without_places
+from minigpt4.conversation.conversation import Part, Turn, joined
+from minigpt4.conversation.prompter import IMAGE_PLACEHOLDER
 from minigpt4.inference.pictures import Picture, Reader, here
 from minigpt4.processors.picture_file import Room
 
-_VERSION = 1
+T = TypeVar("T")
+_VERSION = 2
+_PLACE = re.compile(f"(?:<Img>)?{IMAGE_PLACEHOLDER}(?:</Img>)?")  # of a picture in a question of version 1
 
 
 def check_size(said: Sequence[tuple[str, str]]) -> None:
@@ -32,16 +35,18 @@ def check_size(said: Sequence[tuple[str, str]]) -> None:
 def to_json(turns: list[Turn], waiting: list[Picture]) -> str:
     """Writes turns, and pictures that no question has been asked with yet.
 
-    `{"version": 1, "turns": [{"question", "answer", "pictures": [data: URL, ...]}, ...], "pictures": [...]}`, where a
-    question holds `<Img><ImageHere></Img>` for each of its pictures.
+    `{"version": 2, "turns": [{"question": [part, ...], "answer"}, ...], "pictures": [data: URL, ...]}`, where a part is
+    a text or `{"picture": data: URL}`.
     """
-    said = [{"question": t.question, "answer": t.answer, "pictures": [p.to_url() for p in t.pictures]} for t in turns]
+    said = [{"question": [_saved(part) for part in joined(t.question)], "answer": t.answer} for t in turns]
     saved = {"version": _VERSION, "turns": said, "pictures": [p.to_url() for p in waiting]}
     return json.dumps(saved, ensure_ascii=False, indent=1)
 
 
 def from_json(text: str, room: Room, reader: Reader = here) -> tuple[list[Turn], list[Picture]]:
-    """Reads what `to_json` wrote. Sizes are checked before anything is made of it.
+    """Reads what `to_json` wrote, and version 1. Sizes are checked before anything is made of it.
+
+    In version 1 a question is one text, with `<Img><ImageHere></Img>` for each of the turn's `pictures`.
 
     Args:
         room: that of a conversation with no pictures yet.
@@ -57,48 +62,67 @@ def from_json(text: str, room: Room, reader: Reader = here) -> tuple[list[Turn],
     except (ValueError, RecursionError) as error:
         raise UserError(f"the saved conversation is no JSON: {error}. Choose another file.") from None
     version = saved.get("version") if isinstance(saved, dict) else None
-    if isinstance(version, int) and version != _VERSION:
+    if isinstance(version, int) and version not in (1, _VERSION):
         raise UserError(
-            f'the saved conversation has "version": {version}; only {_VERSION} can be read. Load it where it was saved.'
+            f'the saved conversation has "version": {version}; 1 and {_VERSION} can be read. Load it where it was '
+            "saved."
         )
-    if version != _VERSION or not isinstance(saved.get("turns"), list):
+    if version not in (1, _VERSION) or not isinstance(saved.get("turns"), list):
         raise UserError(
             f'the JSON holds no "turns" of "version": {_VERSION}. Choose a file that a conversation was saved to.'
         )
-    check_size([(_text(turn, "question"), _text(turn, "answer")) for turn in saved["turns"]])
-    parts = [part.get("pictures") for part in [saved, *saved["turns"]] if isinstance(part, dict)]
-    room.expect(sum(len(urls) for urls in parts if isinstance(urls, list)))
-    turns = []
-    for number, turn in enumerate(saved["turns"], start=1):
-        try:
-            turns.append(_turn(turn, room, reader))
-        except UserError as error:
-            raise UserError(f"turn {number} of the saved conversation: {error}") from None
+    raw = [_numbered(n, _parts, turn) for n, turn in enumerate(saved["turns"], start=1)]
+    check_size([("".join(p for p in parts if isinstance(p, str)), answer or "") for parts, answer in raw])
+    waiting = _urls(saved.get("pictures", []))
+    room.expect(len(waiting) + sum(not isinstance(part, str) for parts, _ in raw for part in parts))
+    turns = [_numbered(n, _turn, *turn, room, reader) for n, turn in enumerate(raw, start=1)]
     if turns and turns[-1].answer is None:
         raise UserError("the last turn of the saved conversation has no answer. Remove it.")
-    return turns, _pictures(saved.get("pictures", []), room, reader)
+    return turns, [Picture.from_url(url, room, reader) for url in waiting]
 
 
-def _text(saved: Any, key: str) -> str:
-    text = saved.get(key) if isinstance(saved, dict) else None
-    return text if isinstance(text, str) else ""
+def _saved(part: Part) -> Any:
+    return part if isinstance(part, str) else {"picture": part.to_url()}
 
 
-def _turn(saved: Any, room: Room, reader: Reader) -> Turn:
-    question, answer = (saved.get(key) if isinstance(saved, dict) else None for key in ("question", "answer"))
-    if not isinstance(question, str) or not isinstance(answer, str | None):
-        raise UserError('"question" must be text, "answer" text or null.')
+def _numbered(number: int, read: Callable[..., T], *args: Any) -> T:
+    """`read(*args)`, whose error names the turn."""
     try:
-        f"{question}{answer}".encode()
+        return read(*args)
+    except UserError as error:
+        raise UserError(f"turn {number} of the saved conversation: {error}") from None
+
+
+def _parts(saved: Any) -> tuple[list[Any], str | None]:
+    """A turn's question, as texts and `{"picture": URL}`, and its answer; nothing is opened."""
+    question, answer = (saved.get(key) if isinstance(saved, dict) else None for key in ("question", "answer"))
+    if not isinstance(question, str | list) or not isinstance(answer, str | None):
+        raise UserError('"question" must be a text or a list of parts, "answer" text or null.')
+    if isinstance(question, str):
+        question = _version_1(question, _urls(saved.get("pictures", [])))
+    for part in question:
+        if not isinstance(part, str) and not (isinstance(part, dict) and isinstance(part.get("picture"), str)):
+            raise UserError('a part of "question" must be a text or {"picture": data: URL}.')
+    try:
+        "".join([part for part in question if isinstance(part, str)] + [answer or ""]).encode()
     except UnicodeEncodeError:
         raise UserError("a character of it is only half there (a lone surrogate). Remove it.") from None
-    pictures = _pictures(saved.get("pictures", []), room, reader)
-    if (places := question.count(IMAGE_PLACEHOLDER)) != len(pictures):
-        raise UserError(f"{places} {IMAGE_PLACEHOLDER} but {len(pictures)} pictures. Give each its own.")
-    return Turn(question, answer and without_places(answer), pictures)
+    return question, answer
 
 
-def _pictures(saved: Any, room: Room, reader: Reader) -> list[Picture]:
+def _version_1(question: str, urls: list[str]) -> list[Any]:
+    first, *texts = _PLACE.split(question)
+    if len(texts) != len(urls):
+        raise UserError(f"{len(texts)} {IMAGE_PLACEHOLDER} but {len(urls)} pictures. Give each its own.")
+    return [first, *(part for url, text in zip(urls, texts, strict=True) for part in ({"picture": url}, text))]
+
+
+def _turn(parts: list[Any], answer: str | None, room: Room, reader: Reader) -> Turn:
+    opened = [part if isinstance(part, str) else Picture.from_url(part["picture"], room, reader) for part in parts]
+    return Turn(joined(opened), answer)
+
+
+def _urls(saved: Any) -> list[str]:
     if not isinstance(saved, list) or not all(isinstance(url, str) for url in saved):
         raise UserError('"pictures" must be a list of data: URLs.')
-    return [Picture.from_url(url, room, reader) for url in saved]
+    return saved

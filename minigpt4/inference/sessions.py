@@ -1,16 +1,12 @@
 """Many visitors, bounded memory: who was away longest gives up first what can be made again."""
 
 import weakref
-from collections.abc import Callable
 from threading import Lock
-
-from PIL import Image
-from torch import Tensor
 
 from minigpt4.common.errors import UserError
 from minigpt4.common.limits import MAX_IMAGE_PIXELS, MAX_SESSIONS
 from minigpt4.inference.chat import Chat
-from minigpt4.models.minigpt_base import MiniGPTBase
+from minigpt4.inference.engine import Engine
 
 _PICTURES_PER_CACHE = 4  # an image's embedding is far smaller than the keys and values of its chat
 
@@ -23,22 +19,20 @@ class Sessions:
     to it any more.
 
     Args:
-        model, processor, max_pixels: as for `Chat`.
+        engine, max_pixels: as for `Chat`.
         max_sessions: 1 or more. A KV cache takes 2 x layers x key-value heads x head size numbers per token: 0.5 MB in
             half precision for a LLaMA of 7B.
     """
 
     def __init__(
         self,
-        model: MiniGPTBase,
-        processor: Callable[[Image.Image], Tensor],
+        engine: Engine,
         max_sessions: int = MAX_SESSIONS,
         max_pixels: int = MAX_IMAGE_PIXELS,
     ):
         if max_sessions < 1:
             raise UserError(f"max_sessions: {max_sessions} is out of range. Set it to 1 or more.")
-        self.model = model
-        self.processor = processor
+        self.engine = engine
         self.max_sessions = max_sessions
         self.max_pixels = max_pixels
         self._lock = Lock()
@@ -46,7 +40,7 @@ class Sessions:
 
     def open(self) -> Chat:
         """A new session."""
-        return Chat(self.model, self.processor, self._note, self.max_pixels)
+        return Chat(self.engine, self._note, self.max_pixels)
 
     def _note(self, chat: Chat) -> None:
         with self._lock:

@@ -1,29 +1,27 @@
-"""An answer on its way: `generate` in a thread of its own, its text so far in the caller's."""
+"""An answer on its way: it is made in a thread of its own, and its text so far is read in the caller's."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from queue import SimpleQueue
 from threading import Event, Thread
-from typing import cast
 
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
-from transformers.generation.streamers import BaseStreamer
+from minigpt4.inference.engine import Answer
 
 
-class Job(BaseStreamer):
-    """Runs `generate` in a thread and iterates over its text so far; `result` gives the answer or raises its error.
+class Job:
+    """Makes an answer in a thread and iterates over its text so far; `result` gives the answer or raises its error.
 
-    To leave the `with` block before the end is to interrupt the generation, and to wait for the token it is at.
+    To leave the `with` block before the end is to interrupt the answer, and to wait for the token it is at.
+
+    Args:
+        interrupt: what ends the answer.
+        make: makes it, and calls its argument with the text so far.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, interrupt: Event, generate: Callable[["Job"], str]):
-        self._tokenizer = tokenizer
-        self._interrupt = interrupt
-        self._generate = generate
-        self._tokens: list[int] = []
+    def __init__(self, interrupt: Event, make: Callable[[Callable[[str], None]], Answer]):
+        self._interrupt, self._make = interrupt, make
         self._texts: SimpleQueue[str | None] = SimpleQueue()
-        self._answer: Future[str] = Future()
+        self._answer: Future[Answer] = Future()
         self.result = self._answer.result
         self._thread = Thread(target=self._run, daemon=True)
 
@@ -40,21 +38,9 @@ class Job(BaseStreamer):
         while (text := self._texts.get()) is not None:
             yield text
 
-    def put(self, value: Tensor) -> None:
-        """Takes new tokens; all are decoded again, for one token alone is no text: it may be a part of a character."""
-        self._tokens += value.flatten().tolist()
-        self.say(cast(str, self._tokenizer.decode(self._tokens, skip_special_tokens=True)))
-
-    def say(self, text: str) -> None:
-        """Takes the whole text so far."""
-        self._texts.put(text)
-
-    def end(self) -> None:
-        """Nothing: the stream ends when `generate` has returned or failed."""
-
     def _run(self) -> None:
         try:
-            self._answer.set_result(self._generate(self))
+            self._answer.set_result(self._make(self._texts.put))
         except BaseException as error:  # noqa: B036 raised by result()
             self._answer.set_exception(error)
         finally:

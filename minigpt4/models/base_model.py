@@ -15,7 +15,7 @@ from minigpt4.models.cpu_linear import pack_4bit, use_onednn
 
 
 class BaseModel(nn.Module):
-    """Base of all registered models. `forward(samples)` returns the scalars `loss` and `tokens`, its labels."""
+    """Base of all registered models. `forward(batch)` returns the scalars `loss` and `tokens`, its labels."""
 
     @property
     def vocabulary(self) -> int:
@@ -35,13 +35,6 @@ class BaseModel(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
-
-    def sample_check(self) -> Callable[[dict[str, Any]], None] | None:
-        """What looks at a dataset's sample, in any process, and raises a `UserError` where `forward` can't use it."""
-        return None
-
-    def check_language(self) -> None:
-        """Warns where the LLM can't read plain text. Only before a strategy shards the model."""
 
     def place(self, device: torch.device) -> Self:
         """Moves the model to the device, except for parts that are placed already: a mapped or quantized LLM."""

@@ -9,12 +9,12 @@ from minigpt4.models.vision import feature_rows
 
 
 def load_prompter(config: ModelConfig) -> Prompter:
-    """The prompter of a config's LLM, of which only the settings and the tokenizer are read; it draws no prompts.
+    """The prompter of a config's LLM, of which only the settings and the tokenizer are read.
 
     Raises:
-        UserError: there is no such folder, or no tokenizer in it.
+        UserError: there is no such folder, no tokenizer in it, or no template or prompts of that name.
     """
     folder = llm_folder(config.llama_model)
     tokenizer = load_tokenizer(folder, config.trust_remote_code)
     window = window_of(AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code))
-    return Prompter.of(config, tokenizer, [], feature_rows(config), window)
+    return Prompter.of(config, tokenizer, feature_rows(config), window)

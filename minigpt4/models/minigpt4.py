@@ -1,7 +1,8 @@
 """MiniGPT-4: EVA-ViT -> ln_vision -> Q-Former -> one trained linear layer -> frozen LLM."""
 
+import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from typing_extensions import Self
 
 from minigpt4.common.distributed import pick_device
@@ -10,7 +11,7 @@ from minigpt4.common.registry import registry
 from minigpt4.config.schema import Config, ModelConfig
 from minigpt4.models.base_model import checkpoint_blocks
 from minigpt4.models.checkpoint import ADAPTERS, load_checkpoints
-from minigpt4.models.llm import add_lora, load_llm, load_tokenizer
+from minigpt4.models.llm import add_lora, load_llm
 from minigpt4.models.minigpt_base import MiniGPTBase
 from minigpt4.models.preflight import preflight
 from minigpt4.models.towers import TowersMixin
@@ -25,11 +26,9 @@ class MiniGPT4(TowersMixin, MiniGPTBase):
     default. Without `towers` it reads features that were cached, and no pictures.
     """
 
-    def __init__(
-        self, config: ModelConfig, llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, towers: bool = True
-    ):
-        super().__init__(config, llm, tokenizer)
-        self.has_towers, self._rows = towers, feature_rows(config)
+    def __init__(self, config: ModelConfig, llm: PreTrainedModel, towers: bool = True):
+        super().__init__(llm)
+        self.has_towers, self.rows, self.image_size = towers, feature_rows(config), config.image_size
         if towers:
             self._build_towers(config)
         self.llama_proj = self.new_projection(feature_width(config))
@@ -41,8 +40,7 @@ class MiniGPT4(TowersMixin, MiniGPTBase):
         c = config.model
         files = preflight(config, towers, problems)
         llm = load_llm(c, pick_device(config.run.device))
-        tokenizer = load_tokenizer(files["model.llama_model"], c.trust_remote_code)
-        model = cls(c, add_lora(llm, c), tokenizer, towers)
+        model = cls(c, add_lora(llm, c), towers)
         if towers:
             model._load_towers(c, files)
         qformer_file = str(files.get("model.q_former_model", "its initial values"))
@@ -52,13 +50,15 @@ class MiniGPT4(TowersMixin, MiniGPTBase):
         load_checkpoints(model, [f for key, f in files.items() if key.startswith("model.ckpt")], sources)
         return model
 
-    @property
-    def rows_per_image(self) -> int:
-        return self._rows
-
     def encode_img(self, image: Tensor) -> Tensor:
-        """Maps images [B, 3, H, W] to LLM embeddings [B, rows_per_image, D]."""
-        return self.llama_proj(self.image_features(image))
+        """Maps images [B, 3, H, W], without towers their features [B, rows, width], to LLM embeddings [B, rows, D]."""
+        return self.llama_proj(
+            self.image_features(image) if self.has_towers else image.to(self.llama_proj.weight.dtype)
+        )
+
+    def blank(self) -> Tensor:
+        shape = (3, self.image_size, self.image_size) if self.has_towers else (self.rows, self.llama_proj.in_features)
+        return torch.zeros(1, *shape, device=self.device)
 
 
 @registry.register_model("minigpt_v2")

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +15,7 @@ from minigpt4.common.distributed import pick_device, world_size
 from minigpt4.common.errors import Problems, UserError
 from minigpt4.common.wrong_files import wrong_file
 from minigpt4.config.schema import Config, ModelConfig, RunConfig
-from minigpt4.conversation.prompter import Prompter
+from minigpt4.conversation.prompter import Prompter, read_prompts
 from minigpt4.models.checkpoint import check_shape, is_url, local_files, shapes_of, trained_weights
 from minigpt4.models.llm import (
     check_lora,
@@ -28,7 +29,6 @@ from minigpt4.models.llm import (
     weight_files,
     window_of,
 )
-from minigpt4.models.minigpt_base import read_prompts
 from minigpt4.models.qformer import build_qformer
 from minigpt4.models.vision import build_vit, convert_weights, feature_rows, feature_width, vit_dtype
 
@@ -59,9 +59,10 @@ def preflight(config: Config, towers: bool = True, problems: Problems | None = N
         with problems.collect():
             check_path(key, path)
             sound.add(path)
-    prompts = list[str]()
+    prompted = replace(c, prompt_path="")  # with which all else is looked at
     with problems.collect():
-        prompts = read_prompts(c.prompt_path, c.prompt_template)
+        read_prompts(c.prompt_path, c.prompt_template)
+        prompted = c
     if c.plain_text is not None and not Path(c.plain_text).is_file():
         problems.append(f"model.plain_text: '{c.plain_text}' does not exist. Set it to a text file, or to null.")
     device = folder = llm = None
@@ -72,7 +73,7 @@ def preflight(config: Config, towers: bool = True, problems: Problems | None = N
         llm = llm_outline(folder, c.trust_remote_code)
     if folder is not None and llm is not None:
         with problems.collect():
-            check_tokenizer(c, folder, llm, prompts)
+            check_tokenizer(prompted, folder, llm)
         with problems.collect():
             check_lora(c, llm)
         with problems.collect():
@@ -119,7 +120,7 @@ def llm_outline(folder: Path, trust_remote_code: bool = False) -> PreTrainedMode
         raise UserError(f"model.llama_model: no causal LM in '{folder}': {reason}") from error
 
 
-def check_tokenizer(config: ModelConfig, folder: Path, llm: PreTrainedModel, prompts: list[str]) -> None:
+def check_tokenizer(config: ModelConfig, folder: Path, llm: PreTrainedModel) -> None:
     """Loads the tokenizer, and checks that the LLM embeds all its ids and that conversation and prompts suit it."""
     tokenizer, rows = load_tokenizer(folder, config.trust_remote_code), embedding_of(llm).num_embeddings
     if len(tokenizer) > rows:
@@ -127,7 +128,7 @@ def check_tokenizer(config: ModelConfig, folder: Path, llm: PreTrainedModel, pro
             f"model.llama_model: '{config.llama_model}' has a tokenizer of {len(tokenizer)} ids and an LLM that embeds "
             f"{rows}. Put tokenizer and weights of one release into the folder."
         )
-    Prompter.of(config, tokenizer, prompts, feature_rows(config), window_of(llm.config)).check_prompts()
+    Prompter.of(config, tokenizer, feature_rows(config), window_of(llm.config)).check_prompts()
 
 
 def check_llm_weights(folder: Path, llm: PreTrainedModel) -> None:

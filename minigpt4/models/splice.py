@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from minigpt4.common.errors import UserError
-from minigpt4.conversation.prompter import IMAGE_PLACEHOLDER, IMAGE_ROW, Example
-
-IGNORE = -100  # label that the loss skips
+from minigpt4.conversation.prompter import IMAGE_ROW
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, behind: int | None = None) -> tuple[Tensor, Tensor]:
@@ -43,31 +41,13 @@ def splice(ids: Tensor, images: Tensor | None, embed_tokens: Callable[[Tensor], 
         Embeddings [B, T, D]; gradients flow into `images`.
 
     Raises:
-        UserError: placeholders and images differ in number.
+        UserError: there are more or fewer slots than rows.
     """
     is_image = ids == IMAGE_ROW
     slots, rows = int(is_image.sum()), 0 if images is None else images.shape[0] * images.shape[1]
     if slots != rows:
-        per_image = images.shape[1] if images is not None else 1
-        given = 0 if images is None else images.shape[0]
-        raise UserError(
-            f"prompts hold {slots // per_image} {IMAGE_PLACEHOLDER} but {given} images were given. Write one "
-            f"{IMAGE_PLACEHOLDER} for each image."
-        )
+        raise UserError(f"the layouts have slots for {slots} image rows, and {rows} were given.")
     embeds = embed_tokens(ids.masked_fill(is_image, 0))
     if images is None:
         return embeds
     return embeds.masked_scatter(is_image.unsqueeze(-1), images.to(embeds.dtype))
-
-
-def training_batch(examples: Sequence[Example], bos: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Pads training layouts, one BOS in front where the LLM has one.
-
-    Returns:
-        ids [B, T], mask [B, T] and labels [B, T]: the id where the loss counts it, `IGNORE` on everything else.
-    """
-    start: Example = [] if bos is None else [(bos, False)]
-    rows = [start + example for example in examples]
-    ids, mask = pad([[i for i, _ in row] for row in rows], value=0)
-    labels, _ = pad([[i if learned else IGNORE for i, learned in row] for row in rows], value=IGNORE)
-    return ids, mask, labels

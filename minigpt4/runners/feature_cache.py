@@ -1,7 +1,7 @@
 """The towers' outputs on disk: frozen towers see the same picture every epoch, so they need to see it but once.
 
-A cache is a folder of safetensors shards: for each sample its features in bf16, and all else of it as JSON in the
-header. `fingerprint.json` says what they were computed from.
+A cache is a folder of safetensors shards: for each sample the features of its pictures [n, rows, width] in bf16, and
+its conversation and name as JSON in the header. `fingerprint.json` says what they were computed from.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from minigpt4.common import distributed
 from minigpt4.common.errors import UserError, first_line, writing
 from minigpt4.common.folder_lock import locked
 from minigpt4.config.schema import Config, DatasetConfig
+from minigpt4.conversation.conversation import Conversation, Turn
 from minigpt4.datasets.loading import Skipped, use
 from minigpt4.models.checkpoint import write_tensors
 from minigpt4.models.preflight import preflight
@@ -60,8 +61,10 @@ class FeatureCache:
         sample = json.loads(text)
         if sample is None:
             return None, {}
+        if "conversation" not in sample:
+            raise UserError(f"{_KEY}: '{self.folder}' was filled by an earlier version. Delete it to fill it anew.")
         features = self._shard(shard).get_tensor(key)
-        if sample.pop(_CHECKSUM, None) not in (None, _crc32(features)):  # an older cache has none
+        if sample.pop(_CHECKSUM, None) != _crc32(features):
             raise UserError(f"{_KEY}: '{self.folder / shard}' is damaged. Delete that file, and it is filled anew.")
         return features, sample
 
@@ -69,7 +72,7 @@ class FeatureCache:
         """Writes a shard of {sample: (features, the rest)}, atomically. Its first sample names it: no other has it."""
         features = {k: t.to("cpu", torch.bfloat16).contiguous() for k, (t, _) in samples.items() if t is not None}
         texts = {
-            key: json.dumps((sample or {}) | {_CHECKSUM: _crc32(features[key])} if key in features else None)
+            key: json.dumps(sample | {_CHECKSUM: _crc32(features[key])} if sample else None)
             for key, (_, sample) in samples.items()
         }
         name = next(iter(samples)).replace("/", "-")
@@ -94,7 +97,7 @@ def _crc32(features: Tensor) -> int:
 
 
 class CachedDataset(Dataset):
-    """A map-style dataset with `image_features` in place of images; what has no picture comes from the dataset."""
+    """A map-style dataset with features in place of pictures; what has no picture comes from the dataset."""
 
     def __init__(self, cache: FeatureCache, name: str, dataset: Any):
         self.cache, self.name, self.dataset = cache, name, dataset
@@ -104,7 +107,14 @@ class CachedDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         features, sample = self.cache.read(f"{self.name}/{index}")
-        return self.dataset[index] if features is None else {"image_features": features, **sample}
+        if features is None:
+            return self.dataset[index]
+        left = iter(features)
+        turns = [
+            Turn([next(left) if part is None else part for part in turn["question"]], turn["answer"])
+            for turn in sample["conversation"].pop("turns")
+        ]
+        return sample | {"conversation": Conversation(turns, **sample["conversation"])}
 
 
 class _Attempt(Dataset):
@@ -176,10 +186,12 @@ def _fill(cache: FeatureCache, attempts: list[_Attempt], config: Config, files: 
         attempt.indices = attempt.indices[distributed.rank() :: distributed.world_size()]
         loader = DataLoader(attempt, run.batch_size_eval, num_workers=run.num_workers, collate_fn=list)
         for batch in tqdm(loader, desc=f"features of {attempt.name}", disable=not distributed.is_main()):
-            images = {key: s.pop("image") for key, s in batch if s is not None and s.get("image") is not None}
+            images = {key: s["conversation"].pictures for key, s in batch if s and s["conversation"].pictures}
             with autocast:
                 features = dict(zip(images, _encode(towers, list(images.values()), device), strict=True))
-            shard |= {key: (features.get(key), sample) for key, sample in batch}
+            shard |= {
+                key: (features.get(key), _without_pictures(s) if s and key in features else None) for key, s in batch
+            }
             if len(shard) >= _SHARD:
                 cache.write(shard)
                 shard = {}
@@ -187,13 +199,23 @@ def _fill(cache: FeatureCache, attempts: list[_Attempt], config: Config, files: 
         cache.write(shard)
 
 
-def _encode(towers: Towers, images: list[Tensor], device: torch.device) -> list[Tensor]:
-    """Features [rows, width] of each [3, H, W], [n, rows, width] of each [n, 3, H, W]."""
+def _encode(towers: Towers, images: list[list[Tensor]], device: torch.device) -> list[Tensor]:
+    """Features [n, rows, width] of the n pictures [3, H, W] of each sample."""
     if not images:
         return []
-    groups = [image if image.dim() == 4 else image.unsqueeze(0) for image in images]
-    parts = towers.image_features(torch.cat(groups).to(device)).split(list(map(len, groups)))
-    return [part if image.dim() == 4 else part[0] for part, image in zip(parts, images, strict=True)]
+    pixels = torch.stack([picture for own in images for picture in own])
+    return list(towers.image_features(pixels.to(device)).split(list(map(len, images))))
+
+
+def _without_pictures(sample: dict[str, Any]) -> dict[str, Any]:
+    """A sample as JSON, with null in the places of its pictures."""
+    own: Conversation = sample["conversation"]
+    turns = [
+        {"question": [part if isinstance(part, str) else None for part in turn.question], "answer": turn.answer}
+        for turn in own.turns
+    ]
+    rest = {name: getattr(own, name) for name in ("system", "continued", "kind")}
+    return {"image_id": sample["image_id"], "conversation": {"turns": turns, **rest}}
 
 
 def fingerprint(config: Config, files: dict[str, Path], datasets: dict[str, Any]) -> dict[str, str]:

@@ -29,7 +29,7 @@ from minigpt4.config.schema import Config
 logger = logging.getLogger(__name__)
 
 LOG_FILE = "log.txt"
-_OF_SAMPLES = ("minigpt4.datasets.loading", "minigpt4.runners.feature_cache", "minigpt4.models.training")
+_OF_SAMPLES = ("minigpt4.datasets.loading", "minigpt4.runners.feature_cache")
 
 
 def setup_logger() -> None:

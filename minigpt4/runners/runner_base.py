@@ -8,7 +8,7 @@ from contextlib import closing
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tqdm import tqdm
@@ -19,10 +19,13 @@ from minigpt4.common.registry import registry
 from minigpt4.common.signals import StopSignals
 from minigpt4.config.loading import save_config
 from minigpt4.config.schema import Config
-from minigpt4.datasets.loading import Batch, to_device
+from minigpt4.conversation.prompter import Prompter
+from minigpt4.datasets.loading import Batch, LayOut, to_device
 from minigpt4.datasets.mixture import TrainBatches
 from minigpt4.models.base_model import BaseModel
 from minigpt4.models.checkpoint import save_weights
+from minigpt4.models.minigpt_base import MiniGPTBase
+from minigpt4.models.plain_text import check_plain_text
 from minigpt4.runners import run_state
 from minigpt4.runners.best import Best
 from minigpt4.runners.guard import Guard
@@ -43,8 +46,20 @@ class RunnerBase:
         step: batches that each process has trained with, over all epochs.
     """
 
-    def __init__(self, config: Config, task: ImageTextPretrainTask, model: BaseModel, datasets: dict[str, Any]):
-        """`datasets` maps a split to {name: dataset}. The strategy brings the model to the device.
+    def __init__(
+        self,
+        config: Config,
+        task: ImageTextPretrainTask,
+        model: BaseModel,
+        datasets: dict[str, Any],
+        prompter: Prompter | None = None,
+    ):
+        """Builds all that a run needs. The strategy brings the model to the device.
+
+        Args:
+            datasets: maps a split to {name: dataset}.
+            prompter: lays out the conversations of samples, in data workers; without one the samples are the model's
+                own already.
 
         Raises:
             UserError: there is nothing to continue from, an earlier run's checkpoints would be lost, or the data or
@@ -62,13 +77,15 @@ class RunnerBase:
             # FSDP and ZeRO-3 fill the device bit by bit
             if run.strategy != "fsdp" and (run.strategy, run.zero_stage) != ("deepspeed", 3):
                 model.place(self.device)
-            if distributed.is_main():
-                model.check_language()
+            if distributed.is_main() and prompter and config.model.plain_text:
+                check_plain_text(cast(MiniGPTBase, model).llama_model, prompter.tokenizer, config.model.plain_text)
         self.strategy = build_strategy(model, run, self.device)
         pin = self.device.type not in ("cpu", "mps")
-        self.batches = TrainBatches(datasets["train"], config, model.sample_check(), pin)
+        lay_out = LayOut(prompter, training=True) if prompter else None
+        self.batches = TrainBatches(datasets["train"], config, lay_out, pin)
         self.signals = StopSignals()  # to this rank
-        self.validation = Validation(config, task, self.strategy, datasets, self.signals)
+        prepare = LayOut(prompter, training=False) if prompter else None
+        self.validation = Validation(config, task, self.strategy, datasets, self.signals, prepare)
         self.iters_per_epoch = run.iters_per_epoch or self.batches.length or _no_length()
         self.total = self._total_iters()
         self.schedule = build_schedule(run, self.iters_per_epoch)

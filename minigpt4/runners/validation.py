@@ -12,7 +12,7 @@ from minigpt4.common.errors import UserError, did_you_mean
 from minigpt4.common.registry import registry
 from minigpt4.common.signals import StopSignals
 from minigpt4.config.schema import Config
-from minigpt4.datasets.loading import Batch, SkipCounter, build_valid_loader, to_device
+from minigpt4.datasets.loading import Batch, Prepare, SkipCounter, build_valid_loader, to_device
 from minigpt4.runners.strategies.strategy import Strategy
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 
@@ -31,17 +31,17 @@ class Validation:
         strategy: Strategy,
         datasets: dict[str, Any],
         signals: StopSignals,
+        prepare: Prepare | None = None,
     ):
-        """`datasets` maps a split to {name: dataset}.
+        """`datasets` maps a split to {name: dataset}; `prepare` makes of a sample what the model takes.
 
         Raises:
             UserError: a sharded model needs all ranks for each sample, and one would have none.
         """
         run, self.signals = config.run, signals
         self.config, self.run, self.task, self.strategy, self.device = config, run, task, strategy, strategy.device
-        check = strategy.model.sample_check()
         self.loaders = {
-            name: build_valid_loader(dataset, run.batch_size_eval, min(run.num_workers, 1), check)
+            name: build_valid_loader(dataset, run.batch_size_eval, min(run.num_workers, 1), prepare)
             for split in run.valid_splits
             for name, dataset in datasets[split].items()
         }

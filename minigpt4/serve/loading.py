@@ -3,23 +3,19 @@
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Timer
 from typing import TYPE_CHECKING
 
 from minigpt4.common.command_line import PATIENCE
-from minigpt4.common.errors import Problems
 from minigpt4.config.loading import load_config
 from minigpt4.config.names import check_names
 from minigpt4.config.schema import Config
 
 if TYPE_CHECKING:  # slow to import
-    from PIL import Image
-    from torch import Tensor
-
-    from minigpt4.models.minigpt_base import MiniGPTBase
+    pass
 
 DEFAULT_CONFIG = str(Path(__file__).parents[2] / "eval_configs" / "minigpt4_tiny_eval.yaml")  # started from anywhere
 
@@ -52,20 +48,3 @@ def quietly() -> Iterator[None]:
         yield
     finally:
         told.cancel()
-
-
-def load_model(
-    config: Config, problems: Problems | None = None
-) -> tuple["MiniGPTBase", "Callable[[Image.Image], Tensor]"]:
-    """The model of a config in eval mode on its device, and its eval processor.
-
-    Raises:
-        UserError: a file is missing or does not fit; all problems are told at once, those found before too.
-    """
-    from minigpt4.common.distributed import pick_device
-    from minigpt4.common.registry import registry
-    from minigpt4.processors import build_processor
-
-    model = registry.get_model_class(config.model.arch).from_config(config, problems=problems)
-    model.place(pick_device(config.run.device)).answering()
-    return model, build_processor(config.preprocess.vis_processor.eval)

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +13,12 @@ from typing import TYPE_CHECKING, Any
 from minigpt4.common.command_line import add_config_arguments, require_open
 from minigpt4.common.errors import UserError, first_line
 from minigpt4.config.schema import PreprocessConfig
+from minigpt4.conversation.conversation import Conversation
 from minigpt4.inference.options import AnswerOptions, add_option_arguments, options_of
-from minigpt4.serve.loading import DEFAULT_CONFIG, load_model, quietly, read_config
+from minigpt4.serve.loading import DEFAULT_CONFIG, quietly, read_config
 
 if TYPE_CHECKING:  # slow to import
-    from PIL import Image
-    from torch import Tensor
-
-    from minigpt4.inference.generation import Answer
-    from minigpt4.models.minigpt_base import MiniGPTBase
+    from minigpt4.inference.engine import Answer, Engine
     from minigpt4.serve.questions import Question
 
 
@@ -68,15 +65,17 @@ def main(args: argparse.Namespace) -> None:
             sys.stderr.write(f"{kept} of {len(questions)} questions have answers in '{args.output}'; {about}\n")
         if results.open:
             with quietly():
-                model, processor = load_model(config)
+                from minigpt4.inference.loading import load_engine  # slow to import
+
+                engine = load_engine(config)
             timing.loaded()
         # disable=None: only where stderr is a terminal
         with tqdm(total=len(questions), initial=kept, disable=no_bar or None) as bar:
             for start in range(0, len(results.open), size):
                 asked, n_frms = results.open[start : start + size], config.preprocess.n_frms
-                rows = [prepare(model, processor, question, n_frms) for question in asked]
+                rows = [prepare(engine, question, n_frms) for question in asked]
                 timing.read(rows)
-                answers = answer(model, rows, options)
+                answers = answer(engine, rows, options)
                 timing.answered(answers)
                 results.write(answers)
                 bar.update(len(rows))
@@ -110,39 +109,30 @@ def _check(args: argparse.Namespace, options: AnswerOptions) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """A question with its prompt and pictures [n, 3, H, W]; or with the error that kept them from being made."""
+    """A question with its conversation; or with the error that kept that from being made."""
 
     question: "Question"
-    prompt: str = ""
-    pixels: "Tensor | None" = None
+    conversation: Conversation | None = None
     error: str = ""
 
 
-def prepare(
-    model: "MiniGPTBase",
-    processor: "Callable[[Image.Image], Tensor]",
-    question: "Question",
-    n_frms: int = PreprocessConfig.n_frms,
-) -> Row:
+def prepare(engine: "Engine", question: "Question", n_frms: int = PreprocessConfig.n_frms) -> Row:
     """Opens a question's files; of a video, `n_frms` pictures."""
-    import torch
-
     from minigpt4.processors.picture_file import Room
 
     try:
-        turns = question.turns(Room(most=model.max_images), n_frms)
-        pixels = [processor(picture.image) for turn in turns for picture in turn.pictures]
-        return Row(question, model.template.prompt(turns), torch.stack(pixels).to(model.device) if pixels else None)
+        turns = question.turns(Room(most=engine.prompter.max_pictures), n_frms)
+        for turn in turns:
+            turn.question = [part if isinstance(part, str) else engine.processor(part.image) for part in turn.question]
+        return Row(question, Conversation(turns))
     except Exception as error:  # readers of files raise many kinds
         return Row(question, error=_in_words(error))
 
 
-def answer(model: "MiniGPTBase", rows: Sequence[Row], options: AnswerOptions) -> list[dict[str, Any]]:
+def answer(engine: "Engine", rows: Sequence[Row], options: AnswerOptions) -> list[dict[str, Any]]:
     """Answers a batch, each question as if it were alone. One that fails has an `error` in place of its `answer`."""
-    good = [row for row in rows if not row.error]
-    answers = model.generate(
-        [row.pixels for row in good], [row.prompt for row in good], raise_errors=False, **options.kwargs()
-    )
+    good = [row for row in rows if row.conversation]
+    answers = engine.answer([options.request(row.conversation) for row in good if row.conversation])
     said = {id(row): {"error": row.error} for row in rows}
     said |= {id(row): _result(own) for row, own in zip(good, answers, strict=True)}
     return [row.question.echo() | said[id(row)] for row in rows]
@@ -173,7 +163,7 @@ class Timing:
     def read(self, rows: Sequence[Row]) -> None:
         """Pictures were read."""
         self._read += self._lap()
-        self._images += sum(len(row.pixels) for row in rows if row.pixels is not None)
+        self._images += sum(len(row.conversation.pictures) for row in rows if row.conversation)
 
     def answered(self, results: Sequence[dict[str, Any]]) -> None:
         """Answers were given."""

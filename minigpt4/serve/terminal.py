@@ -15,9 +15,8 @@ from minigpt4.common.command_line import StdoutError, add_config_arguments, requ
 from minigpt4.common.errors import UserError, did_you_mean, first_line
 from minigpt4.common.files import replace_file
 from minigpt4.config.schema import PreprocessConfig
-from minigpt4.conversation.conversation import IMAGE
 from minigpt4.inference.options import AnswerOptions, add_option_arguments, options_of
-from minigpt4.serve.loading import DEFAULT_CONFIG, load_model, quietly, read_config
+from minigpt4.serve.loading import DEFAULT_CONFIG, quietly, read_config
 
 if TYPE_CHECKING:  # slow to import
     from minigpt4.inference.chat import Chat
@@ -41,11 +40,13 @@ def main(args: argparse.Namespace) -> None:
     require_open("stdin", "stdout")
     config, options = read_config(args), options_of(args)
     with quietly():
-        model, processor = load_model(config)
-    from minigpt4.inference.chat import Chat
+        from minigpt4.inference.chat import Chat
+        from minigpt4.inference.loading import load_engine
+
+        engine = load_engine(config)
 
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    terminal = Terminal(Chat(model, processor), options, interactive, config.preprocess.n_frms)
+    terminal = Terminal(Chat(engine), options, interactive, config.preprocess.n_frms)
     if interactive:
         from minigpt4.serve.line_editor import line_editor
 
@@ -191,7 +192,8 @@ class Terminal:
 
     def _history(self, _: str) -> None:
         for turn in self.chat.turns:
-            _say(f"> {_printable(turn.question.replace(IMAGE, '[image]'))}")
+            question = "".join(part if isinstance(part, str) else "[image]" for part in turn.question)
+            _say(f"> {_printable(question)}")
             if turn.answer is not None:
                 _say(_printable(turn.answer))
 

@@ -14,10 +14,12 @@ from minigpt4.common.errors import UserError, make_folder, writing
 from minigpt4.common.registry import registry
 from minigpt4.config.loading import save_config
 from minigpt4.config.schema import EvaluationDatasetConfig
-from minigpt4.conversation.conversation import IMAGE, Turn
+from minigpt4.conversation.conversation import Conversation, Turn, spaced
 from minigpt4.datasets.formats.vqa import VQADataset
 from minigpt4.datasets.loading import collate
+from minigpt4.inference.engine import Engine, Request, raise_first
 from minigpt4.models.base_model import BaseModel
+from minigpt4.models.loading import load_prompter
 from minigpt4.models.minigpt_base import MiniGPTBase
 from minigpt4.processors import build_processor
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
@@ -66,6 +68,8 @@ class VQATask(ImageTextPretrainTask):
         output folder: `evaluation.json`, and each condition's answers in `<dataset>_<condition>.jsonl`.
         """
         assert isinstance(model, MiniGPTBase)
+        processor = build_processor(self.config.preprocess.vis_processor.eval)
+        engine = Engine(model, load_prompter(self.config.model), processor, self.config.model.compile)
         key, folder = self.config.run.results
         make_folder(key, folder)
         if is_main():
@@ -74,8 +78,8 @@ class VQATask(ImageTextPretrainTask):
         results: dict[str, dict[str, dict[str, float]]] = {name: {} for name in datasets}
         for name, conditions in datasets.items():
             for condition, dataset in conditions.items():
-                with model.untrained_projection(condition == "untrained_projection"):
-                    predictions = self._predict(model, self.config.evaluation_datasets[name], dataset, condition)
+                with engine.model.untrained_projection(condition == "untrained_projection"):
+                    predictions = self._predict(engine, self.config.evaluation_datasets[name], dataset, condition)
                 results[name][condition] = score(predictions)
                 if is_main():
                     lines = [json.dumps(p, ensure_ascii=False) + "\n" for p in predictions]
@@ -88,14 +92,19 @@ class VQATask(ImageTextPretrainTask):
         return results
 
     def _predict(
-        self, model: MiniGPTBase, block: EvaluationDatasetConfig, dataset: VQADataset, condition: str
+        self, engine: Engine, block: EvaluationDatasetConfig, dataset: VQADataset, condition: str
     ) -> Predictions:
         share = Subset(dataset, range(rank(), len(dataset), world_size()))
         loader = DataLoader(share, block.batch_size, collate_fn=collate, num_workers=self.config.run.num_workers)
         predictions: Predictions = []
         for batch in tqdm(loader, desc=condition, disable=not is_main()):
-            prompts = [model.template.prompt([Turn(f"{IMAGE} {question}")]) for question in batch["question"]]
-            answers = model.generate(batch["image"].to(model.device), prompts, max_new_tokens=block.max_new_tokens)
+            asked = zip(batch["image"], batch["question"], strict=True)
+            requests = [
+                Request(Conversation([Turn(spaced([image, question]))]), block.max_new_tokens)
+                for image, question in asked
+            ]
+            answers = engine.answer(requests)
+            raise_first(answers)
             keys = ("image_id", "question", "answer", "question_type")
             rows = zip(*(batch[key] for key in keys), answers, strict=True)
             predictions += [dict(zip((*keys, "prediction"), row, strict=True)) for row in rows]

@@ -10,7 +10,6 @@ import minigpt4
 from minigpt4.common.errors import UserError, make_folder
 from minigpt4.config.loading import load_config
 from minigpt4.config.schema import Config, DatasetConfig, ModelConfig
-from minigpt4.conversation.conversation import IMAGE
 
 if TYPE_CHECKING:  # slow to import
     from minigpt4.datasets.validation import Report
@@ -75,7 +74,7 @@ def write_page(page: Path, report: "Report") -> None:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     templates = Environment(loader=PackageLoader("minigpt4", "assets"), autoescape=True, undefined=StrictUndefined)
-    html = templates.get_template("validate_data.html").render(report=report, image=IMAGE, zip=zip)
+    html = templates.get_template("validate_data.html").render(report=report)
     try:
         page.write_text(html, encoding="utf-8", errors="backslashreplace")  # names of files may be no text
     except OSError as error:

@@ -25,9 +25,10 @@ from pathlib import Path
 from minigpt4.common.folder_lock import locked
 
 with locked("run.output_dir", Path(sys.argv[1])):
-    if len(sys.argv) > 2:
-        os.fork()  # as a loader's worker: it has the parent's files, and outlives it
-    print("held", flush=True)
+    # as a loader's worker: it has the parent's files, and outlives it
+    forked = len(sys.argv) > 2 and os.fork() == 0
+    if not forked:
+        print("held", flush=True)
     sys.stdin.read()
 """
 

@@ -8,14 +8,14 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from minigpt4.common.errors import UserError
-from minigpt4.conversation.conversation import IMAGE
+from minigpt4.conversation.conversation import Conversation, Turn, spaced
 
 
 class CCSBUAlignDataset(Dataset):
-    """Samples {image, answer, image_id, instruction_input} of `{"annotations": [{"image_id", "caption"}, ...]}`.
+    """Samples {conversation, image_id} of `{"annotations": [{"image_id", "caption"}, ...]}`.
 
-    An annotation may also hold an `instruction`: the question that its caption answers. Without one the model draws
-    a prompt of its own list.
+    An annotation may also hold an `instruction`: the question that its caption answers. Without one a prompt of
+    the model's own list is drawn.
 
     Raises:
         UserError: the folder's JSON file is missing or malformed, or no image is there. An annotation that can't be
@@ -61,9 +61,6 @@ class CCSBUAlignDataset(Dataset):
             raise UserError(f"{name}: no caption")
         if not isinstance(question, str | None):
             raise UserError(f"{name}: its instruction is not text: {question!r:.60}")
-        return {
-            "image": self.vis_processor.load(self.images / f"{name}.jpg", self.reduced),
-            "answer": caption,
-            "image_id": name,
-            "instruction_input": f"{IMAGE} {question}" if question else None,
-        }
+        picture = self.vis_processor.load(self.images / f"{name}.jpg", self.reduced)
+        turn = Turn(spaced([picture, question] if question else [picture]), caption)
+        return {"conversation": Conversation([turn], kind="instruction" if question else "caption"), "image_id": name}

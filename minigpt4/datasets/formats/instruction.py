@@ -5,13 +5,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from minigpt4.common.errors import UserError
 from minigpt4.datasets.formats.records import (
-    BETWEEN_TURNS,
     image_folder,
     load_pictures,
     parse_record,
@@ -22,10 +20,9 @@ from minigpt4.processors.video import open_video
 
 
 class InstructionDataset(Dataset):
-    """Samples {image, image_id, conv_q, conv_a, connect_sym} of a JSON, JSON lines or Parquet file.
+    """Samples {conversation, image_id} of a JSON, JSON lines or Parquet file.
 
-    `image` is [3, H, W], of several pictures [n, 3, H, W], of text alone None. A record that can't be used is an error
-    that names file and record when it is drawn.
+    A record that can't be used is an error that names file and record when it is drawn.
 
     Args:
         images: where file names begin, see `image_folder`.
@@ -60,16 +57,10 @@ class InstructionDataset(Dataset):
             record = parse_record(raw)
             questions = record.placed([self.text_processor(question) for question in record.questions])
             image = partial(self.vis_processor.load, reduced=self.reduced)
-            questions, pixels = load_pictures(record, questions, self.images, image, self._frames)
+            pictures = load_pictures(record, self.images, image, self._frames)
         except UserError as error:
             raise UserError(f"{self.file}: record {name}: {error}") from None
-        return {
-            "image": torch.stack(pixels) if len(pixels) > 1 else pixels[0] if pixels else None,
-            "image_id": name,
-            "conv_q": BETWEEN_TURNS.join(questions),
-            "conv_a": BETWEEN_TURNS.join(record.answers),
-            "connect_sym": BETWEEN_TURNS,
-        }
+        return {"conversation": record.conversation(questions, *pictures), "image_id": name}
 
     def _frames(self, file: Path | BinaryIO) -> list[Tensor]:
         return [self.vis_processor(frame) for frame in open_video(file, self.n_frms)]

@@ -18,6 +18,7 @@ from typing_extensions import Self
 from webdataset.gopen import gopen_schemes
 
 from minigpt4.common.errors import UserError, first_line
+from minigpt4.conversation.conversation import Conversation, Turn
 from minigpt4.datasets.formats import fields
 
 SHUFFLED_TOGETHER = 1000  # samples, undecoded, that a worker keeps in memory
@@ -77,7 +78,7 @@ def _openable(key: str, url: str) -> str:
 
 
 class ShardedCaptionDataset(IterableDataset):
-    """Samples {image, answer, image_id} of shards.
+    """Samples {conversation, image_id} of shards.
 
     `endless` is what training reads. Iterating passes once, in order, each sample going to one worker of one rank: it
     yields a sample's name and what reads it.
@@ -152,11 +153,8 @@ class ShardedCaptionDataset(IterableDataset):
         answer = self.text_processor(caption)
         if not answer.removeprefix(self.text_processor("")).strip():  # what it puts in front says nothing
             raise UserError(f"its text processor leaves nothing of the caption {caption!r:.60}")
-        return {
-            "image": self.vis_processor.load(io.BytesIO(image), self.reduced),
-            "answer": answer,
-            "image_id": raw["__key__"],
-        }
+        picture = self.vis_processor.load(io.BytesIO(image), self.reduced)
+        return {"conversation": Conversation([Turn([picture], answer)], kind="caption"), "image_id": raw["__key__"]}
 
 
 def _samples(shard: str) -> Iterator[dict[str, Any]]:

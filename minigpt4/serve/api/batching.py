@@ -5,28 +5,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from threading import Condition, Event, Thread
-from typing import Any, Literal, NamedTuple, cast
+from threading import Condition, Thread
 
-from torch import Tensor
-from transformers.generation.streamers import BaseStreamer
-
-from minigpt4.inference.generation import Answer, settled
-from minigpt4.models.minigpt_base import MiniGPTBase
+from minigpt4.inference.engine import Answer, Engine, Request
 from minigpt4.serve.api.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
 _GATHER = 0.01  # seconds that a batch which is not full waits for more
-
-
-class Sampling(NamedTuple):
-    """How tokens are chosen; only answers of the same way can share a batch. See `MiniGPTBase.generate`."""
-
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
 
 
 class QueueFullError(Exception):
@@ -38,125 +24,61 @@ class QueueFullError(Exception):
 
 
 @dataclass(eq=False)
-class Ask(BaseStreamer):
-    """One answer that is asked for. It follows its own tokens, and so ends when it is complete, not when its batch is.
+class Ask:
+    """One answer that is asked for, until it has ended.
 
     Attributes:
-        images: pictures [n, 3, H, W] of the prompt, None for none.
         prompt_tokens: of the prompt, image rows included.
-        max_tokens: most tokens of the answer, for which the LLM's window must have room.
-        stops: strings before which it ends, besides the template's.
-        begun: the beginning of the answer, with which the prompt ends; only what goes on from there is told.
+        stream: tell each further piece of the answer.
         tell: called by the model's thread with each further piece, if `stream`, and at the end with the `Answer`.
     """
 
-    model: MiniGPTBase
-    prompt: str
-    images: Tensor | None
+    request: Request
     prompt_tokens: int
-    max_tokens: int
-    sampling: Sampling
-    seed: int
-    stops: tuple[str, ...] = ()
-    begun: str = ""
     stream: bool = False
     tell: Callable[["str | Answer"], None] = lambda _: None
-    interrupt: Event = field(default_factory=Event)
     gone: bool = False  # nobody waits for it any more
     asked: float = field(default_factory=time.perf_counter)
     first_token: float | None = None
+    new_tokens: int = 0  # of the answer so far, with the one that ended it
     answer: Answer | None = None
-    _tokens: list[int] = field(default_factory=list)
-    _said: str = ""
-    _before: list[int] = field(default_factory=list)  # the last tokens of `begun`
+    _told: str = ""
 
     def __post_init__(self) -> None:
-        self._before = self.model.encode_text(self.begun)[-8:]
+        self.request.on_token, self.request.on_end = self._count, self.finish
+        self.request.on_text = self._tell_text if self.stream else None
 
-    @property
-    def _continued(self) -> bool:
-        """Whether the space before the next word is the answer's: `begun` does not end with it."""
-        return bool(self.begun) and not self.begun.endswith(" ")
-
-    @property
-    def new_tokens(self) -> int:
-        """Tokens of the answer so far, with the one that ended it."""
-        return len(self._tokens)
-
-    def put(self, value: Tensor) -> None:
-        """Takes the next token [1], or none [0] where the generation begins."""
-        if self.answer is not None:
-            return
-        if not len(value):
-            self._tokens.clear()  # of a batch that another row made fail
-        else:
-            self._tokens += value.tolist()
-            self.first_token = self.first_token or time.perf_counter()
-            self._follow()
-
-    def end(self) -> None:
-        """Nothing: an answer's end shows in its tokens."""
-
-    def _follow(self) -> None:
-        tokens, stops = self._tokens, (*self.model.template.stop, *self.stops)
-        ended = tokens[-1] in self.model.stop_ids
-        if not ended:  # a stop string shows near the end, even if each of its characters is four bytes
-            near = self._decode(tokens[-4 * max(map(len, stops), default=0) - 4 :])
-            stopped = any(stop in near for stop in stops)
-        if ended or stopped:
-            text = self._decode(tokens[: len(tokens) - ended])
-            self.finish(self.model.cut(text, self.stops, self._continued), "stop")
-        elif len(tokens) >= self.max_tokens:
-            self.finish(settled(self.model, self._decode(tokens), continued=self._continued), "length")
-        elif self.stream:
-            self._say(settled(self.model, self._decode(tokens), self.stops, self._continued))
-
-    def _decode(self, tokens: list[int]) -> str:
-        """The text of new tokens, with the space in front that they have behind what was begun."""
-        before, text = (
-            cast(str, self.model.llama_tokenizer.decode(own, skip_special_tokens=True))
-            for own in (self._before, [*self._before, *tokens])
-        )
-        return text[len(before) :]
-
-    def _say(self, text: str) -> None:
-        """Tells what is new in the answer so far."""
-        if new := text[len(self._said) :]:
-            self._said = text
-            self.tell(new)
-
-    def finish(self, text: str, how: Literal["stop", "length"]) -> None:
-        """Tells the answer, and ends its row."""
-        if self.stream:
-            self._say(text)
-        answer = Answer(text)
-        answer.finish, answer.prompt_tokens, answer.new_tokens = how, self.prompt_tokens, self.new_tokens
-        self._tell_end(answer)
-        self.interrupt.set()
-
-    def fail(self, error: Exception) -> None:
-        """Tells that there will be no answer."""
-        answer = Answer()
-        answer.finish, answer.error = "error", error
-        self._tell_end(answer)
-
-    def _tell_end(self, answer: Answer) -> None:
+    def finish(self, answer: Answer) -> None:
+        """Tells the answer, or that there will be none."""
         if self.answer is None:
             self.answer = answer
             self.tell(answer)
 
+    def fail(self, error: Exception) -> None:
+        """Tells that there will be no answer."""
+        self.finish(Answer.failed(error))
+
+    def _count(self, tokens: int) -> None:
+        self.new_tokens = tokens
+        self.first_token = self.first_token or time.perf_counter()
+
+    def _tell_text(self, text: str) -> None:
+        if new := text[len(self._told) :]:
+            self._told = text
+            self.tell(new)
+
 
 class Batcher:
-    """Answers what is asked for, in the order of asking, in batches of one sampling each.
+    """Answers what is asked for, in the order of asking, in batches of one way of decoding each.
 
     Args:
-        model: in eval mode; nobody else is to use it.
+        engine: nobody else is to use it.
         max_batch: most answers at once.
         queue: most answers that wait for their batch.
     """
 
-    def __init__(self, model: MiniGPTBase, metrics: Metrics, max_batch: int = 8, queue: int = 64):
-        self.model = model
+    def __init__(self, engine: Engine, metrics: Metrics, max_batch: int = 8, queue: int = 64):
+        self.engine = engine
         self.metrics = metrics
         self.max_batch = max_batch
         self.queue = queue
@@ -215,7 +137,7 @@ class Batcher:
 
     def _leave(self, ask: Ask) -> None:
         ask.gone = True
-        ask.interrupt.set()
+        ask.request.interrupt.set()
 
     def _run(self) -> None:
         while not self._closed:
@@ -238,29 +160,12 @@ class Batcher:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             # those whose answers just ended may ask again: without them two halves would take turns
             self._changed.wait_for(lambda: len(self._waiting) >= self.max_batch or self._closed, timeout=_GATHER)
-            sampling = self._waiting[0].sampling if self._waiting else None
-            self._at_work = [ask for ask in self._waiting if ask.sampling == sampling][: self.max_batch]
+            decoding = self._waiting[0].request.decoding if self._waiting else None
+            self._at_work = [ask for ask in self._waiting if ask.request.decoding == decoding][: self.max_batch]
             self._waiting = [ask for ask in self._waiting if ask not in self._at_work]
             return self._at_work
 
     def _answer(self, batch: list[Ask]) -> None:
-        device = self.model.device
-        options: dict[str, Any] = batch[0].sampling._asdict()
-        answers = self.model.generate(
-            [None if ask.images is None else ask.images.to(device) for ask in batch],
-            [ask.prompt for ask in batch],
-            max_new_tokens=max(ask.max_tokens for ask in batch),
-            seed=[ask.seed for ask in batch],
-            streamer=batch,
-            interrupt=[ask.interrupt for ask in batch],
-            raise_errors=False,
-            **options,
-        )
-        for ask, answer in zip(batch, answers, strict=True):
-            if ask.answer is not None:
-                continue
+        for answer in self.engine.answer([ask.request for ask in batch]):
             if answer.error is not None:
                 logger.error("an answer failed", exc_info=answer.error)
-                ask.fail(answer.error)
-            else:  # it ended in a way that its tokens do not show; or it was interrupted, and nobody listens
-                ask.finish(answer, "stop" if answer.finish == "stop" else "length")

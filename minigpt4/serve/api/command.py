@@ -7,7 +7,7 @@ import os
 from minigpt4.common.command_line import add_config_arguments, add_serving, host_name, positive
 from minigpt4.common.errors import Problems, UserError
 from minigpt4.serve.address import bind, in_url, known_hosts
-from minigpt4.serve.loading import DEFAULT_CONFIG, load_model, read_config
+from minigpt4.serve.loading import DEFAULT_CONFIG, read_config
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ def main(args: argparse.Namespace) -> None:
     except ImportError as error:
         raise UserError(f"serving needs {error.name}. Install it: pip install 'minigpt4[serve]'") from error
 
+    from minigpt4.inference.loading import load_engine
     from minigpt4.runners.log import setup_logger
     from minigpt4.serve.api.routes import build_app
     from minigpt4.serve.api.service import Limits, Service
@@ -76,9 +77,9 @@ def main(args: argparse.Namespace) -> None:
             raise UserError(_NO_HOSTS)
     with problems.collect():
         place = bind(args.host, args.port)
-    model, processor = load_model(config, problems)
+    engine = load_engine(config, problems)
     name = args.model_name or f"{config.model.arch}-{config.model.model_type}"
-    service = Service(model, processor, name, limits)
+    service = Service(engine, name, limits)
     app = build_app(service, args.api_key, known_hosts(place, args.host, args.allowed_hosts))
     if args.host not in _LOCAL and not args.api_key:
         logger.warning("--host %s: everyone who reaches this machine can ask. Set MINIGPT4_API_KEY.", args.host)

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from minigpt4.common.errors import UserError
-from minigpt4.inference.generation import Answer
+from minigpt4.inference.engine import Answer
 from minigpt4.serve.api.batching import Ask, QueueFullError
 from minigpt4.serve.api.errors import as_api_error
 from minigpt4.serve.api.gate import CHAT, Gate

@@ -4,27 +4,25 @@ import asyncio
 import io
 import math
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
 
-import torch
 from anyio import CapacityLimiter, to_thread
-from PIL import Image
 from torch import Tensor
 
 from minigpt4.common.errors import UserError
 from minigpt4.common.limits import MAX_IMAGE_PIXELS
-from minigpt4.inference.decoding import LEAST_TEMPERATURE
-from minigpt4.inference.generation import Answer
+from minigpt4.conversation.conversation import Conversation
+from minigpt4.inference.decoding import LEAST_TEMPERATURE, Decoding
+from minigpt4.inference.engine import Answer, Engine, Request
 from minigpt4.inference.pictures import data_of
-from minigpt4.models.minigpt_base import MiniGPTBase
 from minigpt4.processors.picture_file import Room, open_upright
 from minigpt4.serve.api import remote
-from minigpt4.serve.api.batching import Ask, Batcher, Sampling
-from minigpt4.serve.api.dialogue import Dialogue, render
+from minigpt4.serve.api.batching import Ask, Batcher
+from minigpt4.serve.api.dialogue import conversation_of
 from minigpt4.serve.api.errors import as_api_error
 from minigpt4.serve.api.metrics import Metrics
 from minigpt4.serve.api.protocol import ChatRequest
@@ -71,18 +69,16 @@ class Service:
     """One model and those who ask it.
 
     Args:
-        model: in eval mode; nobody else is to use it.
-        processor: the model's eval processor, PIL image -> [3, H, W].
+        engine: nobody else is to use it.
         name: of the model, in requests and answers.
     """
 
-    def __init__(self, model: MiniGPTBase, processor: Callable[[Image.Image], Tensor], name: str, limits: Limits):
-        self.model = model
-        self.processor = processor
+    def __init__(self, engine: Engine, name: str, limits: Limits):
+        self.engine = engine
         self.name = name
         self.limits = limits
         self.metrics = Metrics()
-        self.batcher = Batcher(model, self.metrics, limits.max_batch, limits.queue)
+        self.batcher = Batcher(engine, self.metrics, limits.max_batch, limits.queue)
         self._hands = CapacityLimiter(_HANDS)
 
     async def read(self, request: ChatRequest) -> list[Ask]:
@@ -98,25 +94,28 @@ class Service:
         if count > self.limits.queue:
             raise ApiError(400, f"n: {count} is more than this server queues ({self.limits.queue}).", "n")
         self.batcher.require_room(count)  # before the work
-        dialogue, length = await to_thread.run_sync(self._read_words, request, limiter=self._hands)
+        conversation, length = await to_thread.run_sync(self._read_words, request, limiter=self._hands)
         gone = Event()
         decoder = Decoder(self.limits.max_image_pixels, partial(_heed, gone))
         try:
-            pixels = [await self._read_picture(url, decoder) for url in dialogue.images]
+            for turn in conversation.turns:
+                turn.question = [
+                    part if isinstance(part, str) else await self._read_picture(part.url, decoder)
+                    for part in turn.question
+                ]
         finally:
             gone.set()
         seed = secrets.randbits(62) if request.seed is None else request.seed
         return [
             Ask(
-                self.model,
-                dialogue.prompt,
-                torch.stack(pixels) if pixels else None,
+                Request(
+                    conversation,
+                    max_new_tokens=int(min(request.longest, self.engine.prompter.window - length)),
+                    decoding=_decoding(request),
+                    seed=(seed + index) % 2**63,
+                    stops=request.stops,
+                ),
                 prompt_tokens=length,
-                max_tokens=int(min(request.longest, self.model.max_context_len - length)),
-                sampling=_sampling(request),
-                seed=(seed + index) % 2**63,
-                stops=request.stops,
-                begun=dialogue.begun,
                 stream=bool(request.stream),
             )
             for index in range(count)
@@ -159,14 +158,15 @@ class Service:
             self.batcher.cancel(asks)
             self.metrics.note_tokens(asks)
 
-    def _read_words(self, request: ChatRequest) -> tuple[Dialogue, int]:
-        """The dialogue, and how many tokens and image rows its prompt has."""
-        dialogue = render(self.model.template, request.messages)
-        window = self.model.max_context_len
-        if (length := self.model.length(dialogue.prompt, window)) >= window:
-            message = f"The messages have {length} tokens or more; the model reads and answers {window} at once."
+    def _read_words(self, request: ChatRequest) -> tuple[Conversation, int]:
+        """The conversation, its pictures not yet opened, and how many tokens and image rows its prompt has."""
+        conversation, prompter = conversation_of(request.messages), self.engine.prompter
+        if (length := prompter.length(prompter.read(conversation), prompter.window)) >= prompter.window:
+            message = (
+                f"The messages have {length} tokens or more; the model reads and answers {prompter.window} at once."
+            )
             raise ApiError(400, f"{message} Shorten them, or show fewer images.", "messages", "context_length_exceeded")
-        return dialogue, length
+        return conversation, length
 
     async def _read_picture(self, url: str, decoder: Decoder) -> Tensor:
         source: str | bytes = url
@@ -180,9 +180,11 @@ class Service:
     def _pixels(self, source: str | bytes, decoder: Decoder) -> Tensor:
         """Of base64, or a file's bytes."""
         data = data_of(source) if isinstance(source, str) else source
-        side = getattr(self.processor, "image_size", None)  # a whole picture would have to come over
+        processor = self.engine.processor
+        assert processor is not None
+        side = getattr(processor, "image_size", None)  # a whole picture would have to come over
         (image,) = decoder(open_upright, io.BytesIO(data), Room(self.limits.max_image_pixels), side)
-        return self.processor(image)
+        return processor(image)
 
 
 def _heed(gone: Event) -> None:
@@ -190,10 +192,10 @@ def _heed(gone: Event) -> None:
         raise ConnectionAbortedError("the client has gone")
 
 
-def _sampling(request: ChatRequest) -> Sampling:
+def _decoding(request: ChatRequest) -> Decoding:
     temperature = 1.0 if request.temperature is None else request.temperature
     penalty = request.repetition_penalty or 1.0
     top_p = 1.0 if request.top_p is None else request.top_p
     if temperature < LEAST_TEMPERATURE or top_p == 0:
-        return Sampling(repetition_penalty=penalty)
-    return Sampling(True, temperature, top_p, penalty)
+        return Decoding(repetition_penalty=penalty)
+    return Decoding(do_sample=True, temperature=temperature, top_p=top_p, repetition_penalty=penalty)

@@ -18,11 +18,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from minigpt4.common.errors import Problems
 from minigpt4.common.limits import MAX_IMAGE_PIXELS, MAX_SESSIONS, MAX_UPLOAD_MB
 from minigpt4.config.schema import Config
+from minigpt4.inference.loading import load_engine
 from minigpt4.inference.sessions import Sessions
 from minigpt4.runners.log import setup_logger
 from minigpt4.serve.address import bind, in_url, known_hosts
 from minigpt4.serve.http import Server
-from minigpt4.serve.loading import load_model
 from minigpt4.serve.middleware import BodyLimit, KnownHosts
 from minigpt4.serve.web.page import ANY_MODEL, CSS, HEAD, THEME, Guide, build_page
 from minigpt4.serve.web.visitor import Handlers
@@ -89,8 +89,7 @@ def serve(
     problems = Problems()
     with problems.collect(), bind(host, port) as place:  # before the minutes that loading can take
         port = place.getsockname()[1]  # for 0, any, a free one
-    model, processor = load_model(config, problems)
-    sessions = Sessions(model, processor, max_sessions, max_image_pixels)
+    sessions = Sessions(load_engine(config, problems), max_sessions, max_image_pixels)
     handlers = Handlers(sessions, max_upload_mb, config.preprocess.n_frms)
     kind = config.model.model_type
     examples = sorted((Path(config.env.package_dir) / "assets" / kind / "examples").glob("*.jpg"))

@@ -3,7 +3,7 @@
 import time
 
 from minigpt4.inference.chat import Chat
-from minigpt4.inference.generation import Answer
+from minigpt4.inference.engine import Answer
 from minigpt4.inference.options import AnswerOptions
 
 READING = "Reading …"
@@ -51,7 +51,7 @@ class Clock:
             parts.append("the answer is empty")
         reused = f", {chat.reused_tokens} reused" if chat.reused_tokens else ""
         used = answer.prompt_tokens + answer.new_tokens
-        parts.append(f"{used} of {chat.model.max_context_len} tokens used ({answer.new_tokens} in the answer{reused})")
+        parts.append(f"{used} of {chat.engine.prompter.window} tokens used ({answer.new_tokens} in the answer{reused})")
         if chat.forgotten:
             parts.append(f"first {chat.forgotten} questions forgotten")
         if options.seed is not None:

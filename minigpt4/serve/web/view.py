@@ -13,7 +13,7 @@ from gradio.utils import get_upload_folder
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from minigpt4.conversation.conversation import IMAGE, Turn
+from minigpt4.conversation.conversation import Turn
 from minigpt4.inference.pictures import Picture
 from minigpt4.serve.web.boxes import Box, draw_boxes, find_boxes
 
@@ -51,7 +51,7 @@ class View:
             shown = pictures[-1] if pictures else shown
             rendered, boxes = known[said] = self._known.get(said) or (_html(said), find_boxes(said))
             boxes = boxes if turn.answer is not None else []
-            words = _text(turn.question.replace(IMAGE, "").lstrip())
+            words = _text(turn.words.lstrip())
             messages.append(_message("user", self._file(pictures), words))
             drawn = self._file([shown] if boxes and shown else [], boxes, said)
             messages.append(_message("assistant", drawn, rendered))

@@ -124,7 +124,7 @@ class Handlers:
             room, decoder = chat.room(), Decoder(chat.max_pixels, heed)
             room.expect(len(message["files"]))
             pictures = [picture for file in message["files"] for picture in self._open(Path(file), room, decoder)]
-            return [*chat.turns, Turn(words, pictures=pictures)], partial(chat.stream, [*pictures, words])
+            return [*chat.turns, Turn([*pictures, words])], partial(chat.stream, [*pictures, words])
 
         yield from self._answer(prepare, options_and_visitor, message)
 
@@ -138,7 +138,7 @@ class Handlers:
             if not 0 <= (number := int(index) // 2) < len(asked):  # a question and an answer each
                 raise UserError("This question is no longer part of the conversation.")
             turn = asked[number]
-            turns = [*chat.turns[:turn], Turn(words, pictures=chat.turns[turn].pictures)]
+            turns = [*chat.turns[:turn], Turn([*chat.turns[turn].pictures, words])]
             return turns, partial(chat.edit, turn, words)
 
         yield from self._answer(prepare, options_and_visitor)

@@ -2,12 +2,10 @@
 
 from minigpt4.datasets.formats.records.files import BadLine, image_folder, load_pictures, read_records, record_id
 from minigpt4.datasets.formats.records.parse import parse_record
-from minigpt4.datasets.formats.records.record import BETWEEN_TURNS, VIDEO, Record, RecordError
+from minigpt4.datasets.formats.records.record import Record, RecordError
 
 __all__ = [
     "BadLine",
-    "BETWEEN_TURNS",
-    "VIDEO",
     "Record",
     "RecordError",
     "image_folder",

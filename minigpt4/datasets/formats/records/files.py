@@ -11,9 +11,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname, urlopen
 
 from minigpt4.common.errors import UserError, first_line
-from minigpt4.conversation.conversation import IMAGE
-from minigpt4.conversation.prompter import IMAGE_PLACEHOLDER
-from minigpt4.datasets.formats.records.record import VIDEO, Record, RecordError, short
+from minigpt4.datasets.formats.records.record import Record, RecordError, short
 
 _Read = Callable[[Path | BinaryIO], Any]
 
@@ -91,36 +89,22 @@ def image_folder(file: str | Path, images: str | None) -> Path:
     return Path(images) if images else beside if beside.is_dir() else Path(file).parent
 
 
-def load_pictures(
-    record: Record, questions: list[str], folder: Path, image: _Read, video: _Read
-) -> tuple[list[str], list[Any]]:
+def load_pictures(record: Record, folder: Path, image: _Read, video: _Read) -> tuple[list[Any], list[Any]]:
     """Reads a record's images and videos.
 
     Args:
-        questions: those of `Record.placed`.
         folder: where file names begin.
         image: reads an image.
         video: reads a list of pictures.
 
     Returns:
-        The questions with an `<ImageHere>` for each picture, and the pictures as they were read, in the order of
-        appearance.
+        What was read of each image, and of each video.
 
     Raises:
         RecordError: a file is missing or can't be read.
     """
-    images, videos = iter(record.images), iter(record.videos)
-    pictures: list[Any] = []
-
-    def load(match: re.Match[str]) -> str:
-        if match[0] == VIDEO:
-            frames = _load(next(videos), folder, "unreadable video", video)
-            pictures.extend(frames)
-            return " ".join([IMAGE] * len(frames))
-        pictures.append(_load(next(images), folder, "unreadable image", image))
-        return match[0]
-
-    return [re.sub(f"{IMAGE_PLACEHOLDER}|{VIDEO}", load, question) for question in questions], pictures
+    images = [_load(name, folder, "unreadable image", image) for name in record.images]
+    return images, [_load(name, folder, "unreadable video", video) for name in record.videos]
 
 
 def _load(name: str, folder: Path, kind: str, read: _Read) -> Any:

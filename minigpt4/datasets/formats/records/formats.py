@@ -13,8 +13,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from minigpt4.conversation.conversation import IMAGE
-from minigpt4.datasets.formats.records.record import VIDEO, RecordError, short
+from minigpt4.datasets.formats.records.record import IMAGE, VIDEO, RecordError, short
 
 _LISTS = ("messages", "conversations")
 _PAIRS = {"instruction": "output", "query": "response", "question": "answer"}

@@ -1,14 +1,17 @@
 """One training conversation, and what may be wrong with it."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from minigpt4.common.errors import UserError
-from minigpt4.conversation.conversation import IMAGE
+from minigpt4.conversation.conversation import Conversation, Part, Turn
 from minigpt4.conversation.prompter import IMAGE_PLACEHOLDER
 
+IMAGE = "<Img><ImageHere></Img>"  # a picture, as questions of records are rewritten
 VIDEO = "<video>"
-BETWEEN_TURNS = "\x1e"  # a record separator: no text of a record holds it
+_SHOWN = re.compile(f"((?:<Img>)?{IMAGE_PLACEHOLDER}(?:</Img>)?|{VIDEO})")
 
 
 class RecordError(UserError):
@@ -54,6 +57,28 @@ class Record:
                     "placeholder mismatch", f"{what} named: {given}, {marker} in its questions: {written}"
                 )
         return questions
+
+    def conversation(
+        self, questions: list[str], images: Sequence[Part], videos: Sequence[Sequence[Part]]
+    ) -> Conversation:
+        """Its turns, with pictures in their places.
+
+        Args:
+            questions: those of `placed`.
+            images: a picture for each image.
+            videos: pictures for each video.
+        """
+        left_images, left_videos = iter(images), iter(videos)
+        turns = []
+        for question, answer in zip(questions, self.answers, strict=True):
+            parts: list[Part] = []
+            for text in _SHOWN.split(question):
+                if text == VIDEO:
+                    parts += [part for picture in next(left_videos) for part in (" ", picture)][1:]
+                else:
+                    parts.append(next(left_images) if IMAGE_PLACEHOLDER in text else text)
+            turns.append(Turn(parts, answer))
+        return Conversation(turns)
 
 
 def short(value: Any) -> str:

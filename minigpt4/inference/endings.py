@@ -1,0 +1,180 @@
+"""When an answer ends, and what is said of it until then. It is decided here, token by token, and nowhere else."""
+
+from collections.abc import Callable, Sequence
+from threading import Event
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
+
+Finish = Literal["stop", "length", "interrupt", "error"]
+_CONTEXT = 8  # tokens of a begun answer that show whether the next word has a space before it
+
+
+class Ending(BaseStreamer):
+    """Follows the tokens of one answer until it ends.
+
+    It ends with a stop token, before the first stop string, with its limit of tokens, or when it is interrupted. The
+    text so far never holds a stop string, the beginning of one, or half a character.
+
+    Args:
+        limit: most tokens.
+        begun: the beginning of the answer, with which the prompt ends; the text is what goes on from there.
+        on_token: called with the number of tokens so far, at each.
+        on_text: called with the whole text so far, whenever it has grown.
+        on_end: called once it has ended.
+
+    Attributes:
+        finish: how it ended; None until then.
+        tokens: of the answer so far, with the one that ended it.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop_ids: Sequence[int],
+        stops: Sequence[str],
+        limit: int,
+        begun: Sequence[int] = (),
+        continues: bool = False,
+        on_token: Callable[[int], None] = lambda _: None,
+        on_text: Callable[[str], None] | None = None,
+        on_end: Callable[[], None] = lambda: None,
+    ):
+        self.tokenizer, self.stop_ids, self.stops, self.limit = tokenizer, stop_ids, stops, limit
+        self.on_token, self.on_text, self.on_end = on_token, on_text, on_end
+        self.finish: Finish | None = None
+        self.tokens: list[int] = []
+        self.text = ""
+        self._before, self._continues = list(begun)[-_CONTEXT:], continues
+        # a token has a byte or more; three more may be the end of a character that the first one cuts
+        self._tail = max((len(stop.encode()) for stop in stops), default=0) + 3
+
+    def put(self, value: Tensor) -> None:
+        """Takes the next token [1], or none [0] where the generation begins, perhaps anew."""
+        if not len(value):
+            self.tokens, self.text, self.finish = [], "", None
+        elif self.finish is None:
+            self.tokens += value.tolist()
+            self.on_token(len(self.tokens))
+            self._follow()
+
+    def end(self) -> None:
+        """Nothing: an answer's end shows in its tokens."""
+
+    def interrupt(self) -> None:
+        """Ends the answer after the tokens that it has."""
+        if self.finish is None:
+            self._finish("interrupt", self._decode(self.tokens))
+
+    def close(self) -> None:
+        """There are no more tokens."""
+        if self.finish is None:  # an LLM may have an end that is no token of its own
+            self._finish("stop" if len(self.tokens) < self.limit else "length", self._decode(self.tokens))
+
+    def _follow(self) -> None:
+        tokens = self.tokens
+        if tokens[-1] in self.stop_ids:
+            self._finish("stop", self._decode(tokens[:-1]))
+        elif self.stops and any(stop in self._decode(tokens[-self._tail :]) for stop in self.stops):
+            self._finish("stop", self._decode(tokens))
+        elif len(tokens) >= self.limit:
+            self._finish("length", self._decode(tokens))
+        elif self.on_text:
+            self._say(settled(self._decode(tokens), self.stops, self._continues))
+
+    def _finish(self, how: Finish, text: str) -> None:
+        self.finish = how
+        end = cut if how == "stop" else settled
+        self._say(end(text, self.stops, self._continues))
+        self.on_end()
+
+    def _say(self, text: str) -> None:
+        if text != self.text:
+            self.text = text
+            if self.on_text:
+                self.on_text(text)
+
+    def _decode(self, tokens: list[int]) -> str:
+        """The text of new tokens, with the space in front that they have behind what was begun."""
+        before, text = (
+            cast(str, self.tokenizer.decode(own, skip_special_tokens=True)) if own else ""
+            for own in (self._before, [*self._before, *tokens])
+        )
+        return text[len(before) :]
+
+
+def cut(text: str, stops: Sequence[str], continues: bool = False) -> str:
+    """Ends a text where the first stop string begins; strips space around it.
+
+    With `continues` it goes on from another text, and the space between them stays.
+    """
+    found = (text.find(stop) for stop in stops)
+    text = text[: min((at for at in found if at >= 0), default=None)].rstrip()
+    return text if continues else text.lstrip()
+
+
+def settled(text: str, stops: Sequence[str], continues: bool = False) -> str:
+    """The part of an unfinished answer that stays: no stop string nor the beginning of one, and no half character."""
+    text = cut(text, stops, continues).rstrip("\N{REPLACEMENT CHARACTER}")
+    tails = (stop[:n] for stop in stops for n in range(1, len(stop)))
+    return text.removesuffix(max((t for t in tails if text.endswith(t)), key=len, default="")).rstrip()
+
+
+class Endings(StoppingCriteria):
+    """Tells transformers which rows of a batch have ended.
+
+    With beams a prompt has several rows, which change places: its tokens are known, and followed, in the end. Until
+    then a row ends with a stop string.
+
+    Attributes:
+        interrupted: of prompts with beams, after how many tokens their answer was interrupted.
+    """
+
+    def __init__(self, endings: Sequence[Ending], interrupts: Sequence[Event], beams: int):
+        self.endings, self.interrupts, self.beams = endings, interrupts, beams
+        self.interrupted: dict[int, int] = {}
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        for number, (ending, interrupt) in enumerate(zip(self.endings, self.interrupts, strict=True)):
+            if interrupt.is_set() and self.beams == 1:
+                ending.interrupt()
+            elif interrupt.is_set():
+                self.interrupted.setdefault(number, input_ids.shape[1])
+        if self.beams == 1:
+            ended = [ending.finish is not None for ending in self.endings]
+        else:
+            ended = [n // self.beams in self.interrupted or self._stopped(n, row) for n, row in enumerate(input_ids)]
+        return torch.tensor(ended, device=input_ids.device)
+
+    def _stopped(self, number: int, row: Tensor) -> bool:
+        ending = self.endings[number // self.beams]
+        # with special tokens: one of them may be a stop string
+        tail = cast(str, ending.tokenizer.decode(row[-ending._tail :]))
+        return any(stop in tail for stop in ending.stops)
+
+    def follow(self, tokens: Tensor) -> None:
+        """Follows the tokens [B, T] that beams have chosen."""
+        for number, (ending, row) in enumerate(zip(self.endings, tokens, strict=True)):
+            at = self.interrupted.get(number)
+            for token in row[:at]:
+                ending.put(token.reshape(1))
+            if at is not None:
+                ending.interrupt()
+
+
+class Fanout(BaseStreamer):
+    """Gives each row's tokens, [1] at a time, to its own streamer; a row that has ended still gets padding."""
+
+    def __init__(self, streamers: Sequence[BaseStreamer]):
+        self.streamers = streamers
+
+    def put(self, value: Tensor) -> None:
+        for streamer, tokens in zip(self.streamers, value, strict=True):
+            streamer.put(tokens.reshape(-1))
+
+    def end(self) -> None:
+        for streamer in self.streamers:
+            streamer.end()
