@@ -3,20 +3,27 @@
 import json
 import os
 import sys
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before it is imported: no test asks the network
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minigpt4.cli import main
+from minigpt4.common.registry import registry
 from minigpt4.config.schema import Config, ModelConfig, QformerConfig, VitConfig
-from minigpt4.models.minigpt4 import MiniGPT4, MiniGPTv2
+from minigpt4.conversation.prompter import Prompter
+from minigpt4.inference.engine import Engine
+from minigpt4.models.loading import load_prompter
+from minigpt4.models.minigpt4 import MiniGPT4
 
 PARITY = Path(__file__).parent / "fixtures" / "parity"
 torch.set_num_threads(2)
@@ -96,14 +103,40 @@ def parity_config(parity_llm) -> ModelConfig:
     )
 
 
-@pytest.fixture(scope="session")
-def parity_model(parity_config) -> MiniGPT4:
-    return MiniGPT4.from_config(Config(model=parity_config)).eval()
+def parity_processor(image: Image.Image) -> Tensor:
+    """Pixels of the size that the parity models see."""
+    return torch.from_numpy(np.asarray(image.convert("RGB").resize((56, 56)))).permute(2, 0, 1) / 255
+
+
+def engine_of(config: ModelConfig) -> Engine:
+    """A model built by the product's own loading code, in an engine."""
+    model = registry.get_model_class(config.arch).from_config(Config(model=config)).eval()
+    return Engine(model, load_prompter(config), parity_processor)
 
 
 @pytest.fixture(scope="session")
-def parity_models(parity_model, parity_config, tmp_path_factory) -> dict[str, MiniGPT4]:
-    """The three flavours, by the names of their golden files."""
+def _parity_engine(parity_config) -> Engine:
+    return engine_of(parity_config)
+
+
+@pytest.fixture
+def parity_engine(_parity_engine) -> Engine:
+    """Of the Vicuna v0 flavour. A test may replace its prompter; the model is shared."""
+    return copy(_parity_engine)
+
+
+@pytest.fixture
+def parity_model(_parity_engine) -> MiniGPT4:
+    return _parity_engine.model
+
+
+@pytest.fixture
+def parity_prompter(_parity_engine) -> Prompter:
+    return _parity_engine.prompter
+
+
+@pytest.fixture(scope="session")
+def _parity_engines(_parity_engine, parity_config, tmp_path_factory) -> dict[str, Engine]:
     llama2 = replace(
         parity_config,
         has_qformer=False,
@@ -123,8 +156,10 @@ def parity_models(parity_model, parity_config, tmp_path_factory) -> dict[str, Mi
         max_txt_len=64,
         end_sym="</s>",
     )
-    return {
-        "vicuna0": parity_model,
-        "llama2": MiniGPT4.from_config(Config(model=llama2)).eval(),
-        "v2": MiniGPTv2.from_config(Config(model=v2)).eval(),
-    }
+    return {"vicuna0": _parity_engine, "llama2": engine_of(llama2), "v2": engine_of(v2)}
+
+
+@pytest.fixture
+def parity_engines(_parity_engines) -> dict[str, Engine]:
+    """The three flavours, by the names of their golden files; see `parity_engine`."""
+    return {flavour: copy(engine) for flavour, engine in _parity_engines.items()}
