@@ -178,12 +178,8 @@ class Prompter:
             draw: chooses one of the model's own prompts for a caption.
 
         Raises:
-            UserError: it can't be learnt from: an answer is empty, it is too long for the LLM, or max_txt_len cuts a
-                picture off.
+            UserError: it is too long for the LLM, or max_txt_len cuts a picture off.
         """
-        for turn in conversation.turns:
-            if not (turn.answer or "").strip():
-                raise UserError("its answer is empty")
         first, rest = self.turns(conversation, draw)
         example = first + rest[: self.max_txt_len]
         if len(example) > self.window:

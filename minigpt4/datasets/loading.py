@@ -42,6 +42,9 @@ class LayOut:
 
     Args:
         training: draws the prompts of captions; else the first is taken, so that validations are alike.
+
+    Raises:
+        UserError: an answer is empty, or the sample does not fit the model's limits.
     """
 
     prompter: Prompter
@@ -49,6 +52,8 @@ class LayOut:
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
         conversation: Conversation = sample["conversation"]
+        if not all((turn.answer or "").strip() for turn in conversation.turns):
+            raise UserError("its answer is empty")
         example = self.prompter.example(conversation, random.choice if self.training else itemgetter(0))
         pictures = torch.stack(conversation.pictures) if conversation.pictures else None
         return tensors_of(example) | {"pictures": pictures, "image_id": sample["image_id"]}

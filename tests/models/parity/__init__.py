@@ -1,14 +1,17 @@
 """Equality with the numbers recorded from the original code: what its tests share."""
 
 import re
+from collections.abc import Iterator
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigpt4.conversation.prompter import IMAGE_ROW, Example
-from minigpt4.models.minigpt_base import MiniGPTBase
-from minigpt4.models.splice import IGNORE
+from minigpt4.conversation.conversation import Conversation, Part, Turn
+from minigpt4.conversation.prompter import IGNORE, IMAGE_PLACEHOLDER, IMAGE_ROW, Example, Prompter
+from minigpt4.datasets.loading import collate, tensors_of
+from minigpt4.models.minigpt4 import MiniGPT4
 from tests.conftest import assert_recorded, golden, golden_json
 
 FLAVOURS = ["vicuna0", "llama2", "v2"]
@@ -33,26 +36,53 @@ def ids_of(example: Example) -> list[int]:
     return [i for i, _ in example]
 
 
-def samples_of(flavour: str, case: str) -> dict:
+def verbatim(prompter: Prompter, text: str, pictures: Iterator[Tensor]) -> list[Part]:
+    """A recorded text, which has the tags around its pictures already, with the next pictures in their places."""
+    return prompter.parse(text, list(islice(pictures, text.count(IMAGE_PLACEHOLDER))))
+
+
+def conversations_of(flavour: str, case: str, prompter: Prompter) -> list[Conversation]:
+    """The samples of a training case, for a prompter that puts no tags around pictures."""
     spec = golden_json(f"3_{flavour}")["cases"][case]
-    samples = {k: spec[k] for k in ("answer", "conv_q", "conv_a", "connect_sym", "length") if k in spec}
-    prompts = spec["prompts_passed_to_prompt_wrap"]
-    if "instruction_input" in spec:
-        samples["instruction_input"] = spec["instruction_input"]
-    elif isinstance(prompts, str):  # drawn for the whole batch
-        samples["instruction_input"] = [prompts] * len(spec["answer"])
-    if spec["has_image"]:
-        count = len(spec.get("answer", spec.get("conv_q")))
-        samples["image"] = pictures(flavour)[:count]
-        if "length" in spec:
-            samples["image"] = pictures(flavour)[:4].unflatten(0, (2, 2))
-    return samples
+    count = len(spec.get("answer", spec.get("conv_q")))
+    shown: list[list[Tensor]] = [[] for _ in range(count)]
+    if "length" in spec:
+        groups = pictures(flavour)[:4].unflatten(0, (2, 2))
+        shown = [list(group[:length]) for group, length in zip(groups, spec["length"], strict=True)]
+    elif spec["has_image"]:
+        shown = [[picture] for picture in pictures(flavour)[:count]]
+    if "conv_q" in spec:
+        texts = zip(spec["conv_q"], spec["conv_a"], spec["connect_sym"], shown, strict=True)
+        return [dialogue_of(prompter, q.split(sym), a.split(sym), own) for q, a, sym, own in texts]
+    prompts = spec["prompts_passed_to_prompt_wrap"]  # drawn for the whole batch, where it is one
+    asked = spec.get("instruction_input") or ([prompts] * count if isinstance(prompts, str) else [None] * count)
+    return [
+        Conversation([Turn(own, answer)], kind="caption")
+        if text is None
+        else Conversation([Turn(verbatim(prompter, text, iter(own)), answer)], kind="instruction")
+        for text, answer, own in zip(asked, spec["answer"], shown, strict=True)
+    ]
 
 
-def logits_of(model: MiniGPTBase, examples: list[Example], images: Tensor | None) -> tuple[Tensor, Tensor]:
+def dialogue_of(prompter: Prompter, questions: list[str], answers: list[str], shown: list[Tensor]) -> Conversation:
+    left = iter(shown)
+    pairs = zip(questions, answers, strict=True)
+    return Conversation([Turn(verbatim(prompter, question, left), answer) for question, answer in pairs])
+
+
+def batch_of(prompter: Prompter, conversations: list[Conversation]) -> dict:
+    """What a model is trained with."""
+    examples = [tensors_of(prompter.example(one)) for one in conversations]
+    shown = [picture for one in conversations for picture in one.pictures]
+    return collate(examples) | ({"pictures": torch.stack(shown)} if shown else {})
+
+
+def logits_of(model: MiniGPT4, batch: dict) -> tuple[Tensor, Tensor]:
     """Logits [B, T - 1, V] of all positions, and the labels [B, T - 1] that they predict."""
-    embeds, mask, labels = model._inputs(examples, images)
-    return model.llama_model(inputs_embeds=embeds, attention_mask=mask).logits[:, :-1], labels[:, 1:]
+    images = model.encode_img(batch["pictures"]) if "pictures" in batch else None
+    embeds = model.embed(batch["ids"], images)
+    logits = model.llama_model(inputs_embeds=embeds, attention_mask=batch["mask"]).logits
+    return logits[:, :-1], batch["labels"][:, 1:]
 
 
 def assert_losses(file: str, case: str, logits: Tensor, labels: Tensor, how: str = "") -> Tensor:
@@ -80,7 +110,7 @@ def assert_losses(file: str, case: str, logits: Tensor, labels: Tensor, how: str
     return loss
 
 
-def assert_gradients(model: MiniGPTBase, file: str, case: str, how: str = "") -> None:
+def assert_gradients(model: MiniGPT4, file: str, case: str, how: str = "") -> None:
     """Compares the gradients recorded of a training case, if any, in parts of the largest of each tensor."""
     start = f"{case}.grad."
     for name, recorded in golden(file).items():

@@ -1,34 +1,30 @@
 """Training: prompts, inputs, labels, losses and gradients of the recorded cases, and of the original's mistakes."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
 from minigpt4.common.errors import UserError
+from minigpt4.conversation.conversation import Conversation, Turn
+from minigpt4.conversation.prompter import IGNORE, IMAGE_PLACEHOLDER, IMAGE_ROW, read_prompts
+from minigpt4.datasets.loading import collate, tensors_of
 from minigpt4.models.llm import embedding_of
-from minigpt4.models.minigpt_base import read_prompts
-from minigpt4.models.splice import (
-    IGNORE,
-    IMAGE_PLACEHOLDER,
-    IMAGE_ROW,
-    Example,
-    pad,
-    prompt_layout,
-    splice,
-    training_batch,
-)
+from minigpt4.models.splice import pad, splice
 from tests.conftest import assert_recorded, golden, golden_json
 from tests.models.parity import (
     FLAVOURS,
     PAD_PIECE,
     assert_gradients,
     assert_losses,
+    batch_of,
+    dialogue_of,
     ids_of,
     layout_of,
     logits_of,
     pictures,
-    samples_of,
+    verbatim,
 )
 
 CASES = [
@@ -44,14 +40,14 @@ FIXED = [  # those with $$ in what is not cut off
 PLAIN = [case for case in CASES if case not in FIXED]
 
 
-def assert_inputs(flavour: str, case: str, examples: list[Example]) -> None:
+def assert_inputs(flavour: str, case: str, batch: dict) -> None:
     """Compares what the LLM receives, and the prompts and answers that the original pads each for itself before.
 
     Quirk 2: the original takes $$ for padding; an answer's loses its label, a conversation's its attention.
     """
     data = {k.removeprefix(f"{case}."): t for k, t in golden(f"3_{flavour}").items() if k.startswith(f"{case}.")}
     conversation = "conv" in case
-    ids, mask, labels = training_batch(examples, bos=1)
+    ids, mask, labels = batch["ids"], batch["mask"], batch["labels"]
     labels = labels if conversation else labels.masked_fill(labels == PAD_PIECE, IGNORE)
     layout, attention = layout_of(data["inputs_layout"]), data["attention_mask"].bool()
     lengths = data["input_lens"].long()
@@ -72,17 +68,20 @@ def assert_inputs(flavour: str, case: str, examples: list[Example]) -> None:
 
 @pytest.mark.parametrize(("flavour", "case"), CASES)
 def test_prompts_inputs_and_labels(flavour, case, prepared):
-    model, spec, samples = prepared(flavour, case)
-    assert_inputs(flavour, case, model._examples(samples))
+    engine, spec, samples = prepared(flavour, case)
+    assert_inputs(flavour, case, batch_of(engine.prompter, samples))
     if "instruction_input" in spec:
-        assert model._prompts(samples) == spec["prompts_passed_to_prompt_wrap"]
+        own = engine.prompter
+        for sample, prompt in zip(samples, spec["prompts_passed_to_prompt_wrap"], strict=True):
+            assert own.turns(sample)[0] == own.pair(own.parse(prompt, sample.pictures), "")[0]
 
 
 @pytest.mark.parametrize(("flavour", "case"), CASES)
 def test_loss_and_gradients(flavour, case, prepared):
-    model, spec, samples = prepared(flavour, case)
+    engine, spec, samples = prepared(flavour, case)
+    model = engine.model
     model.zero_grad()
-    loss = model(samples)["loss"]
+    loss = model(batch_of(engine.prompter, samples))["loss"]
     loss.backward()
     trained = ("llama_proj", "lora_")
     assert all(p.grad is None for n, p in model.named_parameters() if not any(t in n for t in trained))
@@ -96,8 +95,8 @@ def test_loss_and_gradients(flavour, case, prepared):
 @torch.inference_mode()
 @pytest.mark.parametrize(("flavour", "case"), PLAIN)
 def test_losses_of_batch_sample_and_token(flavour, case, prepared):
-    model, _, samples = prepared(flavour, case)
-    logits, labels = logits_of(model, model._examples(samples), model._encode_images(samples))
+    engine, _, samples = prepared(flavour, case)
+    logits, labels = logits_of(engine.model, batch_of(engine.prompter, samples))
     assert_losses(f"3_{flavour}", case, logits, labels)
 
 
@@ -108,9 +107,9 @@ EMBEDDED = [(f, c) for f, c in CASES if f"{c}.logits_last" in golden(f"3_{f}")]
 @pytest.mark.parametrize(("flavour", "case"), EMBEDDED)
 def test_embeddings_and_logits(flavour, case, prepared):
     """In the original's layout: its last logits are those of padding in all rows but the longest."""
-    model, _, samples = prepared(flavour, case)
-    data, file = golden(f"3_{flavour}"), f"3_{flavour}"
-    images = model._encode_images(samples)
+    engine, _, samples = prepared(flavour, case)
+    model, data, file = engine.model, golden(f"3_{flavour}"), f"3_{flavour}"
+    images = model.encode_img(batch_of(engine.prompter, samples)["pictures"])
     assert_recorded(file, "image embeddings of a batch", images, data[f"{case}.img_embeds"], 2e-5)
     embeds = splice(layout_of(data[f"{case}.inputs_layout"]), images, embedding_of(model.llama_model))
     if f"{case}.inputs_embeds" in data:
@@ -123,13 +122,14 @@ def test_embeddings_and_logits(flavour, case, prepared):
 @pytest.mark.parametrize(("flavour", "case"), FIXED)
 def test_the_originals_losses_where_it_takes_text_for_padding(flavour, case, prepared):
     """Quirk 2, both values: with its mistake ours are the recorded ones (without it others: see above)."""
-    model, _, samples = prepared(flavour, case)
-    ids, mask, labels = training_batch(model._examples(samples), bos=1)
-    if "conv_q" in samples:
+    engine, _, samples = prepared(flavour, case)
+    model, batch = engine.model, batch_of(engine.prompter, samples)
+    ids, mask, labels = batch["ids"], batch["mask"], batch["labels"]
+    if samples[0].kind == "dialogue":
         mask = mask.masked_fill(ids == PAD_PIECE, 0)
     else:
         labels = labels.masked_fill(labels == PAD_PIECE, IGNORE)
-    embeds = splice(ids, model._encode_images(samples), embedding_of(model.llama_model))
+    embeds = model.embed(ids, model.encode_img(batch["pictures"]))
     positions = torch.arange(ids.shape[1]).expand_as(ids)
     logits = model.llama_model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions).logits
     loss = assert_losses(f"3_{flavour}", case, logits[:, :-1], labels[:, 1:], " (quirk 2)")
@@ -143,32 +143,33 @@ def test_the_originals_losses_where_it_takes_text_for_padding(flavour, case, pre
 def test_the_originals_losses_where_it_cuts_a_prompt(flavour, prepared):
     """Quirk 9, both values: with prompts cut to max_context_len ours are the recorded losses, without it others."""
     case = "stage2_max_context_len_20"
-    model, spec, samples = prepared(flavour, case)
-    pairs = zip(samples["instruction_input"], samples["answer"], strict=True)
-    cut = [
-        model.prompter.prompt(prompt)[: spec["max_context_len"]] + model.prompter.answer(answer)
-        for prompt, answer in pairs
-    ]
+    engine, spec, samples = prepared(flavour, case)
+    whole = batch_of(engine.prompter, samples)
+    pairs = [engine.prompter.turns(sample) for sample in samples]
+    cut = collate([tensors_of(prompt[: 1 + spec["max_context_len"]] + answer) for prompt, answer in pairs])
     assert_inputs(flavour, case, cut)
-    logits, labels = logits_of(model, cut, model._encode_images(samples))
+    logits, labels = logits_of(engine.model, cut | {"pictures": whole["pictures"]})
     assert_losses(f"3_{flavour}", case, logits, labels, " (quirk 9)")
-    assert abs(model(samples)["loss"].item() - spec["loss"]) > 1e-4
+    assert abs(engine.model(whole)["loss"].item() - spec["loss"]) > 1e-4
 
 
 @torch.inference_mode()
 def test_the_originals_losses_where_images_are_too_few(prepared):
     """Quirk 8, both values: a placeholder without an image is nothing to the original, here it is an error."""
-    case = "two_placeholders_without_length"
-    model, _, samples = prepared("v2", case)
-    with pytest.raises(UserError, match="prompts hold 3 <ImageHere> but 2 images"):
-        model(samples)
-    examples, own = [], model.prompter
-    for prompt, answer in zip(model._prompts(samples), samples["answer"], strict=True):
+    case, spec = "two_placeholders_without_length", golden_json("3_v2")["cases"]["two_placeholders_without_length"]
+    with pytest.raises(UserError, match="the prompt holds 2 <ImageHere> but 1 images"):
+        prepared("v2", case)
+    engine, *_ = prepared("v2", "instr_chat_template")
+    own = replace(engine.prompter, **{name: spec[name] for name in ("max_txt_len", "end_sym")})
+    examples, left = [], iter(pictures("v2"))
+    for prompt, answer in zip(spec["prompts_passed_to_prompt_wrap"], spec["answer"], strict=True):
         first, *others = prompt.split(IMAGE_PLACEHOLDER, maxsplit=2)
-        texts = [f"{first}{IMAGE_PLACEHOLDER}{others[0]}", *others[1:]]  # each encoded by itself
-        examples.append([pair for text in texts for pair in own.prompt(text)] + own.answer(answer))
-    assert_inputs("v2", case, examples)
-    logits, labels = logits_of(model, examples, model._encode_images(samples))
+        shown, learned = own.pair(verbatim(own, f"{first}{IMAGE_PLACEHOLDER}{others[0]}", left), answer)
+        texts = [pair for text in others[1:] for pair in own.prompt([text])]  # each encoded by itself
+        examples.append(tensors_of(shown + texts + learned))
+    batch = collate(examples)
+    assert_inputs("v2", case, batch)
+    logits, labels = logits_of(engine.model, batch | {"pictures": pictures("v2")[: len(examples)]})
     assert_losses("3_v2", case, logits, labels, " (quirk 8)")
 
 
@@ -176,53 +177,45 @@ LISTED = [f for f in FLAVOURS if "prompt_list" in golden_json(f"3_{f}")]
 
 
 @pytest.mark.parametrize("flavour", LISTED)
-def test_the_prompt_list_and_what_is_drawn_from_it(flavour, parity_models, tmp_path, monkeypatch):
+def test_the_prompt_list_and_what_is_drawn_from_it(flavour, parity_engines, tmp_path):
     spec, file = golden_json(f"3_{flavour}"), tmp_path / "prompts.txt"
     file.write_text("\n".join(spec["prompt_file_lines"]))
-    model = parity_models[flavour]
-    monkeypatch.setattr(model, "prompt_list", read_prompts(str(file), spec["prompt_template"]))
-    assert model.prompt_list == spec["prompt_list"]
-    monkeypatch.setattr(model, "training", True)
+    own = replace(parity_engines[flavour].prompter, prompts=read_prompts(str(file), spec["prompt_template"]))
+    assert own.prompts == spec["prompt_list"]
     drawn = [c for c in spec["cases"].values() if isinstance(c["prompts_passed_to_prompt_wrap"], str)]
     assert len(drawn) == 6
     for case in drawn:
         random.seed(case["python_random_seed"])
-        assert model._draw_prompt() == case["prompts_passed_to_prompt_wrap"]
-
-
-def test_a_samples_instruction_beats_the_prompt_list(parity_model, monkeypatch):
-    listed, own = "###Human: <Img><ImageHere></Img> Describe. ###Assistant: ", "<Img><ImageHere></Img> [vqa] What? "
-    monkeypatch.setattr(parity_model, "prompt_list", [listed])
-    assert parity_model._prompts({"answer": ["a", "b"], "instruction_input": [own, None]}) == [own, listed]
+        prompt = own.parse(case["prompts_passed_to_prompt_wrap"], [None])
+        asked, _ = own.turns(Conversation([Turn([None], "a dog")], kind="caption"), random.choice)
+        assert asked == own.pair(prompt, "")[0]
 
 
 WRAPPED = [(f, tag) for f in FLAVOURS for tag in golden_json(f"3_{f}")["prompt_wrap"]]
 
 
 @pytest.mark.parametrize(("flavour", "tag"), WRAPPED)
-def test_prompts_around_images(flavour, tag, parity_models, monkeypatch):
-    model, spec = parity_models[flavour], golden_json(f"3_{flavour}")["prompt_wrap"][tag]
+def test_prompts_around_images(flavour, tag, parity_engines):
+    own, spec = parity_engines[flavour].prompter, golden_json(f"3_{flavour}")["prompt_wrap"][tag]
     recorded, attention = (golden(f"3_{flavour}")[f"prompt_wrap.{tag}.{part}"] for part in ("layout", "atts"))
-    prompts = spec.get("prompts")
-    if prompts is None:  # nor a list to draw from
-        monkeypatch.setattr(model, "prompt_list", [])
-        prompts = model._prompts({"answer": [""] * len(recorded)})
+    prompts = spec.get("prompts", IMAGE_PLACEHOLDER)  # none given, nor a list to draw from: the picture alone
     prompts = [prompts] * len(recorded) if isinstance(prompts, str) else prompts
     assert len(prompts) == len(recorded)
     for prompt, row, shown in zip(prompts, recorded, attention.bool(), strict=True):
-        layout = prompt_layout(prompt, model.encode_text, model.rows_per_image)
+        layout = own.layout(own.parse(prompt, [None] * prompt.count(IMAGE_PLACEHOLDER)))[1:]  # without the BOS
         cut = layout[: spec.get("max_context_len")]  # quirk 9, both values: nothing cuts ours
         assert cut == layout_of(row[shown]).tolist()
         assert ("max_context_len" in spec) == (cut != layout)
 
 
 @torch.inference_mode()
-def test_embeddings_of_prompts_around_images(parity_model):
+def test_embeddings_of_prompts_around_images(parity_engine):
     prompts = golden_json("3_vicuna0")["prompt_wrap"]["list"]["prompts"]
-    data, images = golden("3_vicuna0"), parity_model.encode_img(pictures("vicuna0")[: len(prompts)])
-    ids, mask = pad([prompt_layout(p, parity_model.encode_text, parity_model.rows_per_image) for p in prompts], 0)
+    model, own = parity_engine.model, parity_engine.prompter
+    data, images = golden("3_vicuna0"), model.encode_img(pictures("vicuna0")[: len(prompts)])
+    ids, mask = pad([own.layout(parts)[1:] for parts in own.parse_all(prompts, images)], 0)
     assert torch.equal(mask, data["prompt_wrap.list.atts"].long())
-    embeds, kept = splice(ids, images, embedding_of(parity_model.llama_model)), mask.bool()
+    embeds, kept = splice(ids, images, embedding_of(model.llama_model)), mask.bool()
     recorded = data["prompt_wrap.list.embeds"]
     assert_recorded("3_vicuna0", "embeddings of prompts", embeds[kept], recorded[kept], 2e-5)
 
@@ -241,32 +234,37 @@ ERRORS = [(f, name) for f in FLAVOURS for name in golden_json(f"3_{f}")["errors"
 def test_an_empty_text_beside_an_image(raising, prompt, place, prepared):
     """Quirk 3: it raises in the original, here it is legal."""
     assert ("v2", raising) in ERRORS
-    model, _, samples = prepared("v2", "instr_chat_template")
-    assert ids_of(model.prompter.prompt(prompt))[place] == IMAGE_ROW
-    assert model(samples | {"instruction_input": [prompt] * 3})["loss"].isfinite()
+    engine, _, samples = prepared("v2", "instr_chat_template")
+    own = replace(engine.prompter, chat_template=False)
+    assert ids_of(own.prompt(own.parse(prompt, [None])))[place] == IMAGE_ROW
+    for sample in samples:
+        sample.turns[0].question = own.parse(prompt, sample.pictures)
+    assert engine.model(batch_of(own, samples))["loss"].isfinite()
 
 
 def test_an_image_that_no_prompt_shows(prepared):
     """Quirk 8: an obscure error in the original, here one with both counts."""
     assert ("v2", "image given, no <ImageHere> in the prompt") in ERRORS
-    model, _, samples = prepared("v2", "instr_chat_template")
-    with pytest.raises(UserError, match="prompts hold 0 <ImageHere> but 3 images"):
-        model(samples | {"instruction_input": ["[INST] what? [/INST]"] * 3})
+    engine, *_ = prepared("v2", "instr_chat_template")
+    with pytest.raises(UserError, match="the prompt holds 0 <ImageHere> but 1 images"):
+        engine.prompter.parse("[INST] what? [/INST]", [pictures("v2")[0]])
 
 
-def test_no_instruction_under_a_chat_template(prepared, monkeypatch):
+def test_no_instruction_under_a_chat_template(prepared):
     """It raises in the original; here the image alone is the prompt, as in stage 1."""
     assert ("v2", "chat_template with no instruction at all") in ERRORS
-    model, _, samples = prepared("v2", "instr_chat_template")
-    del samples["instruction_input"]
-    monkeypatch.setattr(model, "chat_template", True)
-    answer = ids_of(model.prompter.answer(samples["answer"][0]))
-    assert ids_of(model._examples(samples)[0]) == [IMAGE_ROW] * model.rows_per_image + answer
+    engine, _, (sample, *_) = prepared("v2", "instr_chat_template")
+    own, (answer,) = engine.prompter, [turn.answer for turn in sample.turns]
+    assert own.chat_template
+    caption = own.example(Conversation([Turn(sample.pictures, answer)], kind="caption"))
+    assert ids_of(caption) == [1, *[IMAGE_ROW] * own.rows, *ids_of(own.answer(answer))]
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize(("flavour", "raising"), [error for error in ERRORS if error[1].startswith("conversation")])
-def test_conversations_train_models_that_the_originals_cannot(flavour, raising, parity_models):
+def test_conversations_train_models_that_the_originals_cannot(flavour, raising, parity_engines):
     """Quirk 7: the original's MiniGPT-4 class has no prompt template."""
-    conversations = samples_of("v2", "conv") | {"image": pictures(flavour)[:3]}
-    assert parity_models[flavour](conversations)["loss"].isfinite()
+    engine, spec = parity_engines[flavour], golden_json("3_v2")["cases"]["conv"]
+    texts = zip(spec["conv_q"], spec["conv_a"], spec["connect_sym"], pictures(flavour)[:3], strict=True)
+    samples = [dialogue_of(engine.prompter, q.split(sym), a.split(sym), [own]) for q, a, sym, own in texts]
+    assert engine.model(batch_of(engine.prompter, samples))["loss"].isfinite()
