@@ -7,13 +7,12 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteria
-from transformers.generation.streamers import BaseStreamer
 
 Finish = Literal["stop", "length", "interrupt", "error"]
 _CONTEXT = 8  # tokens of a begun answer that show whether the next word has a space before it
 
 
-class Ending(BaseStreamer):
+class Ending:
     """Follows the tokens of one answer until it ends.
 
     It ends with a stop token, before the first stop string, with its limit of tokens, or when it is interrupted. The
@@ -50,19 +49,14 @@ class Ending(BaseStreamer):
         self.text = ""
         self._before, self._continues = list(begun)[-_CONTEXT:], continues
         # a token has a byte or more; three more may be the end of a character that the first one cuts
-        self._tail = max((len(stop.encode()) for stop in stops), default=0) + 3
+        self.tail = max((len(stop.encode()) for stop in stops), default=0) + 3
 
-    def put(self, value: Tensor) -> None:
-        """Takes the next token [1], or none [0] where the generation begins, perhaps anew."""
-        if not len(value):
-            self.tokens, self.text, self.finish = [], "", None
-        elif self.finish is None:
-            self.tokens += value.tolist()
+    def put(self, token: int) -> None:
+        """Takes the next token; after its end, none."""
+        if self.finish is None:
+            self.tokens.append(token)
             self.on_token(len(self.tokens))
             self._follow()
-
-    def end(self) -> None:
-        """Nothing: an answer's end shows in its tokens."""
 
     def interrupt(self) -> None:
         """Ends the answer after the tokens that it has."""
@@ -78,7 +72,7 @@ class Ending(BaseStreamer):
         tokens = self.tokens
         if tokens[-1] in self.stop_ids:
             self._finish("stop", self._decode(tokens[:-1]))
-        elif self.stops and any(stop in self._decode(tokens[-self._tail :]) for stop in self.stops):
+        elif self.stops and any(stop in self._decode(tokens[-self.tail :]) for stop in self.stops):
             self._finish("stop", self._decode(tokens))
         elif len(tokens) >= self.limit:
             self._finish("length", self._decode(tokens))
@@ -124,57 +118,41 @@ def settled(text: str, stops: Sequence[str], continues: bool = False) -> str:
 
 
 class Endings(StoppingCriteria):
-    """Tells transformers which rows of a batch have ended.
+    """Follows the tokens of a batch's answers, and tells transformers which rows have ended.
 
-    With beams a prompt has several rows, which change places: its tokens are known, and followed, in the end. Until
+    With beams an answer has several rows, which change places: its tokens are known, and followed, in the end. Until
     then a row ends with a stop string.
-
-    Attributes:
-        interrupted: of prompts with beams, after how many tokens their answer was interrupted.
     """
 
-    def __init__(self, endings: Sequence[Ending], interrupts: Sequence[Event], beams: int):
+    def __init__(self, endings: Sequence[Ending], interrupts: Sequence[Event], beams: bool):
         self.endings, self.interrupts, self.beams = endings, interrupts, beams
-        self.interrupted: dict[int, int] = {}
+        self._interrupted: dict[int, int] = {}  # answers with beams, after how many tokens
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        if not self.beams:
+            for ending, token in zip(self.endings, input_ids[:, -1].tolist(), strict=True):
+                ending.put(token)
         for number, (ending, interrupt) in enumerate(zip(self.endings, self.interrupts, strict=True)):
-            if interrupt.is_set() and self.beams == 1:
-                ending.interrupt()
+            if interrupt.is_set() and self.beams:
+                self._interrupted.setdefault(number, input_ids.shape[1])
             elif interrupt.is_set():
-                self.interrupted.setdefault(number, input_ids.shape[1])
-        if self.beams == 1:
-            ended = [ending.finish is not None for ending in self.endings]
-        else:
-            ended = [n // self.beams in self.interrupted or self._stopped(n, row) for n, row in enumerate(input_ids)]
+                ending.interrupt()
+        ended = [ending.finish is not None for ending in self.endings]
+        if self.beams:
+            answers = [row * len(ended) // len(input_ids) for row in range(len(input_ids))]
+            ended = [n in self._interrupted or self._stopped(n, row) for n, row in zip(answers, input_ids, strict=True)]
         return torch.tensor(ended, device=input_ids.device)
 
-    def _stopped(self, number: int, row: Tensor) -> bool:
-        ending = self.endings[number // self.beams]
-        # with special tokens: one of them may be a stop string
-        tail = cast(str, ending.tokenizer.decode(row[-ending._tail :]))
-        return any(stop in tail for stop in ending.stops)
-
     def follow(self, tokens: Tensor) -> None:
-        """Follows the tokens [B, T] that beams have chosen."""
-        for number, (ending, row) in enumerate(zip(self.endings, tokens, strict=True)):
-            at = self.interrupted.get(number)
-            for token in row[:at]:
-                ending.put(token.reshape(1))
-            if at is not None:
+        """Follows the tokens [B, T] that beams have chosen in the end."""
+        for number, (ending, row) in enumerate(zip(self.endings, tokens.tolist(), strict=True)):
+            for token in row[: self._interrupted.get(number)]:
+                ending.put(token)
+            if number in self._interrupted:
                 ending.interrupt()
 
-
-class Fanout(BaseStreamer):
-    """Gives each row's tokens, [1] at a time, to its own streamer; a row that has ended still gets padding."""
-
-    def __init__(self, streamers: Sequence[BaseStreamer]):
-        self.streamers = streamers
-
-    def put(self, value: Tensor) -> None:
-        for streamer, tokens in zip(self.streamers, value, strict=True):
-            streamer.put(tokens.reshape(-1))
-
-    def end(self) -> None:
-        for streamer in self.streamers:
-            streamer.end()
+    def _stopped(self, number: int, row: Tensor) -> bool:
+        ending = self.endings[number]
+        # with special tokens: one of them may be a stop string
+        tail = cast(str, ending.tokenizer.decode(row[-ending.tail :]))
+        return any(stop in tail for stop in ending.stops)

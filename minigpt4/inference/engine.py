@@ -19,7 +19,7 @@ from minigpt4.conversation.conversation import Conversation, Part
 from minigpt4.conversation.prompter import Prompter
 from minigpt4.inference.compiled import CompiledDecoding
 from minigpt4.inference.decoding import Decoding, draw_seeds
-from minigpt4.inference.endings import Ending, Endings, Fanout, Finish
+from minigpt4.inference.endings import Ending, Endings, Finish
 from minigpt4.inference.growing_cache import new_cache
 from minigpt4.inference.kept_cache import KeptCache, shared_prefix, turns_with_length
 from minigpt4.inference.pictures import Picture
@@ -266,7 +266,7 @@ class Engine:
         for row in rows:
             row.ending = self._ending(row)
         endings = [cast(Ending, row.ending) for row in rows]
-        ends = Endings(endings, [row.request.interrupt for row in rows], decoding.num_beams)
+        ends = Endings(endings, [row.request.interrupt for row in rows], beams)
         seeds = [row.seed for row in rows]
         options: dict[str, Any] = {
             "inputs_embeds": embeds,
@@ -274,7 +274,6 @@ class Engine:
             "generation_config": self._config(decoding, rows[0].room),
             "logits_processor": decoding.processors(seeds),
             "stopping_criteria": StoppingCriteriaList([ends]),
-            "streamer": None if beams else Fanout(endings),
         }
         held = nullcontext(fresh) if kept is None else kept.reading(llm, embeds[0])
         with decoding.seeded(seeds), held as cache:
@@ -288,7 +287,7 @@ class Engine:
             if kept is not None:
                 kept.note(torch.cat([embeds[0], embedding(tokens[0])]))
         if beams:
-            ends.follow(tokens.cpu())
+            ends.follow(tokens)
         for ending in endings:
             ending.close()
 

@@ -36,13 +36,13 @@ def rank(
     losses = torch.full((len(prompts), most), float("inf"))
     for candidate in range(most):
         rows = [i for i, own in enumerate(answers) if candidate < len(own)]
-        losses[rows, candidate] = _losses(
+        losses[rows, candidate] = losses_of(
             engine, [prompts[i] for i in rows], [answers[i][candidate] for i in rows], length_norm
         )
     return [losses[i].argsort()[: len(own)].tolist() for i, own in enumerate(answers)]
 
 
-def _losses(
+def losses_of(
     engine: Engine, prompts: Sequence[Sequence[Part]], answers: Sequence[str], length_norm: LengthNorm
 ) -> Tensor:
     """Negative log-likelihood of each prompt's answer, [B]."""

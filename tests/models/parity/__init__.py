@@ -64,6 +64,18 @@ def conversations_of(flavour: str, case: str, prompter: Prompter) -> list[Conver
     ]
 
 
+def turns_of(messages: list[list[str | None]]) -> list[Turn]:
+    """Recorded messages of two roles; a user's that follows another user's begins a turn of its own."""
+    turns: list[Turn] = []
+    for role, text in messages:
+        if role == messages[0][0]:
+            first, *texts = str(text).split("<Img><ImageHere></Img>")
+            turns.append(Turn([first, *(part for later in texts for part in (None, later))]))
+        else:
+            turns[-1].answer = text
+    return turns
+
+
 def dialogue_of(prompter: Prompter, questions: list[str], answers: list[str], shown: list[Tensor]) -> Conversation:
     left = iter(shown)
     pairs = zip(questions, answers, strict=True)

@@ -1,15 +1,18 @@
 """The first version, of May 2023: its training cases and its chat, with the same weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
 
-from minigpt4.conversation.conversation import get_template
+from minigpt4.conversation.conversation import Conversation, Turn
+from minigpt4.conversation.prompter import IGNORE
+from minigpt4.conversation.templates import get_template
 from minigpt4.inference.chat import Chat
-from minigpt4.inference.generation import settled
-from minigpt4.models.splice import IGNORE, training_batch
+from minigpt4.inference.endings import settled
 from tests.conftest import golden, golden_json
-from tests.models.parity import assert_gradients, assert_losses, layout_of, logits_of, pictures
+from tests.models.parity import assert_gradients, assert_losses, batch_of, layout_of, logits_of, pictures
 
 FILE = "7_v1"
 SPEC = golden_json(FILE)
@@ -18,23 +21,18 @@ EOS_UNLEARNED = "stage2_end_sym_eos"
 
 
 @pytest.fixture
-def batch_of(parity_model, monkeypatch):
-    """Sets the model up as for a case; returns the batch."""
-
-    def set_up(case: str) -> dict:
-        spec = SPEC["cases"][case]
-        for name in ("max_txt_len", "end_sym"):
-            monkeypatch.setattr(parity_model, name, spec[name])
-        monkeypatch.setattr(parity_model, "prompt_list", [spec["prompt"]] if "prompt" in spec else [])
-        answers = spec["text_input"]
-        return {"image": pictures("vicuna0")[: len(answers)], "answer": answers}
-
-    return set_up
+def batch(case, parity_prompter) -> dict:
+    """The batch of a case, laid out with its settings."""
+    spec = SPEC["cases"][case]
+    settings = {name: spec[name] for name in ("max_txt_len", "end_sym")}
+    own = replace(parity_prompter, prompts=[spec["prompt"]] if "prompt" in spec else [], **settings)
+    pairs = zip(pictures("vicuna0"), spec["text_input"], strict=False)
+    return batch_of(own, [Conversation([Turn([picture], answer)], kind="caption") for picture, answer in pairs])
 
 
 @pytest.mark.parametrize("case", SPEC["cases"])
-def test_inputs_and_labels(case, parity_model, batch_of):
-    ids, mask, labels = training_batch(parity_model._examples(batch_of(case)), bos=1)
+def test_inputs_and_labels(case, batch):
+    ids, mask, labels = batch["ids"], batch["mask"], batch["labels"]
     data = golden(FILE)
     assert torch.equal(mask, data[f"{case}.attention_mask"].long())
     kept = mask.bool()
@@ -48,12 +46,11 @@ def test_inputs_and_labels(case, parity_model, batch_of):
 
 
 @pytest.mark.parametrize("case", SPEC["cases"])
-def test_losses_and_gradients(case, parity_model, batch_of):
-    samples = batch_of(case)
-    logits, labels = logits_of(parity_model, parity_model._examples(samples), parity_model._encode_images(samples))
+def test_losses_and_gradients(case, parity_model, batch):
+    logits, labels = logits_of(parity_model, batch)
     as_original = labels.masked_fill(labels == EOS, IGNORE) if case == EOS_UNLEARNED else labels
     loss = assert_losses(FILE, case, logits, as_original)
-    ours = parity_model(samples)["loss"].item()
+    ours = parity_model(batch)["loss"].item()
     assert (ours == pytest.approx(loss.item(), abs=2e-5)) is (case != EOS_UNLEARNED)
     parity_model.zero_grad()
     loss.backward()
@@ -71,11 +68,13 @@ def test_what_the_two_versions_learn_differs_by_quirk_2():
             assert (learned == spec["n_label_tokens_final"]) is (spec["loss"] == final["loss"]) is (case == "stage1")
 
 
-def test_the_chat(parity_model, generations, monkeypatch):
+def test_the_chat(parity_engine, generations):
     """Both values: the first version leaves </s> in an answer, and so in the next prompt; here it is cut off."""
-    monkeypatch.setattr(parity_model, "template", get_template("vicuna_v0_2023_05", parity_model.llama_tokenizer))
+    own = parity_engine.prompter
+    parity_engine.prompter = replace(own, template=get_template("vicuna_v0_2023_05", own.tokenizer))
+    parity_engine.processor = lambda _: pictures("vicuna0")[0]
     for leaves_end in (True, False):
-        chat = Chat(parity_model, lambda _: pictures("vicuna0")[0])
+        chat = Chat(parity_engine)
         chat.upload_img(Image.new("RGB", (4, 4)))
         for i, turn in enumerate(SPEC["chat"]):
             options = {k: v for k, v in turn["kwargs"].items() if k != "min_length"}  # 1, which is the BOS
@@ -84,7 +83,7 @@ def test_the_chat(parity_model, generations, monkeypatch):
             same = leaves_end or i == 0
             assert read is same
             assert (generations[-1].tokens == [turn["returned_tokens"]]) is same
-            whole = settled(parity_model, turn["answer"].removesuffix("</s>"))  # one ends with half a character
+            whole = settled(turn["answer"].removesuffix("</s>"), own.template.stop)  # one ends with half a character
             assert (answer == whole) is same
             if leaves_end:
                 chat.turns[-1].answer = turn["answer"]

@@ -9,14 +9,11 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from minigpt4.config.schema import Config
-from minigpt4.conversation.prompter import prompt_layout
 from minigpt4.inference import decoding
-from minigpt4.models import minigpt_base
-from minigpt4.models.llm import embedding_of
-from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.splice import splice
-from tests.conftest import assert_recorded, golden, golden_json
+from minigpt4.inference.decoding import Decoding
+from minigpt4.inference.engine import Engine
+from minigpt4.models.llm import stop_ids
+from tests.conftest import assert_recorded, engine_of, golden, golden_json
 from tests.models.parity import FLAVOURS, layout_of, pictures
 
 BOS, EOS = 1, 2
@@ -52,12 +49,12 @@ def shown(tokens: list[list[int]], answers: list[str]) -> list[str]:
 
 
 @pytest.fixture
-def generate(parity_models, generations):
+def generate(parity_engines, generations):
     """Generates the answers of a recorded run; returns each row's tokens and the answers."""
 
-    def generate_run(flavour: str, run: str, model: MiniGPT4 | None = None) -> tuple[list[list[int]], list[str]]:
+    def generate_run(flavour: str, run: str, engine: Engine | None = None) -> tuple[list[list[int]], list[str]]:
         prompts, options, _ = run_of(flavour, run)
-        answers = (model or parity_models[flavour]).generate(pictures(flavour)[: len(prompts)], prompts, **options)
+        answers = (engine or parity_engines[flavour]).generate(pictures(flavour)[: len(prompts)], prompts, **options)
         recorded = golden(f"3_{flavour}")[f"generate.{run}.attention_mask"].long()
         assert torch.equal(generations[-1].attention.sum(1), recorded.sum(1))  # the padding may lie elsewhere
         return [until_end(row) for row in generations[-1].tokens], answers
@@ -95,29 +92,29 @@ def test_repetition_penalty_with_the_originals_bos(flavour, run, generate, monke
     assert generate(flavour, run) == (recorded, shown(recorded, answers))
 
 
-def log_likelihood(model, flavour: str, row: int, prompt: str, answer: list[int]) -> float:
-    layout = [BOS, *prompt_layout(prompt, model.encode_text, model.rows_per_image), *answer]
-    images = model.encode_img(pictures(flavour)[row : row + 1])
-    embeds = splice(torch.tensor([layout]), images, embedding_of(model.llama_model))
+def log_likelihood(engine: Engine, flavour: str, row: int, prompt: str, answer: list[int]) -> float:
+    own, model = engine.prompter, engine.model
+    layout = [*own.layout(own.parse(prompt, [None])), *answer]
+    embeds = model.embed(torch.tensor([layout]), model.encode_img(pictures(flavour)[row : row + 1]))
     logprobs = model.llama_model(inputs_embeds=embeds).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
     return logprobs[range(len(answer)), answer].sum().item()
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize(("flavour", "run"), BEAMS)
-def test_beams(flavour, run, parity_models, generate):
+def test_beams(flavour, run, parity_engines, generate):
     """Both values: the original's length of an unfinished answer counts the BOS, today's does not.
 
     Where the found answers differ, each is the better one under its own count.
     """
-    model, (prompts, options, recorded) = parity_models[flavour], run_of(flavour, run)
+    engine, (prompts, options, recorded) = parity_engines[flavour], run_of(flavour, run)
     scores = golden_json(f"3_{flavour}")["generate"]["runs"][run]["sequences_scores_top2"]
     found, _ = generate(flavour, run)
     penalty = options.get("length_penalty", 1.0)
 
     def score(row: int, answer: list[int], bos: int) -> float:
         length = len(answer) + (bos if answer[-1] != EOS else 0)
-        return log_likelihood(model, flavour, row, prompts[row], answer) / length**penalty
+        return log_likelihood(engine, flavour, row, prompts[row], answer) / length**penalty
 
     for row, (ours, theirs) in enumerate(zip(found, recorded, strict=True)):
         expected = torch.tensor(scores[row][0])
@@ -131,38 +128,39 @@ def test_beams(flavour, run, parity_models, generate):
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_stop_words_of_ones_own(flavour, parity_models, generations, monkeypatch):
+def test_stop_words_of_ones_own(flavour, parity_engines, generations):
     """Quirk 14, both values: the original keeps the stop word, and stops once all rows have one; here each row for
     itself.
     """
-    model, spec = parity_models[flavour], golden_json(f"3_{flavour}")["chat"]["custom_stop_words"]
+    engine, spec = parity_engines[flavour], golden_json(f"3_{flavour}")["chat"]["custom_stop_words"]
     prompts = golden_json(f"3_{flavour}")["generate"]["prompts"]
     assert spec["question"] in prompts[0]
     options = {"max_new_tokens": spec["kwargs"]["max_new_tokens"], "min_new_tokens": spec["kwargs"]["min_length"] - 1}
-    plain = model.generate(pictures(flavour)[:3], prompts, **options)
+    plain = engine.generate(pictures(flavour)[:3], prompts, **options)
     recorded, shorter = spec["ids_without_stop_words"][1:], spec["ids"][1:]
     assert generations[0].tokens[0] == recorded
     assert plain[0] == spec["answer_without_stop_words"]
 
-    stop = model.llama_tokenizer.decode(spec["stops"][1])
-    monkeypatch.setattr(model, "template", replace(model.template, stop=(*model.template.stop, stop)))
-    alone = model.generate(pictures(flavour)[:1], prompts[:1], **options)
+    own = engine.prompter
+    stop = own.tokenizer.decode(spec["stops"][1])
+    engine.prompter = replace(own, template=replace(own.template, stop=(*own.template.stop, stop)))
+    alone = engine.generate(pictures(flavour)[:1], prompts[:1], **options)
     assert generations[1].tokens[0] == shorter == recorded[: len(shorter)]
     assert alone == [spec["answer"].removesuffix(stop).strip()] != [spec["answer"]]
-    assert model.generate(pictures(flavour)[:3], prompts, **options) == alone + plain[1:]
+    assert engine.generate(pictures(flavour)[:3], prompts, **options) == alone + plain[1:]
     assert until_end(generations[2].tokens[0])[: len(shorter)] == shorter
 
 
 @pytest.fixture(scope="module")
-def vicuna_v0(parity_config, parity_llm, tmp_path_factory) -> MiniGPT4:
-    """A model whose LLM's config.json names Vicuna v0's ids."""
+def vicuna_v0(parity_config, parity_llm, tmp_path_factory) -> Engine:
+    """With a model whose LLM's config.json names Vicuna v0's ids."""
     folder = tmp_path_factory.mktemp("vicuna_v0") / "llm"
     shutil.copytree(parity_llm, folder)
     (folder / "generation_config.json").unlink()  # else it, not config.json, says the ids
     config = json.loads((folder / "config.json").read_text())
     config |= golden_json("3_vicuna0")["generate_vicuna_v0_ids"]["config"]
     (folder / "config.json").write_text(json.dumps(config))
-    return MiniGPT4.from_config(Config(model=replace(parity_config, llama_model=str(folder)))).eval()
+    return engine_of(replace(parity_config, llama_model=str(folder)))
 
 
 def test_vicuna_v0s_ids(vicuna_v0, generations, monkeypatch):
@@ -175,7 +173,7 @@ def test_vicuna_v0s_ids(vicuna_v0, generations, monkeypatch):
     assert generations[0].tokens[0] == [*recorded[:-1], EOS]
     assert answer == spec["answers"]
 
-    head = vicuna_v0.llama_model.lm_head.weight
+    head = vicuna_v0.model.llama_model.lm_head.weight
     swapped = head.data.clone()
     swapped[[BOS, EOS]] = swapped[[EOS, BOS]]
     monkeypatch.setattr(head, "data", swapped)
@@ -193,13 +191,13 @@ def test_a_batch_under_vicuna_v0s_ids(vicuna_v0, generate):
 
 
 def test_vicuna_v0s_ids_are_told(parity_llm, vicuna_v0, caplog):
-    minigpt_base.stop_ids(vicuna_v0.llama_model, vicuna_v0.llama_tokenizer)
+    stop_ids(vicuna_v0.model.llama_model, vicuna_v0.prompter.tokenizer)
     assert "the LLM's config says eos 1, its tokenizer 2: the tokenizer's is used" in caplog.text
 
 
 def test_default_options_are_the_originals():
     recorded = golden_json("3_vicuna0")["generate"]["runs"]["greedy"]["generate_kwargs"]
-    ours = {name: p.default for name, p in inspect.signature(MiniGPT4.generate).parameters.items()}
+    ours = {name: p.default for name, p in inspect.signature(Decoding).parameters.items()}
     assert ours["min_new_tokens"] == recorded["min_length"] - 1  # the BOS counts
     same = ("num_beams", "length_penalty", "temperature", "do_sample", "top_p", "repetition_penalty")
     assert {name: ours[name] for name in same} == {name: recorded[name] for name in same}

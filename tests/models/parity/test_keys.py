@@ -22,9 +22,9 @@ ALL_KEYS += [("vicuna0", golden_json("7_v1")["all_state_dict_keys"])]
 
 
 @pytest.mark.parametrize(("flavour", "recorded"), ALL_KEYS, ids=[*FLAVOURS, "first version"])
-def test_all_keys(flavour, recorded, parity_models):
+def test_all_keys(flavour, recorded, parity_engines):
     """peft wraps lm_head in the original, and the adapted layers today."""
-    state = parity_models[flavour].state_dict()
+    state = parity_engines[flavour].model.state_dict()
     towers = {k.removeprefix("Qformer."): v for k, v in state.items() if k.startswith("Qformer.")}
     rest = {k: v for k, v in state.items() if not k.startswith("Qformer.")}
     ours = {re.sub(r"\.(base_layer|default)\.", ".", k): list(v.shape) for k, v in rest.items()}
@@ -34,9 +34,9 @@ def test_all_keys(flavour, recorded, parity_models):
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_trainable_and_saved_keys(flavour, parity_models, tmp_path):
+def test_trainable_and_saved_keys(flavour, parity_engines, tmp_path):
     """Quirk 20, both values: the original saves buffers too; its files are read, ours hold what is trained."""
-    model, recorded = parity_models[flavour], SPEC[flavour]
+    model, recorded = parity_engines[flavour].model, SPEC[flavour]
     trainable = [n.replace(".default.", ".") for n, p in model.named_parameters() if p.requires_grad]
     assert set(trainable) == set(recorded["trainable"])
     save_weights({n: p for n, p in model.named_parameters() if p.requires_grad}, tmp_path)

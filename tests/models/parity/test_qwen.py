@@ -1,14 +1,15 @@
 """ChatML: batches and contexts equal those of MiniGPT4Qwen."""
 
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from minigpt4.config.loading import load_config
-from minigpt4.conversation.conversation import Turn, get_template
-from minigpt4.conversation.prompter import IMAGE_ROW
-from minigpt4.models.splice import training_batch
+from minigpt4.conversation.conversation import Conversation, Turn
+from minigpt4.conversation.prompter import IGNORE, IMAGE_PLACEHOLDER, IMAGE_ROW, Prompter
 from tests.conftest import golden_json
 
 ROOT = Path(__file__).parents[3]
@@ -34,35 +35,26 @@ class ExtraTokenizer(ByteTokenizer):
     special = ByteTokenizer.special | {TYPED_EXTRA: EXTRA}
 
 
-@pytest.fixture
-def batch(parity_model, monkeypatch):
-    """Builds the batch of one recorded conversation: ids and labels."""
-    config = load_config(ROOT / "minigpt4" / "configs" / "models" / "mini_gpt4" / "pretrain_qwen.yaml").model
-    settings = {
-        "template": get_template("chatml", ByteTokenizer()),
-        "prompt_template": config.prompt_template,
-        "turn_template": config.turn_template,
-        "end_sym": config.end_sym,
-        "max_txt_len": SPEC["max_len"],
-    }
-    for name, value in settings.items():
-        monkeypatch.setattr(parity_model, name, value)
-    monkeypatch.setattr(type(parity_model), "rows_per_image", SPEC["image_len"])
+def prompter_of(tokenizer: ByteTokenizer) -> Prompter:
+    """As the Qwen recipe sets it; the recorded texts have tags around their pictures already."""
+    config = load_config(ROOT / "minigpt4/config/defaults/models/mini_gpt4/pretrain_qwen.yaml").model
+    config = replace(config, conversation="chatml", prompt_path="", max_txt_len=SPEC["max_len"])
+    return replace(Prompter.of(config, tokenizer, SPEC["image_len"], math.inf), image_tags=("", ""))
 
-    def build(turns: list[dict[str, str]], tokenizer: ByteTokenizer) -> tuple[list[int], list[int]]:
-        monkeypatch.setattr(parity_model, "llama_tokenizer", tokenizer)
-        values = [turn["value"] for turn in turns[turns[0]["from"] == "assistant" :]]
-        samples = {"conv_q": ["@@".join(values[::2])], "conv_a": ["@@".join(values[1::2])], "connect_sym": ["@@"]}
-        ids, _, labels = training_batch(parity_model._examples(samples), None)
-        return ids[0].masked_fill(ids[0] == IMAGE_ROW, EXTRA).tolist(), labels[0].tolist()
 
-    return build
+def laid_out(turns: list[dict[str, str]], tokenizer: ByteTokenizer) -> tuple[list[int], list[int]]:
+    """Ids and labels of one recorded conversation."""
+    own = prompter_of(tokenizer)
+    values = [turn["value"] for turn in turns[turns[0]["from"] == "assistant" :]]
+    questions = [own.parse(text, [None] * text.count(IMAGE_PLACEHOLDER)) for text in values[::2]]
+    example = own.example(Conversation([Turn(*turn) for turn in zip(questions, values[1::2], strict=True)]))
+    return [EXTRA if i == IMAGE_ROW else i for i, _ in example], [i if learned else IGNORE for i, learned in example]
 
 
 @pytest.mark.parametrize("case", SPEC["preprocess"], ids=lambda c: c["conversation"][-1]["value"])
-def test_training_examples(case, batch):
+def test_training_examples(case):
     turns, recorded = case["conversation"], case["input_ids"]
-    ids, labels = batch(turns, ExtraTokenizer())
+    ids, labels = laid_out(turns, ExtraTokenizer())
     too_long = len(ids) > len(recorded)
     length = min(len(ids), len(recorded))
     assert ids[:length] == recorded[:length]
@@ -75,20 +67,21 @@ def test_training_examples(case, batch):
         assert bytes(i for i in ids[-7:] if i < 256) == b"t\ncut\n"
 
 
-def test_a_typed_place_for_an_image_is_text(batch):
+def test_a_typed_place_for_an_image_is_text():
     """Both values: the original takes it for a place that no image fills (the case is among the above)."""
     (case,) = [c for c in SPEC["preprocess"] if TYPED_EXTRA in c["conversation"][0]["value"]]
-    ids, _ = batch(case["conversation"], ByteTokenizer())
+    ids, _ = laid_out(case["conversation"], ByteTokenizer())
     assert EXTRA not in ids and EXTRA in case["input_ids"]
     assert TYPED_EXTRA.encode() in bytes(i for i in ids if i < 256)
 
 
 @pytest.mark.parametrize("case", SPEC["make_context"], ids=lambda c: c["query"])
 def test_contexts(case):
-    template = get_template("chatml", ByteTokenizer())
-    turns = [*(Turn(question, answer) for question, answer in case["history"]), Turn(case["query"])]
+    own = prompter_of(ByteTokenizer())
+    turns = [*(Turn([question], answer) for question, answer in case["history"]), Turn([case["query"]])]
     if case["max_window_size"] == 90:  # both values: the original forgets what does not fit, here nothing is cut
-        assert case["raw_text"] != template.prompt(turns)
+        assert case["raw_text"] != own.text(own.read(Conversation(turns)))
         turns = turns[1:]
-    assert template.prompt(turns) == case["raw_text"]
-    assert ByteTokenizer().encode(case["raw_text"]) == case["context_tokens"]
+    parts = own.read(Conversation(turns))
+    assert own.text(parts) == case["raw_text"]
+    assert own.layout(parts) == case["context_tokens"]

@@ -1,45 +1,49 @@
-"""`multi_select` ranks candidates as the original did."""
+"""`rank` ranks candidates as the original did."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
+from minigpt4.inference.ranking import losses_of, rank
 from tests.conftest import assert_recorded, golden, golden_json
 from tests.models.parity import FLAVOURS, pictures
 
 
 @pytest.fixture(params=FLAVOURS)
-def case(request, parity_models, monkeypatch):
-    """Flavour, model, pictures, prompts, and each prompt's candidates."""
-    flavour, model = request.param, parity_models[request.param]
+def case(request, parity_engines):
+    """Flavour, engine, prompts with their pictures, and each prompt's candidates."""
+    flavour, engine = request.param, parity_engines[request.param]
     spec = golden_json(f"3_{flavour}")["multi_select"]
-    end_sym = "###" if flavour == "vicuna0" else "</s>"
-    for name, value in {"max_txt_len": 64, "end_sym": end_sym, "chat_template": flavour == "v2"}.items():
-        monkeypatch.setattr(model, name, value)
+    own = replace(engine.prompter, max_txt_len=64, end_sym="###" if flavour == "vicuna0" else "</s>")
+    engine.prompter = own
+    template = own.prompt_template if flavour == "v2" else "{}"
     candidates = [list(c) for c in zip(*spec["candidates"], strict=True)]
-    return flavour, model, pictures(flavour)[: len(candidates)], spec["texts"], candidates
+    texts = [template.format(text) for text in spec["texts"]]
+    return flavour, engine, own.parse_all(texts, pictures(flavour)[: len(candidates)]), candidates
 
 
 @torch.inference_mode()
 def test_losses_behind_the_ranks(case):
-    flavour, model, images, texts, candidates = case
+    flavour, engine, prompts, candidates = case
     for i, answers in enumerate(zip(*candidates, strict=True)):
-        losses = model._losses({"image": images, "instruction_input": texts, "answer": answers}, "original")
+        losses = losses_of(engine, prompts, answers, "original")
         recorded = golden(f"3_{flavour}")["multi_select.losses"][:, i]
         assert_recorded(f"3_{flavour}", "losses behind ranks", losses, recorded, 2e-5)
 
 
 def test_ranks(case):
-    flavour, model, images, texts, candidates = case
+    flavour, engine, prompts, candidates = case
     recorded = golden_json(f"3_{flavour}")["multi_select"]["ranks"]
-    assert model.multi_select(images, texts, candidates, "original") == recorded
+    assert rank(engine, prompts, candidates, "original") == recorded
 
 
 def test_ranks_of_candidates_that_differ_in_number(case):
     """Quirk 11, both values: the original pads with the fillers of prompts that have fewer, here they have none."""
-    flavour, model, images, texts, candidates = case
+    flavour, engine, prompts, candidates = case
     spec = golden_json(f"3_{flavour}")["multi_select"]
     recorded = [ranks[:count] for ranks, count in zip(spec["ranks_num_cand"], spec["num_cand"], strict=True)]
-    filled = zip(model.multi_select(images, texts, candidates, "original"), spec["num_cand"], strict=True)
+    filled = zip(rank(engine, prompts, candidates, "original"), spec["num_cand"], strict=True)
     assert [[candidate for candidate in ranks if candidate < count] for ranks, count in filled] == recorded
     own = [answers[:count] for answers, count in zip(candidates, spec["num_cand"], strict=True)]
-    assert (model.multi_select(images, texts, own, "original") == recorded) is (flavour == "v2")
+    assert (rank(engine, prompts, own, "original") == recorded) is (flavour == "v2")
