@@ -35,8 +35,8 @@ def find_config(name: str | Path) -> Path:
     path, known = Path(name), run_configs()
     if path.is_dir():
         raise UserError(
-            f"config '{name}' is a folder. Name a YAML file; a checkpoint's folder is named as MODEL, without "
-            "--cfg-path (not in training)."
+            f"config '{name}' is a folder. Name a YAML file; or, to talk with the model of a checkpoint folder: "
+            f"minigpt4 chat {name}"
         )
     if path.is_file():
         return path

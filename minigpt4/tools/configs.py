@@ -47,7 +47,7 @@ def copy_configs(target: Path) -> None:
     sources = {target / file.parent.name / file.name: file for file in files}
     for copy, file in sources.items():
         if copy.exists() and not (copy.is_file() and copy.read_bytes() == file.read_bytes()):
-            raise UserError(f"--copy: '{copy}' is there already, and differs. Name another folder, or move that file.")
+            raise UserError(f"--copy: '{copy}' is there already, and differs. Name another folder, or move it.")
     for copy, file in sources.items():
         make_folder("--copy", copy.parent)
         with writing("--copy", copy):

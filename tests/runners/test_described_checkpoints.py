@@ -1,0 +1,73 @@
+"""A checkpoint describes itself: from its folder alone the model is built again, wherever one is."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import minigpt4 as api
+from minigpt4.config.loading import load_config
+from minigpt4.models.checkpoint import load_tensors
+from minigpt4.tiny.data import write_all
+from tests.runners.run_strategies import options_of
+from tests.runners.toy import toy_runner
+from tests.serve.predicting import COUNT, SCENES, lines
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_all(folder, seed=1, scale=0.05)
+    return folder
+
+
+def train(minigpt4, data: Path, out: Path, *options: str) -> Path:
+    """A few steps with LoRA on the LLM."""
+    own = [*options_of("ddp", data, out), "run.max_epoch=1", "run.iters_per_epoch=2", "run.valid_splits=[]", *options]
+    code, _, told = minigpt4("train", "--cfg-path", "minigpt4_tiny_stage2_finetune", "--options", *own)
+    assert code == 0, told
+    return out / "ddp" / "checkpoint_best"
+
+
+def test_a_model_is_built_from_a_folder_whatever_training_began_with(data, tmp_path, monkeypatch, minigpt4):
+    """The second run begins with the weights of the first, of which nothing is needed afterwards."""
+    first = train(minigpt4, data, tmp_path / "first")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("<Img><ImageHere></Img> Look.")
+    more = [f"model.ckpt={first}", f"model.prompt_path={prompts}", "model.unfreeze=[qformer]"]
+    second = train(minigpt4, data, tmp_path / "second", *more)
+    first.rename(tmp_path / "gone")
+    prompts.unlink()
+
+    assert load_config(second / "config.yaml") == load_config(second.parent / "checkpoint_0" / "config.yaml")
+    monkeypatch.chdir(second.parent)
+    model, _ = api.load_model("checkpoint_best", ["run.device=cpu"])
+    weights = load_tensors(second)
+    own = {name.replace(".default.weight", ".weight"): value for name, value in model.named_parameters()}
+    assert {name.split(".")[0] for name in weights} == {"Qformer", "query_tokens", "llama_proj", "llama_model"}
+    assert all(torch.equal(own[name], value) for name, value in weights.items())
+
+    code, out, told = minigpt4("predict", "checkpoint_best", "--image", SCENES[0], "--text", COUNT)
+    assert code == 0, told
+    assert lines(out)[0]["answer"]
+    code, _, told = minigpt4("chat", "checkpoint_best", "--options", "model.lora_r=4")
+    assert code == 2 and "set model.lora_r=2" in told
+
+
+def test_every_checkpoint_of_a_run_holds_the_config_as_it_was_then(tmp_path):
+    toy_runner(tmp_path, max_epoch=1, save_steps=4).train()
+    toy_runner(tmp_path, max_epoch=2, save_steps=4, init_lr=1e-3, resume="auto").train()
+    files = tmp_path.glob("checkpoint_*/config.yaml")
+    rates = {file.parent.name: yaml.safe_load(file.read_text())["run"]["init_lr"] for file in files}
+    early, late = ("checkpoint_step_4", "checkpoint_0"), ("checkpoint_step_12", "checkpoint_1", "checkpoint_best")
+    assert rates == dict.fromkeys(early, 0.01) | dict.fromkeys(late, 0.001)
+
+
+def test_a_run_goes_on_from_a_checkpoint_without_a_config(tmp_path):
+    """An earlier version's, with the validation of its epoch still to be made."""
+    toy_runner(tmp_path, max_epoch=1, valid=True).train()
+    for file in (*tmp_path.glob("checkpoint_*/config.yaml"), *tmp_path.glob("checkpoint_*/*s.json")):
+        file.unlink()
+    toy_runner(tmp_path, max_epoch=1, valid=True, resume="auto").train()
+    assert (tmp_path / "checkpoint_best" / "config.yaml").is_file()
