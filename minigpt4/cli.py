@@ -8,7 +8,7 @@ import sys
 
 from minigpt4.common.command_line import discard_stdout, run
 
-_TOOLS = {  # name: module with add_arguments and main, what it is for
+TOOLS = {  # name: module with add_arguments and main, what it is for
     "demo": ("minigpt4.serve.web.command", "chat about images on a web page"),
     "chat": ("minigpt4.serve.terminal", "talk about images in the terminal"),
     "predict": ("minigpt4.serve.predict", "ask about many images, one answer a line"),
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="minigpt4", description="Train MiniGPT-4, and talk with it about images.")
     tools = parser.add_subparsers(required=True)
-    for name, (module, purpose) in _TOOLS.items():
+    for name, (module, purpose) in TOOLS.items():
         tool = tools.add_parser(name, help=purpose, description=purpose)
         if name in arguments[:1]:  # the others are not even imported
             importlib.import_module(module).add_arguments(tool)
