@@ -8,29 +8,39 @@ import sys
 
 from minigpt4.common.command_line import discard_stdout, run
 
-_TOOLS = {  # name: module with add_arguments and main, what it is for
+TOOLS = {  # name: module with add_arguments and main, what it is for
+    "demo": ("minigpt4.serve.web.command", "chat about images on a web page"),
     "chat": ("minigpt4.serve.terminal", "talk about images in the terminal"),
     "predict": ("minigpt4.serve.predict", "ask about many images, one answer a line"),
+    "serve": ("minigpt4.serve.api.command", "answer over HTTP, as OpenAI's API does"),
+    "train": ("minigpt4.tools.train", "align a vision tower with an LLM, as a config says"),
+    "evaluate": ("minigpt4.tools.evaluate", "score a model on questions, as a config says"),
+    "configs": ("minigpt4.tools.configs", "list the configs that come along, or copy them to change them"),
     "tiny": ("minigpt4.tiny.cli", "the bundled tiny model: make its data, make it again"),
     "validate-data": ("minigpt4.tools.validate_data", "check a file of own data, and show some of it on a page"),
-    "serve": ("minigpt4.serve.api.command", "answer over HTTP, as OpenAI's API does"),
     "convert-deepspeed": ("minigpt4.tools.convert_deepspeed", "turn a checkpoint of DeepSpeed into one of ours"),
 }
 
 
-def main() -> None:
-    """Parses the command line and runs the tool that it names."""
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the tool that the first argument names; the arguments are those of the command line, unless given."""
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (closed: nobody reads what we say there)
-    parser = argparse.ArgumentParser(prog="minigpt4", description="Tools around MiniGPT-4 training and chat.")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(prog="minigpt4", description="Train MiniGPT-4, and talk with it about images.")
     tools = parser.add_subparsers(required=True)
-    for name, (module, purpose) in _TOOLS.items():
-        tool = tools.add_parser(name, help=purpose)
-        if name in sys.argv[1:2]:  # the others are not even imported
+    for name, (module, purpose) in TOOLS.items():
+        tool = tools.add_parser(name, help=purpose, description=purpose)
+        if name in arguments[:1]:  # the others are not even imported
             importlib.import_module(module).add_arguments(tool)
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    args = parser.parse_args(arguments)
     try:
-        run(lambda: args.main(args))
+        run(lambda: _start(args))
     except BrokenPipeError:  # who read our output has gone
         discard_stdout()
         sys.exit(141)
+
+
+def _start(args: argparse.Namespace) -> None:
+    # does nothing on ranks other than 0, where `run` says what is shown
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    args.main(args)

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from minigpt4.cli import TOOLS
+
 # a tool that does what its argument says, in the place of one that takes long to start
 FAKE = """
 import sys, types
@@ -13,7 +15,7 @@ from minigpt4 import cli
 
 tool = sys.modules["fake"] = types.ModuleType("fake")
 tool.add_arguments = lambda parser: parser.set_defaults(main=lambda _: exec(code))
-cli._TOOLS["fake"] = ("fake", "")
+cli.TOOLS["fake"] = ("fake", "")
 code = sys.argv.pop()
 cli.main()
 """
@@ -42,3 +44,13 @@ def test_who_reads_the_output_may_leave(code):
     os.close(ours)
     assert run(code, theirs) == (141, "")
     os.close(theirs)
+
+
+@pytest.mark.parametrize("name", ["", *TOOLS])
+def test_help_is_instant(name):
+    command = [sys.executable, "-X", "importtime", "-m", "minigpt4", *name.split(), "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True)
+    assert shown.returncode == 0 and f"usage: minigpt4 {name}" in shown.stdout
+    imported = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
+    assert "minigpt4.common.command_line" in imported
+    assert not imported & {"torch", "transformers", "numpy", "PIL", "gradio"}  # which take seconds

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import train
 from minigpt4.config.loading import load_config
 from minigpt4.inference.chat import Chat
 from minigpt4.models.minigpt4 import MiniGPT4
@@ -92,8 +91,7 @@ def test_two_stages_on_two_processes_and_on_one(data, tmp_path):
         assert {"checkpoint_0", "checkpoint_1", "checkpoint_best", "loss.png"} <= {p.name for p in folder.iterdir()}
 
 
-def test_a_seed_reproduces_a_run(data, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_a_seed_reproduces_a_run(data, tmp_path, minigpt4):
     weights = []
     for name in "ab":
         options = [
@@ -103,9 +101,7 @@ def test_a_seed_reproduces_a_run(data, tmp_path, monkeypatch):
             "run.max_epoch=1",
             "run.iters_per_epoch=3",
         ]
-        config = "train_configs/minigpt4_tiny_stage1_pretrain.yaml"
-        monkeypatch.setattr(sys, "argv", ["train.py", "--cfg-path", config, "--options", *options])
-        train.main()
+        assert minigpt4("train", "--cfg-path", "minigpt4_tiny_stage1_pretrain", "--options", *options)[0] == 0
         weights.append(load_file(tmp_path / name / "checkpoint_0" / "model.safetensors"))
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 

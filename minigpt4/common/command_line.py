@@ -7,35 +7,12 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from minigpt4.common.errors import UserError
 from minigpt4.common.limits import MAX_IMAGE_PIXELS
 from minigpt4.common.signals import end_with_parent
 
 PATIENCE, LONG_PATIENCE = 3.0, 30.0  # seconds
-
-
-def config_parser(description: str, default: str | None = None) -> argparse.ArgumentParser:
-    """A parser with the arguments of every entry point: `--cfg-path` and `--options`."""
-    parser = argparse.ArgumentParser(description=description)
-    add_config_arguments(parser, default)
-    return parser
-
-
-def add_config_arguments(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """Gives a parser `--cfg-path` and `--options`."""
-    shown = "/".join(Path(default).parts[-2:]) if default else None
-    parser.add_argument(
-        "--cfg-path", default=default, required=default is None, help=f"YAML file of the run (default: {shown})"
-    )
-    parser.add_argument(
-        "--options",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override keys, e.g. run.max_epoch=2",
-    )
 
 
 def add_serving(parser: argparse.ArgumentParser, port: int) -> None:

@@ -85,7 +85,11 @@ def _failed_write(error: BaseException) -> str | None:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns " Did you mean 'x'? Known: a, b, x." for an error's end."""
     known = sorted(known)
+    return f"{closest(name, known)} Known: {', '.join(known) or 'none'}."
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Returns " Did you mean 'x'?", or nothing where no known name is near."""
     lower = {item.lower(): item for item in known}
     close = difflib.get_close_matches(name.lower(), lower, n=1)
-    hint = f" Did you mean '{lower[close[0]]}'?" if close else ""
-    return f"{hint} Known: {', '.join(known) or 'none'}."
+    return f" Did you mean '{lower[close[0]]}'?" if close else ""

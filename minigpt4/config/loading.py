@@ -1,5 +1,6 @@
 """Configuration: YAML layers merged in order and checked against the dataclasses of `config.schema`."""
 
+import os
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast, get_args, get_origin
@@ -7,37 +8,54 @@ from typing import Any, cast, get_args, get_origin
 from omegaconf import DictConfig, OmegaConf
 
 from minigpt4.common.errors import UserError, did_you_mean
+from minigpt4.common.files import replace_file
 from minigpt4.config.compat import NAMES, translate
+from minigpt4.config.finding import TINY, find_config, find_prompts, read_checkpoint
 from minigpt4.config.schema import (
     Config,
+    EnvConfig,
     ModelConfig,
 )
 from minigpt4.config.values import check_values, expand_home
 from minigpt4.config.yaml_files import one_line, read_options, read_yaml, shortened
 
 _DEFAULTS = Path(__file__).parent / "defaults"
+_FILES_OF_MODEL = ("vit_model", "q_former_model", "llama_model", "ckpt", "plain_text", "prompt_path")
 
 
-def load_config(path: str | Path, options: list[str] | None = None) -> Config:
+def load_config(name: str | Path, options: list[str] | None = None, checkpoint: str | Path | None = None) -> Config:
     """Merges default < model YAML < dataset YAMLs < the file < options, and checks keys and types.
 
     Args:
-        path: the YAML file of a run.
+        name: the YAML file of a run, or the name of one that comes with the package.
         options: `key=value` pairs (or the original's `key value ...`), keys in dotted form.
+        checkpoint: a folder that training wrote; the model there takes the place of the file's.
 
     Raises:
         UserError: a file is missing, a key unknown, a type wrong, a dataset or model type unknown.
     """
     try:
-        return _load(str(path), options or [])
+        return _load(find_config(name), options or [], Path(checkpoint) if checkpoint else None)
     except UserError as error:
         raise UserError(shortened(str(error))) from None
 
 
-def _load(path: str, options: list[str]) -> Config:
-    user = _translated(path, read_yaml(Path(path)))
-    overrides = _translated("--options", read_options(options))
-    asked = _merge(_merge(OmegaConf.create(), [(path, user)]), [("--options", overrides)])
+def load_model_config(model: str | Path, options: list[str] | None = None, base: str | Path = TINY) -> Config:
+    """The config of a model that is to answer.
+
+    Args:
+        model: a checkpoint folder that training wrote; or a config as `load_config` takes it.
+        base: what says all but the model, where a checkpoint says that.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    return load_config(base, options, checkpoint=model) if Path(model).is_dir() else load_config(model, options)
+
+
+def _load(file: Path, options: list[str], checkpoint: Path | None) -> Config:
+    path, said = str(file), _said(file, options, checkpoint)
+    asked = _merge(OmegaConf.create(), said)
     model, datasets = _group(path, asked, "model"), _group(path, asked, "datasets")
     arch = _name("model.arch", model.get("arch", ModelConfig.arch))
     model_type = _name("model.model_type", model.get("model_type", ModelConfig.model_type))
@@ -46,9 +64,8 @@ def _load(path: str, options: list[str]) -> Config:
     frames = {name: {"build_info": {"n_frms": "${preprocess.n_frms}"}} for name in datasets}
     layers.append(("preprocess.n_frms", OmegaConf.create({"datasets": frames})))
     layers += [_dataset_layer(_name("datasets", name)) for name in datasets]
-    layers += [(path, user), ("--options", overrides)]
 
-    config = _merge(OmegaConf.structured(Config), layers)
+    config = _merge(OmegaConf.structured(Config), layers + said)
     try:
         for dataset in config.datasets.values():
             for kind in ("vis_processor", "text_processor"):
@@ -58,15 +75,46 @@ def _load(path: str, options: list[str]) -> Config:
         OmegaConf.structured(checked)  # as it will be saved: this looks into lists, too
     except Exception as error:
         place = str(getattr(error, "full_key", None) or "").partition("[")[0]
-        raise UserError(f"{'--options' if place in _leaves(overrides) else path}: {one_line(error)}") from None
+        source = next((source for source, layer in reversed(said) if place in _leaves(layer)), path)
+        raise UserError(f"{source}: {one_line(error)}") from None
     check_values(checked)
     expand_home(checked)
+    checked.model.prompt_path = find_prompts(checked.model.prompt_path)
     return checked
 
 
+def _said(file: Path, options: list[str], checkpoint: Path | None) -> list[tuple[str, Any]]:
+    """What the user says, as (source, layer): the file, without what a checkpoint says instead, and the options."""
+    said = [(str(file), _translated(str(file), read_yaml(file)))]
+    if checkpoint:
+        source, own = read_checkpoint(checkpoint)
+        for key in own:
+            said[0][1].pop(key, None)
+        said.append((source, _translated(source, own)))
+    return [*said, ("--options", _translated("--options", read_options(options)))]
+
+
 def save_config(config: Config, path: str | Path) -> None:
-    """Writes the resolved configuration as YAML; `load_config` reads it back to the same."""
-    OmegaConf.save(OmegaConf.structured(config), path)
+    """Writes the resolved configuration as YAML; `load_config` reads it back to the same, from any folder.
+
+    The model's files are named by absolute paths, those in this package relative to it: it may be installed elsewhere.
+    """
+    plain = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
+    for key in _FILES_OF_MODEL:
+        plain["model"][key] = _absolute(plain["model"][key], config.env.package_dir + os.sep)
+    if plain["env"]["package_dir"] == EnvConfig.package_dir:
+        del plain["env"]["package_dir"]
+    replace_file(Path(path), OmegaConf.to_yaml(OmegaConf.create(plain)).encode())
+
+
+def _absolute(value: Any, package: str) -> Any:
+    """A path, or a list of them, so that it holds in any folder; hub ids, URLs and what is not there stay."""
+    if isinstance(value, list):
+        return [_absolute(path, package) for path in value]
+    if not value or not os.path.exists(value):
+        return value
+    path = os.path.abspath(value)
+    return path.replace(package, "${env.package_dir}" + os.sep, 1) if path.startswith(package) else path
 
 
 def _translated(source: str, layer: DictConfig) -> DictConfig:

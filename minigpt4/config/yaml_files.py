@@ -28,10 +28,8 @@ def read_yaml(path: Path) -> DictConfig:
     """Reads a YAML file of groups.
 
     Raises:
-        UserError: it is missing, too large, or not such a file.
+        UserError: it can't be read, is too large, or not such a file.
     """
-    if not path.is_file():
-        raise UserError(f"config file '{path}' does not exist. Start from the repository's folder, or set --cfg-path.")
     with told(f"{path} is not valid YAML"):
         if path.stat().st_size > _MOST_BYTES:
             raise ValueError(f"it has more than {_MOST_BYTES} bytes. Set --cfg-path to the file of a run")

@@ -5,6 +5,9 @@ from pathlib import Path
 
 from minigpt4.common.checksums import write_checksums
 from minigpt4.common.distributed import is_main
+from minigpt4.config.finding import CONFIG
+from minigpt4.config.loading import save_config
+from minigpt4.config.schema import Config
 from minigpt4.models.checkpoint import load_tensors, save_weights
 from minigpt4.runners.run_state import read_measures, write_measures
 
@@ -12,14 +15,15 @@ BEST = "checkpoint_best"
 
 
 class Best:
-    """Keeps the weights with the lowest `val_loss`, or the highest `metric` where one is named.
+    """Keeps the weights with the lowest `val_loss`, or the highest `run.metric` where one is named.
 
     Attributes:
         rank: the best so far; the lower the better.
     """
 
-    def __init__(self, output_dir: Path, metric: str | None):
-        self.folder, self.metric = output_dir / BEST, metric
+    def __init__(self, config: Config):
+        self.config, self.metric = config, config.run.metric
+        self.folder = Path(config.run.output_dir) / BEST
         self.rank = math.inf
 
     def resume(self, epochs: float) -> None:
@@ -34,6 +38,7 @@ class Best:
         if is_main():
             if rank < self.rank or rank == -math.inf:  # without any measure the last is the best
                 save_weights(load_tensors(folder), self.folder)
+                save_config(self.config, self.folder / CONFIG)
                 write_measures(self.folder, epochs, measures)
                 write_checksums(self.folder)
             write_measures(folder, epochs, measures)  # last: the epoch is done with

@@ -17,6 +17,7 @@ from minigpt4.common import distributed
 from minigpt4.common.errors import UserError, make_folder, writing
 from minigpt4.common.registry import registry
 from minigpt4.common.signals import StopSignals
+from minigpt4.config.finding import CONFIG
 from minigpt4.config.loading import save_config
 from minigpt4.config.schema import Config
 from minigpt4.conversation.prompter import Prompter
@@ -91,7 +92,7 @@ class RunnerBase:
         self.schedule = build_schedule(run, self.iters_per_epoch)
         self.step = self.saved = 0
         self.ratio = Fraction(1)  # of an epoch's length to that before
-        self.best = Best(self.output_dir, run.metric)
+        self.best = Best(config)
         self.owed = False  # a validation that a signal or an error cut off
         self.epoch_loss = (0.0, 0)  # sum and number of this epoch's losses
         self.stopping = False  # all ranks know of one
@@ -159,7 +160,7 @@ class RunnerBase:
                 else:
                     per_epoch = self.iters_per_epoch if self.ratio != 1 else None
                     run_state.line_up(self.output_dir, self.step, per_epoch)
-                save_config(self.config, self.output_dir / "config.yaml")
+                save_config(self.config, self.output_dir / CONFIG)
                 write_run_info(self.output_dir, self.device)
             # last: a run that can't start leaves the earlier one's log
             return RunLog(self.config, self.step, self.ratio)
@@ -321,6 +322,7 @@ class RunnerBase:
                 if distributed.is_main():
                     save_weights(weights, folder)
                     run_state.write_state(folder, self.step, state)
+                    save_config(self.config, folder / CONFIG)
         except UserError:
             if distributed.is_main():
                 run_state.prune(self.output_dir, None)  # the unfinished one takes room

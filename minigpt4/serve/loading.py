@@ -1,34 +1,12 @@
-"""From a config to a model that answers: what every door begins with."""
+"""What commands say while a model is loaded."""
 
-import argparse
 import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Timer
-from typing import TYPE_CHECKING
 
 from minigpt4.common.command_line import PATIENCE
-from minigpt4.config.loading import load_config
-from minigpt4.config.names import check_names
-from minigpt4.config.schema import Config
-
-if TYPE_CHECKING:  # slow to import
-    pass
-
-DEFAULT_CONFIG = str(Path(__file__).parents[2] / "eval_configs" / "minigpt4_tiny_eval.yaml")  # started from anywhere
-
-
-def read_config(args: argparse.Namespace) -> Config:
-    """The config that a command names, checked; a wrong one fails before slow imports.
-
-    Raises:
-        UserError: see `load_config`.
-    """
-    config = load_config(args.cfg_path, args.options)
-    check_names(config)
-    return config
 
 
 @contextmanager

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt4.common.command_line import add_config_arguments, require_open
+from minigpt4.common.command_line import require_open
 from minigpt4.common.errors import UserError, first_line
+from minigpt4.config.arguments import add_model_arguments, read_config
+from minigpt4.config.finding import TINY
 from minigpt4.config.schema import PreprocessConfig
 from minigpt4.conversation.conversation import Conversation
 from minigpt4.inference.options import AnswerOptions, add_option_arguments, options_of
-from minigpt4.serve.loading import DEFAULT_CONFIG, quietly, read_config
+from minigpt4.serve.loading import quietly
 
 if TYPE_CHECKING:  # slow to import
     from minigpt4.inference.engine import Answer, Engine
@@ -24,7 +26,7 @@ if TYPE_CHECKING:  # slow to import
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(main=main)
-    add_config_arguments(parser, DEFAULT_CONFIG)
+    add_model_arguments(parser, TINY)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--image", nargs="+", action="extend", metavar="PATH", help="pictures, or folders of them")
     what.add_argument("--input", metavar="FILE", help='JSON lines of {"image" | "images" | "video", "text", "id"}')

@@ -11,12 +11,14 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from minigpt4.common.command_line import StdoutError, add_config_arguments, require_open, say
+from minigpt4.common.command_line import StdoutError, require_open, say
 from minigpt4.common.errors import UserError, did_you_mean, first_line
 from minigpt4.common.files import replace_file
+from minigpt4.config.arguments import add_model_arguments, read_config
+from minigpt4.config.finding import TINY
 from minigpt4.config.schema import PreprocessConfig
 from minigpt4.inference.options import AnswerOptions, add_option_arguments, options_of
-from minigpt4.serve.loading import DEFAULT_CONFIG, quietly, read_config
+from minigpt4.serve.loading import quietly
 
 if TYPE_CHECKING:  # slow to import
     from minigpt4.inference.chat import Chat
@@ -27,7 +29,7 @@ WELCOME = "Show a picture with :img PATH, then ask about it. :help tells more, :
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(main=main)
-    add_config_arguments(parser, DEFAULT_CONFIG)
+    add_model_arguments(parser, TINY)
     add_option_arguments(parser)
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from minigpt4.common.distributed import all_gather, is_main, rank, world_size
 from minigpt4.common.errors import UserError, make_folder, writing
 from minigpt4.common.registry import registry
+from minigpt4.config.finding import CONFIG
 from minigpt4.config.loading import save_config
 from minigpt4.config.schema import EvaluationDatasetConfig
 from minigpt4.conversation.conversation import Conversation, Turn, spaced
@@ -74,7 +75,7 @@ class VQATask(ImageTextPretrainTask):
         make_folder(key, folder)
         if is_main():
             with writing(key, folder):
-                save_config(self.config, folder / "config.yaml")
+                save_config(self.config, folder / CONFIG)
         results: dict[str, dict[str, dict[str, float]]] = {name: {} for name in datasets}
         for name, conditions in datasets.items():
             for condition, dataset in conditions.items():

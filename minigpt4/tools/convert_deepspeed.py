@@ -6,12 +6,12 @@ Runs of `run.strategy=deepspeed` need it not: their checkpoints hold model.safet
 import argparse
 import logging
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from minigpt4.common.errors import UserError, first_line, make_folder, writing
-from minigpt4.models.checkpoint import save_weights
-from minigpt4.runners.strategies.engine_files import check_engine_files, data_alone, load_data
+
+if TYPE_CHECKING:  # slow to import
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,8 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         UserError: it is no checkpoint of DeepSpeed.
     """
+    from minigpt4.models.checkpoint import save_weights
+
     make_folder("--out", args.out)
     weights = read_deepspeed(args.folder, args.all)
     with writing("--out", args.out):
@@ -38,7 +40,7 @@ def main(args: argparse.Namespace) -> None:
     logger.info("%s: %d tensors, such as %s", args.out, len(weights), min(weights))
 
 
-def read_deepspeed(folder: Path, everything: bool = False) -> dict[str, Tensor]:
+def read_deepspeed(folder: Path, everything: bool = False) -> "dict[str, Tensor]":
     """The trained weights of ZeRO's shards, of `mp_rank_*` files or of a pipeline's `layer_*` files.
 
     Only shards say what was trained: of files it is the projection and LoRA, unless `everything`.
@@ -63,8 +65,10 @@ def read_deepspeed(folder: Path, everything: bool = False) -> dict[str, Tensor]:
     )
 
 
-def _of_shards(tag: Path) -> dict[str, Tensor]:
+def _of_shards(tag: Path) -> "dict[str, Tensor]":
     """ZeRO's weights in full precision."""
+    from minigpt4.runners.strategies.engine_files import check_engine_files, data_alone
+
     try:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
     except ImportError as error:
@@ -75,7 +79,11 @@ def _of_shards(tag: Path) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in state.items()}
 
 
-def _of_files(files: list[Path], everything: bool) -> dict[str, Tensor]:
+def _of_files(files: list[Path], everything: bool) -> "dict[str, Tensor]":
+    from torch import Tensor
+
+    from minigpt4.runners.strategies.engine_files import load_data
+
     weights: dict[str, Tensor] = {}
     for file in files:
         state = load_data(file)

@@ -8,7 +8,6 @@ import sys
 import pytest
 import torch
 
-import demo
 from minigpt4.common import command_line
 from minigpt4.common.errors import UserError, did_you_mean, first_line
 
@@ -115,17 +114,15 @@ def test_numbers_from_one_on(wrong):
         command_line.positive(wrong)
 
 
-def test_the_demos_arguments_reach_the_page(monkeypatch):
+def test_the_demos_arguments_reach_the_page(monkeypatch, minigpt4):
     from minigpt4.serve.web import server
 
     given = {}
     monkeypatch.setattr(server, "serve", lambda config, **options: given.update(options))
-    monkeypatch.setattr(sys, "argv", ["demo.py"])
-    demo.main()
+    assert minigpt4("demo")[0] == 0
     assert (given["host"], given["port"], given["share"], given["auth"]) == ("127.0.0.1", 7860, False, None)
-    argv = "demo.py --host 0.0.0.0 --port 80 --share --auth a:b --auth c:d --max-sessions 3 --max-image-pixels 5"
-    monkeypatch.setattr(sys, "argv", [*argv.split(), "--max-upload-mb", "7"])
-    demo.main()
+    argv = "--host 0.0.0.0 --port 80 --share --auth a:b --auth c:d --max-sessions 3 --max-image-pixels 5"
+    assert minigpt4("demo", *argv.split(), "--max-upload-mb", "7")[0] == 0
     assert given == {
         "host": "0.0.0.0",
         "port": 80,
@@ -138,8 +135,6 @@ def test_the_demos_arguments_reach_the_page(monkeypatch):
     }
 
 
-def test_a_wrong_password_argument_is_told(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["demo.py", "--auth", "ada"])
-    with pytest.raises(SystemExit):
-        demo.main()
-    assert "argument --auth: write it as USER:PASSWORD" in capsys.readouterr().err
+def test_a_wrong_password_argument_is_told(minigpt4):
+    code, _, told = minigpt4("demo", "--auth", "ada")
+    assert code == 2 and "argument --auth: write it as USER:PASSWORD" in told

@@ -34,7 +34,8 @@ def write(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("path", CONFIGS + sorted(COMPAT.glob("*.yaml")), ids=lambda p: p.name)
-def test_every_config_loads_and_survives_saving(path, tmp_path):
+def test_every_config_loads_and_survives_saving(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     config = load_config(path)
     save_config(config, tmp_path / "resolved.yaml")
     assert load_config(tmp_path / "resolved.yaml") == config
@@ -397,5 +398,6 @@ def test_entry_points_help_is_instant_and_errors_exit_with_2(script):
     )
     assert wrong.returncode == 2
     assert wrong.stderr.splitlines() == [
-        "error: config file 'no/such.yaml' does not exist. Start from the repository's folder, or set --cfg-path."
+        "error: config 'no/such.yaml' does not exist, and none that comes with minigpt4 has that name. To list them: "
+        "minigpt4 configs"
     ]

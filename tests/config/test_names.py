@@ -1,9 +1,5 @@
 """check_names: what nothing is registered under is refused, with its key, before anything is loaded."""
 
-import runpy
-import sys
-from pathlib import Path
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +9,7 @@ from minigpt4.common.registry import registry
 from minigpt4.config.loading import load_config
 from minigpt4.config.names import check_names
 from minigpt4.config.schema import Config
-from tests.config.test_loading import COMPAT, CONFIGS, ROOT, STAGE1
+from tests.config.test_loading import COMPAT, CONFIGS, STAGE1
 
 NAMES = {
     "run.lr_sched": "linear_warmup_cosine_lr",
@@ -65,13 +61,9 @@ def test_names_without_a_config_folder_are_refused_too():
         check_names(config)
 
 
-@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "demo.py"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "demo"])
 @pytest.mark.parametrize("key", ["run.task", "preprocess.vis_processor.eval.name", "model.conversation"])
-def test_entry_points_check_names_before_device_data_and_weights(script, key, monkeypatch):
+def test_entry_points_check_names_before_device_data_and_weights(command, key, minigpt4):
     nothing = ["model.model_type=pretrain_vicuna0", "model.vit_model=no/such/file", "run.device=no_such_device"]
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(
-        sys, "argv", [script, "--cfg-path", str(STAGE1), "--options", *nothing, f"{key}=blip2_imag_eval"]
-    )
-    with pytest.raises(UserError, match=f"^{key}: 'blip2_imag_eval' is "):
-        runpy.run_path(str(Path(ROOT, script)))["main"]()
+    code, _, told = minigpt4(command, "--cfg-path", STAGE1, "--options", *nothing, f"{key}=blip2_imag_eval")
+    assert code == 2 and told.startswith(f"error: {key}: 'blip2_imag_eval' is ")

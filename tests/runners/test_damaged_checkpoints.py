@@ -2,14 +2,11 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-import train
-from minigpt4.common.command_line import run as run_command
 from minigpt4.common.errors import UserError
 from minigpt4.models.checkpoint import load_tensors
 from minigpt4.runners import run_state
@@ -92,10 +89,10 @@ def test_checkpoints_without_checksums_go_on(whole, tmp_path):
 
 def test_checksums_are_those_of_all_files_and_of_the_best_weights_too(whole):
     noted = json.loads((whole / "checkpoint_1" / "checksums.json").read_text())
-    assert noted.keys() == {"model.safetensors", "training_state_16.pt"}
+    assert noted.keys() == {"model.safetensors", "training_state_16.pt", "config.yaml"}
     assert load_tensors(whole / "checkpoint_best").keys() == {"llama_proj.weight", "llama_proj.bias"}
     noted = json.loads((whole / "checkpoint_best" / "checksums.json").read_text())
-    assert noted.keys() == {"model.safetensors", "measures.json"}
+    assert noted.keys() == {"model.safetensors", "measures.json", "config.yaml"}
 
 
 def test_epochs_of_another_length_keep_the_checksums(tmp_path):
@@ -120,17 +117,14 @@ def test_all_ranks_follow_the_first_ones_choice(whole, tmp_path):
     assert (folder / "checkpoint_1.abandoned").is_dir()
 
 
-def test_the_command_refuses_a_damaged_checkpoint_with_one_line(whole, tmp_path, monkeypatch, capsys):
+def test_the_command_refuses_a_damaged_checkpoint_with_one_line(whole, tmp_path, minigpt4):
     write_all(tmp_path / "data", seed=1, scale=0.05)
     folder = shutil.copytree(whole, tmp_path / "run")
     file = in_weights(folder / "checkpoint_1")
     options = [*options_of("ddp", tmp_path / "data", tmp_path), f"run.resume={folder / 'checkpoint_1'}"]
-    config = "train_configs/minigpt4_tiny_stage2_finetune.yaml"
-    monkeypatch.setattr(sys, "argv", ["train.py", "--cfg-path", config, "--options", *options])
-    with pytest.raises(SystemExit) as status:
-        run_command(train.main)
-    assert status.value.code == 2
-    told = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    code, _, said = minigpt4("train", "--cfg-path", "minigpt4_tiny_stage2_finetune", "--options", *options)
+    assert code == 2
+    told = [line for line in said.splitlines() if "error: " in line]
     assert told == [
         f"error: run.resume: '{file}' can't be read as it was written: it is damaged, its checksum differs. Use "
         "another checkpoint."

@@ -162,6 +162,7 @@ def test_a_run_writes_log_plot_config_and_trainable_weights_only(model, tmp_path
     )
     assert names == folders | files | {"log.txt", "loss.png"}
     assert {p.name for p in (tmp_path / "checkpoint_1").iterdir()} == {
+        "config.yaml",
         "measures.json",
         "checksums.json",
         "model.safetensors",

@@ -13,6 +13,7 @@ import pytest
 from openai import OpenAI
 from PIL import Image
 
+from minigpt4.config.finding import TINY
 from minigpt4.config.loading import load_config
 from minigpt4.config.schema import ProcessorConfig
 from minigpt4.inference.generation import Answer
@@ -20,7 +21,7 @@ from minigpt4.inference.pictures import Picture
 from minigpt4.inference.sessions import Sessions
 from minigpt4.processors import build_processor
 from minigpt4.serve.api.service import Limits, Service
-from minigpt4.serve.loading import DEFAULT_CONFIG, load_model
+from minigpt4.serve.loading import load_model
 from minigpt4.serve.web import server as web_server
 from minigpt4.serve.web.page import build_page
 from minigpt4.serve.web.visitor import Handlers
@@ -122,7 +123,7 @@ def bad_files(tmp_path, picture) -> dict[Path, str]:
 @pytest.fixture(scope="session")
 def tiny():
     """(model, processor)"""
-    return load_model(load_config(DEFAULT_CONFIG))
+    return load_model(load_config(TINY))
 
 
 @pytest.fixture(scope="session")

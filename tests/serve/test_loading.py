@@ -1,22 +1,12 @@
 """What is said while a model is loaded."""
 
-import argparse
 import sys
 import time
 
 import pytest
 
-from minigpt4.common.command_line import add_config_arguments
 from minigpt4.serve import loading
 from tests.waiting import wait_for
-
-
-def test_the_bundled_model_is_found_from_anywhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    parser = argparse.ArgumentParser()
-    add_config_arguments(parser, loading.DEFAULT_CONFIG)
-    assert loading.read_config(parser.parse_args([])).model.model_type == "tiny"
-    assert "(default: eval_configs/minigpt4_tiny_eval.yaml)" in " ".join(parser.format_help().split())
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from minigpt4.common.errors import UserError
+from minigpt4.config.finding import TINY
 from minigpt4.config.loading import load_config
 from minigpt4.datasets.formats.instruction import InstructionDataset
 from minigpt4.inference.chat import Chat
@@ -19,7 +20,6 @@ from minigpt4.inference.pictures import Video
 from minigpt4.inference.sessions import Sessions
 from minigpt4.processors.video import open_video
 from minigpt4.serve import predict as predict_module
-from minigpt4.serve.loading import DEFAULT_CONFIG
 from minigpt4.serve.questions import Question
 from minigpt4.serve.terminal import Terminal
 from minigpt4.serve.web.visitor import Handlers
@@ -112,7 +112,7 @@ def test_the_number_of_frames_is_the_configs(tmp_path):
         config = load_config(file, list(options))
         return config.preprocess.n_frms, config.datasets["instruction"].build_info.n_frms
 
-    assert load_config(DEFAULT_CONFIG).preprocess.n_frms == 8
+    assert load_config(TINY).preprocess.n_frms == 8
     assert frames() == (8, 8)
     assert frames("preprocess.n_frms=5") == (5, 5)
     assert frames("preprocess.n_frms=5", block=", n_frms: 3") == (5, 3)

@@ -4,10 +4,11 @@ import argparse
 import logging
 import os
 
-from minigpt4.common.command_line import add_config_arguments, add_serving, host_name, positive
+from minigpt4.common.command_line import add_serving, host_name, positive
 from minigpt4.common.errors import Problems, UserError
+from minigpt4.config.arguments import add_model_arguments, read_config
+from minigpt4.config.finding import TINY
 from minigpt4.serve.address import bind, in_url, known_hosts
-from minigpt4.serve.loading import DEFAULT_CONFIG, read_config
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ _LOCAL = ("127.0.0.1", "::1", "localhost")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(main=main)
-    add_config_arguments(parser, default=DEFAULT_CONFIG)
+    add_model_arguments(parser, TINY)
     add_serving(parser, port=8000)
     parser.add_argument("--model-name", help="the model's name in requests (default: arch-model_type of the config)")
     parser.add_argument(

@@ -13,11 +13,11 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from minigpt4.common.errors import UserError
+from minigpt4.config.finding import TINY
 from minigpt4.config.loading import load_config
 from minigpt4.config.schema import Config
 from minigpt4.inference.generation import Answer
 from minigpt4.inference.options import AnswerOptions
-from minigpt4.serve.loading import DEFAULT_CONFIG
 from minigpt4.serve.web import server
 from tests.picture_files import write_video
 from tests.serve.visiting import OPTIONS, ask, message, number_of, pictures, texts
@@ -285,5 +285,5 @@ def test_any_port_will_do(tiny, monkeypatch):
 
     monkeypatch.setattr(server, "load_model", lambda *_: tiny)
     monkeypatch.setattr(gr.Blocks, "block_thread", ask)
-    server.serve(load_config(DEFAULT_CONFIG), port=0)
+    server.serve(load_config(TINY), port=0)
     pages[0].close()
