@@ -3,7 +3,7 @@
 Shards of JPEGs made on the spot, from the file to normalised batches of 224 pixels:
 ours against plain webdataset + Pillow + torchvision on 256-pixel pictures, by workers; and, of 1024-pixel pictures on
 one core, JPEGs read at reduced size, as training does (see `load` of the image processors), against the same at full
-size: from file to tensor, and in the whole path.
+size: from file to tensor, and in the whole path; and what a mixture of many small datasets costs to start.
 """
 
 import argparse
@@ -12,10 +12,12 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import webdataset as wds
 from common import in_turn, machine, ratios, row
@@ -47,13 +49,17 @@ def write_shards(folder: Path, size: int, samples: int, shards: int) -> None:
                 tar.write({"__key__": f"{shard:03d}{i:05d}", "jpg": file.getvalue(), "json": caption})
 
 
-def ours(folder: Path, workers: int, reduced: bool = True) -> Iterator[Any]:
+def block_of(folder: Path) -> DatasetConfig:
     images, text = ProcessorConfig("blip2_image_train", image_size=224), ProcessorConfig("blip_caption")
-    block = DatasetConfig(
+    return DatasetConfig(
         build_info=BuildInfo(str(folder)),
         vis_processor=ProcessorsConfig(images, images),
         text_processor=ProcessorsConfig(text, text),
     )
+
+
+def ours(folder: Path, workers: int, reduced: bool = True) -> Iterator[Any]:
+    block = block_of(folder)
     dataset: Any = registry.get_builder_class("cc_sbu")("cc_sbu", block).build("train")
     if not reduced:
         dataset.reduced = False
@@ -137,6 +143,35 @@ def reduced_and_full(folder: Path, rounds: int) -> None:
         print(row("ratio", ratios(figures["reduced"], figures["full"]), "x"))
 
 
+def small_datasets(folder: Path, number: int = 22, workers: int = 6) -> None:
+    """Starts a mixture of map-style datasets, and looks at the processes once each dataset has given a batch."""
+    (folder / "image").mkdir(parents=True)
+    for i in range(64):
+        Image.new("RGB", (256, 256), (i, i, i)).save(folder / "image" / f"{i}.jpg")
+    records = [{"image_id": str(i), "caption": f"picture {i}"} for i in range(64)]
+    (folder / "filter_cap.json").write_text(json.dumps({"annotations": records}))
+    block = block_of(folder)
+    build = registry.get_builder_class("cc_sbu_align")("cc_sbu_align", block).build
+    datasets = {f"dataset {i}": build("train") for i in range(number)}
+    config = Config(datasets=dict.fromkeys(datasets, block), run=RunConfig(batch_size_train=8, num_workers=workers))
+    started = time.perf_counter()
+    with closing(TrainBatches(datasets, config)) as batches:
+        next(batches)
+        first = time.perf_counter() - started
+        while {stream.skips.seen > 0 for stream in batches.streams.values()} != {True}:
+            next(batches)
+        every = time.perf_counter() - started
+        tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        memory = [process.memory_full_info() for process in tree]
+    print(f"{number} small map-style datasets, {workers} workers")
+    print(row("the first batch", [first], "s"))
+    print(row("a batch of each dataset", [every], "s"))
+    print(row("processes", [len(tree)], ""))
+    print(row("their resident memory (RSS)", [sum(m.rss for m in memory) / 2**20], "MiB"))
+    shared = [getattr(m, "pss", m.uss) for m in memory]
+    print(row("the same, pages they share counted once", [sum(shared) / 2**20], "MiB"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures the training data's path.")
     parser.add_argument("--rounds", type=int, default=5)
@@ -153,6 +188,7 @@ def main() -> None:
         write_shards(large, 1024, 256, 8)
         by_workers(small, args.workers, args.rounds, args.batches)
         reduced_and_full(large, args.rounds)
+        small_datasets(Path(name) / "align")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from minigpt4.common import distributed
 from minigpt4.common.errors import UserError, first_line, writing
-from minigpt4.common.folder_lock import locked
+from minigpt4.common.locks import locked
 from minigpt4.config.schema import Config, DatasetConfig
 from minigpt4.conversation.conversation import Conversation, Turn
 from minigpt4.datasets.loading import Skipped, use

@@ -11,12 +11,8 @@ from typing import Any, cast
 from minigpt4.common.command_line import say
 from minigpt4.common.errors import UserError, make_folder
 from minigpt4.common.files import regular_file, replace_file
+from minigpt4.common.locks import locked_file
 from minigpt4.serve.questions import Question
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 _LATER = "Make room, and run it again: it goes on there."
 _BEGINNING = b'{"id": '  # of every line
@@ -46,10 +42,9 @@ class Results(ExitStack):
         else:
             with _errors(path, "Name another file."), ExitStack() as opened:
                 make_folder("--output", regular_file(path).parent)
-                opened.enter_context(_alone(path))
+                opened.enter_context(locked_file("--output", path))
                 self._lines = _answered(path, questions) if path.exists() else {}
                 self._replace()
-                opened.enter_context(_alone(path))  # it is another file now
                 self._file = opened.enter_context(path.open("a", **_ENCODING))
                 self.push(opened.pop_all())
         self.open = [question for question in questions if question.id not in self._lines]
@@ -91,28 +86,6 @@ def _errors(path: Path, cure: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"--output: '{path}': {error.strerror}. {cure}") from None
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Keeps other runs away from a file, where the system can.
-
-    Raises:
-        UserError: another run has it.
-        OSError: it can't be opened.
-    """
-    if fcntl is None:
-        yield
-        return
-    with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            told = f"--output: another run writes to '{path}'. Wait for its end, or name another file."
-            raise UserError(told) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
 
 
 def _answered(path: Path, questions: Sequence[Question]) -> dict[str | int, str]:

@@ -23,7 +23,7 @@ def main(args: argparse.Namespace) -> None:
 
     from minigpt4.common.distributed import distributed, pick_device, seed_everything
     from minigpt4.common.errors import Problems
-    from minigpt4.common.folder_lock import locked
+    from minigpt4.common.locks import locked
     from minigpt4.common.registry import registry
     from minigpt4.models.loading import load_prompter
     from minigpt4.runners.log import setup_logger

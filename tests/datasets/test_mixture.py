@@ -25,9 +25,10 @@ from PIL import Image
 from minigpt4.common.errors import UserError
 from minigpt4.common.registry import registry
 from minigpt4.config.schema import BuildInfo, Config, DatasetConfig, ProcessorConfig, ProcessorsConfig, RunConfig
-from minigpt4.datasets import mixture
+from minigpt4.datasets import streams
 from minigpt4.datasets.formats import shards as shards_module
-from minigpt4.datasets.mixture import TrainBatches, seeded
+from minigpt4.datasets.mixture import TrainBatches
+from minigpt4.datasets.streams import seeded
 
 NOISE = np.random.default_rng(0).integers(0, 255, (40, 36, 3), dtype=np.uint8)  # each crop of it is another
 
@@ -74,7 +75,7 @@ def batches(
     ratios = {"laion": 1.0, "cc_sbu": 1.0, "cc_sbu_align": 2.0}
     config = Config({}, {name: DatasetConfig(sample_ratio=ratios[name]) for name in names}, run=RunConfig(**settings))
     places = {"cc_sbu_align": folder, "laion": storage or folder / "shards"}
-    with patch.multiple(mixture, rank=lambda: rank, world_size=lambda: ranks):
+    with patch.multiple(streams, rank=lambda: rank, world_size=lambda: ranks):
         found = TrainBatches({name: dataset(name, places.get(name, folder / "shards")) for name in names}, config)
     if state:
         found.load_state_dict(state)

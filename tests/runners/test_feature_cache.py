@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from minigpt4.common.errors import UserError
-from minigpt4.common.folder_lock import locked
+from minigpt4.common.locks import locked
 from minigpt4.config.schema import BuildInfo, Config, DatasetConfig, ProcessorConfig, ProcessorsConfig, RunConfig
 from minigpt4.datasets.loading import collate
 from minigpt4.models.minigpt4 import MiniGPT4

@@ -11,7 +11,7 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from minigpt4.common.folder_lock import locked
+from minigpt4.common.locks import locked
 from minigpt4.runners.run_state import checkpoint_to_continue
 from minigpt4.tiny.data import write_all
 from tests.runners.run_strategies import ROOT

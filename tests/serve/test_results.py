@@ -85,11 +85,14 @@ def test_stdout_that_is_full_or_closed_is_one_line(predict, monkeypatch, tmp_pat
 
 def test_two_runs_do_not_write_to_one_file(predict, tmp_path):
     arguments = ["--image", SCENES[0], "--text", COUNT, "--output", tmp_path / "out.jsonl"]
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(arguments[-1])
     with Results(arguments[-1], questions_about([str(SCENES[0])], COUNT)):
-        code, _, err = predict(*arguments)
-        told = f"error: --output: another run writes to '{arguments[-1]}'. Wait for its end, or name another file.\n"
-        assert (code, err) == (2, told)
-    assert predict(*arguments)[0] == 0
+        for name in (arguments[-1], link):
+            code, _, err = predict(*arguments[:-1], name)
+            cure = "Wait until it ends, or name another file."
+            assert (code, err) == (2, f"error: --output: another run writes to '{name}'. {cure}\n")
+    assert predict(*arguments)[0] == predict(*arguments[:-1], link)[0] == 0
 
 
 def test_the_output_may_be_a_link_but_no_device(predict, tmp_path):

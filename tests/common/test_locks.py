@@ -15,14 +15,14 @@ import pytest
 
 from minigpt4.common.distributed import barrier, is_main
 from minigpt4.common.errors import UserError
-from minigpt4.common.folder_lock import locked
+from minigpt4.common.locks import locked
 from tests.runners.toy import on_ranks
 from tests.waiting import LIMIT
 
 HOLD = """
 import os, sys
 from pathlib import Path
-from minigpt4.common.folder_lock import locked
+from minigpt4.common.locks import locked
 
 with locked("run.output_dir", Path(sys.argv[1])):
     # as a loader's worker: it has the parent's files, and outlives it

@@ -1,10 +1,10 @@
-"""One process at a time writes to a folder: a lock that the kernel frees with the process, however it ends."""
+"""One process at a time writes to a folder or a file: locks that the kernel frees with the process, however it ends."""
 
 import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from errno import ENOLCK, ENOTSUP, EOPNOTSUPP
@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from minigpt4.common.distributed import all_gather, is_main
 from minigpt4.common.errors import Problems, UserError, make_folder, writing
+from minigpt4.common.files import regular_file
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def locked(key: str, folder: Path, patience: float = _PATIENCE) -> Iterator[None
     lock, problems = FileLock(folder / _LOCK), Problems()
     if is_main():
         with problems.collect():
-            _acquire(lock, key, folder, patience)
+            _acquire_folder(lock, key, folder, patience)
     Problems(all_gather(list(problems))).tell()
     try:
         yield
@@ -46,22 +47,48 @@ def locked(key: str, folder: Path, patience: float = _PATIENCE) -> Iterator[None
         lock.release()
 
 
-def _acquire(lock: FileLock, key: str, folder: Path, patience: float) -> None:
+@contextmanager
+def locked_file(key: str, path: Path) -> Iterator[None]:
+    """Holds the lock of a file, which lies beside it: `.NAME.lock`.
+
+    Args:
+        key: the option that names the file.
+
+    Raises:
+        UserError: another process holds it.
+        OSError: it can't be written; see also `regular_file`.
+    """
+    file = regular_file(path)  # its links have the same lock
+    lock = FileLock(file.with_name(f".{file.name}{_LOCK}"))
+    _acquire(lock, key, path, 0, lambda: f"another run writes to '{path}'. Wait until it ends, or name another file.")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire_folder(lock: FileLock, key: str, folder: Path, patience: float) -> None:
+    def in_use() -> str:
+        cure = f"Wait until it ends, end it, or set {key} to another folder."
+        return f"'{folder}' is in use by {_holder(folder)}. {cure}"
+
     make_folder(key, folder)
     with writing(key, folder / _LOCK):
-        try:
-            lock.acquire(timeout=patience)
-        except Timeout:
-            raise UserError(
-                f"{key}: '{folder}' is in use by {_holder(folder)}. Wait until it ends, end it, or set {key} to "
-                "another folder."
-            ) from None
-        except (OSError, NotImplementedError) as error:
-            if isinstance(error, OSError) and error.errno not in (ENOLCK, ENOTSUP, EOPNOTSUPP):
-                raise
-            logger.warning("%s: the file system of '%s' has no locks: see that no other run writes there", key, folder)
+        _acquire(lock, key, folder, patience, in_use)
         own = {"host": socket.gethostname(), "pid": os.getpid(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
         (folder / _HOLDER).write_text(json.dumps(own) + "\n")
+
+
+def _acquire(lock: FileLock, key: str, path: Path, patience: float, in_use: Callable[[], str]) -> None:
+    """Takes the lock of `path`; on a file system without locks it only warns."""
+    try:
+        lock.acquire(timeout=patience)
+    except Timeout:
+        raise UserError(f"{key}: {in_use()}") from None
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in (ENOLCK, ENOTSUP, EOPNOTSUPP):
+            raise
+        logger.warning("%s: the file system of '%s' has no locks: see that no other run writes there", key, path)
 
 
 def _holder(folder: Path) -> str:
