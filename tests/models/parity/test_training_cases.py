@@ -6,18 +6,10 @@ import pytest
 import torch
 
 from minigpt4.common.errors import UserError
+from minigpt4.conversation.prompter import IMAGE_PLACEHOLDER, IMAGE_ROW, Example, prompt_layout
 from minigpt4.models.llm import embedding_of
 from minigpt4.models.minigpt_base import read_prompts
-from minigpt4.models.splice import (
-    IGNORE,
-    IMAGE_PLACEHOLDER,
-    IMAGE_ROW,
-    Example,
-    pad,
-    prompt_layout,
-    splice,
-    training_batch,
-)
+from minigpt4.models.splice import IGNORE, pad, splice, training_batch
 from tests.conftest import assert_recorded, golden, golden_json
 from tests.models.parity import (
     FLAVOURS,
