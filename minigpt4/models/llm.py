@@ -76,7 +76,7 @@ def llm_folder(path: str) -> Path:
     if not (folder / "config.json").is_file():
         raise UserError(
             f"model.llama_model: '{path}' is no folder with a config.json{reason}. Set it to the folder of a Hugging "
-            "Face causal LM or to a hub id; see README 'Real weights'."
+            "Face causal LM or to a hub id; see docs/weights.md."
         )
     return folder
 

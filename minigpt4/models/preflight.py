@@ -104,7 +104,7 @@ def check_path(key: str, path: str) -> None:
         return
     file = Path(path).expanduser()
     if not file.exists():
-        raise UserError(f"{key}: '{path}' does not exist. Set it to a file or folder; see README 'Real weights'.")
+        raise UserError(f"{key}: '{path}' does not exist. Set it to a file or folder; see docs/weights.md.")
     if wrong := wrong_file([file]):
         raise UserError(f"{key}: {wrong}.")
 

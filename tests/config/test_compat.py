@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from minigpt4.common.errors import UserError
 from minigpt4.config.compat import FIXED, KEYS, WITHOUT_EFFECT, translate
 from minigpt4.config.loading import load_config
-from tests.config.test_loading import COMPAT, write
+from tests.config import COMPAT, write
 
 DEEPSPEED = "run.deepspeed_config"
 IDLE = [f"{group}.{name}" for group, names in WITHOUT_EFFECT.items() for name in names]

@@ -187,7 +187,7 @@ def test_what_is_neither_folder_nor_on_the_hub_is_told_with_the_other_problems(n
     assert told[0].startswith("model.vit_model: '/no/vit'")
     assert told[1].startswith(f"model.llama_model: '{name}' is no folder with a config.json")
     assert ("on the hub" in told[1]) == (name == "ckpt/Qwen7B-chat")
-    assert told[1].endswith("or to a hub id; see README 'Real weights'.")
+    assert told[1].endswith("or to a hub id; see docs/weights.md.")
 
 
 def test_code_of_the_llms_own_runs_only_when_asked(parity_config, llm):

@@ -47,7 +47,7 @@ def start(config: Path) -> subprocess.Popen:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     return subprocess.Popen(
         [sys.executable, *launcher, str(ROOT / "train.py"), "--cfg-path", str(config)],
-        # without the latter, what torchrun starts again meets at the addresses of before (docs/training.md)
+        # without the latter, what torchrun starts again meets at the addresses of before (docs/train.md)
         env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
         stderr=subprocess.PIPE,
         text=True,
