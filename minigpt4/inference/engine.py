@@ -19,7 +19,7 @@ from minigpt4.conversation.conversation import Conversation, Part
 from minigpt4.conversation.prompter import Prompter
 from minigpt4.inference.compiled import CompiledDecoding
 from minigpt4.inference.decoding import Decoding, draw_seeds
-from minigpt4.inference.endings import Ending, Endings, Fanout, Finish
+from minigpt4.inference.endings import Ending, Endings, Finish
 from minigpt4.inference.growing_cache import new_cache
 from minigpt4.inference.kept_cache import KeptCache, shared_prefix, turns_with_length
 from minigpt4.inference.pictures import Picture
@@ -117,9 +117,10 @@ class _Row:
         self.request.on_end(self.answer)
 
     def fail(self, error: Exception) -> None:
-        self.answer = Answer.failed(error)
         clear_frames(error.__traceback__)  # their tensors
-        self.request.on_end(self.answer)
+        if self.answer is None:  # else it was told before
+            self.answer = Answer.failed(error)
+            self.request.on_end(self.answer)
 
 
 class Engine:
@@ -155,7 +156,8 @@ class Engine:
         groups: dict[Any, list[_Row]] = defaultdict(list)
         for number, row in enumerate(_open(rows)):
             decoding = row.request.decoding
-            row.room = min(row.room, most[decoding])
+            # a search for beams depends on how long they may be
+            row.room = min(row.room, row.request.max_new_tokens if decoding.num_beams > 1 else most[decoding])
             # rows near the window's end get a batch of their own: others would go on where it has no positions
             groups[number if turns_with_length(self.model.llama_model) else (decoding, row.room)].append(row)
         for group in groups.values():
@@ -242,8 +244,9 @@ class Engine:
         return Ending(
             self.prompter.tokenizer,
             self.stop_ids,
-            (*self.prompter.template.stop, *request.stops),
+            self.prompter.template.stop,
             min(row.room, request.max_new_tokens),
+            request.stops,
             self.prompter.encode(begun),
             continues=bool(begun) and not begun.endswith(" "),
             on_token=request.on_token,
@@ -266,7 +269,7 @@ class Engine:
         for row in rows:
             row.ending = self._ending(row)
         endings = [cast(Ending, row.ending) for row in rows]
-        ends = Endings(endings, [row.request.interrupt for row in rows], decoding.num_beams)
+        ends = Endings(endings, [row.request.interrupt for row in rows], beams)
         seeds = [row.seed for row in rows]
         options: dict[str, Any] = {
             "inputs_embeds": embeds,
@@ -274,7 +277,6 @@ class Engine:
             "generation_config": self._config(decoding, rows[0].room),
             "logits_processor": decoding.processors(seeds),
             "stopping_criteria": StoppingCriteriaList([ends]),
-            "streamer": None if beams else Fanout(endings),
         }
         held = nullcontext(fresh) if kept is None else kept.reading(llm, embeds[0])
         with decoding.seeded(seeds), held as cache:
@@ -288,7 +290,7 @@ class Engine:
             if kept is not None:
                 kept.note(torch.cat([embeds[0], embedding(tokens[0])]))
         if beams:
-            ends.follow(tokens.cpu())
+            ends.follow(tokens)
         for ending in endings:
             ending.close()
 
