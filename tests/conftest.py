@@ -105,7 +105,7 @@ def parity_config(parity_llm) -> ModelConfig:
 
 def parity_processor(image: Image.Image) -> Tensor:
     """Pixels of the size that the parity models see."""
-    return torch.from_numpy(np.asarray(image.convert("RGB").resize((56, 56)))).permute(2, 0, 1) / 255
+    return torch.from_numpy(np.array(image.convert("RGB").resize((56, 56)))).permute(2, 0, 1) / 255
 
 
 def engine_of(config: ModelConfig) -> Engine:

@@ -19,7 +19,9 @@ class Ending:
     text so far never holds a stop string, the beginning of one, or half a character.
 
     Args:
+        stops: the template's stop strings; of an answer that was not completed, no beginning of one is left.
         limit: most tokens.
+        own_stops: more stop strings.
         begun: the beginning of the answer, with which the prompt ends; the text is what goes on from there.
         on_token: called with the number of tokens so far, at each.
         on_text: called with the whole text so far, whenever it has grown.
@@ -36,23 +38,25 @@ class Ending:
         stop_ids: Sequence[int],
         stops: Sequence[str],
         limit: int,
+        own_stops: Sequence[str] = (),
         begun: Sequence[int] = (),
         continues: bool = False,
         on_token: Callable[[int], None] = lambda _: None,
         on_text: Callable[[str], None] | None = None,
         on_end: Callable[[], None] = lambda: None,
     ):
-        self.tokenizer, self.stop_ids, self.stops, self.limit = tokenizer, stop_ids, stops, limit
+        self.tokenizer, self.stop_ids, self.stops, self.limit = tokenizer, stop_ids, (*stops, *own_stops), limit
+        self._markers = stops
         self.on_token, self.on_text, self.on_end = on_token, on_text, on_end
         self.finish: Finish | None = None
         self.tokens: list[int] = []
         self.text = ""
         self._before, self._continues = list(begun)[-_CONTEXT:], continues
         # a token has a byte or more; three more may be the end of a character that the first one cuts
-        self.tail = max((len(stop.encode()) for stop in stops), default=0) + 3
+        self._tail = max((len(stop.encode()) for stop in self.stops), default=0) + 3
 
     def put(self, token: int) -> None:
-        """Takes the next token; after its end, none."""
+        """Takes the next token; what comes after the end is let pass."""
         if self.finish is None:
             self.tokens.append(token)
             self.on_token(len(self.tokens))
@@ -68,11 +72,16 @@ class Ending:
         if self.finish is None:  # an LLM may have an end that is no token of its own
             self._finish("stop" if len(self.tokens) < self.limit else "length", self._decode(self.tokens))
 
+    def stopped(self, tokens: list[int]) -> bool:
+        """Whether the last of an answer's tokens completes a stop string."""
+        text = self._decode(tokens[-self._tail :]) if self.stops else ""
+        return any(stop in text for stop in self.stops)
+
     def _follow(self) -> None:
         tokens = self.tokens
         if tokens[-1] in self.stop_ids:
             self._finish("stop", self._decode(tokens[:-1]))
-        elif self.stops and any(stop in self._decode(tokens[-self.tail :]) for stop in self.stops):
+        elif self.stopped(tokens):
             self._finish("stop", self._decode(tokens))
         elif len(tokens) >= self.limit:
             self._finish("length", self._decode(tokens))
@@ -81,8 +90,10 @@ class Ending:
 
     def _finish(self, how: Finish, text: str) -> None:
         self.finish = how
-        end = cut if how == "stop" else settled
-        self._say(end(text, self.stops, self._continues))
+        if how == "stop":
+            self._say(cut(text, self.stops, self._continues))
+        else:  # the beginning of a stop string that was asked for is a part of the answer as any other
+            self._say(settled(text, self._markers, self._continues))
         self.on_end()
 
     def _say(self, text: str) -> None:
@@ -118,41 +129,47 @@ def settled(text: str, stops: Sequence[str], continues: bool = False) -> str:
 
 
 class Endings(StoppingCriteria):
-    """Follows the tokens of a batch's answers, and tells transformers which rows have ended.
+    """Follows the tokens of a batch as they are chosen, and tells transformers which rows have ended.
 
-    With beams an answer has several rows, which change places: its tokens are known, and followed, in the end. Until
-    then a row ends with a stop string.
+    Not a streamer: transformers ask what has ended before or after they stream a token, as their version has it.
+
+    With beams a prompt has several rows, all of as many, which change places: its tokens are known, and followed, in
+    the end. Until then a row ends with a stop string.
+
+    Attributes:
+        interrupted: of prompts with beams, after how many tokens their answer was interrupted.
     """
 
     def __init__(self, endings: Sequence[Ending], interrupts: Sequence[Event], beams: bool):
         self.endings, self.interrupts, self.beams = endings, interrupts, beams
-        self._interrupted: dict[int, int] = {}  # answers with beams, after how many tokens
+        self.interrupted: dict[int, int] = {}
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        if not self.beams:
-            for ending, token in zip(self.endings, input_ids[:, -1].tolist(), strict=True):
-                ending.put(token)
-        for number, (ending, interrupt) in enumerate(zip(self.endings, self.interrupts, strict=True)):
-            if interrupt.is_set() and self.beams:
-                self._interrupted.setdefault(number, input_ids.shape[1])
-            elif interrupt.is_set():
-                ending.interrupt()
-        ended = [ending.finish is not None for ending in self.endings]
-        if self.beams:
-            answers = [row * len(ended) // len(input_ids) for row in range(len(input_ids))]
-            ended = [n in self._interrupted or self._stopped(n, row) for n, row in zip(answers, input_ids, strict=True)]
+        ended = self._beams_ended(input_ids) if self.beams else self._ended(input_ids[:, -1].tolist())
         return torch.tensor(ended, device=input_ids.device)
 
-    def follow(self, tokens: Tensor) -> None:
-        """Follows the tokens [B, T] that beams have chosen in the end."""
-        for number, (ending, row) in enumerate(zip(self.endings, tokens.tolist(), strict=True)):
-            for token in row[: self._interrupted.get(number)]:
-                ending.put(token)
-            if number in self._interrupted:
+    def _ended(self, tokens: list[int]) -> list[bool]:
+        for ending, interrupt, token in zip(self.endings, self.interrupts, tokens, strict=True):
+            ending.put(token)
+            if interrupt.is_set():
                 ending.interrupt()
+        return [ending.finish is not None for ending in self.endings]
 
-    def _stopped(self, number: int, row: Tensor) -> bool:
-        ending = self.endings[number]
-        # with special tokens: one of them may be a stop string
-        tail = cast(str, ending.tokenizer.decode(row[-ending.tail :]))
-        return any(stop in tail for stop in ending.stops)
+    def _beams_ended(self, rows: Tensor) -> list[bool]:
+        for number, interrupt in enumerate(self.interrupts):
+            if interrupt.is_set():
+                self.interrupted.setdefault(number, rows.shape[1])
+        candidates = len(rows) // len(self.endings)  # of a prompt, more than there are beams
+        return [
+            n // candidates in self.interrupted or self.endings[n // candidates].stopped(row)
+            for n, row in enumerate(rows.tolist())
+        ]
+
+    def follow(self, tokens: Tensor) -> None:
+        """Follows the tokens [B, T] that beams have chosen."""
+        for number, (ending, row) in enumerate(zip(self.endings, tokens.tolist(), strict=True)):
+            at = self.interrupted.get(number)
+            for token in row[:at]:
+                ending.put(token)
+            if at is not None:
+                ending.interrupt()

@@ -117,9 +117,10 @@ class _Row:
         self.request.on_end(self.answer)
 
     def fail(self, error: Exception) -> None:
-        self.answer = Answer.failed(error)
         clear_frames(error.__traceback__)  # their tensors
-        self.request.on_end(self.answer)
+        if self.answer is None:  # else it was told before
+            self.answer = Answer.failed(error)
+            self.request.on_end(self.answer)
 
 
 class Engine:
@@ -155,7 +156,8 @@ class Engine:
         groups: dict[Any, list[_Row]] = defaultdict(list)
         for number, row in enumerate(_open(rows)):
             decoding = row.request.decoding
-            row.room = min(row.room, most[decoding])
+            # a search for beams depends on how long they may be
+            row.room = min(row.room, row.request.max_new_tokens if decoding.num_beams > 1 else most[decoding])
             # rows near the window's end get a batch of their own: others would go on where it has no positions
             groups[number if turns_with_length(self.model.llama_model) else (decoding, row.room)].append(row)
         for group in groups.values():
@@ -242,8 +244,9 @@ class Engine:
         return Ending(
             self.prompter.tokenizer,
             self.stop_ids,
-            (*self.prompter.template.stop, *request.stops),
+            self.prompter.template.stop,
             min(row.room, request.max_new_tokens),
+            request.stops,
             self.prompter.encode(begun),
             continues=bool(begun) and not begun.endswith(" "),
             on_token=request.on_token,
