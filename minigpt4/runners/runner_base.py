@@ -114,7 +114,7 @@ class RunnerBase:
         """
         run = config.run
         if run.evaluate:
-            raise UserError("run.evaluate: True trains nothing. Use evaluate.py, or set run.evaluate=False.")
+            raise UserError("run.evaluate: True trains nothing. Use minigpt4 evaluate, or set run.evaluate=False.")
         if run.max_iters is not None and run.runner == "runner_base":
             raise UserError("run.max_iters: runner_base counts epochs. Set run.max_epoch, or run.runner=runner_iter.")
         if run.cache_features and (trained := config.model.trained & {"vit", "qformer"}):

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(main=main)
     parser.add_argument("file", help="JSON, JSON lines or Parquet file of records, see dataset/README.md")
     parser.add_argument("--images", help="folder where file names begin (default: as in training)")
-    parser.add_argument("--cfg-path", help="YAML file of the run: its tokenizer, templates and limits decide")
+    parser.add_argument("--cfg-path", help="config of the run: its tokenizer, templates and limits decide")
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of --cfg-path")
     parser.add_argument(
         "--tokenizer",
