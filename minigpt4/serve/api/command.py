@@ -52,6 +52,7 @@ def main(args: argparse.Namespace) -> None:
     """
     config = read_config(args)  # wrong configs fail before the slow imports below
     try:
+        import openai  # noqa: F401
         import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:

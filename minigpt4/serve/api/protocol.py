@@ -4,9 +4,9 @@ Fields and their meaning are those of https://platform.openai.com/docs/api-refer
 in the schema too, as the one value that asks for nothing, so that a request gets a reason and not a shrug.
 """
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+from openai.types import Model
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -176,51 +176,11 @@ class ChatRequest(Strict):
         return min(given, default=DEFAULT_MAX_TOKENS)
 
 
-class Usage(BaseModel):
-    """Tokens; an image counts as its rows, and a prompt once however many answers it gets."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-    @classmethod
-    def of(cls, prompt: int, answers: Sequence[int]) -> "Usage":
-        """From the tokens of a prompt and of each of its answers."""
-        return cls(prompt_tokens=prompt, completion_tokens=sum(answers), total_tokens=prompt + sum(answers))
-
-
-class AnswerMessage(BaseModel):
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
-
-
-class Choice(BaseModel):
-    index: int
-    message: AnswerMessage
-    logprobs: None = None
-    finish_reason: Literal["stop", "length"]
-
-
-class ChatCompletion(BaseModel):
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[Choice]
-    usage: Usage
-
-
-class ModelCard(BaseModel):
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: Literal["minigpt4"] = "minigpt4"
-
-
 class ModelList(BaseModel):
+    """OpenAI's client has no type for it."""
+
     object: Literal["list"] = "list"
-    data: list[ModelCard]
+    data: list[Model]
 
 
 class Health(BaseModel):

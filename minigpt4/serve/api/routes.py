@@ -12,6 +12,9 @@ from fastapi import APIRouter, FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.security import HTTPBearer
+from openai.types import CompletionUsage, Model
+from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage, chat_completion
+from openai.types.chat.chat_completion_chunk import Choice, ChoiceDelta
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
@@ -21,16 +24,7 @@ from minigpt4.inference.engine import Answer
 from minigpt4.serve.api.batching import Ask, QueueFullError
 from minigpt4.serve.api.errors import as_api_error
 from minigpt4.serve.api.gate import CHAT, Gate
-from minigpt4.serve.api.protocol import (
-    AnswerMessage,
-    ChatCompletion,
-    ChatRequest,
-    Choice,
-    Health,
-    ModelCard,
-    ModelList,
-    Usage,
-)
+from minigpt4.serve.api.protocol import ChatRequest, Health, ModelList
 from minigpt4.serve.api.service import Service
 from minigpt4.serve.errors import ErrorAnswer
 from minigpt4.serve.middleware import BodyLimit, KnownHosts
@@ -85,20 +79,20 @@ def build_app(service: Service, api_key: str = "", hosts: Collection[str] = ("*"
 
 def _v1(service: Service) -> APIRouter:
     router = APIRouter()
-    card = ModelCard(id=service.name, created=int(time.time()))
+    card = Model(id=service.name, object="model", created=int(time.time()), owned_by="minigpt4")
 
     @router.post(CHAT, response_model=ChatCompletion, responses={200: {"content": _EVENTS}})
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """The next answer in a conversation."""
         return await _unless_gone(request, _respond(service, body))
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", response_model_exclude_none=True)
     async def models() -> ModelList:
         """The one model that is here."""
         return ModelList(data=[card])
 
-    @router.get("/v1/models/{model:path}")  # names of models can hold slashes
-    async def model(model: str) -> ModelCard:
+    @router.get("/v1/models/{model:path}", response_model_exclude_none=True)  # names of models can hold slashes
+    async def model(model: str) -> Model:
         """The model, if it has this name."""
         service.require_model(model)
         return card
@@ -137,14 +131,22 @@ async def _respond(service: Service, body: ChatRequest) -> Response:
         return _Events(_events(head, asks, first, answers, usage), answers)
     done = {index: answer async for index, answer in answers if isinstance(answer, Answer)}
     choices = [
-        Choice(index=index, message=AnswerMessage(content=str(answer)), finish_reason=answer.finish)  # type: ignore[arg-type]
+        chat_completion.Choice(
+            index=index,
+            message=ChatCompletionMessage(role="assistant", content=str(answer), refusal=None),
+            logprobs=None,
+            finish_reason=answer.finish,  # type: ignore[arg-type]
+        )
         for index, answer in sorted(done.items())
     ]
-    return JSONResponse(ChatCompletion(**head, choices=choices, usage=_usage(asks)).model_dump())
+    whole = ChatCompletion(**head, object="chat.completion", choices=choices, usage=_usage(asks))
+    return JSONResponse(whole.to_dict())
 
 
-def _usage(asks: list[Ask]) -> Usage:
-    return Usage.of(asks[0].prompt_tokens, [ask.new_tokens for ask in asks])
+def _usage(asks: list[Ask]) -> CompletionUsage:
+    """An image counts as its rows, and the prompt once however many answers it gets."""
+    prompt, answers = asks[0].prompt_tokens, sum(ask.new_tokens for ask in asks)
+    return CompletionUsage(prompt_tokens=prompt, completion_tokens=answers, total_tokens=prompt + answers)
 
 
 class _Events(StreamingResponse):
@@ -173,15 +175,19 @@ async def _events(
     """The chunks of all choices as they come."""
     no_usage: dict[str, Any] = {"usage": None} if with_usage else {}
 
-    def chunk(index: int, delta: dict[str, str], finish: str | None = None) -> str:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return _event({**head, "object": "chat.completion.chunk", "choices": [choice], **no_usage})
+    def event(choices: list[Choice], **usage: Any) -> str:
+        return _event(ChatCompletionChunk(**head, object="chat.completion.chunk", choices=choices, **usage).to_dict())
+
+    def chunk(index: int, delta: ChoiceDelta, finish: Any = None) -> str:
+        return event([Choice(index=index, delta=delta, logprobs=None, finish_reason=finish)], **no_usage)
 
     def told(index: int, what: str | Answer) -> str:
-        return chunk(index, {}, what.finish) if isinstance(what, Answer) else chunk(index, {"content": what})
+        if isinstance(what, Answer):
+            return chunk(index, ChoiceDelta(), what.finish)
+        return chunk(index, ChoiceDelta(content=what))
 
     for index in range(len(asks)):
-        yield chunk(index, {"role": "assistant", "content": ""})
+        yield chunk(index, ChoiceDelta(role="assistant", content=""))
     yield told(*first)
     try:
         async for index, what in answers:
@@ -190,8 +196,7 @@ async def _events(
         yield _event(as_api_error(error).body.model_dump())
         return
     if with_usage:
-        usage = _usage(asks).model_dump()
-        yield _event({**head, "object": "chat.completion.chunk", "choices": [], "usage": usage})
+        yield event([], usage=_usage(asks))
     yield "data: [DONE]\n\n"
 
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from unittest.mock import ANY
 
 import httpx
 import openai
@@ -92,6 +93,31 @@ def test_what_a_stream_looks_like(api_url):
     assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
     assert all("usage" not in chunk for chunk in chunks)
+
+
+def test_bodies_hold_no_more_than_is_meant(api_url):
+    """OpenAI's types know many fields that this server never sets."""
+    request = {"messages": [user(DESCRIBE)], "max_tokens": 2, **GREEDY}
+    body = httpx.post(f"{api_url}/v1/chat/completions", json=request).json()
+    (choice,), usage = body.pop("choices"), body.pop("usage")
+    assert body.keys() == {"id", "object", "created", "model"}
+    assert choice.pop("message") == {"role": "assistant", "content": ANY, "refusal": None}
+    assert choice == {"index": 0, "logprobs": None, "finish_reason": "length"}
+    assert usage == {"prompt_tokens": ANY, "completion_tokens": 2, "total_tokens": usage["prompt_tokens"] + 2}
+    request |= {"stream": True, "stream_options": {"include_usage": True}}
+    answer = httpx.post(f"{api_url}/v1/chat/completions", json=request).text
+    chunks = [json.loads(event.removeprefix("data: ")) for event in answer.split("\n\n")[:-2]]
+    assert [chunk.pop("usage") for chunk in chunks] == [None] * (len(chunks) - 1) + [usage]
+    assert all(chunk.keys() == {*body, "choices"} for chunk in chunks)
+    assert chunks[-1]["choices"] == []
+    begin, *middle, end = (chunk["choices"][0] for chunk in chunks[:-1])
+    rest = {"index": 0, "logprobs": None, "finish_reason": None}
+    assert begin == {"delta": {"role": "assistant", "content": ""}, **rest}
+    assert middle and all(piece == {"delta": {"content": ANY}, **rest} for piece in middle)
+    assert end == {"delta": {}, **rest, "finish_reason": "length"}
+    card = {"id": NAME, "object": "model", "created": ANY, "owned_by": "minigpt4"}
+    assert httpx.get(f"{api_url}/v1/models").json() == {"object": "list", "data": [card]}
+    assert httpx.get(f"{api_url}/v1/models/{NAME}").json() == card
 
 
 def test_seeds_reproduce_whatever_else_is_asked(client):
