@@ -9,7 +9,7 @@ from minigpt4.common.registry import registry
 from minigpt4.config.loading import load_config
 from minigpt4.config.names import check_names
 from minigpt4.config.schema import Config
-from tests.config import COMPAT, CONFIGS, ROOT, STAGE1
+from tests.config import COMPAT, CONFIGS, STAGE1
 
 NAMES = {
     "run.lr_sched": "linear_warmup_cosine_lr",
