@@ -7,15 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Timer
-from typing import TYPE_CHECKING
 
 from minigpt4.common.command_line import PATIENCE
 from minigpt4.config.loading import load_config
 from minigpt4.config.names import check_names
 from minigpt4.config.schema import Config
-
-if TYPE_CHECKING:  # slow to import
-    pass
 
 DEFAULT_CONFIG = str(Path(__file__).parents[2] / "eval_configs" / "minigpt4_tiny_eval.yaml")  # started from anywhere
 
