@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 Part = Any  # of a question: text (str), or a picture in whatever form its user has it
@@ -66,9 +67,9 @@ def spaced(parts: Iterable[Part]) -> list[Part]:
 def joined(parts: Iterable[Part]) -> list[Part]:
     """The same parts, with texts that follow one another as one, and without empty ones."""
     found: list[Part] = []
-    for part in parts:
-        if isinstance(part, str) and found and isinstance(found[-1], str):
-            found[-1] += part
-        elif not isinstance(part, str) or part:
-            found.append(part)
+    for is_text, group in groupby(parts, lambda part: isinstance(part, str)):
+        if not is_text:
+            found += group
+        elif text := "".join(group):
+            found.append(text)
     return found

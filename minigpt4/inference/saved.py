@@ -25,11 +25,15 @@ def check_size(said: Sequence[tuple[str, str]]) -> None:
     Raises:
         UserError: it has more than `MAX_TURNS` turns or `MAX_TEXT` characters.
     """
-    if len(said) > MAX_TURNS:
-        raise UserError(f"the conversation has {len(said)} turns; {MAX_TURNS} are the most. Begin another.")
+    _check_turns(len(said))
     lengths = [len(text) for turn in said for text in turn]
     if max(sum(lengths[:-1]), *lengths[-1:], 0) > MAX_TEXT:
         raise UserError(f"the conversation has more than {MAX_TEXT} characters. Begin another.")
+
+
+def _check_turns(count: int) -> None:
+    if count > MAX_TURNS:
+        raise UserError(f"the conversation has {count} turns; {MAX_TURNS} are the most. Begin another.")
 
 
 def to_json(turns: list[Turn], waiting: list[Picture]) -> str:
@@ -71,6 +75,7 @@ def from_json(text: str, room: Room, reader: Reader = here) -> tuple[list[Turn],
         raise UserError(
             f'the JSON holds no "turns" of "version": {_VERSION}. Choose a file that a conversation was saved to.'
         )
+    _check_turns(len(saved["turns"]))
     raw = [_numbered(n, _parts, turn) for n, turn in enumerate(saved["turns"], start=1)]
     check_size([("".join(p for p in parts if isinstance(p, str)), answer or "") for parts, answer in raw])
     waiting = _urls(saved.get("pictures", []))

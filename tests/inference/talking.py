@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from minigpt4.conversation.conversation import Turn
-from minigpt4.inference.engine import Decoding, Engine, Request
+from minigpt4.inference.engine import Answer, Decoding, Engine, Request
 
 IMAGE = "<Img><ImageHere></Img>"  # a picture of a conversation, in the prompt
 
@@ -30,6 +30,11 @@ def written(turns: Sequence[Turn]) -> list[str]:
     return ["".join(part if isinstance(part, str) else IMAGE for part in turn.question) for turn in turns]
 
 
+def said(turns: Sequence[Turn]) -> list[tuple[str, str | None]]:
+    """Questions and answers; which pictures were shown does not matter."""
+    return list(zip(written(turns), (turn.answer for turn in turns), strict=True))
+
+
 def spelled(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a text, one for each character, or for each byte of one that is not in the vocabulary."""
     known = tokenizer.get_vocab()
@@ -47,3 +52,8 @@ def asked(
     """The requests of `Engine.generate`."""
     prompts = engine.prompter.parse_all(texts, images)
     return [Request(prompt, max_new_tokens, Decoding(**options), seed) for prompt in prompts]
+
+
+def facts(answers: list[Answer]) -> list[tuple]:
+    """What there is to an answer."""
+    return [(answer, answer.prompt_tokens, answer.new_tokens, answer.finish) for answer in answers]

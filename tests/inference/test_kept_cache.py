@@ -1,6 +1,7 @@
 """The KV cache that a session keeps changes no token, whatever is asked, edited, taken back or forgotten."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,15 +11,15 @@ from transformers import Gemma2Config, Gemma3TextConfig, MistralConfig, Phi3Conf
 
 from minigpt4.common.errors import UserError
 from minigpt4.config.loading import load_config
-from minigpt4.config.schema import ProcessorConfig
-from minigpt4.conversation.conversation import Turn
+from minigpt4.conversation.conversation import Conversation, Turn
+from minigpt4.conversation.prompter import IMAGE_ROW
 from minigpt4.inference.chat import Chat
-from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.processors import build_processor
-from tests.models.test_any_llm import FAMILIES, GROUPED, build
+from minigpt4.inference.engine import Decoding, Engine, Request
+from minigpt4.inference.loading import load_engine
+from tests.inference.talking import picture, said
+from tests.llms import FAMILIES, GROUPED, build
 
-PROCESSOR = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=56))
-RED, BLUE = (Image.new("RGB", (40, 30), color) for color in ("red", "blue"))
+RED, BLUE = picture("red"), picture("blue")
 WINDOW = GROUPED | {"sliding_window": 16}  # left behind within the first turn
 SLIDING = {
     "mistral, sliding": MistralConfig(**WINDOW),
@@ -41,18 +42,18 @@ LENGTH = {"max_new_tokens": 8, "min_new_tokens": 4}
 
 
 @pytest.fixture(params=[*FAMILIES, *SLIDING], scope="module")
-def model(request, parity_config, tmp_path_factory) -> MiniGPT4:
+def engine(request, parity_config, tmp_path_factory) -> Engine:
     return build((FAMILIES | SLIDING)[request.param], parity_config, tmp_path_factory.mktemp("llm"))
 
 
-def both(model: MiniGPT4, processor: Callable = PROCESSOR) -> Callable:
+def both(engine: Engine) -> Callable:
     """Does something to two sessions, one of which forgets its cache before; returns how much the other reused."""
-    kept, full = Chat(model, processor), Chat(model, processor)
+    kept, full = Chat(engine), Chat(engine)
 
     def do(what: Callable[[Chat], object]) -> int:
         full.forget_cache()
         ours, expected = what(kept), what(full)
-        assert kept.turns == full.turns
+        assert said(kept.turns) == said(full.turns)
         assert (ours, full.reused_tokens) == (expected, 0)
         return kept.reused_tokens
 
@@ -60,8 +61,8 @@ def both(model: MiniGPT4, processor: Callable = PROCESSOR) -> Callable:
     return do
 
 
-def test_a_later_turn_reads_only_what_is_new(model):
-    do = both(model)
+def test_a_later_turn_reads_only_what_is_new(engine):
+    do = both(engine)
     assert do(lambda chat: chat.answer([RED, "What is it?"], **LENGTH)) == 0
     reused = do(lambda chat: chat.answer("Where is the small dog?", **LENGTH))
     assert reused > do.kept.turns[0].answer.prompt_tokens - 2  # a template's last space may join a word
@@ -69,12 +70,13 @@ def test_a_later_turn_reads_only_what_is_new(model):
     assert do(lambda chat: list(chat.regenerate(**LENGTH))[-1]) == do.kept.turns[-1].answer.prompt_tokens - 1
 
 
-def test_edits_drops_and_other_pictures_roll_it_back(model):
-    do = both(model)
+def test_edits_drops_and_other_pictures_roll_it_back(engine):
+    do = both(engine)
     do(lambda chat: chat.answer([RED, "What is it?"], **LENGTH))
     do(lambda chat: chat.answer("Where?", **LENGTH))
     do(lambda chat: chat.answer("When?", **LENGTH))
-    upto_image = model.layout(model.template.prompt(do.kept.turns)).index(-1) + model.rows_per_image
+    prompter = engine.prompter
+    upto_image = prompter.layout(prompter.read(Conversation(do.kept.turns))).index(IMAGE_ROW) + prompter.rows
     assert do(lambda chat: list(chat.edit(1, "Who?", **LENGTH))[-1]) > upto_image
     assert upto_image <= do(lambda chat: list(chat.edit(0, "Who?", **LENGTH))[-1]) < upto_image + 16
     do(lambda chat: chat.answer("Why?", **LENGTH))
@@ -84,11 +86,11 @@ def test_edits_drops_and_other_pictures_roll_it_back(model):
     do(lambda chat: chat.restart())
     assert do(lambda chat: chat.answer([BLUE, "What is it?"], **LENGTH)) == 0
     do(lambda chat: len(chat.undo()))
-    assert 0 < do(lambda chat: chat.answer([RED, "What is it?"], **LENGTH)) <= upto_image - model.rows_per_image
+    assert 0 < do(lambda chat: chat.answer([RED, "What is it?"], **LENGTH)) <= upto_image - prompter.rows
 
 
-def test_beams_reuse_nothing_and_say_so(parity_model):
-    chat = Chat(parity_model, PROCESSOR)
+def test_beams_reuse_nothing_and_say_so(parity_engine):
+    chat = Chat(parity_engine)
     chat.answer("What is it?", **LENGTH)
     chat.answer("Where?", **LENGTH)
     assert chat.reused_tokens > 0
@@ -103,28 +105,29 @@ def test_where_the_length_turns_all_keys_nothing_is_kept(parity_config, tmp_path
 
 
 def test_where_the_length_turns_all_keys_a_batch_answers_as_one_by_one(parity_config, tmp_path):
-    model = build(LONGROPE, parity_config, tmp_path)
-    prompts = [model.template.prompt([Turn(words)]) for words in ("hello", "the small dog " * 30, "Where?")]
-    assert model.generate(None, prompts, **LENGTH) == [model.generate(None, [p], **LENGTH)[0] for p in prompts]
+    engine = build(LONGROPE, parity_config, tmp_path)
+    asked = [Conversation([Turn([words])]) for words in ("hello", "the small dog " * 30, "Where?")]
+    requests = [Request(conversation, 8, Decoding(min_new_tokens=4)) for conversation in asked]
+    assert engine.answer(requests) == [engine.answer([request])[0] for request in requests]
 
 
 def test_the_tiny_model():
     config = load_config("eval_configs/minigpt4_tiny_eval.yaml")
-    model = MiniGPT4.from_config(config).eval()
-    do = both(model, build_processor(config.preprocess.vis_processor.eval))
+    engine = load_engine(config)
+    do = both(engine)
     with Image.open(f"{config.env.package_dir}/assets/tiny/examples/scene1.jpg") as example:
         do(lambda chat: chat.upload_img(example))
         do(lambda chat: chat.answer("Describe this image in detail."))
-        assert do(lambda chat: chat.answer("How many digits are there?")) > model.rows_per_image
+        assert do(lambda chat: chat.answer("How many digits are there?")) > engine.prompter.rows
         do(lambda chat: chat.answer([example, "And in this one?"]))
         do(lambda chat: list(chat.edit(1, "Is there a yellow digit?"))[-1])
         do(lambda chat: chat.answer("Where?"))
 
 
-def test_only_what_is_new_is_fed_to_the_llm(parity_model):
-    chat, fed = Chat(parity_model, PROCESSOR), []
+def test_only_what_is_new_is_fed_to_the_llm(parity_engine):
+    chat, fed = Chat(parity_engine), []
     note = lambda module, args, kwargs: fed.append(kwargs.get("inputs_embeds"))  # noqa: E731
-    handle = parity_model.llama_model.register_forward_pre_hook(note, with_kwargs=True)
+    handle = parity_engine.model.llama_model.register_forward_pre_hook(note, with_kwargs=True)
     try:
         chat.answer([RED, "What is it?"], **LENGTH)
         chat.answer("Where?", **LENGTH)
@@ -135,13 +138,13 @@ def test_only_what_is_new_is_fed_to_the_llm(parity_model):
     assert second == prompt - chat.reused_tokens < prompt - first + 4  # a template's last space may join a word
 
 
-def test_a_failure_in_the_middle_of_the_llm_empties_it(parity_model):
+def test_a_failure_in_the_middle_of_the_llm_empties_it(parity_engine):
     def fail(*_):
         raise RuntimeError("out of memory")
 
-    do = both(parity_model)
+    do = both(parity_engine)
     do(lambda chat: chat.answer("hello", **LENGTH))
-    handle = parity_model.llama_model.model.layers[1].register_forward_hook(fail)  # layer 0 has read
+    handle = parity_engine.model.llama_model.model.layers[1].register_forward_hook(fail)  # layer 0 has read
     try:
         with pytest.raises(RuntimeError, match="out of memory"):
             do.kept.answer("Where?", **LENGTH)
@@ -167,9 +170,9 @@ ACTIONS = st.one_of(
 
 @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(actions=st.lists(ACTIONS, min_size=2, max_size=7), window=st.integers(130, 330))
-def test_any_course_of_a_conversation(actions, window, parity_model):
+def test_any_course_of_a_conversation(actions, window, parity_engine):
     """Also where the window makes it forget its first turns."""
-    do = both(parity_model)
+    do = both(parity_engine)
 
     def act(chat: Chat, name: str, *args) -> object:
         try:
@@ -189,19 +192,18 @@ def test_any_course_of_a_conversation(actions, window, parity_model):
             return list(chat.edit(asked[args[0] % len(asked)], args[1], **LENGTH))[-1]
         return list(chat.regenerate(**LENGTH))[-1] if name == "regenerate" else len(chat.undo())
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parity_model, "max_context_len", window)
-        for action in actions:
-            do(lambda chat, action=action: act(chat, *action))
-            assert not do.kept.turns or do.kept.turns[-1].answer is not None  # no question is left without its answer
+    parity_engine.prompter = replace(parity_engine.prompter, window=window)
+    for action in actions:
+        do(lambda chat, action=action: act(chat, *action))
+        assert not do.kept.turns or do.kept.turns[-1].answer is not None  # no question is left without its answer
 
 
-def test_the_comparison_would_notice_a_wrong_cache(parity_model, monkeypatch):
+def test_the_comparison_would_notice_a_wrong_cache(parity_engine, monkeypatch):
     """A cache that is not rolled back gives other tokens: the tests above are not blind."""
     from minigpt4.inference.kept_cache import KeptCache
 
     monkeypatch.setattr(KeptCache, "_roll_back", lambda self, embeds: min(len(self), len(embeds) - 1))
-    do = both(parity_model)
+    do = both(parity_engine)
     do(lambda chat: chat.answer([RED, "What is it?"], **LENGTH))
     with pytest.raises((AssertionError, RuntimeError, IndexError)):
         do(lambda chat: list(chat.edit(0, "the small dog on the grass, at length and in detail", **LENGTH))[-1])

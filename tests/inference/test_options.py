@@ -1,21 +1,21 @@
 """Options of an answer as visitors write them."""
 
-from inspect import signature
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt4.common.errors import UserError
+from minigpt4.conversation.conversation import Conversation
+from minigpt4.inference.decoding import Decoding
 from minigpt4.inference.options import AnswerOptions
-from minigpt4.models.minigpt_base import MiniGPTBase
 
 
 def test_defaults_are_those_of_generate_but_for_the_length():
-    own = AnswerOptions().kwargs()
-    parameters = signature(MiniGPTBase.generate).parameters
-    assert own.pop("max_new_tokens") == 300
-    assert own == {name: parameters[name].default for name in own}
+    request = AnswerOptions().request(Conversation([]))
+    assert (request.max_new_tokens, request.seed, request.decoding) == (300, None, Decoding())
+    assert AnswerOptions().kwargs() == {"max_new_tokens": 300, "seed": None} | asdict(Decoding())
 
 
 def test_values_are_parsed_by_type():

@@ -4,24 +4,24 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from copy import copy
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
 import pytest
-from minigpt4.inference.generation import Answer
+import torch
 from openai import OpenAI
 from PIL import Image
 
 from minigpt4.config.finding import TINY
 from minigpt4.config.loading import load_config
-from minigpt4.config.schema import ProcessorConfig
+from minigpt4.inference.engine import Answer, Engine
+from minigpt4.inference.loading import load_engine
 from minigpt4.inference.pictures import Picture
 from minigpt4.inference.sessions import Sessions
-from minigpt4.processors import build_processor
 from minigpt4.serve.api.service import Limits, Service
-from minigpt4.serve.loading import load_model
 from minigpt4.serve.web import server as web_server
 from minigpt4.serve.web.page import build_page
 from minigpt4.serve.web.visitor import Handlers
@@ -29,7 +29,6 @@ from tests.picture_files import write_video
 from tests.serve.asking import NAME, client_of, running
 from tests.serve.predicting import COUNT, DESCRIBE, SCENES, write
 
-PROCESSOR = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=56))
 MAX_PIXELS = 4_000_000
 MAX_MB = 1
 
@@ -48,8 +47,14 @@ def example(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def url(parity_model, example):
-    handlers = Handlers(Sessions(parity_model, PROCESSOR, max_sessions=2, max_pixels=MAX_PIXELS), MAX_MB)
+def page_engine(_parity_engine) -> Engine:
+    """Of the page at `url`."""
+    return copy(_parity_engine)
+
+
+@pytest.fixture(scope="session")
+def url(page_engine, example):
+    handlers = Handlers(Sessions(page_engine, max_sessions=2, max_pixels=MAX_PIXELS), MAX_MB)
     page, port = build_page(handlers, [example]), free_port()
     web_server.launch(page, "127.0.0.1", port, max_upload_mb=MAX_MB)
     yield f"http://127.0.0.1:{port}"
@@ -57,7 +62,7 @@ def url(parity_model, example):
 
 
 @pytest.fixture
-def echo(parity_model, monkeypatch):
+def echo(page_engine, monkeypatch):
     """The model repeats its last question and names its pictures by a number, word by word, `seconds` each.
 
     After `said` is set, it says that instead. While `go` is not set, it stops after five words, until it is or somebody
@@ -66,26 +71,29 @@ def echo(parity_model, monkeypatch):
     model = SimpleNamespace(seconds=0.02, said=None, ended=[], options=[], go=threading.Event())
     model.go.set()
 
-    def generate(images, texts, *, streamer=None, interrupt=None, kept=None, **options):
-        model.options.append(options)
-        question = texts[0].rpartition("Human: ")[2].partition("###")[0].rpartition("</Img>")[2].strip()
-        seen = "no picture" if images is None else f"{len(images)} {images.double().sum():.3f}"
+    def answer(requests):
+        (request,) = requests
+        model.options.append({"max_new_tokens": request.max_new_tokens, "seed": request.seed, **vars(request.decoding)})
+        text = page_engine.prompter.text(page_engine.prompter.read(request.prompt))
+        question = text.rpartition("Human: ")[2].partition("###")[0].rpartition("</Img>")[2].strip()
+        images = page_engine.embeddings(request.prompt.pictures)
+        seen = f"{len(images)} {torch.stack(images).double().sum():.3f}" if images else "no picture"
         words = (model.said or f"{question} {seen}").split(" ")
         said = 0
-        while said < len(words) and not interrupt.is_set():
+        while said < len(words) and not request.interrupt.is_set():
             said += 1
-            if streamer:
-                streamer.say(" ".join(words[:said]))
-            while said == 5 and not (model.go.is_set() or interrupt.wait(0.01)):
+            if request.on_text:
+                request.on_text(" ".join(words[:said]))
+            while said == 5 and not (model.go.is_set() or request.interrupt.wait(0.01)):
                 pass
             time.sleep(model.seconds)
-        answer = Answer(" ".join(words[:said]))
-        answer.new_tokens, answer.prompt_tokens = said, 10
-        answer.finish = "interrupt" if interrupt.is_set() else "stop"
-        model.ended.append(answer.finish)
-        return [answer]
+        whole = Answer(" ".join(words[:said]))
+        whole.new_tokens, whole.prompt_tokens = said, 10
+        whole.finish = "interrupt" if request.interrupt.is_set() else "stop"
+        model.ended.append(whole.finish)
+        return [whole]
 
-    monkeypatch.setattr(parity_model, "generate", generate)
+    monkeypatch.setattr(page_engine, "answer", answer)
     yield model
     model.go.set()  # a test that failed leaves no answer behind that others would wait for
 
@@ -121,9 +129,9 @@ def bad_files(tmp_path, picture) -> dict[Path, str]:
 
 
 @pytest.fixture(scope="session")
-def tiny():
-    """(model, processor)"""
-    return load_model(load_config(TINY))
+def tiny() -> Engine:
+    """Of the bundled model."""
+    return load_engine(load_config(TINY))
 
 
 @pytest.fixture(scope="session")
@@ -135,7 +143,7 @@ def video(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def service(tiny) -> Service:
-    return Service(*tiny, NAME, Limits(max_image_pixels=1_000_000, max_body_mb=2))
+    return Service(tiny, NAME, Limits(max_image_pixels=1_000_000, max_body_mb=2))
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +177,7 @@ def client(api_url) -> OpenAI:
 @pytest.fixture
 def predict(minigpt4, monkeypatch, tiny):
     """Runs `minigpt4 predict` with a model that is loaded already."""
-    monkeypatch.setattr("minigpt4.serve.predict.load_model", lambda *_: tiny)
+    monkeypatch.setattr("minigpt4.inference.loading.load_engine", lambda *_: tiny)
     return partial(minigpt4, "predict")
 
 

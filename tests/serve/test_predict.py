@@ -52,11 +52,11 @@ def test_batches_answer_as_a_chat_about_each_alone(decoding, predict, mixed, tin
         7: [Picture.from_file(SCENES[2]), Picture.from_file(SCENES[1]), COUNT],
         "clip": [Video(video), COUNT],
         "#6": [Picture.from_file(SCENES[3]), COUNT],
-        "words": ["Is there a  yellow digit? é"],
+        "words": ["Is there a <ImageHere> yellow digit? é"],
     }
     answers = {result["id"]: result.get("answer") for result in lines(alone)}
     for name, parts in asked.items():
-        assert answers[name] == Chat(*tiny).answer(parts, **options)
+        assert answers[name] == Chat(tiny).answer(parts, **options)
 
 
 def test_failing_records_name_themselves(predict, mixed):
@@ -74,15 +74,15 @@ def test_failing_records_name_themselves(predict, mixed):
 
 
 def test_a_failing_model_fails_the_row_it_fails_at(predict, tiny, monkeypatch):
-    encode = tiny[0].encode_img
-    bad = tiny[1](Picture.from_file(SCENES[1]).image)
+    encode = tiny.model.encode_img
+    bad = tiny.processor(Picture.from_file(SCENES[1]).image)
 
     def fail(pixels):
         if any(bad.equal(own) for own in pixels):
             raise RuntimeError("out of memory\nmore")
         return encode(pixels)
 
-    monkeypatch.setattr(tiny[0], "encode_img", fail)
+    monkeypatch.setattr(tiny.model, "encode_img", fail)
     code, out, _ = predict("--image", EXAMPLES, "--text", COUNT)
     assert code == 1
     assert [r.get("answer", r.get("error")) for r in lines(out)] == [
@@ -120,7 +120,7 @@ def test_a_bar_shows_how_far_it_is_where_it_is_in_nobodys_way(predict, tmp_path,
     ],
 )
 def test_wrong_arguments_are_one_line_before_anything_is_loaded(arguments, complaint, predict, tmp_path, monkeypatch):
-    monkeypatch.setattr("minigpt4.serve.predict.load_model", lambda *_: 1 / 0)
+    monkeypatch.setattr("minigpt4.inference.loading.load_engine", lambda *_: 1 / 0)
     write(tmp_path / "twice.jsonl", [{"id": "a", "text": "?"}] * 2)
     write(tmp_path / "empty.jsonl", [])
     (tmp_path / "broken.jsonl").write_text('{"text": "?"}\n{"text"')

@@ -26,8 +26,8 @@ def test_a_file_that_was_left_half_written_is_gone_on_with(cut, predict, mixed, 
     raw = whole.read_bytes().split(b"\n")
     part.parent.mkdir()
     part.write_bytes(whole.read_bytes() if cut is None else b"\n".join([*raw[:2], raw[2][:cut]]))
-    asked, generate = [], tiny[0].generate
-    monkeypatch.setattr(tiny[0], "generate", lambda i, t, **o: asked.append(len(t)) or generate(i, t, **o))
+    asked, answer = [], tiny.answer
+    monkeypatch.setattr(tiny, "answer", lambda requests: asked.append(len(requests)) or answer(requests))
     assert predict(*arguments, "--output", part)[0] == 1
     assert part.read_bytes() == whole.read_bytes()
     assert sum(asked) == (1 if cut is None else 5)  # "long" fails in the model
@@ -52,7 +52,7 @@ def test_what_failed_is_asked_again_and_lands_in_its_place(predict, mixed, tmp_p
 def test_nothing_is_loaded_when_all_is_answered(predict, tmp_path, monkeypatch):
     arguments = ["--image", EXAMPLES, "--text", COUNT, "--output", tmp_path / "out.jsonl"]
     assert predict(*arguments)[0] == 0
-    monkeypatch.setattr("minigpt4.serve.predict.load_model", lambda *_: 1 / 0)
+    monkeypatch.setattr("minigpt4.inference.loading.load_engine", lambda *_: 1 / 0)
     told = f"4 of 4 questions have answers in '{arguments[-1]}'; they stay, whatever this run's model and options\n"
     assert predict(*arguments, "--num-beams", "2") == (0, "", told)
 

@@ -13,6 +13,8 @@ import subprocess
 import sys
 import termios
 import time
+from copy import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +37,7 @@ COMMAND = [sys.executable, "-c", "from minigpt4.cli import main; main()", "chat"
 
 @pytest.fixture
 def terminal(tiny) -> Terminal:
-    return Terminal(Chat(*tiny), AnswerOptions(), interactive=True)
+    return Terminal(Chat(tiny), AnswerOptions(), interactive=True)
 
 
 @pytest.fixture
@@ -167,14 +169,15 @@ def test_a_wrong_command_is_an_error_in_words(line, complaint, talk, terminal):
 
 def test_a_failing_model_is_an_error_in_words_and_the_next_question_is_answered(talk, terminal, tiny, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(tiny[0], "generate", lambda *_, **__: 1 / 0)
+        patch.setattr(tiny, "answer", lambda *_, **__: 1 / 0)
         assert talk("?")[2] == "error: the model failed: ZeroDivisionError: division by zero\n"
     assert talk(f":img {SCENE}", "How many digits are there?")[:2] == (0, "three\n")
 
 
-def test_words_that_the_model_no_longer_reads_are_told(talk, terminal, monkeypatch):
+def test_words_that_the_model_no_longer_reads_are_told(talk, terminal):
     terminal.options = AnswerOptions(max_new_tokens=4)
-    monkeypatch.setattr(terminal.chat.model, "max_context_len", 40)
+    terminal.chat.engine = copy(terminal.chat.engine)
+    terminal.chat.engine.prompter = replace(terminal.chat.engine.prompter, window=40)
     err = talk("How many digits are there, and where?", "How many digits are there, and where are they?")[2]
     assert err == "The chat is long: the model no longer reads its first 1 questions.\n"
 
@@ -191,13 +194,13 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(presses, beams, talk, termin
             os.kill(os.getpid(), signal.SIGINT)
             wait_for(terminal.chat._interrupt.is_set)
 
-    handle, earlier = tiny[0].llama_model.register_forward_hook(press), signal.getsignal(signal.SIGINT)
+    handle, earlier = tiny.model.llama_model.register_forward_hook(press), signal.getsignal(signal.SIGINT)
     try:
         failures, out, _ = talk(f":img {SCENE}", "Describe this image in detail.", "And?")
     finally:
         handle.remove()
     assert failures == 0 and signal.getsignal(signal.SIGINT) is earlier
-    assert terminal.chat.turns[-1].question == "And?"
+    assert terminal.chat.turns[-1].question == ["And?"]
     if presses == 1:
         assert terminal.chat.turns[0].answer.finish == "interrupt"
         assert out.startswith(terminal.chat.turns[0].answer)
@@ -233,17 +236,17 @@ def test_through_pipes_no_question_is_asked_from_a_failed_command_to_the_next_pi
     lines = iter(
         [":img nix.jpg", count, ":seed 3", count, ":nix", f":img {SCENE}", count, ":his 3", count, ":clh", "?"]
     )
-    terminal = Terminal(Chat(*tiny), AnswerOptions(), interactive=False)
+    terminal = Terminal(Chat(tiny), AnswerOptions(), interactive=False)
     assert terminal.run(lambda: next(lines, ":q")) == 6
     out, err = capsys.readouterr()
-    assert out.startswith("three\n") and [turn.question for turn in terminal.chat.turns] == ["?"]
+    assert out.startswith("three\n") and [turn.question for turn in terminal.chat.turns] == [["?"]]
     told = f"error: '{count}' was not asked, for '%s' failed. Write it right, or go on with one of :img, :video"
     assert err.count(told % ":img nix.jpg") == 2 and err.count(told % ":his 3") == 1
 
 
 def test_through_pipes_a_command_that_is_put_right_lets_go_on(tiny, capsys):
     lines = iter([":img nix.jpg", ":conf num_bems=2", "A?", ":conf num_beams=2", "B?", f":img {SCENE}", "C?"])
-    terminal = Terminal(Chat(*tiny), AnswerOptions(), interactive=False)
+    terminal = Terminal(Chat(tiny), AnswerOptions(), interactive=False)
     assert terminal.run(lambda: next(lines, ":q")) == 4
     err = capsys.readouterr().err
     assert "'A?' was not asked, for ':conf num_bems=2' failed" in err

@@ -6,6 +6,7 @@ from functools import partial
 import gradio as gr
 import openai
 import pytest
+import torch
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -15,6 +16,7 @@ from minigpt4.config.finding import TINY
 from minigpt4.config.loading import load_config
 from minigpt4.datasets.formats.instruction import InstructionDataset
 from minigpt4.inference.chat import Chat
+from minigpt4.inference.engine import Engine
 from minigpt4.inference.options import AnswerOptions
 from minigpt4.inference.pictures import Video
 from minigpt4.inference.sessions import Sessions
@@ -37,31 +39,31 @@ def broken(tmp_path):
     return tmp_path / "broken.png"
 
 
-def refused(model) -> str:
-    return f"would have {MANY} pictures; the model reads {int(model.max_images)} at most. Show fewer"
+def refused(engine: Engine) -> str:
+    return f"would have {MANY} pictures; the model reads {int(engine.prompter.max_pictures)} at most. Show fewer"
 
 
 def test_the_page_counts_the_pictures_of_a_question_first(tiny, broken):
-    handlers = Handlers(Sessions(*tiny))
-    with pytest.raises(gr.Error, match=refused(tiny[0])):
+    handlers = Handlers(Sessions(tiny))
+    with pytest.raises(gr.Error, match=refused(tiny)):
         list(handlers.ask({"text": "one", "files": [broken] * MANY}, *OPTIONS, None))
 
 
 def test_chat_and_terminal_count_first(tiny, broken, capsys):
-    chat = Chat(*tiny)
+    chat = Chat(tiny)
     images = [Image.new("RGB", (1, 1))] * MANY
     for show in (partial(chat.upload_img, *images), lambda: chat.stream([*images, "What?"])):
-        with pytest.raises(UserError, match=refused(tiny[0])):
+        with pytest.raises(UserError, match=refused(tiny)):
             show()
     assert not chat.pictures
     terminal, lines = Terminal(chat, AnswerOptions(), interactive=False), iter([":img" + f" {broken}" * MANY])
     assert terminal.run(lambda: next(lines, None) or (_ for _ in ()).throw(EOFError)) == 1
-    assert refused(tiny[0]) in capsys.readouterr().err
+    assert refused(tiny) in capsys.readouterr().err
 
 
 def test_predict_counts_first(tiny, broken):
-    row = predict_module.prepare(*tiny, Question("a", "What?", [str(broken)] * MANY))
-    assert refused(tiny[0]) in row.error
+    row = predict_module.prepare(tiny, Question("a", "What?", [str(broken)] * MANY))
+    assert refused(tiny) in row.error
 
 
 def test_the_api_counts_first(client, broken):
@@ -77,23 +79,23 @@ def clip(tmp_path_factory):
 
 @pytest.mark.parametrize("n_frms", [1, 3, 8, 40])
 def test_a_video_gives_the_same_frames_to_training_and_to_every_door(n_frms, clip, tiny, tmp_path, monkeypatch):
-    model, processor = tiny
+    processor = tiny.processor
     (tmp_path / "own.json").write_text(json.dumps([{"video": str(clip), "instruction": "x", "output": "y"}]))
     common = {"key": "k", "storage": str(tmp_path / "own.json"), "images": None, "text_processor": str}
     data = InstructionDataset(**common, vis_processor=processor, training=True, n_frms=n_frms)
-    trained = data[0]["image"].reshape(-1, 3, processor.image_size, processor.image_size)
+    trained = torch.stack(data[0]["conversation"].pictures)
     assert len(trained) == min(n_frms, 25)
 
-    row = predict_module.prepare(model, processor, Question("a", "What?", video=str(clip)), n_frms)
-    assert row.pixels.equal(trained)
+    row = predict_module.prepare(tiny, Question("a", "What?", video=str(clip)), n_frms)
+    assert torch.stack(row.conversation.pictures).equal(trained)
 
-    chat = Chat(model, processor)
+    chat = Chat(tiny)
     terminal, lines = Terminal(chat, AnswerOptions(), False, n_frms), iter([f":video {clip}"])
     terminal.run(lambda: next(lines, None) or (_ for _ in ()).throw(EOFError))
     handlers, asked = Handlers(None, n_frms=n_frms), []
     monkeypatch.setattr(handlers, "_answer", lambda prepare, *_: asked.append(prepare) or iter(()))
     list(handlers.ask({"text": "x", "files": [clip]}, *OPTIONS, None))
-    turns, _ = asked[0](Chat(model, processor), lambda: None)
+    turns, _ = asked[0](Chat(tiny), lambda: None)
     for pictures in (chat.pictures, turns[0].pictures):
         assert all(processor(picture.image).equal(frame) for picture, frame in zip(pictures, trained, strict=True))
 
@@ -128,4 +130,4 @@ def test_pictures_that_are_too_tall_are_refused_by_every_door(url, client, tiny,
         ask(Client(url, verbose=False), "one", tmp_path / "tall.png")
     with pytest.raises(openai.BadRequestError, match=words):
         client.chat.completions.create(model=NAME, messages=[user(tmp_path / "tall.png", "What?")])
-    assert words in predict_module.prepare(*tiny, Question("a", "What?", [str(tmp_path / "tall.png")])).error
+    assert words in predict_module.prepare(tiny, Question("a", "What?", [str(tmp_path / "tall.png")])).error

@@ -7,7 +7,7 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 from minigpt4.inference.chat import Chat
-from tests.serve.conftest import PROCESSOR
+from minigpt4.inference.engine import Engine
 
 OPTIONS = ["Greedy", 5, 1, 0.9, 1, 1, 0, 8, -1]  # mode, beams, temperature, top-p, penalties, min, max, seed
 
@@ -29,7 +29,7 @@ def pictures(shown: tuple) -> int:
     return sum(part["type"] == "file" for said in shown[0] for part in said["content"])
 
 
-def number_of(model, *colors: str) -> str:
-    chat = Chat(model, PROCESSOR)
+def number_of(engine: Engine, *colors: str) -> str:
+    chat = Chat(engine)
     chat.upload_img(*(Image.new("RGB", (40, 30), color) for color in colors))
     return f"{len(colors)} {sum(p.embedding.double().sum() for p in chat.pictures):.3f}"

@@ -53,7 +53,7 @@ def test_all_problems_are_told_at_once(monkeypatch, capsys):
 
 def test_arguments_reach_the_server(monkeypatch, tiny):
     made = []
-    monkeypatch.setattr("minigpt4.serve.api.command.load_model", lambda *_: tiny)
+    monkeypatch.setattr("minigpt4.inference.loading.load_engine", lambda *_: tiny)
     monkeypatch.setattr("minigpt4.serve.api.routes.build_app", lambda *arguments: made.append(arguments))
     monkeypatch.setattr("minigpt4.serve.http.Server.run", lambda *_, **__: None)
     run(monkeypatch, "--port", "0")
@@ -89,7 +89,7 @@ def test_hosts_are_written_alone(monkeypatch, capsys, argument, host):
 
 
 def test_hosts_of_remote_pictures_are_named(monkeypatch, capsys, tiny):
-    monkeypatch.setattr("minigpt4.serve.api.command.load_model", lambda _, problems: problems.tell())
+    monkeypatch.setattr("minigpt4.inference.loading.load_engine", lambda _, problems: problems.tell())
     with pytest.raises(SystemExit) as ended:
         run(monkeypatch, "--port", "0", "--allow-remote-images")
     assert ended.value.code == 2

@@ -8,20 +8,37 @@ from pydantic import TypeAdapter
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from minigpt4.common.errors import UserError
-from minigpt4.conversation.conversation import IMAGE, TEMPLATES, TokenizerTemplate, Turn
+from minigpt4.conversation.conversation import Conversation, Turn
+from minigpt4.conversation.prompter import Prompter
+from minigpt4.conversation.templates import TEMPLATES, Template, TokenizerTemplate
 from minigpt4.inference.chat import turns_of
 from minigpt4.inference.pictures import Picture
-from minigpt4.serve.api.dialogue import render
+from minigpt4.serve.api.dialogue import conversation_of
 from minigpt4.serve.api.messages import Message
 
 MESSAGES = TypeAdapter(list[Message])
 PICTURE = {"type": "image_url", "image_url": {"url": "data:"}}
 PART = st.one_of(st.just(PICTURE), st.builds(lambda text: {"type": "text", "text": text}, st.text(max_size=9)))
 NO_PLACE = ("minigpt_v2", "tiny")
+SHOWN = Picture(Image.new("RGB", (1, 1)))
+
+
+def prompter_of(template: Template | TokenizerTemplate) -> Prompter:
+    return Prompter(None, template, 1, 999, [], "", "", False, "", 0)
+
+
+def read(messages: list[dict]) -> Conversation:
+    return conversation_of(MESSAGES.validate_python(messages))
+
+
+def written(template, turns: list[Turn], system: str | None = None) -> str:
+    prompter = prompter_of(template)
+    return prompter.text(prompter.read(Conversation(turns, system)))
 
 
 def rendered(template, messages: list[dict]) -> str:
-    return render(template, MESSAGES.validate_python(messages)).prompt
+    prompter = prompter_of(template)
+    return prompter.text(prompter.read(read(messages)))
 
 
 def system(text: str) -> dict:
@@ -50,9 +67,10 @@ def test_a_conversation_is_written_as_the_chats(parts, name):
         pictures += own.count(PICTURE)
         messages += [{"role": "user", "content": own}, {"role": "assistant", "content": "ok"}]
     turns[-1].answer = None
-    prompt, images, _ = render(TEMPLATES[name], MESSAGES.validate_python(messages[:-1]))
-    assert prompt == TEMPLATES[name].prompt(turns)
-    assert prompt.count("<ImageHere>") == len(images) == pictures
+    conversation = read(messages[:-1])
+    assert rendered(TEMPLATES[name], messages[:-1]) == written(TEMPLATES[name], turns)
+    parts = prompter_of(TEMPLATES[name]).read(conversation)
+    assert len(conversation.pictures) == sum(not isinstance(part, str) for part in parts) == pictures
 
 
 @pytest.mark.parametrize("name", [name for name in TEMPLATES if name not in NO_PLACE])
@@ -65,7 +83,7 @@ def test_an_own_system_text_stands_where_the_templates_did(name):
     # the template's own text in its place is the template
     own = template.system.removeprefix(template.own_system.partition("{}")[0])
     own = own.removesuffix(template.own_system.partition("{}")[2])
-    assert template.with_system(own) == template
+    assert rendered(template, [system(own), question]) == before
 
 
 @pytest.mark.parametrize("name", NO_PLACE)
@@ -73,7 +91,7 @@ def test_where_a_template_has_no_place_for_it_it_stands_before_the_first_questio
     template = TEMPLATES[name]
     with_picture = {"role": "user", "content": [PICTURE, {"type": "text", "text": "What is it?"}]}
     said = [system("Be brief."), with_picture, assistant("a 7"), user("Where?")]
-    expected = template.prompt([Turn(f"Be brief.\n{IMAGE} What is it?", "a 7"), Turn("Where?")])
+    expected = written(template, [Turn(["Be brief.\n", SHOWN, " What is it?"], "a 7"), Turn(["Where?"])])
     assert rendered(template, said) == expected
     assert rendered(template, [system(""), user("hello")]) == rendered(template, [user("hello")])
 
@@ -109,18 +127,26 @@ def test_a_tokenizers_template_decides_about_system_messages():
         rendered(fails, messages)
 
 
-@pytest.mark.parametrize("text", ["<ImageHere>", "<Image<ImageHere>Here>", "<<ImageHere>ImageHere>"])
+@pytest.mark.parametrize("text", ["<ImageHere>", "<Img><ImageHere></Img>", "<Image<ImageHere>Here>", "<picture 0>"])
 @pytest.mark.parametrize("role", ["system", "user", "assistant"])
-def test_words_make_no_place_for_a_picture(text, role):
+@pytest.mark.parametrize("name", [*TEMPLATES, "tokenizer"])
+def test_words_make_no_place_for_a_picture(text, role, name):
+    template = TEMPLATES.get(name) or TokenizerTemplate(_Tokenizer(TAKES))
     said = {"system": "a", "user": "b", "assistant": "c"} | {role: text}
     messages = [{"role": own, "content": words} for own, words in said.items()] + [{"role": "user", "content": "d"}]
-    assert "<ImageHere>" not in rendered(TEMPLATES["vicuna_v0"], messages)
+    (words,) = prompter_of(template).read(read(messages))
+    assert text in words
+    if (name, role) == ("tokenizer", "system"):
+        assert words.startswith(f"system: {text}\n")  # where it belongs
+    messages[-1]["content"] = [PICTURE, {"type": "text", "text": text}]
+    before, shown, after = prompter_of(template).read(read(messages))
+    assert shown.url == "data:" and before.endswith("<Img>") and after.startswith(f"</Img> {text}")
 
 
 def test_several_questions_in_a_row_and_a_developers_message():
     messages = [{"role": "developer", "content": [{"type": "text", "text": "Be"}, {"type": "text", "text": "brief."}]}]
     messages += [{"role": "user", "content": [PICTURE]}, {"role": "user", "content": "What is it?"}]
-    expected = TEMPLATES["vicuna_v0"].with_system("Be\nbrief.").prompt([Turn(IMAGE), Turn("What is it?")])
+    expected = written(TEMPLATES["vicuna_v0"], [Turn([SHOWN]), Turn(["What is it?"])], "Be\nbrief.")
     assert rendered(TEMPLATES["vicuna_v0"], messages) == expected
 
 
@@ -128,28 +154,31 @@ def test_several_questions_in_a_row_and_a_developers_message():
 @pytest.mark.parametrize(
     ("messages", "turns"),
     [
-        ([assistant("hello"), user("b")], [Turn("", "hello"), Turn("b")]),
-        ([user("a"), assistant("b"), assistant("c"), user("d")], [Turn("a", "b\nc"), Turn("d")]),
-        ([user("a"), assistant("b"), system("c"), user("d")], [Turn("a", "b"), Turn("c\nd")]),
-        ([user("a"), system("b"), system("c"), assistant("d"), user("e")], [Turn("a"), Turn("b\nc", "d"), Turn("e")]),
-        ([user("a"), system("b")], [Turn("a"), Turn("b")]),
-        ([system("a"), system("b")], [Turn("a\nb")]),
+        ([assistant("hello"), user("b")], [Turn([""], "hello"), Turn(["b"])]),
+        ([user("a"), assistant("b"), assistant("c"), user("d")], [Turn(["a"], "b\nc"), Turn(["d"])]),
+        ([user("a"), assistant("b"), system("c"), user("d")], [Turn(["a"], "b"), Turn(["c\nd"])]),
+        (
+            [user("a"), system("b"), system("c"), assistant("d"), user("e")],
+            [Turn(["a"]), Turn(["b\nc"], "d"), Turn(["e"])],
+        ),
+        ([user("a"), system("b")], [Turn(["a"]), Turn(["b"])]),
+        ([system("a"), system("b")], [Turn(["a\nb"])]),
     ],
 )
 def test_messages_in_any_order(messages, turns, name):
-    assert rendered(TEMPLATES[name], messages) == TEMPLATES[name].prompt(turns)
+    assert rendered(TEMPLATES[name], messages) == written(TEMPLATES[name], turns)
 
 
 def test_system_messages_at_the_beginning_are_joined():
     messages = [system("a"), {"role": "developer", "content": "b"}]
-    for more, turns in (([user("c")], [Turn("c")]), ([assistant("c"), user("d")], [Turn("", "c"), Turn("d")])):
-        template = TEMPLATES["vicuna_v0"].with_system("a\nb")
-        assert rendered(TEMPLATES["vicuna_v0"], [*messages, *more]) == template.prompt(turns)
+    for more, turns in (([user("c")], [Turn(["c"])]), ([assistant("c"), user("d")], [Turn([""], "c"), Turn(["d"])])):
+        template = TEMPLATES["vicuna_v0"]
+        assert rendered(template, [*messages, *more]) == written(template, turns, "a\nb")
 
 
 def test_system_text_before_an_assistants_greeting_is_what_that_answers():
     messages = [system("a"), assistant("hello"), user("b")]
-    assert rendered(TEMPLATES["tiny"], messages) == TEMPLATES["tiny"].prompt([Turn("a", "hello"), Turn("b")])
+    assert rendered(TEMPLATES["tiny"], messages) == written(TEMPLATES["tiny"], [Turn(["a"], "hello"), Turn(["b"])])
 
 
 @pytest.mark.parametrize(
@@ -164,12 +193,13 @@ def test_system_text_before_an_assistants_greeting_is_what_that_answers():
         ("tiny", " ###Assistant: It is"),
     ],
 )
-@pytest.mark.parametrize("written", ["It is", " It is", "It is  "])
-def test_a_last_answer_is_left_open(name, end, written):
-    prompt, _, begun = render(TEMPLATES[name], MESSAGES.validate_python([user("a"), assistant(written)]))
+@pytest.mark.parametrize("begun", ["It is", " It is", "It is  "])
+def test_a_last_answer_is_left_open(name, end, begun):
+    messages = [user("a"), assistant(begun)]
+    prompt, conversation = rendered(TEMPLATES[name], messages), read(messages)
     assert prompt.startswith(rendered(TEMPLATES[name], [user("a")]))
     assert prompt.endswith(f"a{end}")
-    assert begun == written.lstrip()
+    assert conversation.continued and conversation.turns[-1].answer == begun.lstrip()
 
 
 @pytest.mark.parametrize("nothing", [None, "", " "])

@@ -16,9 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from minigpt4.config.schema import ProcessorConfig
-from minigpt4.conversation.conversation import IMAGE, Turn
-from minigpt4.processors import build_processor
+from minigpt4.conversation.conversation import Conversation, Turn, spaced
+from minigpt4.inference.engine import Decoding, Engine, Request
 from minigpt4.serve import middleware
 from minigpt4.serve.api.batching import Ask
 from minigpt4.serve.api.service import Limits, Service
@@ -38,15 +37,15 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def single_answer(model, processor, number: int) -> str:
+def single_answer(engine: Engine, number: int) -> str:
     """What the model says to client `number` when nobody else is there."""
     shown = [SCENES[number % 4]] if number % 5 else []
-    pictures = [processor(Image.open(scene).convert("RGB")) for scene in shown]
-    prompt = model.template.prompt([Turn(" ".join([IMAGE] * len(shown) + [QUESTIONS[number // 4 % 4]]))])
-    sampling = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "seed": number} if number % 3 == 0 else {}
+    pictures = [engine.processor(Image.open(scene).convert("RGB")) for scene in shown]
+    asked = Conversation([Turn(spaced([*pictures, QUESTIONS[number // 4 % 4]]))])
+    sampling = {"do_sample": True, "temperature": 1.0, "top_p": 1.0} if number % 3 == 0 else {}
     limit = 9 if number % 7 == 0 else 300
-    images = [pictures[0][None]] if pictures else None
-    return model.generate(images, [prompt], max_new_tokens=limit, **sampling)[0]
+    (answer,) = engine.answer([Request(asked, limit, Decoding(**sampling), seed=number)])
+    return answer
 
 
 def ask(client, number: int) -> str:
@@ -65,10 +64,10 @@ def ask(client, number: int) -> str:
 
 
 def test_32_clients_at_once_get_what_each_would_get_alone(tiny):
-    service = Service(*tiny, NAME, Limits(max_batch=8, queue=32))
+    service = Service(tiny, NAME, Limits(max_batch=8, queue=32))
     with running(service) as url, ThreadPoolExecutor(32) as clients:
         answers = list(clients.map(partial(ask, client_of(url)), range(32)))
-    assert answers == [single_answer(*tiny, number) for number in range(32)]
+    assert answers == [single_answer(tiny, number) for number in range(32)]
     assert len(set(answers)) > 8
     batches = service.metrics.registry.get_sample_value("minigpt4_batch_size_count")
     assert batches < 16  # they did share
@@ -81,19 +80,19 @@ def go() -> threading.Event:
 
 
 @pytest.fixture
-def slow(parity_model, monkeypatch, go):
+def slow(parity_engine, monkeypatch, go):
     """A model that talks to no end; see `go`."""
-    put = Ask.put
+    count = Ask._count
 
-    def slowly(self, value):
-        put(self, value)
-        while self.new_tokens == 20 and not (go.is_set() or self.interrupt.wait(0.01)):
+    def slowly(self, tokens):
+        count(self, tokens)
+        while self.new_tokens == 20 and not (go.is_set() or self.request.interrupt.wait(0.01)):
             pass
 
-    monkeypatch.setattr(Ask, "put", slowly)
-    monkeypatch.setattr(parity_model, "stop_ids", [])
-    monkeypatch.setattr(parity_model.llama_model.generation_config, "eos_token_id", None)
-    return parity_model, build_processor(ProcessorConfig(name="blip2_image_eval", image_size=56))
+    monkeypatch.setattr(Ask, "_count", slowly)
+    parity_engine.stop_ids = []
+    monkeypatch.setattr(parity_engine.model.llama_model.generation_config, "eos_token_id", None)
+    return parity_engine
 
 
 REQUEST = {"model": NAME, "messages": [{"role": "user", "content": "a dog"}], "max_tokens": 400, "temperature": 0}
@@ -124,7 +123,7 @@ def connect(url: str) -> socket.socket:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_ends_its_generation(slow, stream):
-    service = Service(*slow, NAME, Limits())
+    service = Service(slow, NAME, Limits())
     with running(service) as url:
         with asking(url, stream=stream) as client:
             wait_for(lambda: talks(service))
@@ -140,7 +139,7 @@ def test_a_client_that_leaves_ends_its_generation(slow, stream):
 
 def test_others_of_the_batch_go_on(slow, go, monkeypatch):
     monkeypatch.setattr("minigpt4.serve.api.batching._GATHER", LIMIT)
-    service = Service(*slow, NAME, Limits(max_batch=2))
+    service = Service(slow, NAME, Limits(max_batch=2))
     with running(service) as url, ThreadPoolExecutor(1) as others:
         stays = others.submit(client_of(url).chat.completions.create, **REQUEST | {"max_tokens": 30})
         with asking(url):
@@ -152,7 +151,7 @@ def test_others_of_the_batch_go_on(slow, go, monkeypatch):
 
 
 def test_a_full_queue_says_when_to_come_again(slow, go):
-    service = Service(*slow, NAME, Limits(max_batch=1, queue=2))
+    service = Service(slow, NAME, Limits(max_batch=1, queue=2))
     with running(service) as url, ThreadPoolExecutor(3) as others:
         client = client_of(url)
         first = [others.submit(client.chat.completions.create, **REQUEST | {"max_tokens": 50}) for _ in range(1)]
@@ -170,7 +169,7 @@ def test_a_full_queue_says_when_to_come_again(slow, go):
 
 
 def test_who_leaves_the_queue_makes_room(slow, go):
-    service = Service(*slow, NAME, Limits(max_batch=1, queue=1))
+    service = Service(slow, NAME, Limits(max_batch=1, queue=1))
     with running(service) as url, ThreadPoolExecutor(1) as others:
         first = others.submit(client_of(url).chat.completions.create, **REQUEST | {"max_tokens": 50})
         wait_for(lambda: service.batcher._at_work)
@@ -191,7 +190,7 @@ def half_sent(url: str, later: ExitStack) -> socket.socket:
 
 
 def test_only_so_many_requests_are_read_at_once(tiny):
-    service = Service(*tiny, NAME, Limits(max_batch=1, queue=1))
+    service = Service(tiny, NAME, Limits(max_batch=1, queue=1))
     with running(service) as url, ExitStack() as later:
         clients = [half_sent(url, later) for _ in range(service.limits.max_requests + 1)]
         ready, *_ = select.select(clients, [], [], LIMIT)
@@ -209,7 +208,7 @@ def test_only_so_many_requests_are_read_at_once(tiny):
 
 def test_a_request_must_arrive_in_time(tiny, monkeypatch):
     monkeypatch.setattr(middleware, "PATIENCE", 0.5)
-    service = Service(*tiny, NAME, Limits())
+    service = Service(tiny, NAME, Limits())
     with running(service) as url, ExitStack() as later:
         client = half_sent(url, later)
         client.sendall(b"[")
@@ -257,7 +256,7 @@ def test_an_upload_has_time_by_its_size(monkeypatch):
 
 
 def test_the_end_of_the_server_ends_the_answers(slow):
-    service = Service(*slow, NAME, Limits())
+    service = Service(slow, NAME, Limits())
     with ExitStack() as later:  # the client stays
         with running(service) as url:
             later.enter_context(asking(url, stream=True))
@@ -267,7 +266,7 @@ def test_the_end_of_the_server_ends_the_answers(slow):
 
 
 def test_health_knows_when_nobody_answers(tiny):
-    service = Service(*tiny, NAME, Limits())
+    service = Service(tiny, NAME, Limits())
     with running(service) as url:
         assert httpx.get(f"{url}/health").status_code == 200
         service.batcher.close()

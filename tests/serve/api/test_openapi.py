@@ -33,7 +33,7 @@ OPERATIONS = [
 
 @pytest.fixture(scope="module")
 def operations(tiny):
-    with running(Service(*tiny, NAME, Limits()), api_key=KEY) as url:
+    with running(Service(tiny, NAME, Limits()), api_key=KEY) as url:
         document = schemathesis.openapi.from_url(f"{url}/openapi.json")
         yield {operation.ok().label: operation.ok() for operation in document.get_all_operations()}
 

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from minigpt4.common.errors import UserError
-from minigpt4.serve.api.batching import Ask
+from minigpt4.inference.endings import Ending
 from minigpt4.serve.api.service import Limits, Service
 from tests.serve.asking import NAME, SCENES, client_of, image_part, running, user
 
@@ -124,7 +124,7 @@ def test_what_is_no_data_url(client, address, words):
 
 
 def test_a_models_name_may_hold_slashes(tiny):
-    with running(Service(*tiny, "org/tiny", Limits())) as url:
+    with running(Service(tiny, "org/tiny", Limits())) as url:
         assert client_of(url).models.retrieve("org/tiny").id == "org/tiny"
         assert httpx.get(f"{url}/v1/models/org/tiny").json()["id"] == "org/tiny"
 
@@ -195,7 +195,7 @@ def test_too_large_a_body(api_url, chunked, size):
 
 
 def test_a_key_is_asked_for(tiny):
-    with running(Service(*tiny, NAME, Limits()), api_key="secret") as url:
+    with running(Service(tiny, NAME, Limits()), api_key="secret") as url:
         assert [card.id for card in client_of(url, "secret").models.list()] == [NAME]
         for key in ("wrong", "secre", "secret2"):
             with pytest.raises(openai.AuthenticationError, match="missing or wrong") as error:
@@ -219,7 +219,7 @@ def test_a_failure_of_the_model_is_told(client, tiny, monkeypatch):
 
     request = {"messages": [user("hello")], **GREEDY}
     with monkeypatch.context() as broken:
-        broken.setattr(tiny[0].llama_model, "generate", fail)
+        broken.setattr(tiny.model.llama_model, "generate", fail)
         for stream in (False, True):
             with pytest.raises(openai.InternalServerError, match="The model failed: RuntimeError: out of memory$"):
                 client.chat.completions.create(stream=stream, **request)
@@ -227,13 +227,13 @@ def test_a_failure_of_the_model_is_told(client, tiny, monkeypatch):
 
 
 def test_a_failure_within_a_stream_is_told(client, monkeypatch):
-    decode = Ask._decode
+    decode = Ending._decode
 
-    def fail(ask, tokens):
+    def fail(ending, tokens):
         if len(tokens) > 3:
             raise RuntimeError("no such piece")
-        return decode(ask, tokens)
+        return decode(ending, tokens)
 
     with monkeypatch.context() as broken, pytest.raises(openai.APIError, match="no such piece"):
-        broken.setattr(Ask, "_decode", fail)
+        broken.setattr(Ending, "_decode", fail)
         list(client.chat.completions.create(messages=[user("Describe this image in detail.")], stream=True, **GREEDY))

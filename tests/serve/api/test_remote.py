@@ -308,7 +308,7 @@ def test_what_answers_is_no_web_server(monkeypatch, site):
 
 
 def test_over_the_api(tiny, site, port):
-    with running(Service(*tiny, NAME, Limits(remote_images=("127.0.0.1", "127.0.0.2")))) as url:
+    with running(Service(tiny, NAME, Limits(remote_images=("127.0.0.1", "127.0.0.2")))) as url:
         client = client_of(url)
 
         def ask(address: str) -> str:

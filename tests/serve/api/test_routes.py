@@ -23,7 +23,7 @@ SAMPLED = {"model": NAME, "messages": [user(DESCRIBE)], "temperature": 2, "max_t
 
 @pytest.fixture
 def chat(tiny) -> Chat:
-    return Chat(*tiny)
+    return Chat(tiny)
 
 
 def show(chat: Chat, number: int) -> None:
@@ -244,7 +244,7 @@ def test_pictures_are_read_the_way_up_that_the_camera_meant(client, tmp_path):
 
 
 def test_metrics(tiny):
-    service = Service(*tiny, NAME, Limits())
+    service = Service(tiny, NAME, Limits())
     with running(service) as url:
         client = client_of(url)
         usage = client.chat.completions.create(messages=[user("hello")], **GREEDY).usage

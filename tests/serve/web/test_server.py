@@ -11,12 +11,12 @@ import httpx
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
-from minigpt4.inference.generation import Answer
 
 from minigpt4.common.errors import UserError
 from minigpt4.config.finding import TINY
 from minigpt4.config.loading import load_config
 from minigpt4.config.schema import Config
+from minigpt4.inference.engine import Answer
 from minigpt4.inference.options import AnswerOptions
 from minigpt4.serve.web import server
 from tests.picture_files import write_video
@@ -29,12 +29,12 @@ def client(url) -> Client:
     return Client(url, verbose=False)
 
 
-def test_several_turns_and_pictures_in_any_of_them(client, picture, echo, parity_model):
+def test_several_turns_and_pictures_in_any_of_them(client, picture, echo, page_engine):
     assert ask(client, "none yet") == ["none yet", "none yet no picture"]
-    red = f"one {number_of(parity_model, 'red')}"
+    red = f"one {number_of(page_engine, 'red')}"
     assert ask(client, "one", picture("red"))[2:] == ["one", red]
     shown = client.predict(message("more", [picture("blue"), picture("green")]), *OPTIONS, api_name="/ask")
-    assert texts(shown)[3:] == [red, "more", f"more {number_of(parity_model, 'red', 'blue', 'green')}"]
+    assert texts(shown)[3:] == [red, "more", f"more {number_of(page_engine, 'red', 'blue', 'green')}"]
     assert pictures(shown) == 2  # the second message's two are on one sheet
 
 
@@ -60,16 +60,18 @@ def test_status_line(client, echo):
     assert re.fullmatch(said, status)
 
 
-def test_status_line_of_an_empty_answer(client, parity_model, monkeypatch):
-    monkeypatch.setattr(parity_model, "generate", lambda *_, **__: [Answer("")])
+def test_status_line_of_an_empty_answer(client, page_engine, monkeypatch):
+    monkeypatch.setattr(page_engine, "answer", lambda _: [Answer("")])
     *_, status = client.predict(message("?"), *OPTIONS, api_name="/ask")
     assert " · the answer is empty · " in status
 
 
-def test_a_visitor_is_told_what_is_forgotten(client, echo, parity_model, monkeypatch):
+def test_a_visitor_is_told_what_is_forgotten(client, echo, page_engine, monkeypatch):
     told = []
     monkeypatch.setattr(gr, "Info", told.append)
-    monkeypatch.setattr(parity_model, "max_context_len", 300 + 150)  # 300 are kept for an answer
+    monkeypatch.setattr(
+        page_engine, "prompter", replace(page_engine.prompter, window=300 + 150)
+    )  # 300 are kept for an answer
     echo.seconds = 0
     for number in range(12):
         *_, status = client.predict(message(f"number {number} of several words"), *OPTIONS, api_name="/ask")
@@ -79,14 +81,14 @@ def test_a_visitor_is_told_what_is_forgotten(client, echo, parity_model, monkeyp
     assert f"first {forgotten[-1]} questions forgotten" in status
 
 
-def test_two_visitors_at_once_never_mix(url, picture, echo, parity_model, monkeypatch):
-    both, generate = threading.Barrier(2), parity_model.generate
+def test_two_visitors_at_once_never_mix(url, picture, echo, page_engine, monkeypatch):
+    both, answer = threading.Barrier(2), page_engine.answer
 
-    def together(*args, **options):
-        both.wait(LIMIT)  # fails unless the two generations run at the same time
-        return generate(*args, **options)
+    def together(requests):
+        both.wait(LIMIT)  # fails unless the two answers are made at the same time
+        return answer(requests)
 
-    monkeypatch.setattr(parity_model, "generate", together)
+    monkeypatch.setattr(page_engine, "answer", together)
     visitors = {color: Client(url, verbose=False) for color in ("red", "blue")}
     for turn in (1, 2):
         jobs = {
@@ -94,7 +96,7 @@ def test_two_visitors_at_once_never_mix(url, picture, echo, parity_model, monkey
             for color, visitor in visitors.items()
         }
         for color, job in jobs.items():
-            told = [f"{color} {t} {number_of(parity_model, *[color] * t)}" for t in (1, 2)]
+            told = [f"{color} {t} {number_of(page_engine, *[color] * t)}" for t in (1, 2)]
             expected = [text for t in range(turn) for text in (f"{color} {t + 1}", told[t])]
             assert texts(job.result()) == expected
 
@@ -125,22 +127,22 @@ def test_restart_mid_answer_ends_the_model(client, echo, mode):
     assert echo.ended == ["interrupt"]
 
 
-def test_undo_gives_the_question_back_with_its_pictures(client, picture, echo, parity_model):
+def test_undo_gives_the_question_back_with_its_pictures(client, picture, echo, page_engine):
     ask(client, "one", picture("red"))
     shown = client.predict(api_name="/undo")
     assert texts(shown) == []
     files = [Path(file["path"] if isinstance(file, dict) else file) for file in shown[1]["value"]["files"]]
     assert shown[1]["value"]["text"] == "one"
-    assert ask(client, "two", *files) == ["two", f"two {number_of(parity_model, 'red')}"]
+    assert ask(client, "two", *files) == ["two", f"two {number_of(page_engine, 'red')}"]
     client.predict(api_name="/undo")
     with pytest.raises(AppError, match="nothing to take back"):
         client.predict(api_name="/undo")
 
 
-def test_edit_asks_again_about_the_same_picture(client, picture, echo, parity_model):
+def test_edit_asks_again_about_the_same_picture(client, picture, echo, page_engine):
     ask(client, "one", picture("red"))
     ask(client, "two")
-    red = number_of(parity_model, "red")
+    red = number_of(page_engine, "red")
     second = client.predict(2, "3 &lt; 4?", *OPTIONS, api_name="/edit")  # as the page had shown it
     assert texts(second) == ["one", f"one {red}", "3 < 4?", f"3 &lt; 4? {red}"]
     assert texts(client.predict(0, "uno", *OPTIONS, api_name="/edit")) == ["uno", f"uno {red}"]
@@ -219,16 +221,16 @@ def test_a_file_over_the_limit_is_refused(url):
 
 
 @pytest.mark.parametrize("mode", ["Greedy", "Beams"])
-def test_failure_of_the_model_in_words_and_the_session_goes_on(client, picture, echo, parity_model, monkeypatch, mode):
+def test_failure_of_the_model_in_words_and_the_session_goes_on(client, picture, echo, page_engine, monkeypatch, mode):
     before = ask(client, "one", picture("red"))
 
-    def fail(images, texts, *, streamer=None, **options):
-        if streamer:
-            streamer.say("half an ")
+    def fail(requests):
+        if requests[0].on_text:
+            requests[0].on_text("half an ")
         raise RuntimeError("out of memory\nlong details")
 
     with monkeypatch.context() as broken:
-        broken.setattr(parity_model, "generate", fail)
+        broken.setattr(page_engine, "answer", fail)
         job = client.submit(message("two", [picture("blue")]), mode, *OPTIONS[1:], api_name="/ask")
         with pytest.raises(AppError, match="The model failed: RuntimeError: out of memory"):
             job.result()
@@ -283,7 +285,7 @@ def test_any_port_will_do(tiny, monkeypatch):
         pages.append(page)
         assert httpx.get(page.local_url).status_code == 200
 
-    monkeypatch.setattr(server, "load_model", lambda *_: tiny)
+    monkeypatch.setattr("minigpt4.serve.web.server.load_engine", lambda *_: tiny)
     monkeypatch.setattr(gr.Blocks, "block_thread", ask)
     server.serve(load_config(TINY), port=0)
     pages[0].close()

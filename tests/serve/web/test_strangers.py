@@ -21,7 +21,7 @@ from minigpt4.serve.web import page as pages
 from minigpt4.serve.web import server
 from minigpt4.serve.web.visitor import Handlers
 from tests.picture_files import write_video
-from tests.serve.conftest import PROCESSOR, free_port
+from tests.serve.conftest import free_port
 from tests.serve.visiting import OPTIONS, ask
 from tests.waiting import wait_for
 
@@ -31,7 +31,7 @@ def client(url) -> Client:
     return Client(url, verbose=False)
 
 
-def test_all_pictures_of_a_conversation_together_have_a_limit(client, picture, echo, parity_model):
+def test_all_pictures_of_a_conversation_together_have_a_limit(client, picture, echo, page_engine):
     large = [picture(color, (2000, 2000)) for color in ("red", "green", "blue")]
     small = picture("white", (1, 1))
     ask(client, "one", *large)
@@ -50,16 +50,16 @@ def test_a_video_of_large_frames_is_refused(client, tmp_path, echo):
     assert ask(client, "two") == ["two", "two no picture"]
 
 
-def test_a_message_is_no_html(client, echo, parity_model, tmp_path, monkeypatch):
+def test_a_message_is_no_html(client, echo, page_engine, tmp_path, monkeypatch):
     picture = "<img src=//evil.invalid/a>"
     (tmp_path / "bad.json").write_text(json.dumps({"version": 1, "turns": [], "pictures": [picture]}))
     with pytest.raises(AppError, match="&lt;img src=//evil.invalid/a&gt;"):
         client.predict(handle_file(tmp_path / "bad.json"), api_name="/load")
 
-    def fail(*_, **options):
+    def fail(_):
         raise RuntimeError(picture)
 
-    monkeypatch.setattr(parity_model, "generate", fail)
+    monkeypatch.setattr(page_engine, "answer", fail)
     with pytest.raises(AppError, match="RuntimeError: &lt;img src=//evil.invalid/a&gt;"):
         ask(client, "one")
 
@@ -144,11 +144,9 @@ def test_the_page_is_no_relay(url, monkeypatch):
 
 
 @pytest.mark.parametrize(("seconds", "max_sessions", "left"), [(999, 1, 4), (1, 99, 0)])
-def test_conversations_of_the_page_do_not_pile_up(parity_model, echo, monkeypatch, seconds, max_sessions, left):
-    opened, sessions = [], Sessions(parity_model, PROCESSOR)
-    monkeypatch.setattr(
-        sessions, "open", lambda: opened.append(weakref.ref(chat := Chat(parity_model, PROCESSOR))) or chat
-    )
+def test_conversations_of_the_page_do_not_pile_up(page_engine, echo, monkeypatch, seconds, max_sessions, left):
+    opened, sessions = [], Sessions(page_engine)
+    monkeypatch.setattr(sessions, "open", lambda: opened.append(weakref.ref(chat := Chat(page_engine))) or chat)
     monkeypatch.setattr(pages, "KEPT", seconds)
     page, port = pages.build_page(Handlers(sessions), []), free_port()
     server.launch(page, "127.0.0.1", port, max_sessions=max_sessions)

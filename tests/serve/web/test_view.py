@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from minigpt4.conversation.conversation import IMAGE, Turn
+from minigpt4.conversation.conversation import Turn
 from minigpt4.inference.pictures import Picture
 from minigpt4.serve.web import view as view_module
 from minigpt4.serve.web.view import View, _sheet, typed
@@ -66,7 +66,7 @@ def said(turns: list[Turn]) -> list[str]:
 
 @given(HOSTILE, HOSTILE)
 def test_no_html_is_live(question, answer):
-    shown_question, shown_answer = said([Turn(question, answer)])
+    shown_question, shown_answer = said([Turn([question], answer)])
     assert not Tags(shown_question).tags
     tags = Tags(shown_answer)
     assert tags.tags <= PLAIN
@@ -75,7 +75,7 @@ def test_no_html_is_live(question, answer):
 
 @given(st.text(alphabet="<>&;#abltgmp/!? \n1", max_size=60))
 def test_a_question_is_shown_as_it_was_typed_and_can_be_edited(question):
-    (shown, _) = said([Turn(question, "yes")])
+    (shown, _) = said([Turn([question], "yes")])
     assert Tags(shown).text.split() == question.split()
     assert typed(shown).split() == question.split()
 
@@ -94,12 +94,12 @@ def test_a_question_is_shown_as_it_was_typed_and_can_be_edited(question):
     ],
 )
 def test_answers_are_markdown(answer, shown):
-    assert said([Turn("?", answer)])[1] == shown
+    assert said([Turn(["?"], answer)])[1] == shown
 
 
 def test_pictures_since_the_last_question_come_with_the_next_on_one_sheet():
     red, blue = (Picture(Image.new("RGB", (40, 30), color)) for color in ("red", "blue"))
-    turns = [Turn(IMAGE, pictures=[red]), Turn(f"{IMAGE} first?", "one", [blue]), Turn("second?", "two")]
+    turns = [Turn([red]), Turn([blue, " first?"], "one"), Turn(["second?"], "two")]
     messages = View().messages(turns)
     assert [message["role"] for message in messages] == ["user", "assistant"] * 2
     sheet, words = messages[0]["content"]
@@ -111,7 +111,7 @@ def test_pictures_since_the_last_question_come_with_the_next_on_one_sheet():
 @pytest.mark.parametrize("sizes", [[(1, 5000)], [(5000, 1)], [(1, 1)], [(1, 5000), (5000, 1)] * 3])
 def test_a_picture_of_any_shape_is_shown(sizes):
     pictures = [Picture(Image.new("RGB", size, "red")) for size in sizes]
-    turns = [Turn(IMAGE * len(sizes), "{<0><0><100><100>}", pictures)]
+    turns = [Turn(pictures, "{<0><0><100><100>}")]
     for message in View().messages(turns):
         with Image.open(message["content"][0]["path"]) as image:
             assert 640 <= max(image.size) <= 4 * 224
@@ -119,8 +119,8 @@ def test_a_picture_of_any_shape_is_shown(sizes):
 
 def test_boxes_are_drawn_on_the_last_picture_and_only_once(monkeypatch):
     view, picture = View(), Picture(Image.new("RGB", (100, 100)))
-    turns = [Turn(IMAGE + " where?", "there", [picture]), Turn("really?", "{<20><20><60><60>}")]
-    growing = view.messages([*turns[:1], Turn("really?")], "{<20><20><60><60>}")
+    turns = [Turn([picture, " where?"], "there"), Turn(["really?"], "{<20><20><60><60>}")]
+    growing = view.messages([*turns[:1], Turn(["really?"])], "{<20><20><60><60>}")
     assert len(growing[3]["content"]) == 1  # not while the answer grows
     drawn, words = view.messages(turns)[3]["content"]
     assert words == "{&lt;20&gt;&lt;20&gt;&lt;60&gt;&lt;60&gt;}"
@@ -148,11 +148,11 @@ def test_answers_are_rendered_once(monkeypatch):
         return render(answer)
 
     monkeypatch.setattr(view_module, "_html", note)
-    view, turns = View(), [Turn("a", f"**{i}**") for i in range(5)]
+    view, turns = View(), [Turn(["a"], f"**{i}**") for i in range(5)]
     first = view.messages(turns)
-    assert view.messages([*turns, Turn("b")], "c")[:10] == first and calls == [f"**{i}**" for i in range(5)] + ["c"]
+    assert view.messages([*turns, Turn(["b"])], "c")[:10] == first and calls == [f"**{i}**" for i in range(5)] + ["c"]
 
 
 @pytest.mark.parametrize("answer", ["[" * 400, "**a** " * 2000])
 def test_an_answer_that_would_take_long_to_render_is_shown_as_it_is(answer):
-    assert View().messages([Turn("a", answer + "<b>")])[1]["content"][-1] == answer + "&lt;b&gt;"
+    assert View().messages([Turn(["a"], answer + "<b>")])[1]["content"][-1] == answer + "&lt;b&gt;"
