@@ -86,7 +86,7 @@ class TokenizerTemplate:
             UserError: the template refuses the dialogue, or drops the system text or a picture.
         """
         turns = conversation.turns
-        said = "".join(text for turn in turns for text in (turn.words, turn.answer or ""))
+        said = "".join([conversation.system or "", *(t for turn in turns for t in (turn.words, turn.answer or ""))])
         marker = next(m for m in (f"<picture {n}>" for n in count()) if m not in said)
         messages = [{"role": "system", "content": conversation.system}] if conversation.system else []
         asked = list[str]()
