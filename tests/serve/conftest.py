@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import gradio as gr
 import pytest
+from minigpt4.inference.generation import Answer
 from openai import OpenAI
 from PIL import Image
 
 from minigpt4.config.loading import load_config
 from minigpt4.config.schema import ProcessorConfig
-from minigpt4.inference.generation import Answer
 from minigpt4.inference.pictures import Picture
 from minigpt4.inference.sessions import Sessions
 from minigpt4.processors import build_processor

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from minigpt4.inference.generation import settled
 from PIL import Image
 
 from minigpt4.conversation.conversation import get_template
 from minigpt4.inference.chat import Chat
-from minigpt4.inference.generation import settled
 from minigpt4.models.splice import IGNORE, training_batch
 from tests.conftest import golden, golden_json
 from tests.models.parity import assert_gradients, assert_losses, layout_of, logits_of, pictures

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from minigpt4.inference.generation import Answer
+
 from minigpt4.serve.api.batching import Ask, Batcher, QueueFullError, Sampling
 from minigpt4.serve.api.metrics import Metrics
 from tests.waiting import LIMIT

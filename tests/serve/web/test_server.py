@@ -11,11 +11,11 @@ import httpx
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+from minigpt4.inference.generation import Answer
 
 from minigpt4.common.errors import UserError
 from minigpt4.config.loading import load_config
 from minigpt4.config.schema import Config
-from minigpt4.inference.generation import Answer
 from minigpt4.inference.options import AnswerOptions
 from minigpt4.serve.loading import DEFAULT_CONFIG
 from minigpt4.serve.web import server
