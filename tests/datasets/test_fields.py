@@ -24,6 +24,12 @@ def image(kind: str = "JPEG") -> bytes:
 JPG = image()
 
 
+def caption_of(sample: dict) -> str | None:
+    (turn,) = sample["conversation"].turns
+    assert turn.question == sample["conversation"].pictures and sample["conversation"].kind == "caption"
+    return turn.answer
+
+
 def read(folder: Path, files: dict[str, bytes], format_: int = tarfile.PAX_FORMAT, **info) -> list[str]:
     """What a shard of these files gives: captions, or why there is none."""
     with tarfile.open(folder / "0.tar", "w", format=format_) as tar:
@@ -36,7 +42,7 @@ def read(folder: Path, files: dict[str, bytes], format_: int = tarfile.PAX_FORMA
     config = DatasetConfig(info, ProcessorsConfig(images, images), ProcessorsConfig(text, text))
     dataset = registry.get_builder_class("cc_sbu")("cc_sbu", config).build("val")
     samples = [use(name, None, load) for name, load in dataset]
-    return [s.reason.replace(str(folder), "") if isinstance(s, Skipped) else s["answer"] for s in samples]
+    return [s.reason.replace(str(folder), "") if isinstance(s, Skipped) else caption_of(s) for s in samples]
 
 
 def test_img2datasets_own_files(tmp_path):

@@ -9,7 +9,9 @@ from PIL import Image
 from minigpt4.common.errors import UserError
 from minigpt4.common.registry import registry
 from minigpt4.config.schema import BuildInfo, DatasetConfig, ProcessorConfig, ProcessorsConfig
-from minigpt4.datasets.loading import collate
+from minigpt4.conversation.conversation import Conversation
+from minigpt4.conversation.prompter import IMAGE_ROW
+from tests.batches import batch_of
 
 RECORDS = [
     {"image": "0.png", "instruction": "What?", "output": "a dog", "source": "x"},
@@ -40,29 +42,33 @@ def build(tmp_path):
     return build
 
 
+def shown(own: Conversation) -> list[list]:
+    """The questions' parts, with None in the places of pictures [3, 28, 28]."""
+    assert all(picture.shape == (3, 28, 28) for picture in own.pictures)
+    return [[part if isinstance(part, str) else None for part in turn.question if part != ""] for turn in own.turns]
+
+
 @pytest.mark.parametrize("name", ["instruction", "minigpt4_instruction", "llava_instruction"])
-def test_turns_are_joined_by_a_symbol(name, build):
+def test_a_record_is_a_conversation(name, build):
     dataset = build(name)
     assert len(dataset) == len(RECORDS)
-    batch = collate([dataset[0], dataset[1]])
-    assert batch["image"].shape == (2, 3, 28, 28)
-    assert batch["image_id"] == ["#0", "b"]
-    symbol = batch["connect_sym"][0]
-    assert batch["conv_q"] == ["<Img><ImageHere></Img> What?", symbol.join(["Look at <ImageHere>.", "Why?"])]
-    assert batch["conv_a"] == ["a dog", f"yes{symbol}so"]
+    first, second = dataset[0], dataset[1]
+    assert (first.keys(), first["image_id"], second["image_id"]) == ({"conversation", "image_id"}, "#0", "b")
+    assert shown(first["conversation"]) == [[None, " What?"]]
+    assert shown(second["conversation"]) == [["Look at ", None, "."], ["Why?"]]
+    assert [[turn.answer for turn in s["conversation"].turns] for s in (first, second)] == [["a dog"], ["yes", "so"]]
+    assert all(sample["conversation"].kind == "dialogue" for sample in (first, second))
 
 
-def test_samples_of_different_numbers_of_pictures_make_a_batch(build):
+def test_samples_of_different_numbers_of_pictures_make_a_batch(build, parity_prompter):
     dataset = build()
-    one, two, none = dataset[0], dataset[2], dataset[3]
-    assert [None if i is None else i.shape for i in collate([none, one, two])["image"]] == [
-        None,
-        (3, 28, 28),
-        (2, 3, 28, 28),
-    ]
-    assert collate([two, two])["image"].shape == (2, 2, 3, 28, 28)
-    assert "image" not in collate([none, none])
-    assert torch.equal(collate([one, none])["image"][0], one["image"])
+    one, two, none = (dataset[i]["conversation"] for i in (0, 2, 3))
+    batch = batch_of(parity_prompter, [none, one, two])
+    assert torch.equal(batch["pictures"], torch.stack([*one.pictures, *two.pictures]))
+    assert batch["ids"].shape == batch["mask"].shape == batch["labels"].shape
+    assert [(row == IMAGE_ROW).sum().item() for row in batch["ids"]] == [0, 8, 16]
+    assert batch_of(parity_prompter, [two, two])["pictures"].shape == (4, 3, 28, 28)
+    assert "pictures" not in batch_of(parity_prompter, [none, none])
 
 
 def test_a_record_that_cant_be_used_is_named_when_it_is_drawn(build):
@@ -77,5 +83,5 @@ def test_a_record_that_cant_be_used_is_named_when_it_is_drawn(build):
 
 
 def test_a_processor_rewrites_questions_before_pictures_are_placed(build):
-    assert build(max_words=3)[3]["conv_q"] == "What is two"
-    assert build(prompt="Q: ")[2]["conv_q"] == "<Img><ImageHere></Img> <Img><ImageHere></Img> Q: Which?"
+    assert shown(build(max_words=3)[3]["conversation"]) == [["What is two"]]
+    assert shown(build(prompt="Q: ")[2]["conversation"]) == [[None, " ", None, " Q: Which?"]]

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from PIL import Image
 from minigpt4.common.errors import UserError
 from minigpt4.common.registry import registry
 from minigpt4.config.schema import BuildInfo, DatasetConfig, ProcessorConfig, ProcessorsConfig
+from minigpt4.conversation.prompter import IGNORE
 from minigpt4.datasets.formats.shards import expand_shards
 from minigpt4.datasets.formats.vqa import VQADataset
-from minigpt4.datasets.loading import build_valid_loader, collate
+from minigpt4.datasets.loading import LayOut, build_valid_loader, collate
 
 
 def picture(value: int) -> Image.Image:
@@ -61,7 +63,7 @@ def test_validation_shards_are_passed_once_by_all_workers_and_ranks_together(sha
         monkeypatch.setitem(os.environ, "WORLD_SIZE", str(ranks))
         dataset = build("laion", "unused", split="val", valid=shards)
         for batch in build_valid_loader(dataset, 5, workers):
-            seen += batch["answer"]
+            seen += [conversation.turns[0].answer for conversation in batch["conversation"]]
     assert sorted(seen) == sorted(f"picture {i}" for i in range(24))
 
 
@@ -88,12 +90,27 @@ def test_s3_is_left_to_its_own_program(tmp_path, monkeypatch):
 def test_align_folder(align_folder):
     dataset = build("cc_sbu_align", align_folder)
     assert len(dataset) == 6
-    assert dataset[0]["answer"] == "Picture 0!"  # descriptions keep case and punctuation
-    assert dataset[0]["instruction_input"] == "<Img><ImageHere></Img> Which number?"
-    assert dataset[1]["instruction_input"] is None
-    batch = collate([dataset[0], dataset[1]])
-    assert batch["instruction_input"] == ["<Img><ImageHere></Img> Which number?", None]
-    assert "instruction_input" not in collate([dataset[1], dataset[2]])
+    asked, captioned = (dataset[i]["conversation"] for i in (0, 1))
+    assert asked.turns[0].answer == "Picture 0!"  # descriptions keep case and punctuation
+    assert asked.turns[0].question == [*asked.pictures, " ", "Which number?"] and asked.kind == "instruction"
+    assert captioned.turns[0].question == captioned.pictures and captioned.kind == "caption"
+    assert len(asked.pictures) == len(captioned.pictures) == 1
+    assert collate([dataset[0], dataset[1]])["image_id"] == ["0", "1"]
+
+
+def test_batches_are_padded_behind_what_is_learned(align_folder, parity_prompter):
+    own = replace(parity_prompter, prompts=["<ImageHere> Describe it at length.", "<ImageHere>"])
+    lay_out, samples = LayOut(own, training=False), [build("cc_sbu_align", align_folder)[i] for i in (0, 1)]
+    batch = collate([lay_out(sample) for sample in samples])
+    assert batch.keys() == {"ids", "mask", "labels", "pictures", "image_id"}
+    for row, sample in enumerate(samples):
+        ids, learned = map(torch.tensor, zip(*own.example(sample["conversation"]), strict=True))
+        assert torch.equal(batch["ids"][row, : len(ids)], ids)
+        assert torch.equal(batch["labels"][row, : len(ids)], ids.masked_fill(~learned, IGNORE))
+        assert (batch["labels"][row, len(ids) :] == IGNORE).all()
+        assert batch["mask"][row].tolist() == [1] * len(ids) + [0] * (batch["ids"].shape[1] - len(ids))
+    assert torch.equal(batch["pictures"], torch.cat([s["conversation"].pictures[0].unsqueeze(0) for s in samples]))
+    assert batch["image_id"] == ["0", "1"]
 
 
 def test_align_folder_errors(align_folder, tmp_path):

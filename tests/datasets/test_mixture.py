@@ -7,9 +7,12 @@ import multiprocessing
 import random
 import tarfile
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from pathlib import Path
 from threading import Thread
 from unittest.mock import patch
@@ -25,8 +28,10 @@ from PIL import Image
 from minigpt4.common.errors import UserError
 from minigpt4.common.registry import registry
 from minigpt4.config.schema import BuildInfo, Config, DatasetConfig, ProcessorConfig, ProcessorsConfig, RunConfig
+from minigpt4.conversation.prompter import IGNORE
 from minigpt4.datasets import streams
 from minigpt4.datasets.formats import shards as shards_module
+from minigpt4.datasets.loading import LayOut, build_valid_loader
 from minigpt4.datasets.mixture import TrainBatches
 from minigpt4.datasets.streams import seeded
 
@@ -68,24 +73,30 @@ def dataset(name: str, storage: Path):
 
 
 def batches(
-    folder: Path, names=("laion", "cc_sbu_align"), state=None, rank=0, ranks=1, storage=None, **run
+    folder: Path, names=("laion", "cc_sbu_align"), state=None, rank=0, ranks=1, storage=None, lay_out=None, **run
 ) -> TrainBatches:
-    """Of a mixture 1 : 2, for one rank of several."""
+    """Of a mixture 1 : 2, for one rank of several; of conversations, unless they are laid out."""
     settings = {"batch_size_train": 3, "num_workers": 0, "seed": 5} | run
     ratios = {"laion": 1.0, "cc_sbu": 1.0, "cc_sbu_align": 2.0}
     config = Config({}, {name: DatasetConfig(sample_ratio=ratios[name]) for name in names}, run=RunConfig(**settings))
     places = {"cc_sbu_align": folder, "laion": storage or folder / "shards"}
     with patch.multiple(streams, rank=lambda: rank, world_size=lambda: ranks):
-        found = TrainBatches({name: dataset(name, places.get(name, folder / "shards")) for name in names}, config)
+        datasets = {name: dataset(name, places.get(name, folder / "shards")) for name in names}
+        found = TrainBatches(datasets, config, lay_out)
     if state:
         found.load_state_dict(state)
     return found
 
 
+def captions(batch: dict) -> list[str]:
+    return [turn.answer for own in batch["conversation"] for turn in own.turns]
+
+
 def drawn(found: TrainBatches, number: int) -> list[tuple[list[str], float]]:
     taken = [next(found) for _ in range(number)]
-    assert all(batch.keys() == {"image", "answer", "image_id"} for batch in taken)
-    return [(batch["answer"], batch["image"].double().sum().item()) for batch in taken]
+    assert all(batch.keys() == {"conversation", "image_id"} for batch in taken)
+    pixels = [torch.stack([p for own in batch["conversation"] for p in own.pictures]) for batch in taken]
+    return [(captions(batch), shown.double().sum().item()) for batch, shown in zip(taken, pixels, strict=True)]
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +117,64 @@ def test_batches_go_on_to_the_bit_and_leave_the_runs_random_numbers_alone(folder
     torch.rand(7), random.random()  # of no account
     state = json.loads(json.dumps([first.state_dict()]))  # small and plain
     assert drawn(batches(folder, num_workers=workers, state=state), 24 - cut) == whole[cut:]
+
+
+PROMPTS = [f"<ImageHere> {word}" for word in ("hello", "where", "a dog", "and more", "six", "7", "small", "grass")]
+
+
+@pytest.fixture
+def lay_out(parity_prompter) -> LayOut:
+    return LayOut(replace(parity_prompter, prompts=PROMPTS), training=True)
+
+
+def asked(lay_out: LayOut, batches: Iterable[dict]) -> list[tuple[str, int]]:
+    """The name of each sample of batches, and the number of the prompt that was drawn for it."""
+    prompter, found = lay_out.prompter, []
+    layouts = [prompter.layout(prompter.parse(prompt, [None])) for prompt in PROMPTS]
+    for batch in batches:
+        for name, ids, labels in zip(batch["image_id"], batch["ids"], batch["labels"], strict=True):
+            first = (labels != IGNORE).nonzero()[0].item()
+            found.append((name, layouts.index(ids[:first].tolist())))
+    return found
+
+
+@pytest.mark.parametrize("names", [("cc_sbu_align",), ("laion", "cc_sbu_align")])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_prompts_are_drawn_in_workers_and_the_same_after_a_resume(names, workers, folder, lay_out):
+    how = {"names": names, "num_workers": workers, "lay_out": lay_out}
+    random.seed(1)
+    whole = asked(lay_out, islice(batches(folder, **how), 20))
+    assert random.random() == random.Random(1).random()
+    assert {number for _, number in whole} == set(range(len(PROMPTS)))
+    first = batches(folder, **how)
+    assert asked(lay_out, islice(first, 9)) == whole[:27]
+    random.seed(2)  # of no account
+    state = json.loads(json.dumps([first.state_dict()]))
+    assert asked(lay_out, islice(batches(folder, state=state, **how), 11)) == whole[27:]
+    if names == ("cc_sbu_align",):
+        assert asked(lay_out, islice(batches(folder, names, lay_out=lay_out, num_workers=1), 20)) == whole
+
+
+def test_ranks_passes_and_seeds_draw_other_prompts(folder, lay_out):
+    def numbers(names: tuple[str, ...], count: int, **how) -> list[int]:
+        return [n for _, n in asked(lay_out, islice(batches(folder, names, lay_out=lay_out, **how), count))]
+
+    for names in (("laion",), ("cc_sbu_align",)):
+        ranks = [numbers(names, 4, rank=rank, ranks=2) for rank in range(2)]
+        assert ranks[0] != ranks[1]
+        assert numbers(names, 4, seed=6) != numbers(names, 4)
+    two = asked(lay_out, islice(batches(folder, ("cc_sbu_align",), lay_out=lay_out, batch_size_train=20), 2))
+    assert dict(two[:20]).keys() == dict(two[20:]).keys() and dict(two[:20]) != dict(two[20:])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("name", ["laion", "cc_sbu_align"])
+def test_validation_always_asks_with_the_first_prompt(name, workers, folder, lay_out):
+    split = dataset(name, folder if name == "cc_sbu_align" else folder / "shards")
+    loader = build_valid_loader(split, 3, workers, replace(lay_out, training=False))
+    for _ in range(2):
+        found = asked(lay_out, loader)
+        assert [number for _, number in found] == [0] * (35 if name == "laion" else 20)
 
 
 def test_map_style_batches_are_the_same_with_any_number_of_workers(folder):
@@ -134,7 +203,7 @@ def test_a_pass_over_shards_holds_each_sample_once_over_all_ranks_and_workers(fo
     for rank in range(ranks):
         found = batches(folder, ("laion",), rank=rank, ranks=ranks, num_workers=workers, batch_size_train=1)
         for _ in range(max(workers, 1) * 35):
-            (answer,) = next(found)["answer"]
+            (answer,) = captions(next(found))
             state = found.state_dict()["streams"]["laion"]
             worker = (state["drawn"] - 1) % max(workers, 1)
             position = shards_module.Position(*state["positions"][worker])

@@ -12,8 +12,8 @@ from PIL import Image
 
 from minigpt4.common.registry import registry
 from minigpt4.config.schema import BuildInfo, DatasetConfig, ProcessorConfig, ProcessorsConfig
-from minigpt4.datasets.formats.records import BETWEEN_TURNS, RecordError, parse_record
-from minigpt4.datasets.loading import collate
+from minigpt4.datasets.formats.records import RecordError, parse_record
+from tests.batches import batch_of
 
 SHOWN = "<Img><ImageHere></Img>"
 
@@ -177,12 +177,11 @@ def sample_of(file: Path, size: int) -> dict:
 def test_from_a_file_to_a_sample(name, keys, record, turns, pictures, folder):
     assert parse_record(record).format == keys
     for file in write(folder, record):
-        sample = sample_of(file, 8)
-        questions, answers = map(list, zip(*turns, strict=True))
-        assert sample["conv_q"].split(BETWEEN_TURNS) == questions and sample["conv_a"].split(BETWEEN_TURNS) == answers
-        image = sample["image"]
-        shown = [] if image is None else image.reshape(-1, 3, 8, 8)[:, 0].mean((1, 2))
-        assert "".join(str(int(red > 0)) for red in shown) == pictures
+        own = sample_of(file, 8)["conversation"]
+        texts = ["".join(part if isinstance(part, str) else SHOWN for part in turn.question) for turn in own.turns]
+        assert [(text, turn.answer) for text, turn in zip(texts, own.turns, strict=True)] == turns
+        assert all(picture.shape == (3, 8, 8) for picture in own.pictures)
+        assert "".join(str(int(picture[0].mean() > 0)) for picture in own.pictures) == pictures
 
 
 def test_validate_data_says_which_format_it_took_each_for(folder, minigpt4):
@@ -218,9 +217,7 @@ def test_a_record_that_half_a_character_spoils_is_shown_all_the_same(folder, min
     assert r"half \ud83d" in (folder / "x.html").read_text()
 
 
-def test_the_model_learns_from_a_batch_of_all_formats(folder, parity_model):
-    samples = [sample_of(write(folder, record)[-1], 56) for _, _, record, _, _ in FORMATS]
-    for sample in samples:
-        parity_model.sample_check()(sample)
+def test_the_model_learns_from_a_batch_of_all_formats(folder, parity_model, parity_prompter):
+    samples = [sample_of(write(folder, record)[-1], 56)["conversation"] for _, _, record, _, _ in FORMATS]
     with torch.inference_mode():
-        assert parity_model(collate(samples))["loss"].isfinite()
+        assert parity_model(batch_of(parity_prompter, samples))["loss"].isfinite()

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from minigpt4.common.errors import UserError
-from minigpt4.conversation.conversation import IMAGE
 from minigpt4.conversation.prompter import IMAGE_PLACEHOLDER
 from minigpt4.datasets.formats.records import (
     Record,
@@ -28,7 +27,8 @@ from minigpt4.datasets.formats.records import (
 from minigpt4.processors.image import open_image
 from minigpt4.processors.video import open_video
 
-WORDS = st.text(st.characters(exclude_characters="<\x1e", exclude_categories=["Cs"]), max_size=20)
+IMAGE = "<Img><ImageHere></Img>"  # as questions of records are rewritten
+WORDS = st.text(st.characters(exclude_characters="<", exclude_categories=["Cs"]), max_size=20)
 ANSWERS = WORDS.filter(str.strip)
 TURNS = st.lists(st.tuples(WORDS, ANSWERS), min_size=1, max_size=4)
 FILES = st.lists(st.sampled_from(["a.jpg", "b/c.png", "data:;base64,eA=="]), max_size=3)
@@ -137,7 +137,7 @@ SAID = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         ({"image": 3, "instruction": "a", "output": "b"}, "unknown format: 3 names no file"),
         ({"instruction": ["a", "b"], "output": "c"}, "turns: 2 instructions, and 1 outputs"),
         ({"instruction": [], "output": []}, "turns: no turns"),
-        ({"instruction": "a", "output": 3}, "turns: expected a text .* found 3"),
+        ({"instruction": "a", "output": 3}, "turns: expected a text, found 3"),
         ({"instruction": "a", "output": " \n"}, "empty answer: the answer of turn 1"),
         ({"image": "a", "instruction": "<image><image>", "output": "b"}, "images named: 1, <ImageHere> .*: 2"),
         ({"instruction": "<image> a", "output": "b"}, "images named: 0, <ImageHere> .*: 1"),
@@ -241,25 +241,25 @@ def folder(tmp_path):
 
 def load(folder, question: str, n_frms: int = 4, **media):
     record = Record([question], ["x"], **media)
-    video = partial(open_video, n_frms=n_frms)
-    return load_pictures(record, record.placed(record.questions), folder, open_image, video)
+    pictures = load_pictures(record, folder, open_image, partial(open_video, n_frms=n_frms))
+    return record.conversation(record.placed(record.questions), *pictures)
 
 
 def test_pictures_come_in_the_order_of_appearance(folder):
     url = "data:image/png;base64," + base64.b64encode((folder / "1.png").read_bytes()).decode()
     absolute = (folder / "2.png").as_uri()
     question = f"{IMAGE} then <video> then {IMAGE}{IMAGE}"
-    questions, pictures = load(folder, question, images=["0.png", url, absolute], videos=["v.avi"])
-    assert questions == [f"{IMAGE} then {' '.join([IMAGE] * 4)} then {IMAGE}{IMAGE}"]
-    reds = [picture.getpixel((0, 0))[0] for picture in pictures]
+    own = load(folder, question, images=["0.png", url, absolute], videos=["v.avi"])
+    shown = "".join(part if isinstance(part, str) else IMAGE for part in own.turns[0].question)
+    assert shown == f"{IMAGE} then {' '.join([IMAGE] * 4)} then {IMAGE}{IMAGE}"
+    reds = [picture.getpixel((0, 0))[0] for picture in own.pictures]
     assert reds == pytest.approx([0, 0, 40, 100, 140, 80, 160], abs=6)
 
 
 def test_a_video_of_fewer_frames_gives_all_of_them(folder):
-    questions, pictures = load(folder, "What?", n_frms=64, videos=["v.avi"])
-    assert len(pictures) == 10 == questions[0].count(IMAGE)
+    assert len(load(folder, "What?", n_frms=64, videos=["v.avi"]).pictures) == 10
     url = "data:video/avi;base64," + base64.b64encode((folder / "v.avi").read_bytes()).decode()
-    assert len(load(folder, "What?", videos=[url])[1]) == 4
+    assert len(load(folder, "What?", videos=[url]).pictures) == 4
 
 
 @pytest.mark.parametrize(
@@ -291,11 +291,11 @@ def test_files_that_cant_be_opened(media, message, folder):
 def test_windows_separators(folder):
     (folder / "sub").mkdir()
     (folder / "1.png").rename(folder / "sub" / "1.png")
-    assert load(folder, "What?", images=["sub\\1.png"])[1][0].getpixel((0, 0)) == (80, 0, 0)
+    assert load(folder, "What?", images=["sub\\1.png"]).pictures[0].getpixel((0, 0)) == (80, 0, 0)
 
 
 def test_pictures_within_parquet(folder):
     image = {"bytes": (folder / "1.png").read_bytes(), "path": "elsewhere.png"}
     record = parse_record({"image": image, "instruction": "What?", "output": "x"})
-    _, pictures = load_pictures(record, record.placed(record.questions), folder, open_image, open_video)
-    assert pictures[0].getpixel((0, 0)) == (80, 0, 0)
+    (picture,), videos = load_pictures(record, folder, open_image, open_video)
+    assert picture.getpixel((0, 0)) == (80, 0, 0) and not videos

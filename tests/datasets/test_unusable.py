@@ -19,12 +19,16 @@ from PIL import Image
 
 from minigpt4.common.errors import UserError
 from minigpt4.config.schema import BuildInfo, Config, DatasetConfig, ProcessorConfig, ProcessorsConfig, RunConfig
-from minigpt4.datasets.loading import SkipCounter, build_valid_loader
+from minigpt4.conversation.conversation import Conversation, Turn
+from minigpt4.conversation.prompter import IGNORE, IMAGE_ROW, Prompter
+from minigpt4.datasets.loading import LayOut, SkipCounter, build_valid_loader
 from minigpt4.datasets.mixture import TrainBatches
+from minigpt4.models.loading import load_prompter
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.preflight import preflight
 from minigpt4.runners.feature_cache import cached_datasets
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
+from tests.batches import instructed
 
 ROOT = Path(__file__).parents[2]
 HALF = "half a \ud83d"  # of an emoji
@@ -91,12 +95,10 @@ RECORDS = [
     ["no record"],
 ]
 REASONS = {
-    "laion": ["0.tar/008: " + HALF_SAID, "0.tar/009: its answer holds <ImageHere>"],
+    "laion": ["0.tar/008: " + HALF_SAID],
     "cc_sbu_align": [
         r"sample 8: 0: it has \d+ tokens, and the LLM reads 200 at once",
         f"sample 9: 0: {HALF_SAID}",
-        "sample 10: 0: its prompts show 2 pictures within model.max_txt_len=32, and it has 1",
-        "sample 11: 0: its answer holds <ImageHere>",
         "sample 12: 0: no caption",
         r"sample 13: 0: its instruction is not text: \['What\?'\]",
         "sample 14: no image_id",
@@ -123,9 +125,15 @@ def datasets(tmp_path) -> dict[str, DatasetConfig]:
 
 
 @pytest.fixture
-def model(parity_model, monkeypatch):
-    monkeypatch.setattr(parity_model, "max_context_len", 200)
-    return parity_model
+def prompter(parity_prompter) -> Prompter:
+    return replace(parity_prompter, window=200)
+
+
+def assert_learns(prompter: Prompter, batch: dict, *answers: str) -> None:
+    """Each sample teaches one of these answers; `<ImageHere>` in it is words."""
+    known = [(prompter.encode(answer + prompter.end_sym))[: prompter.max_txt_len] for answer in answers]
+    assert all(row[row != IGNORE].tolist() in known for row in batch["labels"])
+    assert (batch["ids"] == IMAGE_ROW).sum() == prompter.rows * len(batch["ids"])
 
 
 def named(caplog, name: str) -> None:
@@ -136,25 +144,25 @@ def named(caplog, name: str) -> None:
 
 @pytest.mark.parametrize("name", REASONS)
 @pytest.mark.parametrize("workers", [0, 1])
-def test_training_goes_on_without_what_cannot_be_used(name, workers, datasets, model, caplog):
+def test_training_goes_on_without_what_cannot_be_used(name, workers, datasets, parity_model, prompter, caplog):
     run = RunConfig(batch_size_train=2, num_workers=workers, max_skip_rate=1.0)
     config = Config(datasets={name: datasets[name]}, run=run)
     built = ImageTextPretrainTask(config).build_datasets("train")
-    with closing(TrainBatches(built, config, model.sample_check())) as batches, torch.inference_mode():
+    with closing(TrainBatches(built, config, LayOut(prompter, training=True))) as batches, torch.inference_mode():
         for _ in range(12):
             batch = next(batches)
-            assert set(batch.get("answer") or batch["conv_a"]) <= {*GOOD, " ! "}
-            assert model(batch)["loss"].isfinite()
+            assert_learns(prompter, batch, *GOOD, " ! ", "See <ImageHere>.", "x")
+            assert parity_model(batch)["loss"].isfinite()
     named(caplog, name)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("name", REASONS)
-def test_so_does_validation(name, datasets, model, caplog):
+def test_so_does_validation(name, datasets, parity_model, prompter, caplog):
     dataset = ImageTextPretrainTask(Config(datasets={name: datasets[name]})).build_datasets("val")[name]
     skips = SkipCounter(name, 1.0)
-    for batch in filter(skips.usable, build_valid_loader(dataset, 3, 0, model.sample_check())):
-        assert model(batch)["loss"].isfinite()
+    for batch in filter(skips.usable, build_valid_loader(dataset, 3, 0, LayOut(prompter, training=False))):
+        assert parity_model(batch)["loss"].isfinite()
     assert len(skips.reasons) == len(REASONS[name]) * (2 if name == "laion" else 1)
     named(caplog, name)
 
@@ -165,59 +173,66 @@ def test_so_does_training_from_cached_features(datasets, parity_config, tmp_path
     config = Config(replace(parity_config, max_context_len=200), {"cc_sbu_align": datasets["cc_sbu_align"]}, run=run)
     built = cached_datasets(config, ImageTextPretrainTask(config))["train"]
     model = MiniGPT4.from_config(config, towers=False)
-    batches = TrainBatches(built, config, model.sample_check())
+    prompter = load_prompter(config.model)
+    batches = TrainBatches(built, config, LayOut(prompter, training=True))
     for _ in range(12):
         batch = next(batches)
-        assert "image_features" in batch and set(batch["answer"]) <= set(GOOD)
+        assert batch["pictures"].dtype == torch.bfloat16 and batch["pictures"].dim() == 3  # features
+        assert_learns(prompter, batch, *GOOD, "See <ImageHere>.", "x")
         assert model(batch)["loss"].isfinite()
     named(caplog, "cc_sbu_align")
 
 
-def test_captions_that_their_processor_empties_are_named(datasets, model, caplog):
+def test_captions_that_their_processor_empties_are_named(datasets, prompter, caplog):
     datasets["laion"].text_processor.train = ProcessorConfig("blip_caption", prompt="a photo of ")
     config = Config(datasets={"laion": datasets["laion"]}, run=RunConfig(batch_size_train=2, num_workers=0))
     config.run.max_skip_rate = 1.0
-    batches = TrainBatches(ImageTextPretrainTask(config).build_datasets("train"), config, model.sample_check())
+    built = ImageTextPretrainTask(config).build_datasets("train")
+    batches = TrainBatches(built, config, LayOut(prompter, training=True))
+    answers = [f"a photo of {answer}" for answer in (*GOOD, "see <imagehere>")]
     for _ in range(12):
-        assert all(answer.strip() != "a photo of" for answer in next(batches)["answer"])
+        assert_learns(prompter, next(batches), *answers)
     assert "0.tar/010: its text processor leaves nothing of the caption ' ! '" in caplog.text
 
 
-PICTURE = torch.zeros(3, 56, 56)
+PICTURE, FEATURES = torch.zeros(3, 56, 56), torch.zeros(8, 64)
+
+
+def captioned(answer: str | None, *pictures: torch.Tensor) -> Conversation:
+    return Conversation([Turn(list(pictures), answer)], kind="caption")
 
 
 @pytest.mark.parametrize(
-    ("sample", "message"),
+    ("conversation", "message"),
     [
-        ({"image": PICTURE}, "'answer' is not text: None"),
-        ({"image": PICTURE, "answer": 3}, "'answer' is not text: 3"),
-        ({"image": PICTURE, "answer": "\n"}, "its answer is empty"),
-        ({"answer": "a dog"}, "its prompts show 1 pictures .* and it has 0"),
-        ({"image": PICTURE.expand(2, 3, 56, 56), "answer": "a dog"}, "its prompts show 1 pictures .* and it has 2"),
-        ({"image_features": torch.zeros(2, 8, 64), "answer": "a dog"}, "its prompts show 1 pictures .* and it has 2"),
-        ({"answer": "a dog", "instruction_input": 3}, "'instruction_input' is not text: 3"),
-        ({"conv_q": "a|b", "conv_a": "c", "connect_sym": "|"}, "it has 2 questions and 1 answers"),
-        ({"conv_q": "a|b", "conv_a": "c|", "connect_sym": "|"}, "its answer is empty"),
-        ({"conv_q": "a", "conv_a": HALF, "connect_sym": "|"}, HALF_SAID),
+        (captioned(None, PICTURE), "^its answer is empty$"),
+        (captioned("\n", PICTURE), "^its answer is empty$"),
+        (captioned("a dog"), "^the prompt holds 1 <ImageHere> but 0 images were given"),
+        (captioned("a dog", PICTURE, PICTURE), "^the prompt holds 1 <ImageHere> but 2 images were given"),
+        (captioned("a dog", FEATURES, FEATURES), "^the prompt holds 1 <ImageHere> but 2 images were given"),
+        (Conversation([Turn(["a"], "c"), Turn(["b"])]), "^its answer is empty$"),
+        (Conversation([Turn(["a"], "c"), Turn(["b"], "")]), "^its answer is empty$"),
+        (Conversation([Turn(["a"], HALF)]), HALF_SAID),
     ],
 )
-def test_what_is_looked_at(sample, message, parity_model):
-    check = pickle.loads(pickle.dumps(parity_model.sample_check()))  # noqa: S301 as spawned workers get it
+def test_what_is_looked_at(conversation, message, parity_prompter):
+    lay_out = pickle.loads(pickle.dumps(LayOut(parity_prompter, training=True)))  # noqa: S301 as spawned workers get it
     with pytest.raises(UserError, match=message):
-        check(sample)
-    check({"image": PICTURE, "answer": "a dog"})
-    check({"image_features": torch.zeros(2, 8, 64), "answer": "a", "instruction_input": "<ImageHere><ImageHere>"})
+        lay_out({"conversation": conversation, "image_id": 0})
+    assert lay_out({"conversation": captioned("a dog", PICTURE), "image_id": 0})["pictures"].shape == (1, 3, 56, 56)
+    two = instructed("a", FEATURES, FEATURES)
+    assert lay_out({"conversation": two, "image_id": 0})["pictures"].shape == (2, 8, 64)
 
 
-def test_room_for_the_longest_prompt_that_may_be_drawn(parity_model, monkeypatch):
-    monkeypatch.setattr(parity_model, "prompt_list", ["<ImageHere> Describe.", "<ImageHere> Describe. " + "word " * 30])
-    sample = {"image": PICTURE, "answer": "a dog"}
-    tokens = [1 + len(parity_model.prompter.single(prompt, "a dog")) for prompt in parity_model.prompt_list]
-    monkeypatch.setattr(parity_model, "max_context_len", tokens[1])
-    parity_model.sample_check()(sample)
-    monkeypatch.setattr(parity_model, "max_context_len", tokens[1] - 1)
-    with pytest.raises(UserError, match=f"it has {tokens[1]} tokens, and the LLM reads {tokens[1] - 1} at once"):
-        parity_model.sample_check()(sample)
+def test_room_for_the_prompt_that_is_drawn(parity_prompter):
+    prompts = ["<ImageHere> Describe. " + "word " * 30, "<ImageHere> Describe."]
+    own, sample = replace(parity_prompter, prompts=prompts), captioned("a dog", PICTURE)
+    tokens = len(own.example(sample))
+    assert replace(own, window=tokens).example(sample) == own.example(sample)
+    own = replace(own, window=tokens - 1)
+    assert own.example(sample, lambda prompts: prompts[1])
+    with pytest.raises(UserError, match=f"it has {tokens} tokens, and the LLM reads {tokens - 1} at once"):
+        own.example(sample)
 
 
 @pytest.mark.parametrize("key", ["prompt_path", "prompt_template"])

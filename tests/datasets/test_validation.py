@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from minigpt4.config.schema import DatasetConfig, ModelConfig
+from minigpt4.conversation.conversation import Conversation, Turn
+from minigpt4.conversation.templates import TEMPLATES
 from minigpt4.datasets.validation import TokenCounter, check_file, histogram
 from minigpt4.models.loading import load_prompter
 from minigpt4.tools.validate_data import TINY_TOKENIZER
@@ -16,31 +18,27 @@ from minigpt4.tools.validate_data import TINY_TOKENIZER
 
 @pytest.mark.parametrize("flavour", ["vicuna0", "llama2", "v2"])
 @pytest.mark.parametrize("conversation", ["vicuna_v0", "chatml"])
-def test_tokens_are_those_that_the_model_reads(flavour, conversation, parity_models, monkeypatch):
-    from minigpt4.conversation.conversation import TEMPLATES
-
-    model = parity_models[flavour]
+def test_tokens_are_those_that_the_model_reads(flavour, conversation, parity_engines):
     template = "<|im_start|>user\n{}<|im_end|>\n" if conversation == "chatml" else "###Human: {} ###Assistant: "
+    own = parity_engines[flavour].prompter
     config = ModelConfig(
         has_qformer=flavour == "vicuna0",
         num_query_token=8,
         image_size=84 if flavour == "v2" else 56,
-        llama_model=model.llama_tokenizer.name_or_path or "",
+        llama_model=own.tokenizer.name_or_path,
         conversation=conversation,
         prompt_template=template,
         end_sym="###",
     )
-    monkeypatch.setattr(model, "template", TEMPLATES[conversation])
-    monkeypatch.setattr(model, "prompt_template", template)
-    monkeypatch.setattr(model, "turn_template", "<s>" + template)
-    monkeypatch.setattr(model, "end_sym", "###")
-    monkeypatch.setattr(model, "max_txt_len", 10**9)
-    questions, answers = ["<Img><ImageHere></Img> What <ImageHere> is it?", "Why?", "Is it?"], ["A dog.", "So.", "yes"]
     counter = TokenCounter(load_prompter(config), config.llama_model, limits=True)
-    prompt, rest = counter.count(questions, answers)
-    assert 1 + len(model.prompter.conversation(questions, answers)) == prompt + rest  # with the BOS
-    assert prompt == 1 + len(model.prompter.prompt(template.format(questions[0])))
-    assert counter.prompter == replace(model.prompter, tokenizer=counter.prompter.tokenizer, max_txt_len=32)
+    expected = replace(own, template=TEMPLATES[conversation], prompt_template=template, turn_template="<s>" + template)
+    expected = replace(expected, end_sym="###", tokenizer=counter.prompter.tokenizer, max_txt_len=32)
+    assert counter.prompter == expected
+    turns = [Turn([None, " What ", None, " is it?"], "A dog."), Turn(["Why?"], "So."), Turn(["Is it?"], "yes")]
+    prompt, rest = counter.count(Conversation(turns))
+    assert len(replace(expected, max_txt_len=10**9).example(Conversation(turns))) == prompt + rest  # with the BOS
+    shown = "<Img><ImageHere></Img> What <Img><ImageHere></Img> is it?"
+    assert prompt == len(expected.layout(expected.parse(template.format(shown), [None] * 2)))
 
 
 @pytest.fixture

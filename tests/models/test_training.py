@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from minigpt4.models.training import _MOST_REPORTED
 from safetensors.torch import load_file
 from transformers import OPTConfig, OPTForCausalLM
 
@@ -14,7 +15,6 @@ from minigpt4.config.schema import Config
 from minigpt4.models.checkpoint import save_weights
 from minigpt4.models.llm import load_tokenizer
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.training import _MOST_REPORTED
 from minigpt4.runners.log import parts_table
 
 
