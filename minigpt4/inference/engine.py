@@ -137,8 +137,8 @@ class Engine:
         tokenizer, stops = prompter.tokenizer, prompter.template.stop
         special = [stop for stop in stops if stop in tokenizer.all_special_tokens]
         ids = cast(list[int], tokenizer.convert_tokens_to_ids(special))
-        self.stop_ids = list(dict.fromkeys([*stop_ids(model.llama_model, tokenizer), *ids]))
-        self.compiled = CompiledDecoding(model.llama_model) if compile else None
+        self.stop_ids = list(dict.fromkeys([*stop_ids(model.llm, tokenizer), *ids]))
+        self.compiled = CompiledDecoding(model.llm) if compile else None
 
     @torch.inference_mode()
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
@@ -159,7 +159,7 @@ class Engine:
             # a search for beams depends on how long they may be
             row.room = min(row.room, row.request.max_new_tokens if decoding.num_beams > 1 else most[decoding])
             # rows near the window's end get a batch of their own: others would go on where it has no positions
-            groups[number if turns_with_length(self.model.llama_model) else (decoding, row.room)].append(row)
+            groups[number if turns_with_length(self.model.llm) else (decoding, row.room)].append(row)
         for group in groups.values():
             _isolated(group, lambda some: self._generate(some, alone=len(rows) == 1))
         return [cast(Answer, row.answer) for row in rows]
@@ -255,7 +255,7 @@ class Engine:
         )
 
     def _generate(self, rows: list[_Row], alone: bool) -> None:
-        llm, decoding = cast(Any, self.model.llama_model), rows[0].request.decoding
+        llm, decoding = cast(Any, self.model.llm), rows[0].request.decoding
         embedding = llm.get_input_embeddings()
         beams = decoding.num_beams > 1  # they multiply and reorder a cache
         kept = rows[0].request.kept if alone else None

@@ -31,9 +31,9 @@ class MiniGPT4(TowersMixin, MiniGPTBase):
         self.has_towers, self.rows, self.image_size = towers, feature_rows(config), config.image_size
         if towers:
             self._build_towers(config)
-        self.llama_proj = self.new_projection(feature_width(config))
+        self.projection = self.new_projection(feature_width(config))
         if config.use_grad_checkpoint:
-            checkpoint_blocks(self.llama_model)
+            checkpoint_blocks(self.llm)
 
     @classmethod
     def from_config(cls, config: Config, towers: bool = True, problems: Problems | None = None) -> Self:
@@ -52,12 +52,12 @@ class MiniGPT4(TowersMixin, MiniGPTBase):
 
     def encode_img(self, image: Tensor) -> Tensor:
         """Maps images [B, 3, H, W], without towers their features [B, rows, width], to LLM embeddings [B, rows, D]."""
-        return self.llama_proj(
-            self.image_features(image) if self.has_towers else image.to(self.llama_proj.weight.dtype)
+        return self.projection(
+            self.image_features(image) if self.has_towers else image.to(self.projection.weight.dtype)
         )
 
     def blank(self) -> Tensor:
-        shape = (3, self.image_size, self.image_size) if self.has_towers else (self.rows, self.llama_proj.in_features)
+        shape = (3, self.image_size, self.image_size) if self.has_towers else (self.rows, self.projection.in_features)
         return torch.zeros(1, *shape, device=self.device)
 
 

@@ -19,21 +19,21 @@ from minigpt4.models.splice import splice
 class MiniGPTBase(BaseModel):
     """A frozen LLM that reads image embeddings (MiniGPT-4: Zhu et al. 2023, arXiv:2304.10592, section 3)."""
 
-    llama_proj: nn.Linear
+    projection: nn.Linear
 
     def __init__(self, llm: PreTrainedModel):
         super().__init__()
-        self.llama_model = llm
+        self.llm = llm
 
     @property
     def device(self) -> torch.device:
         # the LLM may be spread over several; by its name, ZeRO-3 would gather the weight, for which ranks wait
-        return next(self.llama_proj.parameters()).device
+        return next(self.projection.parameters()).device
 
     @property
     def vocabulary(self) -> int:
         """How many words the LLM chooses from."""
-        return embedding_of(self.llama_model).num_embeddings
+        return embedding_of(self.llm).num_embeddings
 
     @abstractmethod
     def encode_img(self, image: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class MiniGPTBase(BaseModel):
 
     def embed(self, ids: Tensor, images: Tensor | None) -> Tensor:
         """Embeds layouts [B, T] to [B, T, D]; images [N, rows, D] fill their slots in order, see `splice`."""
-        return splice(ids.to(self.device), images, embedding_of(self.llama_model))
+        return splice(ids.to(self.device), images, embedding_of(self.llm))
 
     def label_logits(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the LLM predicts in the places of a batch's N labels.
@@ -78,8 +78,8 @@ class MiniGPTBase(BaseModel):
             Logits [N, V] in fp32, the labels [N], and whose row each is [N].
         """
         rows, positions = (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)
-        with _head_reads(self.llama_model, rows, positions):
-            logits = self.llama_model(
+        with _head_reads(self.llm, rows, positions):
+            logits = self.llm(
                 inputs_embeds=embeds, attention_mask=mask.to(embeds.device), use_cache=False
             ).logits
         if logits.shape[:2] == labels.shape:  # its head is no module of its own
@@ -92,7 +92,7 @@ class MiniGPTBase(BaseModel):
         Its outputs are as large as word embeddings from the first step on; nn.Linear's own scale suits no LLM in
         particular.
         """
-        embedding = embedding_of(self.llama_model)
+        embedding = embedding_of(self.llm)
         some = range(0, embedding.num_embeddings, max(1, embedding.num_embeddings // 4096))
         with torch.no_grad():  # what the layers see: Gemma scales its embeddings
             words = embedding(torch.tensor(some, device=embedding.weight.device)).float()
@@ -104,14 +104,14 @@ class MiniGPTBase(BaseModel):
     @contextmanager
     def untrained_projection(self, active: bool = True) -> Iterator[None]:
         """Replaces the trained projection by an untrained one for the duration: a control of evaluation."""
-        trained = self.llama_proj
+        trained = self.projection
         if active:
             torch.manual_seed(0)  # the same control at each evaluation, and on each rank
-            self.llama_proj = self.new_projection(trained.in_features).to(self.device)
+            self.projection = self.new_projection(trained.in_features).to(self.device)
         try:
             yield
         finally:
-            self.llama_proj = trained
+            self.projection = trained
 
 
 @contextmanager

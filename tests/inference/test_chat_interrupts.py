@@ -178,7 +178,7 @@ def test_abandoned_stream_takes_the_turn_back_and_ends_the_generation(chat, pari
 
 def test_stop_ends_the_model_within_a_token_and_keeps_what_was_said(chat, parity_model):
     read = []
-    handle = parity_model.llama_model.register_forward_hook(lambda *_: read.append(1))
+    handle = parity_model.llm.register_forward_hook(lambda *_: read.append(1))
     try:
         stream = chat.stream("Tell me everything.", max_new_tokens=500, min_new_tokens=500)
         next(stream)

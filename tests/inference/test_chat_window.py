@@ -106,7 +106,7 @@ def test_the_originals_answers_where_it_cuts_off_what_came_first(flavour, parity
     """Quirk 9, both values: with the original's cut ours gives `chat.short_max_length`; ours says what is too long."""
     engine, turns = parity_engines[flavour], golden_json(f"3_{flavour}")["chat"]["short_max_length"]
     pictures = golden("3_images")["images_alt_int8" if flavour == "v2" else "images_int8"] / 32
-    llm = engine.model.llama_model
+    llm = engine.model.llm
     generate = llm.generate
 
     def cut(inputs_embeds, attention_mask, past_key_values, **options):

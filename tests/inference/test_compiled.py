@@ -31,7 +31,7 @@ def graphs(parity_engine):
         return graph.forward
 
     torch.compiler.reset()
-    parity_engine.compiled = CompiledDecoding(parity_engine.model.llama_model)
+    parity_engine.compiled = CompiledDecoding(parity_engine.model.llm)
     parity_engine.compiled.config.backend = backend
     return compiled
 
@@ -141,4 +141,4 @@ def test_with_torchs_own_compiler(parity_engine, graphs):
 def test_an_llm_that_forgets_is_refused(parity_config, tmp_path):
     engine = build(MistralConfig(**GROUPED, sliding_window=16), parity_config, tmp_path)
     with pytest.raises(UserError, match="model.compile: true needs an LLM that .* mistral .* Set it to false"):
-        CompiledDecoding(engine.model.llama_model)
+        CompiledDecoding(engine.model.llm)

@@ -138,7 +138,7 @@ def test_a_row_ends_at_the_token_that_ends_it(parity_engine):
     (whole,) = parity_engine.answer(asked(parity_engine, ["hello"], max_new_tokens=12))
     (request,) = asked(parity_engine, ["hello"], max_new_tokens=12)
     request.stops = (whole[4:7],)
-    handle = parity_engine.model.llama_model.register_forward_hook(lambda *_: read.append(1) and None)
+    handle = parity_engine.model.llm.register_forward_hook(lambda *_: read.append(1) and None)
     try:
         (answer,) = parity_engine.answer([request])
     finally:

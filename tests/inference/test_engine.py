@@ -164,7 +164,7 @@ def test_a_beam_search_is_interrupted_in_the_middle(parity_engine, monkeypatch):
         if len(steps) == 5:
             requests[0].interrupt.set()
 
-    handle = parity_engine.model.llama_model.register_forward_hook(step)
+    handle = parity_engine.model.llm.register_forward_hook(step)
     try:
         answers = parity_engine.answer(requests)
     finally:
@@ -204,7 +204,7 @@ def test_an_llm_without_an_end_of_its_own(parity_engine):
 
 def test_reading_what_all_prompts_begin_with_makes_no_logits(parity_engine):
     rows = []
-    head = parity_engine.model.llama_model.lm_head
+    head = parity_engine.model.llm.lm_head
     handle = head.register_forward_hook(lambda _, args, out: rows.append(out.shape[1]))
     try:
         parity_engine.generate(None, ["the same words " * 20 + own for own in ("a", "b", "c d")], max_new_tokens=3)

@@ -38,14 +38,14 @@ def test_as_many_pictures_as_places(parity_engine):
 
 
 def test_a_row_on_which_the_llm_fails(parity_engine, monkeypatch):
-    generate = parity_engine.model.llama_model.generate
+    generate = parity_engine.model.llm.generate
 
     def fails_on_long_ones(inputs_embeds, **options):
         if inputs_embeds.shape[1] > 30:
             raise RuntimeError("out of memory")
         return generate(inputs_embeds=inputs_embeds, **options)
 
-    monkeypatch.setattr(parity_engine.model.llama_model, "generate", fails_on_long_ones)
+    monkeypatch.setattr(parity_engine.model.llm, "generate", fails_on_long_ones)
     answers = parity_engine.answer(asked(parity_engine, ["hello", "dog " * 60, "7"]))
     assert [str(answer.error) for answer in answers] == ["None", "out of memory", "None"]
     with pytest.raises(RuntimeError, match="prompt 2 of 3: out of memory"):
@@ -63,7 +63,7 @@ def test_a_batch_that_failed_holds_no_memory_while_its_rows_are_tried(parity_eng
         held.append(weakref.ref(inputs_embeds))
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(parity_engine.model.llama_model, "generate", out_of_memory)
+    monkeypatch.setattr(parity_engine.model.llm, "generate", out_of_memory)
     answers = parity_engine.answer(asked(parity_engine, ["hello", "7"]))
     assert [str(answer.error) for answer in answers] == ["out of memory"] * 2
 
@@ -83,7 +83,7 @@ def test_what_no_tokenizer_takes_fails_alone(parity_engine):
 
 def fails_after(engine: Engine, monkeypatch, tokens: int) -> list[int]:
     """Makes the LLM fail at its n-th step; returns the sizes of the batches that it began."""
-    generate, begun, steps = engine.model.llama_model.generate, [], []
+    generate, begun, steps = engine.model.llm.generate, [], []
 
     def noted(inputs_embeds, **options):
         begun.append(len(inputs_embeds))
@@ -95,9 +95,9 @@ def fails_after(engine: Engine, monkeypatch, tokens: int) -> list[int]:
         if len(steps) > tokens and len(begun) == 1:
             raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(engine.model.llama_model, "generate", noted)
+    monkeypatch.setattr(engine.model.llm, "generate", noted)
     monkeypatch.setattr(
-        engine.model.llama_model.model, "forward", wrapped(engine.model.llama_model.model.forward, step)
+        engine.model.llm.model, "forward", wrapped(engine.model.llm.model.forward, step)
     )
     return begun
 
@@ -127,8 +127,8 @@ def test_what_had_ended_when_its_batch_failed_is_told_once_and_not_made_again(pa
 @pytest.mark.parametrize("count", [1, 2])
 def test_what_fails_after_the_last_answer_has_ended_changes_none(count, parity_engine, monkeypatch):
     expected, told = parity_engine.generate(None, ["a dog"] * count), []
-    generate = parity_engine.model.llama_model.generate
-    monkeypatch.setattr(parity_engine.model.llama_model, "generate", lambda **options: generate(**options) / 0 @ None)
+    generate = parity_engine.model.llm.generate
+    monkeypatch.setattr(parity_engine.model.llm, "generate", lambda **options: generate(**options) / 0 @ None)
     requests = asked(parity_engine, ["a dog"] * count)
     for request in requests:
         request.on_end = told.append

@@ -127,7 +127,7 @@ def test_the_tiny_model():
 def test_only_what_is_new_is_fed_to_the_llm(parity_engine):
     chat, fed = Chat(parity_engine), []
     note = lambda module, args, kwargs: fed.append(kwargs.get("inputs_embeds"))  # noqa: E731
-    handle = parity_engine.model.llama_model.register_forward_pre_hook(note, with_kwargs=True)
+    handle = parity_engine.model.llm.register_forward_pre_hook(note, with_kwargs=True)
     try:
         chat.answer([RED, "What is it?"], **LENGTH)
         chat.answer("Where?", **LENGTH)
@@ -144,7 +144,7 @@ def test_a_failure_in_the_middle_of_the_llm_empties_it(parity_engine):
 
     do = both(parity_engine)
     do(lambda chat: chat.answer("hello", **LENGTH))
-    handle = parity_engine.model.llama_model.model.layers[1].register_forward_hook(fail)  # layer 0 has read
+    handle = parity_engine.model.llm.model.layers[1].register_forward_hook(fail)  # layer 0 has read
     try:
         with pytest.raises(RuntimeError, match="out of memory"):
             do.kept.answer("Where?", **LENGTH)

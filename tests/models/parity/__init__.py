@@ -93,7 +93,7 @@ def logits_of(model: MiniGPT4, batch: dict) -> tuple[Tensor, Tensor]:
     """Logits [B, T - 1, V] of all positions, and the labels [B, T - 1] that they predict."""
     images = model.encode_img(batch["pictures"]) if "pictures" in batch else None
     embeds = model.embed(batch["ids"], images)
-    logits = model.llama_model(inputs_embeds=embeds, attention_mask=batch["mask"]).logits
+    logits = model.llm(inputs_embeds=embeds, attention_mask=batch["mask"]).logits
     return logits[:, :-1], batch["labels"][:, 1:]
 
 

@@ -96,7 +96,7 @@ def log_likelihood(engine: Engine, flavour: str, row: int, prompt: str, answer: 
     own, model = engine.prompter, engine.model
     layout = [*own.layout(own.parse(prompt, [None])), *answer]
     embeds = model.embed(torch.tensor([layout]), model.encode_img(pictures(flavour)[row : row + 1]))
-    logprobs = model.llama_model(inputs_embeds=embeds).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
+    logprobs = model.llm(inputs_embeds=embeds).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
     return logprobs[range(len(answer)), answer].sum().item()
 
 
@@ -173,7 +173,7 @@ def test_vicuna_v0s_ids(vicuna_v0, generations, monkeypatch):
     assert generations[0].tokens[0] == [*recorded[:-1], EOS]
     assert answer == spec["answers"]
 
-    head = vicuna_v0.model.llama_model.lm_head.weight
+    head = vicuna_v0.model.llm.lm_head.weight
     swapped = head.data.clone()
     swapped[[BOS, EOS]] = swapped[[EOS, BOS]]
     monkeypatch.setattr(head, "data", swapped)
@@ -191,7 +191,7 @@ def test_a_batch_under_vicuna_v0s_ids(vicuna_v0, generate):
 
 
 def test_vicuna_v0s_ids_are_told(parity_llm, vicuna_v0, caplog):
-    stop_ids(vicuna_v0.model.llama_model, vicuna_v0.prompter.tokenizer)
+    stop_ids(vicuna_v0.model.llm, vicuna_v0.prompter.tokenizer)
     assert "the LLM's config says eos 1, its tokenizer 2: the tokenizer's is used" in caplog.text
 
 

@@ -111,11 +111,11 @@ def test_embeddings_and_logits(flavour, case, prepared):
     model, data, file = engine.model, golden(f"3_{flavour}"), f"3_{flavour}"
     images = model.encode_img(batch_of(engine.prompter, samples)["pictures"])
     assert_recorded(file, "image embeddings of a batch", images, data[f"{case}.img_embeds"], 2e-5)
-    embeds = splice(layout_of(data[f"{case}.inputs_layout"]), images, embedding_of(model.llama_model))
+    embeds = splice(layout_of(data[f"{case}.inputs_layout"]), images, embedding_of(model.llm))
     if f"{case}.inputs_embeds" in data:
         assert_recorded(file, "embeddings of a batch", embeds, data[f"{case}.inputs_embeds"], 2e-5)
     attention = data[f"{case}.attention_mask"].long()
-    logits = model.llama_model(inputs_embeds=embeds, attention_mask=attention).logits[:, -1]
+    logits = model.llm(inputs_embeds=embeds, attention_mask=attention).logits[:, -1]
     assert_recorded(file, "last logits", logits, data[f"{case}.logits_last"], 1e-4)
 
 
@@ -131,7 +131,7 @@ def test_the_originals_losses_where_it_takes_text_for_padding(flavour, case, pre
         labels = labels.masked_fill(labels == PAD_PIECE, IGNORE)
     embeds = model.embed(ids, model.encode_img(batch["pictures"]))
     positions = torch.arange(ids.shape[1]).expand_as(ids)
-    logits = model.llama_model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions).logits
+    logits = model.llm(inputs_embeds=embeds, attention_mask=mask, position_ids=positions).logits
     loss = assert_losses(f"3_{flavour}", case, logits[:, :-1], labels[:, 1:], " (quirk 2)")
     model.zero_grad()
     loss.backward()
@@ -215,7 +215,7 @@ def test_embeddings_of_prompts_around_images(parity_engine):
     data, images = golden("3_vicuna0"), model.encode_img(pictures("vicuna0")[: len(prompts)])
     ids, mask = pad([own.layout(parts)[1:] for parts in own.parse_all(prompts, images)], 0)
     assert torch.equal(mask, data["prompt_wrap.list.atts"].long())
-    embeds, kept = splice(ids, images, embedding_of(model.llama_model)), mask.bool()
+    embeds, kept = splice(ids, images, embedding_of(model.llm)), mask.bool()
     recorded = data["prompt_wrap.list.embeds"]
     assert_recorded("3_vicuna0", "embeddings of prompts", embeds[kept], recorded[kept], 2e-5)
 

@@ -214,13 +214,13 @@ def test_the_thread_outlives_what_nobody_foresaw(parity_engine, batcher, monkeyp
 
 def test_nobody_waits_for_an_end_that_no_token_shows(parity_engine, batcher, monkeypatch):
     """An LLM may have an end of its own, which its settings do not name."""
-    expected, generate = alone(parity_engine, "a dog", max_tokens=2), parity_engine.model.llama_model.generate
+    expected, generate = alone(parity_engine, "a dog", max_tokens=2), parity_engine.model.llm.generate
 
     def ends_early(generation_config, **options):
         generation_config.max_new_tokens = 2
         return generate(generation_config=generation_config, **options)
 
-    monkeypatch.setattr(parity_engine.model.llama_model, "generate", ends_early)
+    monkeypatch.setattr(parity_engine.model.llm, "generate", ends_early)
     own, each = batcher(), Asked(parity_engine, stream=True)
     own.start()
     own.submit([each.ask])

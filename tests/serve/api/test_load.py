@@ -91,7 +91,7 @@ def slow(parity_engine, monkeypatch, go):
 
     monkeypatch.setattr(Ask, "_count", slowly)
     parity_engine.stop_ids = []
-    monkeypatch.setattr(parity_engine.model.llama_model.generation_config, "eos_token_id", None)
+    monkeypatch.setattr(parity_engine.model.llm.generation_config, "eos_token_id", None)
     return parity_engine
 
 
