@@ -169,7 +169,7 @@ def batches(model: MiniGPT4, config: ModelConfig, pixels: Tensor, new_tokens: in
 def compiled(model: MiniGPT4, pixels: Tensor, new_tokens: int, repeats: int) -> dict[str, object]:
     """What a token takes after the first, of one answer, with and without a compiled step."""
     prompt, images = model.template.prompt([Turn(f"{IMAGE} What is it?")]), model.encode_img(pixels[:1])
-    kinds = {"usual": None, "compiled": CompiledDecoding(model.llama_model)}
+    kinds = {"usual": None, "compiled": CompiledDecoding(model.llm)}
 
     def run(kind: str, tokens: int) -> Times:
         model.compiled = kinds[kind]
@@ -218,7 +218,7 @@ def main() -> None:
         "device": f"{device}, {torch.get_num_threads()} threads",
         "load_before": os.getloadavg()[0],  # of a quiet machine it is near 0
         "sizes": f"ViT-g, {options.vit_depth} of 39 blocks; Q-Former; LLaMA {options.layers} x {options.width}, "
-        f"{WORDS} words, {model.llama_model.dtype}",
+        f"{WORDS} words, {model.llm.dtype}",
     }
     if "turns" in options.parts:
         result |= turns(model, picture, processor, options.history, options.repeats)

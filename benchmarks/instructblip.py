@@ -32,9 +32,9 @@ def use_mkl(model: nn.Module) -> None:
 
 
 def instructblip(config: ModelConfig, ours: MiniGPT4) -> InstructBlipForConditionalGeneration:
-    """InstructBLIP around `ours.llama_model`; random towers in half precision throughout on a GPU, as it is used."""
+    """InstructBLIP around `ours.llm`; random towers in half precision throughout on a GPU, as it is used."""
     vit, qformer, device = config.vit, config.qformer, ours.device
-    llm = ours.llama_model.config.to_dict()
+    llm = ours.llm.config.to_dict()
     sizes = InstructBlipConfig(
         vision_config=InstructBlipVisionConfig(
             hidden_size=vit.embed_dim,
@@ -62,8 +62,8 @@ def instructblip(config: ModelConfig, ours: MiniGPT4) -> InstructBlipForConditio
         for weight in tower.parameters():
             nn.init.normal_(weight, std=0.02)  # its own 1e-10 would make numbers that a CPU is slow with
     model = model.to(torch.float32 if device.type == "cpu" else torch.float16).eval()
-    weights = {id(weight): weight for weight in ours.llama_model.parameters()}
-    model.language_model = deepcopy(ours.llama_model, weights)  # which are not copied
+    weights = {id(weight): weight for weight in ours.llm.parameters()}
+    model.language_model = deepcopy(ours.llm, weights)  # which are not copied
     use_mkl(model.language_model)
     return model
 

@@ -137,7 +137,7 @@ def main() -> None:
     result["tiny"] = benchmark(tiny, build_processor(config.preprocess.vis_processor.eval), options)
     model = random_model(options.width, options.layers, towers(options.vit_depth, device), device)
     processor = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=IMAGE_SIZE))
-    name = f"LLaMA {options.layers} x {options.width}, ViT-g of {options.vit_depth}, {model.llama_model.dtype}"
+    name = f"LLaMA {options.layers} x {options.width}, ViT-g of {options.vit_depth}, {model.llm.dtype}"
     result[name] = benchmark(model, processor, options)
     print(json.dumps(result, indent=1))
 

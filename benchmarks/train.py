@@ -90,7 +90,7 @@ def build(size: str, device: torch.device) -> MiniGPT4:
 
 def flops(model: MiniGPT4, positions: int, labels: int) -> float:
     """Of a training step and sample: forward through all, and back through the LLM to its input, not its weights."""
-    vit, llm = model.visual_encoder, model.llama_model
+    vit, llm = model.visual_encoder, model.llm
     towers = 2 * sum(p.numel() for p in vit.parameters()) * (vit.patch_embed.num_patches + 1)
     queries = 2 * sum(p.numel() for p in model.Qformer.parameters()) * model.rows_per_image
     head = llm.get_output_embeddings().weight.numel()
@@ -172,7 +172,7 @@ def step(model: MiniGPT4, batch: dict[str, Any], device: torch.device) -> float:
     """Seconds of a forward and backward."""
 
     def run() -> None:
-        model.llama_proj.zero_grad()
+        model.projection.zero_grad()
         model(batch)["loss"].backward()
 
     return timed(run, device)
@@ -230,7 +230,7 @@ def run_training(size: str, model: MiniGPT4, batch: int, steps: int, workers: in
         lines = (Path(name) / "out" / "log.txt").read_text().splitlines()
     log = [record for record in map(json.loads, lines) if "samples_per_s" in record][-1]  # the first has the warm-up
     rate, labels = log["samples_per_s"], log["tokens_per_s"] / log["samples_per_s"]
-    dtype = next(model.llama_model.parameters()).dtype
+    dtype = next(model.llm.parameters()).dtype
     work = rate * flops(model, int(labels) + model.rows_per_image + 1, int(labels))
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # in KiB on Linux
     memory = f"{log['memory_gb']:.1f} GB of the device" if "memory_gb" in log else f"{most:.1f} GB of the process"

@@ -100,7 +100,7 @@ def answer_rows(
     groups: dict[int, list[Row]] = {}
     for number, row in enumerate(_open(rows)):
         # rows near the window's end get a batch of their own: others would go on where it has no positions
-        groups.setdefault(number if turns_with_length(model.llama_model) else row.limit, []).append(row)
+        groups.setdefault(number if turns_with_length(model.llm) else row.limit, []).append(row)
     for group in groups.values():
         _isolated(group, lambda some: _generate(model, some, decoding, kept if len(rows) == 1 else None))
     return [cast(Answer, row.answer) for row in rows]
@@ -178,7 +178,7 @@ def _encoder(model: "MiniGPTBase") -> Callable[[list[Row]], None]:
 
 
 def _generate(model: "MiniGPTBase", rows: list[Row], decoding: Decoding, kept: KeptCache | None) -> None:
-    llm = cast(Any, model.llama_model)
+    llm = cast(Any, model.llm)
     embedding = llm.get_input_embeddings()
     beams = decoding.num_beams > 1  # they multiply and reorder a cache
     fresh = None if beams or kept is not None else new_cache(llm)

@@ -32,9 +32,9 @@ class MiniGPT4(TowersMixin, MiniGPTBase):
         self.has_towers, self._rows = towers, feature_rows(config)
         if towers:
             self._build_towers(config)
-        self.llama_proj = self.new_projection(feature_width(config))
+        self.projection = self.new_projection(feature_width(config))
         if config.use_grad_checkpoint:
-            checkpoint_blocks(self.llama_model)
+            checkpoint_blocks(self.llm)
 
     @classmethod
     def from_config(cls, config: Config, towers: bool = True, problems: Problems | None = None) -> Self:
@@ -58,7 +58,7 @@ class MiniGPT4(TowersMixin, MiniGPTBase):
 
     def encode_img(self, image: Tensor) -> Tensor:
         """Maps images [B, 3, H, W] to LLM embeddings [B, rows_per_image, D]."""
-        return self.llama_proj(self.image_features(image))
+        return self.projection(self.image_features(image))
 
 
 @registry.register_model("minigpt_v2")

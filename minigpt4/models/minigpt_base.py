@@ -31,7 +31,7 @@ class MiniGPTBase(TrainingModel):
 
     def __init__(self, config: ModelConfig, llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         super().__init__()
-        self.llama_model = llm
+        self.llm = llm
         self.llama_tokenizer = tokenizer
         self._longest_piece = max(map(len, tokenizer.get_vocab()))
         self.template = get_template(config.conversation, tokenizer)
@@ -54,16 +54,16 @@ class MiniGPTBase(TrainingModel):
     @property
     def device(self) -> torch.device:
         # the LLM may be spread over several; by its name, ZeRO-3 would gather the weight, for which ranks wait
-        return next(self.llama_proj.parameters()).device
+        return next(self.projection.parameters()).device
 
     @property
     def vocabulary(self) -> int:
         """How many words the LLM chooses from."""
-        return embedding_of(self.llama_model).num_embeddings
+        return embedding_of(self.llm).num_embeddings
 
     def check_language(self) -> None:
         if self.plain_text:
-            check_plain_text(self.llama_model, self.llama_tokenizer, self.plain_text)
+            check_plain_text(self.llm, self.llama_tokenizer, self.plain_text)
 
     def new_projection(self, width: int) -> nn.Linear:
         """An untrained projection from the image tower's width to the LLM's.
@@ -71,7 +71,7 @@ class MiniGPTBase(TrainingModel):
         Its outputs are as large as word embeddings from the first step on; nn.Linear's own scale suits no LLM in
         particular.
         """
-        embedding = embedding_of(self.llama_model)
+        embedding = embedding_of(self.llm)
         some = range(0, embedding.num_embeddings, max(1, embedding.num_embeddings // 4096))
         with torch.no_grad():  # what the layers see: Gemma scales its embeddings
             words = embedding(torch.tensor(some, device=embedding.weight.device)).float()
@@ -83,14 +83,14 @@ class MiniGPTBase(TrainingModel):
     @contextmanager
     def untrained_projection(self, active: bool = True) -> Iterator[None]:
         """Replaces the trained projection by an untrained one for the duration: a control of evaluation."""
-        trained = self.llama_proj
+        trained = self.projection
         if active:
             torch.manual_seed(0)  # the same control at each evaluation, and on each rank
-            self.llama_proj = self.new_projection(trained.in_features).to(self.device)
+            self.projection = self.new_projection(trained.in_features).to(self.device)
         try:
             yield
         finally:
-            self.llama_proj = trained
+            self.projection = trained
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids without BOS or EOS.

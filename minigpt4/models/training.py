@@ -27,10 +27,10 @@ _MOST_REPORTED = 20
 class TrainingModel(BaseModel):
     """The part of a MiniGPT model that computes losses; `MiniGPTBase` is the whole."""
 
-    llama_model: PreTrainedModel
+    llm: PreTrainedModel
     llama_tokenizer: PreTrainedTokenizerBase
     template: Template | TokenizerTemplate
-    llama_proj: nn.Linear
+    projection: nn.Linear
     has_towers: bool
     image_size: int
     end_sym: str
@@ -120,8 +120,8 @@ class TrainingModel(BaseModel):
         memory than everything else.
         """
         rows, positions = (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)
-        with _head_reads(self.llama_model, rows, positions):
-            logits = self.llama_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).logits
+        with _head_reads(self.llm, rows, positions):
+            logits = self.llm(inputs_embeds=embeds, attention_mask=mask, use_cache=False).logits
         if logits.shape[:2] == labels.shape:  # its head is no module of its own
             logits = logits[rows, positions].unsqueeze(0)
         return logits[0].float(), labels[rows, positions + 1].to(logits.device), rows
@@ -137,14 +137,14 @@ class TrainingModel(BaseModel):
                 f"training sample {name} is {excess} tokens longer than the {self.max_context_len} that the LLM reads "
                 "at once. Shorten its prompt, or lower model.max_txt_len."
             )
-        embeds = splice(ids.to(self.device), images, embedding_of(self.llama_model))
+        embeds = splice(ids.to(self.device), images, embedding_of(self.llm))
         return embeds, mask.to(self.device), labels
 
     def _blank(self) -> dict[str, Tensor]:
         """A batch of one image of zeros."""
         if self.has_towers:
             return {"image": torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)}
-        return {"image_features": torch.zeros(1, self.rows_per_image, self.llama_proj.in_features, device=self.device)}
+        return {"image_features": torch.zeros(1, self.rows_per_image, self.projection.in_features, device=self.device)}
 
     def _encode_images(self, samples: dict[str, Any]) -> Tensor | None:
         """Embeddings [N, rows, D] of all images of a batch, in order of appearance; None without images."""
@@ -158,7 +158,7 @@ class TrainingModel(BaseModel):
         if images.dim() == dims + 2:
             lengths = torch.as_tensor(samples.get("length", [images.shape[1]] * len(images)), device=images.device)
             images = images[torch.arange(images.shape[1], device=images.device) < lengths[:, None]]
-        return self.llama_proj(images.to(self.llama_proj.weight.dtype)) if cached else self.encode_img(images)
+        return self.projection(images.to(self.projection.weight.dtype)) if cached else self.encode_img(images)
 
     def _examples(self, samples: dict[str, Any]) -> list[Example]:
         """Training layouts of a batch: each a prompt and its answer, or the turns of a conversation."""

@@ -411,13 +411,13 @@ def test_the_originals_answers_where_it_cuts_off_what_came_first(flavour, parity
     """Quirk 9, both values: with the original's cut ours gives `chat.short_max_length`; ours says what is too long."""
     model, turns = parity_models[flavour], golden_json(f"3_{flavour}")["chat"]["short_max_length"]
     pictures = golden("3_images")["images_alt_int8" if flavour == "v2" else "images_int8"] / 32
-    generate = model.llama_model.generate
+    generate = model.llm.generate
 
     def cut(inputs_embeds, attention_mask, past_key_values, **options):
         kept = turns[0]["kwargs"]["max_length"] - turns[0]["kwargs"]["max_new_tokens"]
         return generate(inputs_embeds=inputs_embeds[:, -kept:], attention_mask=attention_mask[:, -kept:], **options)
 
-    monkeypatch.setattr(model.llama_model, "generate", cut)
+    monkeypatch.setattr(model.llm, "generate", cut)
     chat = Chat(model, lambda _: pictures[0])
     chat.upload_img(picture("red"))
     for turn in turns:
@@ -494,7 +494,7 @@ def test_what_was_not_asked_cannot_be_changed(chat, script):
 
 def test_stop_ends_the_model_within_a_token_and_keeps_what_was_said(chat, parity_model):
     read = []
-    handle = parity_model.llama_model.register_forward_hook(lambda *_: read.append(1))
+    handle = parity_model.llm.register_forward_hook(lambda *_: read.append(1))
     try:
         stream = chat.stream("Tell me everything.", max_new_tokens=500, min_new_tokens=500)
         next(stream)

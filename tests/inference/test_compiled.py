@@ -32,7 +32,7 @@ def graphs(parity_model, monkeypatch):
         return graph.forward
 
     torch.compiler.reset()
-    monkeypatch.setattr(parity_model, "compiled", CompiledDecoding(parity_model.llama_model))
+    monkeypatch.setattr(parity_model, "compiled", CompiledDecoding(parity_model.llm))
     parity_model.compiled.config.backend = backend
     return compiled
 
@@ -152,4 +152,4 @@ def test_with_torchs_own_compiler(parity_model, graphs, monkeypatch):
 def test_an_llm_that_forgets_is_refused(parity_config, tmp_path):
     model = build(MistralConfig(**GROUPED, sliding_window=16), parity_config, tmp_path)
     with pytest.raises(UserError, match="model.compile: true needs an LLM that .* mistral .* Set it to false"):
-        CompiledDecoding(model.llama_model)
+        CompiledDecoding(model.llm)

@@ -173,14 +173,14 @@ def test_a_failing_row_names_itself_and_does_not_sink_the_others(parity_model, m
 
 
 def test_a_row_on_which_the_llm_fails(parity_model, monkeypatch):
-    generate = parity_model.llama_model.generate
+    generate = parity_model.llm.generate
 
     def fails_on_long_ones(inputs_embeds, **options):
         if inputs_embeds.shape[1] > 30:
             raise RuntimeError("out of memory")
         return generate(inputs_embeds=inputs_embeds, **options)
 
-    monkeypatch.setattr(parity_model.llama_model, "generate", fails_on_long_ones)
+    monkeypatch.setattr(parity_model.llm, "generate", fails_on_long_ones)
     answers = parity_model.generate(None, ["hello", "dog " * 60, "7"], raise_errors=False)
     assert [str(answer.error) for answer in answers] == ["None", "out of memory", "None"]
     with pytest.raises(RuntimeError, match="prompt 2 of 3: out of memory"):
@@ -198,7 +198,7 @@ def test_a_batch_that_failed_holds_no_memory_while_its_rows_are_tried(parity_mod
         held.append(weakref.ref(inputs_embeds))
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(parity_model.llama_model, "generate", out_of_memory)
+    monkeypatch.setattr(parity_model.llm, "generate", out_of_memory)
     answers = parity_model.generate(None, ["hello", "7"], raise_errors=False)
     assert [str(answer.error) for answer in answers] == ["out of memory"] * 2
 
@@ -284,7 +284,7 @@ def test_what_no_tokenizer_takes_fails_alone(parity_model):
 
 def test_reading_what_all_prompts_begin_with_makes_no_logits(parity_model):
     rows = []
-    handle = parity_model.llama_model.lm_head.register_forward_hook(lambda _, args, out: rows.append(out.shape[1]))
+    handle = parity_model.llm.lm_head.register_forward_hook(lambda _, args, out: rows.append(out.shape[1]))
     try:
         parity_model.generate(None, ["the same words " * 20 + own for own in ("a", "b", "c d")], max_new_tokens=3)
     finally:

@@ -124,7 +124,7 @@ def test_the_tiny_model():
 def test_only_what_is_new_is_fed_to_the_llm(parity_model):
     chat, fed = Chat(parity_model, PROCESSOR), []
     note = lambda module, args, kwargs: fed.append(kwargs.get("inputs_embeds"))  # noqa: E731
-    handle = parity_model.llama_model.register_forward_pre_hook(note, with_kwargs=True)
+    handle = parity_model.llm.register_forward_pre_hook(note, with_kwargs=True)
     try:
         chat.answer([RED, "What is it?"], **LENGTH)
         chat.answer("Where?", **LENGTH)
@@ -141,7 +141,7 @@ def test_a_failure_in_the_middle_of_the_llm_empties_it(parity_model):
 
     do = both(parity_model)
     do(lambda chat: chat.answer("hello", **LENGTH))
-    handle = parity_model.llama_model.model.layers[1].register_forward_hook(fail)  # layer 0 has read
+    handle = parity_model.llm.model.layers[1].register_forward_hook(fail)  # layer 0 has read
     try:
         with pytest.raises(RuntimeError, match="out of memory"):
             do.kept.answer("Where?", **LENGTH)

@@ -107,14 +107,14 @@ def test_label_positions_alone_give_the_loss_and_gradients_of_all(answers, model
     samples = {"image": torch.randn(2, 3, 56, 56), "answer": answers}
     samples["instruction_input"] = ["<Img><ImageHere></Img> What is it?", "<ImageHere> Hm?"]  # answers begin elsewhere
     embeds, mask, labels = model._inputs(model._examples(samples), model._encode_images(samples))
-    logits = model.llama_model(inputs_embeds=embeds, attention_mask=mask).logits[:, :-1].float()
+    logits = model.llm(inputs_embeds=embeds, attention_mask=mask).logits[:, :-1].float()
     total = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
     tokens = int((labels != IGNORE).sum())
     results = []
     for loss in (total / max(tokens, 1), model(samples)["loss"]):
         model.zero_grad()
         loss.backward()
-        results.append([loss.detach(), model.llama_proj.weight.grad.clone(), model.llama_proj.bias.grad.clone()])
+        results.append([loss.detach(), model.projection.weight.grad.clone(), model.projection.bias.grad.clone()])
     for ours, expected in zip(*results[::-1], strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-6, rtol=0)
     assert model(samples)["tokens"] == tokens
@@ -123,13 +123,13 @@ def test_label_positions_alone_give_the_loss_and_gradients_of_all(answers, model
 def test_an_llm_whose_head_is_no_module_gives_the_same_loss(model, monkeypatch):
     samples = {"image": torch.randn(2, 3, 56, 56), "answer": ["a dog", "the small grass"]}
     expected = model(samples)["loss"]
-    monkeypatch.setattr(model.llama_model, "get_output_embeddings", lambda: None)
+    monkeypatch.setattr(model.llm, "get_output_embeddings", lambda: None)
     torch.testing.assert_close(model(samples)["loss"], expected, atol=1e-6, rtol=0)
 
 
 def test_the_head_reads_label_positions_alone(model):
     seen = []
-    hook = model.llama_model.get_output_embeddings().register_forward_hook(lambda m, i, o: seen.append(o.shape))
+    hook = model.llm.get_output_embeddings().register_forward_hook(lambda m, i, o: seen.append(o.shape))
     output = model({"image": torch.randn(2, 3, 56, 56), "answer": ["a dog", "the small grass"]})
     hook.remove()
     assert [tuple(shape[:2]) for shape in seen] == [(1, output["tokens"])]
@@ -140,11 +140,11 @@ TARGETS = {"phi3": ["qkv_proj"], "gpt_neox": ["query_key_value"], "opt": ["q_pro
 
 def test_adapters_train_beside_the_projection(model):
     config = ModelConfig(
-        lora_r=2, lora_targets=TARGETS.get(model.llama_model.config.model_type, ["q_proj", "down_proj"])
+        lora_r=2, lora_targets=TARGETS.get(model.llm.config.model_type, ["q_proj", "down_proj"])
     )
-    check_lora(config, model.llama_model)
-    whole = model.llama_model
-    model.llama_model = add_lora(copy.deepcopy(whole), config)
+    check_lora(config, model.llm)
+    whole = model.llm
+    model.llm = add_lora(copy.deepcopy(whole), config)
     try:
         model({"image": torch.randn(2, 3, 56, 56), "answer": ["a dog", "the grass"]})["loss"].backward()
         trained = {n for n, p in model.named_parameters() if p.requires_grad}
@@ -155,12 +155,12 @@ def test_adapters_train_beside_the_projection(model):
             "llama_proj.bias",
         }
     finally:
-        model.llama_model = whole
+        model.llm = whole
 
 
 def test_soft_tokens_begin_as_large_as_words(model):
     with torch.no_grad():
-        embedding = model.llama_model.get_input_embeddings()
+        embedding = model.llm.get_input_embeddings()
         words = embedding(torch.arange(embedding.num_embeddings)).square().mean().sqrt()
         soft = model.new_projection(64)(torch.randn(500, 64)).square().mean().sqrt()
     assert 0.8 < (soft / words).item() < 1.25
@@ -184,7 +184,7 @@ def test_batches_answer_as_one_by_one(model):
 
 def test_a_batch_reads_a_long_common_beginning_once(model):
     read = []
-    hook = model.llama_model.get_decoder().register_forward_pre_hook(
+    hook = model.llm.get_decoder().register_forward_pre_hook(
         lambda _, args, kwargs: read.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
     )
     prompts = [model.template.prompt([Turn(words)]) for words in ("hello", "Where is the small dog?", "hi")]
@@ -194,7 +194,7 @@ def test_a_batch_reads_a_long_common_beginning_once(model):
     finally:
         hook.remove()
     shared = read[0][1]
-    slides = "sliding_attention" in getattr(model.llama_model.config, "layer_types", [])
+    slides = "sliding_attention" in getattr(model.llm.config, "layer_types", [])
     assert read == ([(3, max(lengths))] if slides else [(1, shared), (3, max(lengths) - shared)])
     assert batch == [model.generate(None, [prompt], max_new_tokens=1)[0] for prompt in prompts]
 
@@ -219,7 +219,7 @@ def test_generation_stops_at_the_end_of_the_turn(model, monkeypatch):
         output.logits[..., next(wanted)] = 1e4
         return output
 
-    handle = model.llama_model.register_forward_hook(forced, with_kwargs=True)
+    handle = model.llm.register_forward_hook(forced, with_kwargs=True)
     try:
         assert model.generate(None, [model.template.prompt([Turn("hello")])], max_new_tokens=8) == ["a dog"]
     finally:

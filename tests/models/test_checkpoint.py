@@ -100,15 +100,15 @@ def test_a_list_of_files_is_loaded_in_order_and_covers_all_together(tmp_path):
 def test_other_spellings_of_the_same_weights_load(tmp_path):
     """MiniGPT4Qwen's names, and those that the original's peft gives to adapters and the LLM's head."""
     target = nn.Module()
-    target.llama_proj = nn.Linear(1, 1, bias=False)
-    target.llama_model = nn.ModuleDict({"lm_head": nn.Linear(1, 1, bias=False), "q": nn.Module()})
-    target.llama_model["q"].lora_A = nn.ModuleDict({"default": nn.Linear(1, 1, bias=False)})
+    target.projection = nn.Linear(1, 1, bias=False)
+    target.llm = nn.ModuleDict({"lm_head": nn.Linear(1, 1, bias=False), "q": nn.Module()})
+    target.llm["q"].lora_A = nn.ModuleDict({"default": nn.Linear(1, 1, bias=False)})
     for projection, adapter in (("llm_proj", "lora_A"), ("llama_proj", "lora_A.default")):
         names = [f"{projection}.weight", f"llama_model.q.{adapter}.weight", "llama_model.lm_head.0.weight"]
         values = torch.rand(3)
         torch.save({name: value.view(1, 1) for name, value in zip(names, values, strict=True)}, tmp_path / "x.pth")
         load_checkpoints(target, [tmp_path / "x.pth"])
-        own = target.llama_proj, target.llama_model["q"].lora_A["default"], target.llama_model["lm_head"]
+        own = target.projection, target.llm["q"].lora_A["default"], target.llm["lm_head"]
         assert [layer.weight.item() for layer in own] == values.tolist()
 
 

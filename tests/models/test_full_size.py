@@ -89,7 +89,7 @@ def test_every_recorded_key_is_used_or_known_to_be_unused(name, build, caplog):
     model = build(name, name)
     trainable = {n.replace(".default.", "."): list(p.shape) for n, p in model.named_parameters() if p.requires_grad}
     assert trainable == RECORDED[name]["trainable_parameters"]
-    without_words = RECORDED[name]["n_total"] - (32000 - 8) * model.llama_proj.out_features
+    without_words = RECORDED[name]["n_total"] - (32000 - 8) * model.projection.out_features
     assert model.count_parameters() == (RECORDED[name]["n_trainable"], without_words)
 
     vit = {

@@ -24,7 +24,7 @@ def test_only_the_projection_trains(parity_model):
 def test_frozen_towers_stay_in_eval_mode(parity_model):
     parity_model.train()
     assert not any(m.training for m in parity_model.Qformer.modules())
-    assert not parity_model.llama_model.training and parity_model.llama_proj.training
+    assert not parity_model.llm.training and parity_model.projection.training
     parity_model.eval()
 
 
@@ -96,15 +96,15 @@ def test_answers_are_cut_at_the_stop_string(parity_model):
 
 
 def test_untrained_projection_is_a_control_and_leaves_no_trace(parity_model):
-    trained = parity_model.llama_proj
+    trained = parity_model.projection
     with parity_model.untrained_projection():
-        assert parity_model.llama_proj is not trained
-        first = parity_model.llama_proj.weight.clone()
+        assert parity_model.projection is not trained
+        first = parity_model.projection.weight.clone()
     with parity_model.untrained_projection():
-        assert torch.equal(parity_model.llama_proj.weight, first)
+        assert torch.equal(parity_model.projection.weight, first)
     with parity_model.untrained_projection(active=False):
-        assert parity_model.llama_proj is trained
-    assert parity_model.llama_proj is trained
+        assert parity_model.projection is trained
+    assert parity_model.projection is trained
 
 
 def test_prompt_files(tmp_path):

@@ -49,7 +49,7 @@ def test_text_alone_has_a_gradient_of_zeros(parity_model):
     """Else backward would fail, and other ranks would wait for this one's gradient."""
     samples = collate([SAMPLES[1]])
     result = parity_model(samples)
-    gradients = torch.autograd.grad(result["loss"], list(parity_model.llama_proj.parameters()))
+    gradients = torch.autograd.grad(result["loss"], list(parity_model.projection.parameters()))
     assert not any(gradient.any() for gradient in gradients)
     with torch.no_grad():
         torch.testing.assert_close(result["loss"] * result["tokens"], parity_model._losses(samples, "sum").sum())

@@ -223,9 +223,9 @@ def test_an_unknown_conversation_is_told(parity_config):
 def test_memory_of_the_weights(options, bytes_per_weight, parity_config, parity_model):
     config = replace(parity_config, vit_precision="fp16", **options)
     parts = memory_of_devices(config, llm_outline(Path(config.llama_model)), CPU)[CPU]
-    layers = [p for p in parity_model.llama_model.model.layers.parameters() if p.dim() == 2]
+    layers = [p for p in parity_model.llm.model.layers.parameters() if p.dim() == 2]
     linear = sum(p.numel() for p in layers)
-    rest = sum(p.numel() for p in parity_model.llama_model.parameters()) - linear
+    rest = sum(p.numel() for p in parity_model.llm.parameters()) - linear
     size = int(max(bytes_per_weight, 2))
     (llm,) = [size for part, size in parts.items() if part.startswith("LLM")]
     assert llm == linear * bytes_per_weight + rest * size

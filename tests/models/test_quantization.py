@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 def test_training_and_generation(options, weights, tolerance, parity_config, parity_model):
     config = Config(model=replace(parity_config, **options), run=RunConfig(device="cpu"))
     model = MiniGPT4.from_config(config).eval().place(CPU)
-    assert model.llama_model.model.layers[0].self_attn.q_proj.weight.dtype == weights
+    assert model.llm.model.layers[0].self_attn.q_proj.weight.dtype == weights
     torch.manual_seed(0)
     samples = {"image": torch.randn(2, 3, 56, 56), "answer": ["a small dog", "hello there"]}
     samples["instruction_input"] = [PROMPT, PROMPT]
@@ -55,7 +55,7 @@ def test_four_bits_train_after_they_have_answered(monkeypatch):
     def gradient():
         model.zero_grad()
         model.train()(sample)["loss"].backward()
-        return model.llama_proj.weight.grad.clone()
+        return model.projection.weight.grad.clone()
 
     before = gradient()
     model.eval().generate(sample["image"], [PROMPT])  # as a validation does
@@ -66,7 +66,7 @@ def test_four_bits_are_packed_to_answer_only_and_where_they_fit(monkeypatch, par
     monkeypatch.setattr("bitsandbytes.functional.has_avx512bf16", lambda: True)
     config = Config(model=replace(parity_config, quantization="4bit"), run=RunConfig(device="cpu"))
     model = MiniGPT4.from_config(config).place(CPU)
-    layers = [m for m in model.llama_model.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
+    layers = [m for m in model.llm.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
     assert layers and not any(layer.support_avx512bf16_for_cpu for layer in layers)
     model.answering()
     packed = {(m.out_features, m.in_features) for m in layers if m.support_avx512bf16_for_cpu}

@@ -31,7 +31,7 @@ def test_samples_without_an_answer_are_reported_once_and_cost_nothing(parity_mod
         output = parity_model(samples)
         output["loss"].backward()
         assert output["loss"] == 0 and output["tokens"] == 0
-        assert not parity_model.llama_proj.weight.grad.any()
+        assert not parity_model.projection.weight.grad.any()
     assert warned(caplog) == [f"sample {name} teaches no answer: its answer is empty" for name in ("a", "7")]
 
 
@@ -67,7 +67,7 @@ def test_what_is_unfrozen_trains_in_fp32_and_is_saved(part, parity_config, tmp_p
     trained = {n: p for n, p in model.named_parameters() if n.startswith(("llama_proj.", *PARTS[part]))}
     assert {n for n, p in model.named_parameters() if p.requires_grad} == trained.keys()
     assert all(p.dtype == torch.float32 for p in trained.values())
-    frozen = {"llm": model.llama_model, "qformer": model.Qformer, "vit": model.visual_encoder}
+    frozen = {"llm": model.llm, "qformer": model.Qformer, "vit": model.visual_encoder}
     assert {name for name, module in frozen.items() if module.training} == {part}
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(SAMPLES)["loss"]
@@ -123,7 +123,7 @@ def test_adapters_may_be_added_to_a_checkpoint_without_any(parity_config, parity
     model = MiniGPT4.from_config(Config(model=config)).eval()
     targets = {n.split(".lora_")[0].rpartition(".")[2] for n, p in model.named_parameters() if ".lora_" in n}
     assert targets == {"o_proj", "down_proj"}
-    assert model.llama_model.peft_config["default"].lora_alpha == 6
+    assert model.llm.peft_config["default"].lora_alpha == 6
     torch.testing.assert_close(model(SAMPLES)["loss"], parity_model(SAMPLES)["loss"])
 
 
@@ -160,7 +160,7 @@ def test_activations_computed_anew_change_nothing_but_memory(change, parity_conf
     for name, gradient in plain_gradients.items():
         torch.testing.assert_close(anew_gradients[name], gradient, atol=1e-7, rtol=1e-5)
     assert bytes_anew < bytes_plain / 2
-    assert plain.llama_model.training is anew.llama_model.training is ("lora_r" in change)
+    assert plain.llm.training is anew.llm.training is ("lora_r" in change)
 
 
 def test_no_dropout_in_a_frozen_llm_that_computes_activations_anew(tmp_path, parity_config):
@@ -173,12 +173,12 @@ def test_no_dropout_in_a_frozen_llm_that_computes_activations_anew(tmp_path, par
     losses = [model.train()(SAMPLES)["loss"] for _ in range(2)]
     assert torch.equal(*losses)
     losses[0].backward()
-    assert model.llama_proj.weight.grad.isfinite().all()
+    assert model.projection.weight.grad.isfinite().all()
 
 
 def test_frozen_towers_keep_nothing_for_backward(parity_model):
     features = []
-    hook = parity_model.llama_proj.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
+    hook = parity_model.projection.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
     parity_model.train()(SAMPLES)
     hook.remove()
     parity_model.eval()

@@ -65,7 +65,7 @@ def test_the_loss_is_that_of_the_towers_with_features_in_bf16(has_qformer, confi
         models.append(MiniGPT4.from_config(config, towers).eval())
     live, blind = models
     assert {name for name, _ in blind.named_children()} == {"llama_model", "llama_proj"}
-    assert torch.equal(live.llama_proj.weight, blind.llama_proj.weight)
+    assert torch.equal(live.projection.weight, blind.projection.weight)
     assert len(datasets["train"]["cc_sbu_align"]) == 10 and len(datasets["val"]["cc_sbu_align"]) == 3
     exact = live.image_features
     for split, ids in (("train", [7, 2, 9]), ("val", [0, 2])):
@@ -77,7 +77,7 @@ def test_the_loss_is_that_of_the_towers_with_features_in_bf16(has_qformer, confi
         torch.testing.assert_close(blind(batch)["loss"], live(pictures)["loss"], rtol=0, atol=1e-5)
         monkeypatch.setattr(live, "image_features", exact)
     blind.train()({"answer": ["hello"], "instruction_input": ["hi"]})["loss"].backward()  # text alone
-    assert not blind.llama_proj.weight.grad.any()
+    assert not blind.projection.weight.grad.any()
 
 
 def test_training_pictures_are_those_of_evaluation_decoded_in_full(config):

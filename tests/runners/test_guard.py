@@ -28,24 +28,24 @@ def test_a_bad_step_is_skipped_and_told_with_its_samples(where, tmp_path, caplog
 def test_a_bad_batch_spoils_the_whole_accumulated_step(tmp_path):
     model = Poisoned({2})
     runner = toy_runner(tmp_path, model=model, max_epoch=1, accum_grad_iters=2)
-    before = model.llama_proj.weight.clone()
+    before = model.projection.weight.clone()
     for update in (False, True):
         runner._train_iteration(runner._next_batch(), 1e-2, update)
-    assert torch.equal(model.llama_proj.weight, before)
-    assert model.llama_proj.weight.grad is None  # the good batch's is not for the next step
+    assert torch.equal(model.projection.weight, before)
+    assert model.projection.weight.grad is None  # the good batch's is not for the next step
     for update in (False, True):
         runner._train_iteration(runner._next_batch(), 1e-2, update)
-    assert not torch.equal(model.llama_proj.weight, before)
+    assert not torch.equal(model.projection.weight, before)
 
 
 def test_one_bad_batch_in_each_accumulated_step_ends_the_run(tmp_path, caplog):
     """No step of the optimizer is left, however many good batches there are between the bad ones."""
     model = Poisoned({1, 6, 11, 13, 18, 23, 24}, "loss")  # of each 4 the first, the second, the third; ...
-    before = model.llama_proj.weight.clone()
+    before = model.projection.weight.clone()
     runner = toy_runner(tmp_path, model=model, accum_grad_iters=4, max_bad_steps=3)
     with pytest.raises(UserError, match="3 steps in a row"):
         runner.train()
-    assert runner.step == 12 and torch.equal(model.llama_proj.weight, before)
+    assert runner.step == 12 and torch.equal(model.projection.weight, before)
     counts = [caplog.text.index(f"the step is skipped ({n} in a row); batch: {model.ids[n - 1][0]}") for n in (1, 2, 3)]
     assert counts == sorted(counts) and (tmp_path / "checkpoint_step_12").is_dir()
 

@@ -33,15 +33,15 @@ def test_in_bf16_matrices_multiply_and_what_trains_stays_in_fp32(llm_dtype):
         config.model.llm_dtype = dtype
         torch.manual_seed(0)  # the projection begins alike
         model = MiniGPT4.from_config(config)
-        assert {p.dtype for p in model.llama_model.parameters()} == {DTYPES[dtype]}
+        assert {p.dtype for p in model.llm.parameters()} == {DTYPES[dtype]}
         strategy = build_strategy(model, run, torch.device("cpu"))
         logits = []
-        model.llama_model.lm_head.register_forward_hook(lambda m, i, output, seen=logits: seen.append(output.dtype))
+        model.llm.lm_head.register_forward_hook(lambda m, i, output, seen=logits: seen.append(output.dtype))
         with strategy.autocast():
             loss = strategy.wrapped(samples)["loss"]
         assert logits == [torch.bfloat16 if run.amp else torch.float32] and loss.dtype == torch.float32
         strategy.backward(loss, last=True)
-        assert {p.grad.dtype for p in model.llama_proj.parameters()} == {torch.float32}
+        assert {p.grad.dtype for p in model.projection.parameters()} == {torch.float32}
         assert strategy.step(1e-3)
         assert {v.dtype for state in strategy.optimizer.state.values() for v in state.values()} == {torch.float32}
         losses.append(loss.item())
@@ -56,7 +56,7 @@ def test_an_overflow_in_fp16_skips_the_step_and_lowers_the_scale(tmp_path, caplo
 
     def watched(lr: float) -> bool:
         good = step(lr)
-        weights.append(model.llama_proj.weight.clone())
+        weights.append(model.projection.weight.clone())
         scales.append(runner.strategy.scaler.get_scale())
         return good
 
@@ -70,11 +70,11 @@ def test_an_overflow_in_fp16_skips_the_step_and_lowers_the_scale(tmp_path, caplo
 
 def test_gradients_that_overflow_at_any_scale_end_the_run(tmp_path):
     model = Poisoned(set(range(99)), "gradient")
-    before = model.llama_proj.weight.clone()
+    before = model.projection.weight.clone()
     runner = toy_runner(tmp_path, model=model, max_bad_steps=3, **FP16)
     with pytest.raises(UserError, match="3 steps in a row gave a loss or gradients that are no numbers"):
         runner.train()
-    assert runner.step < 24 and torch.equal(model.llama_proj.weight, before)
+    assert runner.step < 24 and torch.equal(model.projection.weight, before)
 
 
 def test_the_scaler_is_continued_with_to_the_bit(tmp_path):
@@ -99,7 +99,7 @@ def test_gradients_are_clipped_as_they_are_without_the_scale(most, tmp_path, mon
         batch = runner._next_batch()
         optimizer = runner.strategy.optimizer
 
-        def note(*_, projection=model.llama_proj, **__) -> None:
+        def note(*_, projection=model.projection, **__) -> None:
             norms.append(torch.cat([p.grad.flatten() for p in projection.parameters()]).norm().item())
 
         monkeypatch.setattr(optimizer, "step", note)

@@ -110,7 +110,7 @@ def test_what_is_no_checkpoint_is_said_in_words(tmp_path):
 def test_weights_of_another_model_name_the_key_that_chose_them(tmp_path):
     toy_runner(tmp_path, max_epoch=1).train()
     other = Toy()
-    other.llama_proj = torch.nn.Linear(16, 16, bias=False)
+    other.projection = torch.nn.Linear(16, 16, bias=False)
     with pytest.raises(UserError, match="^run.resume: .*unknown .'llama_proj.bias'"):
         toy_runner(tmp_path, model=other, resume="auto")
 

@@ -91,7 +91,7 @@ def test_six_steps_equal_those_of_the_original(name, model, tmp_path):
     losses = train_as_recorded(trained, spec, RECORDED_UPDATES[name])
     assert_recorded(file, "losses of 6 steps", losses, torch.tensor(spec["losses"]), 2e-5)
     for i, part in enumerate(("weight", "bias")):
-        parameter = model.llama_proj.get_parameter(part)
+        parameter = model.projection.get_parameter(part)
         assert_recorded(file, "weights after 6 steps", parameter.data, data[f"final.llama_proj.{part}"], 1e-5)
         state = trained.strategy.optimizer.state[parameter]
         assert state["step"] == data[f"optimizer_state.{i}.step"].item()
@@ -120,7 +120,7 @@ def test_accumulation_differs_from_the_originals(model, tmp_path):
     divided = runner(fresh, tmp_path / "divided", **options)
     losses = train_as_recorded(divided, spec, RECORDED_UPDATES["vicuna0_stage1_accum2"])
     torch.testing.assert_close(losses, recorded, atol=1e-4, rtol=0)
-    state = divided.strategy.optimizer.state[fresh.llama_proj.weight]
+    state = divided.strategy.optimizer.state[fresh.projection.weight]
     for key, factor in (("exp_avg", 2), ("exp_avg_sq", 4)):
         expected = data[f"optimizer_state.0.{key}"]
         torch.testing.assert_close(state[key] * factor, expected, atol=1e-3 * expected.abs().max().item(), rtol=0)
@@ -145,15 +145,15 @@ def test_the_originals_checkpoint_files_are_read(model, tmp_path):
     assert {key: type(value).__name__ for key, value in file.items()} == spec["checkpoint_top_level_keys"]
     torch.save(file, tmp_path / f"checkpoint_{spec['checkpoint_epoch']}.pth")
     load_checkpoints(model, [tmp_path / "checkpoint_1.pth"])
-    assert torch.equal(model.llama_proj.weight, data["final.llama_proj.weight"])
+    assert torch.equal(model.projection.weight, data["final.llama_proj.weight"])
 
 
 def test_a_run_writes_log_plot_config_and_trainable_weights_only(model, tmp_path):
     frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
-    before = model.llama_proj.weight.clone()
+    before = model.projection.weight.clone()
     runner(model, tmp_path, valid=True, max_epoch=2, log_freq=1, init_lr=1e-3).train()
 
-    assert not torch.equal(model.llama_proj.weight, before)
+    assert not torch.equal(model.projection.weight, before)
     assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
     names = {p.name for p in tmp_path.iterdir()}
     folders, files = (
@@ -170,7 +170,7 @@ def test_a_run_writes_log_plot_config_and_trainable_weights_only(model, tmp_path
     assert json.loads((tmp_path / "run_info.json").read_text())["packages"]["torch"] == version("torch")
     weights = load_file(tmp_path / "checkpoint_1" / "model.safetensors")
     assert weights.keys() == {"llama_proj.weight", "llama_proj.bias"}
-    assert torch.equal(weights["llama_proj.weight"], model.llama_proj.weight)
+    assert torch.equal(weights["llama_proj.weight"], model.projection.weight)
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
     records = [json.loads(line) for line in (tmp_path / "log.txt").read_text().splitlines()]
@@ -194,12 +194,12 @@ def test_frozen_parts_stay_in_eval_mode_without_graphs_after_validation_too(mode
         model.get_submodule(name).register_forward_hook(note)
     trained = runner(model, tmp_path, valid=True, max_epoch=2)
     in_optimizer = {id(p) for group in trained.strategy.optimizer.param_groups for p in group["params"]}
-    assert in_optimizer == {id(p) for p in model.llama_proj.parameters()}
+    assert in_optimizer == {id(p) for p in model.projection.parameters()}
     trained.train()
     frozen = [("visual_encoder", False, False), ("Qformer", False, False), ("llama_model", False, True)]
     assert seen == frozen * 4  # steps
     assert [n for n, p in model.named_parameters() if p.grad is not None and not p.requires_grad] == []
-    assert trained.strategy.optimizer.state.keys() == set(model.llama_proj.parameters())
+    assert trained.strategy.optimizer.state.keys() == set(model.projection.parameters())
 
 
 def test_accumulated_batches_equal_one_large_batch(model, tmp_path):
@@ -215,14 +215,14 @@ def test_accumulated_batches_equal_one_large_batch(model, tmp_path):
     for i, part in enumerate(parts):
         halves._train_iteration(part, 1e-2, update=i == 1)
     runner(other, tmp_path / "b")._train_iteration(large, 1e-2, update=True)
-    torch.testing.assert_close(model.llama_proj.weight, other.llama_proj.weight, atol=1e-6, rtol=0)
+    torch.testing.assert_close(model.projection.weight, other.projection.weight, atol=1e-6, rtol=0)
 
 
 def test_gradients_are_clipped(model, tmp_path, monkeypatch):
     seen = []
     trained = runner(model, tmp_path, max_grad_norm=0.01)
     monkeypatch.setattr(
-        trained.strategy.optimizer, "step", lambda: seen.append(model.llama_proj.weight.grad.norm().item())
+        trained.strategy.optimizer, "step", lambda: seen.append(model.projection.weight.grad.norm().item())
     )
     trained._train_iteration({"image": torch.randn(2, 3, 56, 56), "answer": ["a", "b"]}, 1e-2, update=True)
     assert 0 < seen[0] <= 0.01 + 1e-6

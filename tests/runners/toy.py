@@ -52,14 +52,14 @@ class Toy(BaseModel):
         super().__init__()
         torch.manual_seed(0)
         self.tower = nn.Linear(8, 16).requires_grad_(False)
-        self.llama_proj = nn.Linear(16, 16)
+        self.projection = nn.Linear(16, 16)
         self.head = nn.Linear(16, 8).requires_grad_(False)
         self.pause = pause
 
     def forward(self, samples: dict) -> dict:
         time.sleep(self.pause)
         tokens = F.dropout(self.tower(samples["image"]), 0.2, self.training)
-        loss = F.cross_entropy(self.head(self.llama_proj(tokens)), samples["label"])
+        loss = F.cross_entropy(self.head(self.projection(tokens)), samples["label"])
         return {"loss": loss, "tokens": torch.tensor(len(samples["label"]))}
 
 

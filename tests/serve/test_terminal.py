@@ -191,7 +191,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(presses, beams, talk, termin
             os.kill(os.getpid(), signal.SIGINT)
             wait_for(terminal.chat._interrupt.is_set)
 
-    handle, earlier = tiny[0].llama_model.register_forward_hook(press), signal.getsignal(signal.SIGINT)
+    handle, earlier = tiny[0].llm.register_forward_hook(press), signal.getsignal(signal.SIGINT)
     try:
         failures, out, _ = talk(f":img {SCENE}", "Describe this image in detail.", "And?")
     finally:

@@ -52,7 +52,7 @@ def samples_of(flavour: str, case: str) -> dict:
 def logits_of(model: MiniGPTBase, examples: list[Example], images: Tensor | None) -> tuple[Tensor, Tensor]:
     """Logits [B, T - 1, V] of all positions, and the labels [B, T - 1] that they predict."""
     embeds, mask, labels = model._inputs(examples, images)
-    return model.llama_model(inputs_embeds=embeds, attention_mask=mask).logits[:, :-1], labels[:, 1:]
+    return model.llm(inputs_embeds=embeds, attention_mask=mask).logits[:, :-1], labels[:, 1:]
 
 
 def assert_losses(file: str, case: str, logits: Tensor, labels: Tensor, how: str = "") -> Tensor:

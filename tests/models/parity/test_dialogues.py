@@ -27,7 +27,7 @@ def test_dialogues_with_one_and_two_images(flavour, tag, parity_models):
     assert (recorded is not None) == ((flavour, tag) == ("vicuna0", "two_images"))
     if recorded is not None:
         images = model.encode_img(pictures(flavour)[: spec["n_images"]])
-        embeds = splice(torch.tensor([layout]), images, embedding_of(model.llama_model))
+        embeds = splice(torch.tensor([layout]), images, embedding_of(model.llm))
         assert_recorded(f"3_{flavour}", "embeddings of a dialogue", embeds, recorded, 2e-5)
 
 

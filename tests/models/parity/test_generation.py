@@ -98,8 +98,8 @@ def test_repetition_penalty_with_the_originals_bos(flavour, run, generate, monke
 def log_likelihood(model, flavour: str, row: int, prompt: str, answer: list[int]) -> float:
     layout = [BOS, *prompt_layout(prompt, model.encode_text, model.rows_per_image), *answer]
     images = model.encode_img(pictures(flavour)[row : row + 1])
-    embeds = splice(torch.tensor([layout]), images, embedding_of(model.llama_model))
-    logprobs = model.llama_model(inputs_embeds=embeds).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
+    embeds = splice(torch.tensor([layout]), images, embedding_of(model.llm))
+    logprobs = model.llm(inputs_embeds=embeds).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
     return logprobs[range(len(answer)), answer].sum().item()
 
 
@@ -175,7 +175,7 @@ def test_vicuna_v0s_ids(vicuna_v0, generations, monkeypatch):
     assert generations[0].tokens[0] == [*recorded[:-1], EOS]
     assert answer == spec["answers"]
 
-    head = vicuna_v0.llama_model.lm_head.weight
+    head = vicuna_v0.llm.lm_head.weight
     swapped = head.data.clone()
     swapped[[BOS, EOS]] = swapped[[EOS, BOS]]
     monkeypatch.setattr(head, "data", swapped)
@@ -193,7 +193,7 @@ def test_a_batch_under_vicuna_v0s_ids(vicuna_v0, generate):
 
 
 def test_vicuna_v0s_ids_are_told(parity_llm, vicuna_v0, caplog):
-    minigpt_base.stop_ids(vicuna_v0.llama_model, vicuna_v0.llama_tokenizer)
+    minigpt_base.stop_ids(vicuna_v0.llm, vicuna_v0.llama_tokenizer)
     assert "the LLM's config says eos 1, its tokenizer 2: the tokenizer's is used" in caplog.text
 
 

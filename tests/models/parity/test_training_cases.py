@@ -112,11 +112,11 @@ def test_embeddings_and_logits(flavour, case, prepared):
     data, file = golden(f"3_{flavour}"), f"3_{flavour}"
     images = model._encode_images(samples)
     assert_recorded(file, "image embeddings of a batch", images, data[f"{case}.img_embeds"], 2e-5)
-    embeds = splice(layout_of(data[f"{case}.inputs_layout"]), images, embedding_of(model.llama_model))
+    embeds = splice(layout_of(data[f"{case}.inputs_layout"]), images, embedding_of(model.llm))
     if f"{case}.inputs_embeds" in data:
         assert_recorded(file, "embeddings of a batch", embeds, data[f"{case}.inputs_embeds"], 2e-5)
     attention = data[f"{case}.attention_mask"].long()
-    logits = model.llama_model(inputs_embeds=embeds, attention_mask=attention).logits[:, -1]
+    logits = model.llm(inputs_embeds=embeds, attention_mask=attention).logits[:, -1]
     assert_recorded(file, "last logits", logits, data[f"{case}.logits_last"], 1e-4)
 
 
@@ -129,9 +129,9 @@ def test_the_originals_losses_where_it_takes_text_for_padding(flavour, case, pre
         mask = mask.masked_fill(ids == PAD_PIECE, 0)
     else:
         labels = labels.masked_fill(labels == PAD_PIECE, IGNORE)
-    embeds = splice(ids, model._encode_images(samples), embedding_of(model.llama_model))
+    embeds = splice(ids, model._encode_images(samples), embedding_of(model.llm))
     positions = torch.arange(ids.shape[1]).expand_as(ids)
-    logits = model.llama_model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions).logits
+    logits = model.llm(inputs_embeds=embeds, attention_mask=mask, position_ids=positions).logits
     loss = assert_losses(f"3_{flavour}", case, logits[:, :-1], labels[:, 1:], " (quirk 2)")
     model.zero_grad()
     loss.backward()
@@ -222,7 +222,7 @@ def test_embeddings_of_prompts_around_images(parity_model):
     data, images = golden("3_vicuna0"), parity_model.encode_img(pictures("vicuna0")[: len(prompts)])
     ids, mask = pad([prompt_layout(p, parity_model.encode_text, parity_model.rows_per_image) for p in prompts], 0)
     assert torch.equal(mask, data["prompt_wrap.list.atts"].long())
-    embeds, kept = splice(ids, images, embedding_of(parity_model.llama_model)), mask.bool()
+    embeds, kept = splice(ids, images, embedding_of(parity_model.llm)), mask.bool()
     recorded = data["prompt_wrap.list.embeds"]
     assert_recorded("3_vicuna0", "embeddings of prompts", embeds[kept], recorded[kept], 2e-5)
 

@@ -92,7 +92,7 @@ def slow(parity_model, monkeypatch, go):
 
     monkeypatch.setattr(Ask, "put", slowly)
     monkeypatch.setattr(parity_model, "stop_ids", [])
-    monkeypatch.setattr(parity_model.llama_model.generation_config, "eos_token_id", None)
+    monkeypatch.setattr(parity_model.llm.generation_config, "eos_token_id", None)
     return parity_model, build_processor(ProcessorConfig(name="blip2_image_eval", image_size=56))
 
 

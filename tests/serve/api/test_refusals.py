@@ -219,7 +219,7 @@ def test_a_failure_of_the_model_is_told(client, tiny, monkeypatch):
 
     request = {"messages": [user("hello")], **GREEDY}
     with monkeypatch.context() as broken:
-        broken.setattr(tiny[0].llama_model, "generate", fail)
+        broken.setattr(tiny[0].llm, "generate", fail)
         for stream in (False, True):
             with pytest.raises(openai.InternalServerError, match="The model failed: RuntimeError: out of memory$"):
                 client.chat.completions.create(stream=stream, **request)
