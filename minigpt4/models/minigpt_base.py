@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
@@ -22,14 +22,14 @@ from minigpt4.inference.generation import Answer, Images, answer_rows, make_rows
 from minigpt4.inference.kept_cache import KeptCache
 from minigpt4.models.llm import embedding_of, stop_ids, window_of
 from minigpt4.models.plain_text import check_plain_text
+from minigpt4.models.projection import build_projection
 from minigpt4.models.training import TrainingModel
-from minigpt4.models.vision import feature_rows
 
 
 class MiniGPTBase(TrainingModel):
     """A frozen LLM that reads image embeddings (MiniGPT-4: Zhu et al. 2023, arXiv:2304.10592, section 3)."""
 
-    def __init__(self, config: ModelConfig, llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, config: ModelConfig, llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: int):
         super().__init__()
         self.llm = llm
         self.llama_tokenizer = tokenizer
@@ -45,8 +45,9 @@ class MiniGPTBase(TrainingModel):
         self.prompt_template = config.prompt_template
         self.chat_template = config.chat_template
         self.prompt_list = read_prompts(config.prompt_path, config.prompt_template)
-        own = Prompter.of(config, tokenizer, self.prompt_list, feature_rows(config), window_of(llm.config))
+        own = Prompter.of(config, tokenizer, self.prompt_list, rows, window_of(llm.config))
         self.turn_template, self.max_context_len = own.turn_template, own.window
+        self.projection_kind = config.projection.name
         self.plain_text = config.plain_text
         self.unlearned = set()
         self.compiled = CompiledDecoding(llm) if config.compile else None
@@ -65,28 +66,14 @@ class MiniGPTBase(TrainingModel):
         if self.plain_text:
             check_plain_text(self.llm, self.llama_tokenizer, self.plain_text)
 
-    def new_projection(self, width: int) -> nn.Linear:
-        """An untrained projection from the image tower's width to the LLM's.
-
-        Its outputs are as large as word embeddings from the first step on; nn.Linear's own scale suits no LLM in
-        particular.
-        """
-        embedding = embedding_of(self.llm)
-        some = range(0, embedding.num_embeddings, max(1, embedding.num_embeddings // 4096))
-        with torch.no_grad():  # what the layers see: Gemma scales its embeddings
-            words = embedding(torch.tensor(some, device=embedding.weight.device)).float()
-        projection = nn.Linear(width, words.shape[1])
-        nn.init.normal_(projection.weight, std=float(words.square().mean().sqrt()) / width**0.5)
-        nn.init.zeros_(projection.bias)
-        return projection
-
     @contextmanager
     def untrained_projection(self, active: bool = True) -> Iterator[None]:
         """Replaces the trained projection by an untrained one for the duration: a control of evaluation."""
         trained = self.projection
         if active:
             torch.manual_seed(0)  # the same control at each evaluation, and on each rank
-            self.projection = self.new_projection(trained.in_features).to(self.device)
+            untrained = build_projection(self.projection_kind, self.vision.width, self.llm)
+            self.projection = untrained.to(self.device)
         try:
             yield
         finally:

@@ -18,6 +18,7 @@ from minigpt4.conversation.prompter import IMAGE_PLACEHOLDER, Example, Prompter
 from minigpt4.models.base_model import BaseModel
 from minigpt4.models.llm import embedding_of
 from minigpt4.models.splice import IGNORE, splice, training_batch
+from minigpt4.models.vision import VisionPart
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +31,8 @@ class TrainingModel(BaseModel):
     llm: PreTrainedModel
     llama_tokenizer: PreTrainedTokenizerBase
     template: Template | TokenizerTemplate
-    projection: nn.Linear
-    has_towers: bool
+    projection: nn.Module
+    vision: VisionPart
     image_size: int
     end_sym: str
     max_txt_len: int
@@ -43,13 +44,13 @@ class TrainingModel(BaseModel):
     unlearned: set[str]  # samples reported as teaching nothing
 
     @property
-    @abstractmethod
     def rows_per_image(self) -> int:
         """Embeddings that stand for one image."""
+        return self.vision.rows
 
     @abstractmethod
     def encode_img(self, image: Tensor) -> Tensor:
-        """Maps images [B, 3, H, W] to LLM embeddings [B, rows, D]."""
+        """Maps images [B, 3, H, W], or their cached features, to LLM embeddings [B, rows, D]."""
 
     @property
     def prompter(self) -> Prompter:
@@ -79,14 +80,14 @@ class TrainingModel(BaseModel):
                 either `answer` (B strings) with `instruction_input` (B prompts with `<ImageHere>`; without it one of
                 the configured prompts is drawn, and without those the image alone is the prompt, as in stage 1), or a
                 conversation: `conv_q` and `conv_a`, B strings of turns joined by `connect_sym`. In place of `image`,
-                `image_features` of the towers: [rows, width] for each [3, H, W].
+                `image_features` of the vision part: [rows, width] for each [3, H, W].
         """
         images = self._encode_images(samples)
         examples = self._examples(samples)
         self._report_unlearned(samples, examples)
         # text alone still needs a gradient, of zeros, and ranks wait for one another in all parts of the model, in the
         # same order forward and backward
-        blank = self._encode_images(self._blank()) if images is None else None
+        blank = self.encode_img(self.vision.blank(self.device)) if images is None else None
         embeds, mask, labels = self._inputs(examples, images, samples.get("image_id"))
         if blank is not None:
             embeds = embeds + (0 * blank.sum()).to(embeds)
@@ -140,12 +141,6 @@ class TrainingModel(BaseModel):
         embeds = splice(ids.to(self.device), images, embedding_of(self.llm))
         return embeds, mask.to(self.device), labels
 
-    def _blank(self) -> dict[str, Tensor]:
-        """A batch of one image of zeros."""
-        if self.has_towers:
-            return {"image": torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)}
-        return {"image_features": torch.zeros(1, self.rows_per_image, self.projection.in_features, device=self.device)}
-
     def _encode_images(self, samples: dict[str, Any]) -> Tensor | None:
         """Embeddings [N, rows, D] of all images of a batch, in order of appearance; None without images."""
         cached = "image_features" in samples
@@ -158,7 +153,7 @@ class TrainingModel(BaseModel):
         if images.dim() == dims + 2:
             lengths = torch.as_tensor(samples.get("length", [images.shape[1]] * len(images)), device=images.device)
             images = images[torch.arange(images.shape[1], device=images.device) < lengths[:, None]]
-        return self.projection(images.to(self.projection.weight.dtype)) if cached else self.encode_img(images)
+        return self.encode_img(images)
 
     def _examples(self, samples: dict[str, Any]) -> list[Example]:
         """Training layouts of a batch: each a prompt and its answer, or the turns of a conversation."""

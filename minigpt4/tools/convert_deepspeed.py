@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from minigpt4.common.errors import UserError, first_line, make_folder, writing
-from minigpt4.models.checkpoint import save_weights
+from minigpt4.models.checkpoint import file_name, save_weights
 from minigpt4.runners.strategies.engine_files import check_engine_files, data_alone, load_data
 
 logger = logging.getLogger(__name__)
@@ -81,6 +81,6 @@ def _of_files(files: list[Path], everything: bool) -> dict[str, Tensor]:
         state = load_data(file)
         for name, value in state.get("module", state).items():
             # a pipeline names its stage first (visionpipe.llm_proj.weight)
-            if isinstance(value, Tensor) and (everything or any(part in name for part in _TRAINED)):
+            if isinstance(value, Tensor) and (everything or any(part in file_name(name) for part in _TRAINED)):
                 weights[name.removeprefix("visionpipe.")] = value.clone()
     return weights

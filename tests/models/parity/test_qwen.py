@@ -37,7 +37,7 @@ class ExtraTokenizer(ByteTokenizer):
 @pytest.fixture
 def batch(parity_model, monkeypatch):
     """Builds the batch of one recorded conversation: ids and labels."""
-    config = load_config(ROOT / "minigpt4" / "configs" / "models" / "mini_gpt4" / "pretrain_qwen.yaml").model
+    config = load_config(ROOT / "minigpt4/config/defaults/models/mini_gpt4/pretrain_qwen.yaml").model
     settings = {
         "template": get_template("chatml", ByteTokenizer()),
         "prompt_template": config.prompt_template,
