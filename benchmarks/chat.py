@@ -29,12 +29,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
 
 from benchmarks.common import in_turn, machine  # noqa: E402
 from benchmarks.instructblip import Rival, instructblip, use_mkl  # noqa: E402
-from minigpt4.config.schema import ModelConfig, ProcessorConfig, QformerConfig, VitConfig  # noqa: E402
+from minigpt4.config.schema import Config, ModelConfig, ProcessorConfig, QformerConfig, VitConfig  # noqa: E402
 from minigpt4.conversation.conversation import IMAGE, Turn  # noqa: E402
 from minigpt4.inference.chat import Chat  # noqa: E402
 from minigpt4.inference.compiled import CompiledDecoding  # noqa: E402
 from minigpt4.models.llm import load_tokenizer, pick_dtype  # noqa: E402
 from minigpt4.models.minigpt4 import MiniGPT4  # noqa: E402
+from minigpt4.models.projection import build_projection  # noqa: E402
+from minigpt4.models.vision import build_vision  # noqa: E402
 from minigpt4.processors import build_processor  # noqa: E402
 
 IMAGE_SIZE = 224
@@ -67,15 +69,14 @@ def random_model(width: int, layers: int, config: ModelConfig, device: torch.dev
     with torch.device(device):
         llm = AutoModelForCausalLM.from_config(sizes, dtype=dtype)
     llm.lm_head.weight.data[len(tokenizer) :] = 0  # never chosen: the tokenizer has no such words
-    model = MiniGPT4(config, llm, tokenizer)
-    for tower in (model.visual_encoder, model.Qformer):
-        tower.to_empty(device=device)
-        for tensor in (*tower.parameters(), *tower.buffers()):
-            if tensor.is_floating_point():
-                nn.init.normal_(tensor, std=0.02)
-            else:
-                tensor.zero_()
-    model.query_tokens = nn.Parameter(torch.zeros(model.query_tokens.shape, device=device))
+    vision = build_vision(Config(model=config))
+    model = MiniGPT4(vision, build_projection("linear", vision.width, llm), llm, tokenizer, config)
+    vision.to_empty(device=device)
+    for tensor in (*vision.parameters(), *vision.buffers()):
+        if tensor.is_floating_point():
+            nn.init.normal_(tensor, std=0.02)
+        else:
+            tensor.zero_()
     return model.place(device).answering()
 
 

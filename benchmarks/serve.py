@@ -29,7 +29,7 @@ from minigpt4.common.registry import registry  # noqa: E402
 from minigpt4.config.loading import load_config  # noqa: E402
 from minigpt4.config.schema import ProcessorConfig  # noqa: E402
 from minigpt4.inference.pictures import Picture  # noqa: E402
-from minigpt4.models.minigpt_base import MiniGPTBase  # noqa: E402
+from minigpt4.models.minigpt4 import MiniGPT4  # noqa: E402
 from minigpt4.processors import build_processor  # noqa: E402
 from minigpt4.serve.address import bind  # noqa: E402
 from minigpt4.serve.api.batching import Ask  # noqa: E402
@@ -99,7 +99,7 @@ def measure(service: Service, url: str, clients: int, requests: int, new_tokens:
     }, answers
 
 
-def benchmark(model: MiniGPTBase, processor, options: argparse.Namespace) -> dict:
+def benchmark(model: MiniGPT4, processor, options: argparse.Namespace) -> dict:
     """Figures for each number of clients."""
     limits = Limits(max_batch=options.max_batch, queue=options.queue)
     service, results, alone = Service(model, processor, NAME, limits), {}, []

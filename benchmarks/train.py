@@ -14,6 +14,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ from minigpt4.config.schema import (
 from minigpt4.models import training
 from minigpt4.models.llm import load_tokenizer, pick_dtype
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.projection import build_projection
+from minigpt4.models.vision import VisionPart, build_vision
+from minigpt4.models.vision.cached_features import CachedFeatures
 from minigpt4.runners.runner_base import RunnerBase
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 
@@ -77,22 +81,20 @@ def build(size: str, device: torch.device) -> MiniGPT4:
     )
     with torch.device(device):
         llm = LlamaForCausalLM._from_config(sizes, dtype=dtype).requires_grad_(False).eval()
-        model = MiniGPT4(config, llm, load_tokenizer(TINY))
-    for part in (model.visual_encoder, model.Qformer):
-        part.to_empty(device=device)
-    model.query_tokens = torch.nn.Parameter(torch.empty(model.query_tokens.shape, device=device))
-    for name, parameter in model.named_parameters():
-        if not name.startswith(("llama_model", "llama_proj")):
-            torch.nn.init.normal_(parameter.requires_grad_(False), std=0.02)
+        vision = build_vision(Config(model=config)).to_empty(device=device)
+        projection = build_projection("linear", vision.width, llm)
+    model = MiniGPT4(vision, projection, llm, load_tokenizer(TINY), config)
+    for parameter in vision.parameters():
+        torch.nn.init.normal_(parameter.requires_grad_(False), std=0.02)
     model.check_language = lambda: None  # type: ignore[method-assign]  # it speaks none
     return model
 
 
 def flops(model: MiniGPT4, positions: int, labels: int) -> float:
     """Of a training step and sample: forward through all, and back through the LLM to its input, not its weights."""
-    vit, llm = model.visual_encoder, model.llm
+    vit, llm = model.vision.vit, model.llm
     towers = 2 * sum(p.numel() for p in vit.parameters()) * (vit.patch_embed.num_patches + 1)
-    queries = 2 * sum(p.numel() for p in model.Qformer.parameters()) * model.rows_per_image
+    queries = 2 * sum(p.numel() for p in model.vision.qformer.parameters()) * model.rows_per_image
     head = llm.get_output_embeddings().weight.numel()
     body = sum(p.numel() for p in llm.parameters()) - head - llm.get_input_embeddings().weight.numel()
     return towers + queries + 4 * (body * positions + head * labels)
@@ -204,9 +206,14 @@ def compare_cache(model: MiniGPT4, batch: int, rounds: int, device: torch.device
     with torch.no_grad():
         features = model.image_features(live["image"]).to(torch.bfloat16)
     cached = {key: value for key, value in live.items() if key != "image"} | {"image_features": features}
-    both = in_turn(
-        rounds + 1, {n: lambda d=d: batch / step(model, d, device) for n, d in (("cached", cached), ("live", live))}
-    )
+    blind = CachedFeatures(Config(), (model.vision.rows, model.vision.width))
+    kinds = {"cached": (blind, cached), "live": (model.vision, live)}
+
+    def rate(vision: VisionPart, data: dict[str, Any]) -> float:
+        model.vision = vision
+        return batch / step(model, data, device)
+
+    both = in_turn(rounds + 1, {name: partial(rate, *own) for name, own in kinds.items()})
     print("features from the cache, against live towers")
     print(row("cached", both["cached"][1:], "samples/s"))
     print(row("live", both["live"][1:], "samples/s"))

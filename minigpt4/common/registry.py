@@ -12,6 +12,8 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 _PACKAGES = {
     "model": "minigpt4.models",
+    "vision": "minigpt4.models.vision",
+    "projection": "minigpt4.models.projection",
     "builder": "minigpt4.datasets.builders",
     "processor": "minigpt4.processors",
     "task": "minigpt4.tasks",
@@ -70,6 +72,8 @@ class Registry:
         self._imported.add(kind)
 
     register_model = partialmethod(register, "model")
+    register_vision = partialmethod(register, "vision")
+    register_projection = partialmethod(register, "projection")
     register_builder = partialmethod(register, "builder")
     register_processor = partialmethod(register, "processor")
     register_task = partialmethod(register, "task")
@@ -77,6 +81,8 @@ class Registry:
     register_lr_scheduler = partialmethod(register, "lr_scheduler")
 
     get_model_class = partialmethod(get, "model")
+    get_vision_class = partialmethod(get, "vision")
+    get_projection_class = partialmethod(get, "projection")
     get_builder_class = partialmethod(get, "builder")
     get_processor_class = partialmethod(get, "processor")
     get_task_class = partialmethod(get, "task")

@@ -2,7 +2,7 @@
 
 from minigpt4.common.errors import UserError
 from minigpt4.common.registry import registry
-from minigpt4.config.schema import Config, ProcessorConfig
+from minigpt4.config.schema import Config, ModelConfig, ProcessorConfig
 
 
 def check_names(config: Config) -> None:
@@ -17,6 +17,8 @@ def check_names(config: Config) -> None:
         "run.task": ("task", config.run.task),
         "run.runner": ("runner", config.run.runner),
         "model.arch": ("model", config.model.arch),
+        "model.vision.name": ("vision", config.model.vision_kind),
+        "model.projection.name": ("projection", config.model.projection.name),
         **{f"datasets.{name}": ("builder", name) for name in config.datasets},
         **{f"{place}.name": ("processor", processor.name) for place, processor in processors.items()},
     }
@@ -26,6 +28,8 @@ def check_names(config: Config) -> None:
             registry.get(kind, name)
         except UserError as error:
             problems.append(f"{key}: {error}")
+    if not problems:
+        problems += _unread(config.model)
     for place, processor in processors.items() if not problems else ():
         try:
             registry.build("processor", processor.name, **processor.kwargs())
@@ -33,6 +37,17 @@ def check_names(config: Config) -> None:
             problems.append(f"{place}: {error}")
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _unread(model: ModelConfig) -> list[str]:
+    """Keys that the named vision part does not read."""
+    kind = registry.get_vision_class(model.vision_kind)
+    given = [key for key, value in vars(model.vision).items() if value is not None and key != "name"]
+    return [
+        f"model.vision.{key}: {model.vision_kind} does not read it. Remove that key."
+        for key in given
+        if key not in kind.settings
+    ]
 
 
 def _processors(config: Config) -> dict[str, ProcessorConfig]:

@@ -41,6 +41,7 @@ _KEYS = {  # * is any name, or any place in a list
         _NOT_NEGATIVE: "lora_r",
         _BELOW_1: "drop_path_rate lora_dropout",
     },
+    "model.vision": {_COUNT: "join rows width", _ANY: "layer"},
     "model.vit": {_COUNT: "patch_size embed_dim depth num_heads", _POSITIVE: "mlp_ratio"},
     "model.qformer": {
         _COUNT: "hidden_size num_hidden_layers num_attention_heads intermediate_size cross_attention_frequency"
@@ -89,11 +90,10 @@ def check_numbers(config: Config) -> None:
 
 
 def _check_sizes(model: ModelConfig) -> None:
-    for whole, part in (
-        ("image_size", "vit.patch_size"),
-        ("vit.embed_dim", "vit.num_heads"),
-        ("qformer.hidden_size", "qformer.num_attention_heads"),
-    ):
+    pairs = [("vit.embed_dim", "vit.num_heads"), ("qformer.hidden_size", "qformer.num_attention_heads")]
+    if model.vision_kind.startswith("eva_"):
+        pairs.insert(0, ("image_size", "vit.patch_size"))
+    for whole, part in pairs:
         size, divisor = attrgetter(whole)(model), attrgetter(part)(model)
         if size % divisor:
             raise UserError(f"model.{whole}: {size} is no multiple of model.{part}, {divisor}. Change one of them.")

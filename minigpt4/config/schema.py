@@ -30,11 +30,34 @@ class QformerConfig:
 
 
 @dataclass
+class VisionConfig:
+    """The vision part. What is null is the kind's own default; a kind refuses keys that it does not read."""
+
+    # eva_qformer, eva_patches, huggingface or cached_features; null: the first two, as model.has_qformer says
+    name: str | None = None
+    model: str | None = None  # of huggingface: folder or hub id of the tower
+    layer: int | None = None  # of huggingface: hidden state that is read, such as -2; null: the last, normed
+    join: int | None = None  # of eva_patches and huggingface: patch tokens in a row; null: 4 and 1
+    rows: int | None = None  # of cached_features: rows of a picture's features
+    width: int | None = None  # of cached_features: their width
+
+
+@dataclass
+class ProjectionConfig:
+    """What maps the vision part's rows to the LLM's width: the part that trains."""
+
+    name: str = "linear"  # or mlp
+
+
+@dataclass
 class ModelConfig:
     """The model: where its parts' weights are, how they are built, how prompts look."""
 
     arch: str = "mini_gpt4"
     model_type: str = "pretrain_vicuna0"
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    projection: ProjectionConfig = field(default_factory=ProjectionConfig)
 
     image_size: int = 224
     vit_model: str = "eva_clip_g"  # file or URL; eva_clip_g: the original's URL
@@ -44,7 +67,7 @@ class ModelConfig:
     use_grad_checkpoint: bool = False  # ViT and LLM compute activations anew for backward: less memory, more time
     freeze_vit: bool = True
 
-    has_qformer: bool = True
+    has_qformer: bool = True  # the original's spelling of model.vision.name: eva_qformer, False: eva_patches
     q_former_model: str = ""  # file or URL; also holds ln_vision
     qformer: QformerConfig = field(default_factory=QformerConfig)
     num_query_token: int = 32
@@ -85,9 +108,15 @@ class ModelConfig:
         return [self.ckpt] if isinstance(self.ckpt, str) and self.ckpt else list(self.ckpt or [])
 
     @property
+    def vision_kind(self) -> str:
+        """`vision.name`, or what the original's key says."""
+        return self.vision.name or ("eva_qformer" if self.has_qformer else "eva_patches")
+
+    @property
     def trained(self) -> set[str]:
         """`unfreeze`, and what the original's keys say."""
-        own = {"vit": not self.freeze_vit, "qformer": not self.freeze_qformer and self.has_qformer}
+        has_qformer = self.vision_kind == "eva_qformer"
+        own = {"vit": not self.freeze_vit, "qformer": not self.freeze_qformer and has_qformer}
         return {*self.unfreeze, *(part for part, trains in own.items() if trains)}
 
 

@@ -13,7 +13,7 @@ from minigpt4.conversation.templates import TEMPLATES, TOKENIZER
 def expand_home(config: Config) -> None:
     """`~` in paths: a shell leaves it alone within `key=~/path`."""
     places: list[tuple[Any, str]] = [(config.model, "llama_model"), (config.model, "prompt_path")]
-    places += [(config.model, "plain_text"), (config.run, "cache_features")]
+    places += [(config.model.vision, "model"), (config.model, "plain_text"), (config.run, "cache_features")]
     places += [(config.run, "output_dir"), (config.run, "save_path"), (config.env, "cache_root")]
     places += [(d.build_info, key) for d in config.datasets.values() for key in ("storage", "valid_storage", "images")]
     places += [(d, key) for d in config.evaluation_datasets.values() for key in ("eval_file_path", "img_path")]
@@ -58,8 +58,12 @@ def check_values(config: Config) -> None:
 
 def _check_trained(model: ModelConfig) -> None:
     """Refuses what can't be trained, or not together."""
-    if "qformer" in model.unfreeze and not model.has_qformer:
-        raise UserError("model.unfreeze: qformer, but model.has_qformer is False. Remove it from the list.")
+    if "qformer" in model.unfreeze and model.vision_kind != "eva_qformer":
+        why = f"model.vision.name is {model.vision.name}" if model.vision.name else "model.has_qformer is False"
+        raise UserError(f"model.unfreeze: qformer, but {why}. Remove it from the list.")
+    if "vit" in model.trained and not model.vision_kind.startswith("eva_"):
+        key = "unfreeze: vit" if "vit" in model.unfreeze else "freeze_vit: False"
+        raise UserError(f"model.{key}, but model.vision.name={model.vision_kind} stays frozen. Remove the first.")
     if "llm" not in model.unfreeze:
         return
     if model.low_resource or model.quantization != "none":

@@ -24,7 +24,7 @@ from minigpt4.inference.growing_cache import new_cache
 from minigpt4.inference.kept_cache import KeptCache, shared_prefix, turns_with_length
 from minigpt4.inference.pictures import Picture
 from minigpt4.models.llm import stop_ids
-from minigpt4.models.minigpt_base import MiniGPTBase
+from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.splice import pad, splice
 
 Processor = Callable[[Image.Image], Tensor]
@@ -132,7 +132,7 @@ class Engine:
         compile: decode single answers with a compiled step, see `CompiledDecoding`.
     """
 
-    def __init__(self, model: MiniGPTBase, prompter: Prompter, processor: Processor, compile: bool = False):
+    def __init__(self, model: MiniGPT4, prompter: Prompter, processor: Processor, compile: bool = False):
         self.model, self.prompter, self.processor = model, prompter, processor
         tokenizer, stops = prompter.tokenizer, prompter.template.stop
         special = [stop for stop in stops if stop in tokenizer.all_special_tokens]

@@ -14,7 +14,24 @@ from minigpt4.config.schema import Config
 from minigpt4.models.cpu_linear import pack_4bit, use_onednn
 
 
-class BaseModel(nn.Module):
+class PartlyFrozen(nn.Module):
+    """A module of parts, of which those that are frozen stay in eval mode: no dropout, no drop path."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets training mode for what trains."""
+        super().train(mode)
+        for part in self.children():
+            if not trains(part):
+                part.eval()
+        return self
+
+
+def trains(module: nn.Module) -> bool:
+    """Whether any of its weights does."""
+    return any(p.requires_grad for p in module.parameters())
+
+
+class BaseModel(PartlyFrozen):
     """Base of all registered models. `forward(batch)` returns the scalars `loss` and `tokens`, its labels."""
 
     @property
@@ -24,7 +41,7 @@ class BaseModel(nn.Module):
 
     @classmethod
     def from_config(cls, config: Config, towers: bool = True, problems: Problems | None = None) -> Self:
-        """Builds the model and loads its weights. Without `towers` it trains from cached features.
+        """Builds the model and loads its weights. Without `towers` it reads cached features in place of pictures.
 
         Raises:
             UserError: a file is missing or does not fit; all paths are checked before the first is read. It tells
@@ -56,14 +73,6 @@ class BaseModel(nn.Module):
         """Sets eval mode for good: what makes answers faster, but gradients wrong, is allowed from here on."""
         pack_4bit(self, allowed=True)
         return self.eval()
-
-    def train(self, mode: bool = True) -> Self:
-        """Sets training mode for what trains; frozen parts stay in eval mode (no dropout, no drop path)."""
-        super().train(mode)
-        for module in self.children():
-            if not any(p.requires_grad for p in module.parameters()):
-                module.eval()
-        return self
 
     def count_parameters(self) -> tuple[int, int]:
         """Returns (trainable, all)."""

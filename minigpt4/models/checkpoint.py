@@ -23,11 +23,25 @@ from minigpt4.common.wrong_files import what_is_wrong
 logger = logging.getLogger(__name__)
 
 _WEIGHTS = "model.safetensors"  # in a checkpoint folder
-_OUR_NAMES = (  # files' spellings -> the model's
-    (re.compile(r"^llm_(proj|model)\."), r"llama_\1."),  # MiniGPT4Qwen
-    (re.compile(r"\.lm_head\.0\."), ".lm_head."),  # the original's peft wraps it
-    (re.compile(r"\.(lora_[AB])\.weight$"), r".\1.default.weight"),  # files name no adapter, as peft's own
-)
+# the original's name of each weight, which files keep: (our part or another spelling, its name), applied in this order
+_FILE_NAMES = [
+    (re.compile(pattern), name)
+    for pattern, name in (
+        (r"^vision\.vit\b", "visual_encoder"),
+        (r"^vision\.norm\b", "ln_vision"),
+        (r"^vision\.queries\b", "query_tokens"),
+        (r"^vision\.qformer\b", "Qformer"),
+        (r"^projection\b", "llama_proj"),
+        (r"^llm\b", "llama_model"),
+        (r"^llm_(proj|model)\.", r"llama_\1."),  # MiniGPT4Qwen
+        (r"\.lm_head\.0\.", ".lm_head."),  # the original's peft wraps it
+        (r"\.(lora_[AB])\.default\.weight$", r".\1.weight"),  # files name no adapter, as peft's own
+        # the Q-Former of transformers, whose names our first files had too
+        (r"^Qformer\.layernorm\.", "Qformer.bert.embeddings.LayerNorm."),
+        (r"^Qformer\.encoder\.", "Qformer.bert.encoder."),
+        (r"^(Qformer\..*\.(?:cross)?attention)\.attention\.", r"\1.self."),
+    )
+]
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "module")  # what others keep the weights under, nested too
 # what DataParallel, torch.compile, FSDP and activation checkpointing put before or between the names
 _WRAPPED = re.compile(r"^(module\.)+|_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
@@ -44,6 +58,16 @@ _LLM_WIDTHS = {4096: " (7B)", 5120: " (13B)"}
 _IMAGE_WIDTHS = {768: " (Q-Former)", 5632: " (no Q-Former)"}
 _manager = PathManager()
 _manager.register_handler(HTTPURLHandler())
+
+
+def file_name(name: str) -> str:
+    """The name in files of a weight that a model, or a file, names so: the original's.
+
+    The one map of these names. To go back, name a model's own weights: `{file_name(own): own for own in names}`.
+    """
+    for pattern, replacement in _FILE_NAMES:
+        name = pattern.sub(replacement, name)
+    return name
 
 
 def local_files(paths: dict[str, str], cache_root: str) -> dict[str, Path]:
@@ -140,7 +164,7 @@ def shapes_of(file: Path) -> dict[str, list[int]]:
 
 @dataclass
 class LoadReport:
-    """Where a model's weights are from: names from each checkpoint file, sources of the parts as built."""
+    """Where a model's weights are from, in files' names: those of each checkpoint, sources of the parts as built."""
 
     loaded: dict[str, list[str]] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
@@ -161,14 +185,16 @@ def load_checkpoints(
     """Loads the trainable weights of a model from files that hold all of them together (none: they stay as built).
 
     Later files win. Buffers of the original (`inv_freq`, `position_ids`) are ignored. `sources` says, for the report,
-    where each part (see `_part`) got its weights before. A part with a source, of which no file holds anything, may
-    stay as built: a later stage trains more than the first.
+    where each part, such as `vision.vit`, `llm` or `ADAPTERS`, got its weights before. A part with a source, of which
+    no file holds anything, may stay as built: a later stage trains more than the first.
 
     Raises:
         UserError: a trainable weight is missing, a shape differs, or a file holds an unknown weight or none at all.
             Nothing has changed then.
     """
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    named = {file_name(name): p for name, p in model.named_parameters()}
+    trainable = {name: p for name, p in named.items() if p.requires_grad}
+    origins = {file_name(part): source for part, source in (sources or {}).items()}
     weights: dict[str, Tensor] = {}
     report = LoadReport()
     for path in paths:
@@ -181,7 +207,7 @@ def load_checkpoints(
         report.loaded[str(path)] = sorted(own)
         report.ignored += ignored
     absent = {_part(name) for name in trainable} - {_part(name) for name in weights}
-    absent = {part for part in absent if part in (sources or {})}
+    absent &= origins.keys()
     missing = sorted(name for name in trainable.keys() - weights.keys() if _part(name) not in absent)
     if missing and paths:
         raise UserError(
@@ -190,29 +216,28 @@ def load_checkpoints(
     for name, value in weights.items():  # only once all fit
         trainable[name].data.copy_(value)
     for part in sorted(absent) if paths else ():
-        logger.warning("model.ckpt holds no %s: they begin as built, from %s", part, (sources or {})[part])
-    as_built = {name.split(".")[0] for name, _ in model.named_parameters() if name not in weights}
-    report.as_built = {part: (sources or {}).get(part, "its initial values") for part in sorted(as_built)}
+        logger.warning("model.ckpt holds no %s: they begin as built, from %s", part, origins[part])
+    as_built = {name.split(".")[0] for name in named if name not in weights}
+    report.as_built = {part: origins.get(part, "its initial values") for part in sorted(as_built)}
     if sources is not None:
         logger.info("%s", report)
     return report
 
 
 def _part(name: str) -> str:
-    """The part that a parameter belongs to: the first word of its name, or the LLM's adapters."""
+    """The part that a weight belongs to: the first word of its name, or the LLM's adapters."""
     return ADAPTERS if ".lora_" in name else name.split(".")[0]
 
 
 def trained_weights(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
-    """A checkpoint's weights under our names, and the names of its buffers.
+    """A checkpoint's weights under the original's names, and the names of its buffers.
 
     Raises:
         UserError: the file can't be read, or holds no weights.
     """
     weights, buffers = {}, []
     for key, value in load_tensors(path).items():
-        for pattern, name in _OUR_NAMES:
-            key = pattern.sub(name, key)
+        key = file_name(key)
         if key.endswith((".inv_freq", ".position_ids")):
             buffers.append(key)
         else:
@@ -240,7 +265,7 @@ def check_shape(path: str | Path, name: str, found: Sequence[int], own: Sequence
         theirs, ours = (f"{shape[-1]}{_IMAGE_WIDTHS.get(shape[-1], '')}" for shape in (found, own))
         words = (
             f"it was trained with image embeddings of width {theirs}; this model's have {ours}. "
-            "Change model.has_qformer or the checkpoint."
+            "Change model.vision, model.has_qformer or the checkpoint."
         )
     raise UserError(f"model.ckpt: {path}: {name} is {list(found)}, this model has {list(own)}: {words}")
 
@@ -250,11 +275,14 @@ def _hint(names: Sequence[str]) -> str:
 
 
 def save_weights(weights: Mapping[str, Tensor], folder: str | Path) -> None:
-    """Writes trainable weights, named as in the model, to `folder/model.safetensors`, atomically; no checksum."""
+    """Writes trainable weights, named as in the model, to `folder/model.safetensors`, atomically; no checksum.
+
+    There they have the original's names.
+    """
     file = Path(folder) / _WEIGHTS
     file.parent.mkdir(parents=True, exist_ok=True)
     drop_checksums(file.parent)
-    write_tensors({n.replace(".default.weight", ".weight"): w.contiguous() for n, w in weights.items()}, file)
+    write_tensors({file_name(name): w.contiguous() for name, w in weights.items()}, file)
 
 
 def write_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:

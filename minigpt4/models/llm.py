@@ -2,14 +2,11 @@
 
 import json
 import logging
-from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -26,12 +23,12 @@ from minigpt4.common.errors import UserError, did_you_mean, first_line
 from minigpt4.common.wrong_files import wrong_file
 from minigpt4.config.schema import ModelConfig
 from minigpt4.models.cpu_linear import pack_4bit
+from minigpt4.models.pretrained import load_pretrained, reason_of, settings_folder
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _TOKENIZERS = ("tokenizer.model", "tokenizer.json")
-_SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]  # all but the weights
 
 
 class LlamaSentencePieceTokenizer(SentencePieceBackend):
@@ -60,25 +57,8 @@ class LlamaSentencePieceTokenizer(SentencePieceBackend):
 
 
 def llm_folder(path: str) -> Path:
-    """A local folder with an LLM's settings and tokenizer. Of a hub id those files are fetched, the weights are not.
-
-    Raises:
-        UserError: it is neither a folder with a `config.json` nor a hub id that can be reached.
-    """
-    folder, reason = Path(path), ""
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(path, allow_patterns=_SMALL_FILES))
-        except HFValidationError:
-            pass  # a path, or a placeholder
-        except (OSError, ValueError) as error:
-            reason = f", nor is there a model of that name on the hub ({first_line(error)})"
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"model.llama_model: '{path}' is no folder with a config.json{reason}. Set it to the folder of a Hugging "
-            "Face causal LM or to a hub id; see docs/weights.md."
-        )
-    return folder
+    """A local folder with an LLM's settings and tokenizer; see `settings_folder`."""
+    return settings_folder("model.llama_model", path, "causal LM")
 
 
 def load_tokenizer(folder: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -125,12 +105,6 @@ def _llama_tokenizer(folder: Path) -> LlamaSentencePieceTokenizer | None:
     return tokenizer if pieces.id_to_piece(pieces.bos_id()) == tokenizer.bos_token else None
 
 
-def reason_of(error: Exception) -> str:
-    """Why something was not loaded, with the cure where that is ours to name."""
-    cure = " Set model.trust_remote_code=True if you trust its code." if "trust_remote_code" in str(error) else ""
-    return first_line(error) + cure
-
-
 def load_llm(config: ModelConfig, device: torch.device) -> PreTrainedModel:
     """Loads a causal LM's weights as `llama_model`, `llm_dtype`, `quantization` and `device_map` say.
 
@@ -156,35 +130,9 @@ def load_llm(config: ModelConfig, device: torch.device) -> PreTrainedModel:
         )
     if config.device_map or quantization != "none":
         kwargs["device_map"] = config.device_map or {"": device}
-    # what does not fit is random otherwise, or refused without a name
-    kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    try:
-        llm, info = cast(Any, AutoModelForCausalLM).from_pretrained(path, **kwargs)
-    except Exception as error:  # readers of files and a folder's own code raise many kinds
-        reason = wrong_file(weight_files(Path(path))) or reason_of(error)
-        raise UserError(f"model.llama_model: no causal LM in '{path}': {reason}") from error
-    if missing := sorted(info["missing_keys"]):
-        raise UserError(
-            f"model.llama_model: '{path}' lacks {len(missing)} of the weights that its config.json asks for: "
-            f"{missing[:3]}. Put config.json and all weight files of one release into the folder."
-        )
-    for name, found, own in sorted(info["mismatched_keys"]):
-        refuse_size(path, name, found, own)
+    llm = load_pretrained("model.llama_model", path, "causal LM", AutoModelForCausalLM, **kwargs)
     pack_4bit(llm, allowed=False)  # it may be trained through
     return llm.requires_grad_("llm" in config.trained)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files of a local folder that an LLM's weights are read from: safetensors, else PyTorch's."""
-    return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-
-
-def refuse_size(path: str, name: str, found: Sequence[int], own: Sequence[int]) -> NoReturn:
-    """Refuses an LLM of whose weights one has another shape than its config says."""
-    raise UserError(
-        f"model.llama_model: '{path}': {name} is {list(found)}, its config.json asks for {list(own)}. Put config.json "
-        "and weights of one release into the folder."
-    )
 
 
 def quantization_of(config: ModelConfig) -> str:

@@ -2,10 +2,10 @@
 
 from transformers import AutoConfig
 
-from minigpt4.config.schema import ModelConfig
+from minigpt4.config.schema import Config, ModelConfig
 from minigpt4.conversation.prompter import Prompter
 from minigpt4.models.llm import llm_folder, load_tokenizer, window_of
-from minigpt4.models.vision import feature_rows
+from minigpt4.models.vision import vision_class
 
 
 def load_prompter(config: ModelConfig) -> Prompter:
@@ -17,4 +17,5 @@ def load_prompter(config: ModelConfig) -> Prompter:
     folder = llm_folder(config.llama_model)
     tokenizer = load_tokenizer(folder, config.trust_remote_code)
     window = window_of(AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code))
-    return Prompter.of(config, tokenizer, feature_rows(config), window)
+    rows, _ = vision_class(config).shape(Config(model=config))
+    return Prompter.of(config, tokenizer, rows, window)

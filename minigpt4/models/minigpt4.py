@@ -1,64 +1,139 @@
-"""MiniGPT-4: EVA-ViT -> ln_vision -> Q-Former -> one trained linear layer -> frozen LLM."""
+"""MiniGPT-4: a frozen vision part -> a trained projection -> a frozen LLM. Tensors only."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
 from minigpt4.common.distributed import pick_device
 from minigpt4.common.errors import Problems
 from minigpt4.common.registry import registry
-from minigpt4.config.schema import Config, ModelConfig
-from minigpt4.models.base_model import checkpoint_blocks
+from minigpt4.config.schema import Config
+from minigpt4.conversation.prompter import IGNORE
+from minigpt4.models.base_model import BaseModel, checkpoint_blocks, trains
 from minigpt4.models.checkpoint import ADAPTERS, load_checkpoints
-from minigpt4.models.llm import add_lora, load_llm
-from minigpt4.models.minigpt_base import MiniGPTBase
+from minigpt4.models.llm import add_lora, embedding_of, load_llm
 from minigpt4.models.preflight import preflight
-from minigpt4.models.towers import TowersMixin
-from minigpt4.models.vision import feature_rows, feature_width
+from minigpt4.models.projection import build_projection
+from minigpt4.models.splice import splice
+from minigpt4.models.vision import VisionPart, build_vision
 
 
 @registry.register_model("mini_gpt4", "minigpt4")
-class MiniGPT4(TowersMixin, MiniGPTBase):
-    """MiniGPT-4 (Zhu et al. 2023, section 3), with a Q-Former (Vicuna) or without (Llama-2).
+class MiniGPT4(BaseModel):
+    """MiniGPT-4 (Zhu et al. 2023, arXiv:2304.10592, section 3). Only the projection trains by default."""
 
-    Without a Q-Former, four patch tokens that follow one another are joined into one. Only `llama_proj` trains by
-    default. Without `towers` it reads features that were cached, and no pictures.
-    """
-
-    def __init__(self, config: ModelConfig, llm: PreTrainedModel, towers: bool = True):
-        super().__init__(llm)
-        self.has_towers, self.rows, self.image_size = towers, feature_rows(config), config.image_size
-        if towers:
-            self._build_towers(config)
-        self.projection = self.new_projection(feature_width(config))
-        if config.use_grad_checkpoint:
-            checkpoint_blocks(self.llm)
+    def __init__(self, vision: VisionPart, projection: nn.Module, llm: PreTrainedModel):
+        super().__init__()
+        self.vision, self.projection, self.llm = vision, projection, llm
 
     @classmethod
     def from_config(cls, config: Config, towers: bool = True, problems: Problems | None = None) -> Self:
         c = config.model
         files = preflight(config, towers, problems)
-        llm = load_llm(c, pick_device(config.run.device))
-        model = cls(c, add_lora(llm, c), towers)
-        if towers:
-            model._load_towers(c, files)
-        qformer_file = str(files.get("model.q_former_model", "its initial values"))
-        sources = dict.fromkeys(("query_tokens", "Qformer", "ln_vision"), qformer_file)
-        sources |= {"visual_encoder": str(files["model.vit_model"]), "llama_model": c.llama_model}
-        sources[ADAPTERS] = "their initial values"  # with which the LLM is as it was
+        llm = add_lora(load_llm(c, pick_device(config.run.device)), c)
+        if c.use_grad_checkpoint:
+            checkpoint_blocks(llm)
+        vision = build_vision(config, towers)
+        model = cls(vision, build_projection(c.projection.name, vision.width, llm), llm)
+        sources = {f"vision.{part}": source for part, source in vision.load(config, files).items()}
+        sources |= {"llm": c.llama_model, ADAPTERS: "their initial values"}  # with which the LLM is as it was
         load_checkpoints(model, [f for key, f in files.items() if key.startswith("model.ckpt")], sources)
         return model
 
-    def encode_img(self, image: Tensor) -> Tensor:
-        """Maps images [B, 3, H, W], without towers their features [B, rows, width], to LLM embeddings [B, rows, D]."""
-        return self.projection(
-            self.image_features(image) if self.has_towers else image.to(self.projection.weight.dtype)
-        )
+    @property
+    def device(self) -> torch.device:
+        # the LLM may be spread over several; by its name, ZeRO-3 would gather the weight, for which ranks wait
+        return next(self.projection.parameters()).device
 
-    def blank(self) -> Tensor:
-        shape = (3, self.image_size, self.image_size) if self.has_towers else (self.rows, self.projection.in_features)
-        return torch.zeros(1, *shape, device=self.device)
+    @property
+    def vocabulary(self) -> int:
+        """How many words the LLM chooses from."""
+        return embedding_of(self.llm).num_embeddings
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Computes the mean negative log-likelihood of a batch's labels; 0 where there are none.
+
+        Args:
+            batch: `ids` [B, T], layouts of `Prompter.example`, `mask` [B, T], `labels` [B, T], and `pictures` of all
+                samples in order, as `encode_img` takes them; without any it may be left out.
+        """
+        pictures = batch.get("pictures")
+        # text alone still needs a gradient, of zeros, and ranks wait for one another in all parts of the model
+        images = self.encode_img(self.vision.blank(self.device) if pictures is None else pictures)
+        embeds = self.embed(batch["ids"], None if pictures is None else images)
+        if pictures is None:
+            embeds = embeds + (0 * images.sum()).to(embeds)
+        logits, labels, _ = self.label_logits(embeds, batch["mask"], batch["labels"])
+        loss = F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
+        return {"loss": loss, "tokens": torch.tensor(len(labels), device=loss.device)}
+
+    def encode_img(self, image: Tensor) -> Tensor:
+        """Maps images [B, 3, H, W], or what the vision part takes instead, to LLM embeddings [B, rows, D]."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains(self.vision)):
+            features = self.vision(image)
+        return self.projection(features)
+
+    def embed(self, ids: Tensor, images: Tensor | None) -> Tensor:
+        """Embeds layouts [B, T] to [B, T, D]; images [N, rows, D] fill their slots in order, see `splice`."""
+        return splice(ids.to(self.device), images, embedding_of(self.llm))
+
+    def label_logits(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the LLM predicts in the places of a batch's N labels.
+
+        Only the positions before them go through the LLM's head: a large vocabulary's logits of all positions would
+        take more memory than everything else.
+
+        Args:
+            embeds: [B, T, D].
+            mask, labels: [B, T].
+
+        Returns:
+            Logits [N, V] in fp32, the labels [N], and whose row each is [N].
+        """
+        rows, positions = (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)
+        with _head_reads(self.llm, rows, positions):
+            output = self.llm(inputs_embeds=embeds, attention_mask=mask.to(embeds.device), use_cache=False)
+        logits = output.logits
+        if logits.shape[:2] == labels.shape:  # its head is not a module of its own
+            logits = logits[rows, positions].unsqueeze(0)
+        return logits[0].float(), labels[rows, positions + 1].to(logits.device), rows
+
+    @contextmanager
+    def projecting_with(self, projection: nn.Module) -> Iterator[None]:
+        """Uses another projection for the duration."""
+        own, self.projection = self.projection, projection
+        try:
+            yield
+        finally:
+            self.projection = own
+
+
+@contextmanager
+def _head_reads(llm: PreTrainedModel, rows: Tensor, positions: Tensor) -> Iterator[None]:
+    """For the duration the LLM's head reads these N places of its input [B, T, D] alone, as [1, N, D].
+
+    Not its argument `logits_to_keep`: some LLMs lack it, and in older versions it names columns, not places.
+    """
+    head = llm.get_output_embeddings()
+    if head is None:
+        yield
+        return
+
+    def pick(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = inputs[0]
+        return (hidden[rows.to(hidden.device), positions.to(hidden.device)].unsqueeze(0),)
+
+    hook = head.register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @registry.register_model("minigpt_v2")

@@ -13,10 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from minigpt4.common.distributed import pick_device, world_size
 from minigpt4.common.errors import Problems, UserError
+from minigpt4.common.registry import registry
 from minigpt4.common.wrong_files import wrong_file
 from minigpt4.config.schema import Config, ModelConfig, RunConfig
 from minigpt4.conversation.prompter import Prompter, read_prompts
-from minigpt4.models.checkpoint import check_shape, is_url, local_files, shapes_of, trained_weights
+from minigpt4.models.checkpoint import check_shape, file_name, is_url, local_files, trained_weights
 from minigpt4.models.llm import (
     check_lora,
     dtype_of,
@@ -24,41 +25,41 @@ from minigpt4.models.llm import (
     llm_folder,
     load_tokenizer,
     quantization_of,
-    reason_of,
-    refuse_size,
-    weight_files,
     window_of,
 )
-from minigpt4.models.qformer import build_qformer
-from minigpt4.models.vision import build_vit, convert_weights, feature_rows, feature_width, vit_dtype
+from minigpt4.models.pretrained import check_weight_files, reason_of
+from minigpt4.models.vision import VisionPart, build_vision, vision_class
 
 logger = logging.getLogger(__name__)
-
-_WELL_KNOWN = {
-    "eva_clip_g": "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
-}
 
 
 def preflight(config: Config, towers: bool = True, problems: Problems | None = None) -> dict[str, Path]:
     """Checks all that a model's config names, logs what the weights will take, then downloads what is at a URL.
 
     Args:
-        towers: without them ViT and Q-Former take no memory; their files must be there.
+        towers: without them the vision part takes no memory; its files must be there.
         problems: what was found elsewhere, to be told with the model's.
 
     Returns:
-        {config key: local file or folder} of the towers, the checkpoints and the LLM (of a hub id a folder without
-        its weights).
+        {config key: local file or folder} of the vision part, the checkpoints and the LLM (of a hub id a folder
+        without its weights).
 
     Raises:
         UserError: with one line for each problem, and its cure.
     """
-    c, paths, problems = config.model, weight_paths(config.model), Problems() if problems is None else problems
-    sound = set()
-    for key, path in paths.items():
+    c, problems = config.model, Problems() if problems is None else problems
+    sight, paths, sound = dict[str, str](), checkpoint_paths(c), set[str]()
+    with problems.collect():
+        sight = vision_class(c).files(config)
+    for key, path in (sight | paths).items():
         with problems.collect():
             check_path(key, path)
             sound.add(path)
+    vision = None
+    with problems.collect():
+        vision = build_vision(config, towers)
+        if sound.issuperset(sight.values()):
+            vision.check(sight)
     prompted = replace(c, prompt_path="")  # with which all else is looked at
     with problems.collect():
         read_prompts(c.prompt_path, c.prompt_template)
@@ -73,29 +74,26 @@ def preflight(config: Config, towers: bool = True, problems: Problems | None = N
         llm = llm_outline(folder, c.trust_remote_code)
     if folder is not None and llm is not None:
         with problems.collect():
-            check_tokenizer(prompted, folder, llm)
+            check_tokenizer(prompted, folder, llm, 0 if vision is None else vision.rows)
         with problems.collect():
             check_lora(c, llm)
         with problems.collect():
-            check_llm_weights(folder, llm)
-        for path in [path for path in c.ckpts if path in sound]:
+            check_weight_files("model.llama_model", folder, llm)
+        for path in [path for path in c.ckpts if path in sound and vision is not None]:
             with problems.collect():
-                check_projection(c, llm, path)
-        if device is not None:
+                check_projection(c, vision, llm, path)
+        if device is not None and vision is not None:
             with problems.collect():
-                check_memory(memory_of_devices(c, llm, device, towers), _holders(config.run))
+                check_memory(memory_of_devices(c, vision, llm, device), _holders(config.run))
     problems.tell()
     assert folder is not None
-    return {**local_files(paths, config.env.cache_root), "model.llama_model": folder}
+    return {**local_files(sight | paths, config.env.cache_root), "model.llama_model": folder}
 
 
-def weight_paths(config: ModelConfig) -> dict[str, str]:
-    """{config key: path or URL} of the towers and checkpoints."""
-    paths = {"model.vit_model": _WELL_KNOWN.get(config.vit_model, config.vit_model)}
-    if config.has_qformer:
-        paths["model.q_former_model"] = config.q_former_model
+def checkpoint_paths(config: ModelConfig) -> dict[str, str]:
+    """{config key: path or URL} of the checkpoints."""
     single = isinstance(config.ckpt, str)
-    return paths | {"model.ckpt" if single else f"model.ckpt[{i}]": path for i, path in enumerate(config.ckpts)}
+    return {"model.ckpt" if single else f"model.ckpt[{i}]": path for i, path in enumerate(config.ckpts)}
 
 
 def check_path(key: str, path: str) -> None:
@@ -120,58 +118,44 @@ def llm_outline(folder: Path, trust_remote_code: bool = False) -> PreTrainedMode
         raise UserError(f"model.llama_model: no causal LM in '{folder}': {reason}") from error
 
 
-def check_tokenizer(config: ModelConfig, folder: Path, llm: PreTrainedModel) -> None:
-    """Loads the tokenizer, and checks that the LLM embeds all its ids and that conversation and prompts suit it."""
-    tokenizer, rows = load_tokenizer(folder, config.trust_remote_code), embedding_of(llm).num_embeddings
-    if len(tokenizer) > rows:
+def check_tokenizer(config: ModelConfig, folder: Path, llm: PreTrainedModel, rows: int) -> None:
+    """Loads the tokenizer, and checks that the LLM embeds all its ids and that conversation and prompts suit it.
+
+    `rows` stand for one picture in a prompt.
+    """
+    tokenizer, words = load_tokenizer(folder, config.trust_remote_code), embedding_of(llm).num_embeddings
+    if len(tokenizer) > words:
         raise UserError(
             f"model.llama_model: '{config.llama_model}' has a tokenizer of {len(tokenizer)} ids and an LLM that embeds "
-            f"{rows}. Put tokenizer and weights of one release into the folder."
+            f"{words}. Put tokenizer and weights of one release into the folder."
         )
-    Prompter.of(config, tokenizer, feature_rows(config), window_of(llm.config)).check_prompts()
+    Prompter.of(config, tokenizer, rows, window_of(llm.config)).check_prompts()
 
 
-def check_llm_weights(folder: Path, llm: PreTrainedModel) -> None:
-    """Checks that weight files are such, and that `.safetensors` have the shapes that the LLM's config asks for.
-
-    Quantized, none of a wrong shape would fail.
-    """
-    if wrong := wrong_file(weight_files(folder)):
-        raise UserError(f"model.llama_model: {wrong}.")
-    if hasattr(llm.config, "quantization_config"):  # packed: other shapes on purpose
+def check_projection(config: ModelConfig, vision: VisionPart, llm: PreTrainedModel, path: str) -> None:
+    """Checks that a local checkpoint's projection, where it has one, joins this vision part and this LLM."""
+    file = Path(path).expanduser()
+    if is_url(path) or not file.exists():
         return
-    outline = llm.state_dict()
-    for file in [file for file in weight_files(folder) if file.suffix == ".safetensors"]:
-        try:
-            shapes = shapes_of(file)
-        except UserError as error:
-            raise UserError(f"model.llama_model: {error}") from None
-        for name, shape in shapes.items():
-            if name in outline and shape != list(outline[name].shape):
-                refuse_size(str(folder), name, shape, outline[name].shape)
-
-
-def check_projection(config: ModelConfig, llm: PreTrainedModel, path: str) -> None:
-    """Checks that a local checkpoint's projection, where it has one, joins this tower and this LLM."""
-    name, file = "llama_proj.weight", Path(path).expanduser()
-    if not is_url(path) and file.exists():
-        weights, _ = trained_weights(file)
-        if name in weights:
-            check_shape(path, name, weights[name].shape, (embedding_of(llm).embedding_dim, feature_width(config)))
+    weights, _ = trained_weights(file)
+    with torch.device("meta"):
+        kind = registry.get_projection_class(config.projection.name)
+        outline = kind(vision.width, embedding_of(llm).embedding_dim).state_dict()
+    own = {file_name(f"projection.{name}"): value for name, value in outline.items()}
+    if unknown := sorted({name for name in weights if name.startswith(file_name("projection."))} - own.keys()):
+        raise UserError(
+            f"model.ckpt: {path}: {unknown[0]} is not of a projection of the kind '{config.projection.name}'. Set "
+            "model.projection.name to the kind that was trained, or use another checkpoint."
+        )
+    for name in [name for name, weight in own.items() if name in weights and weight.dim() > 1]:
+        check_shape(path, name, weights[name].shape, own[name].shape)
 
 
 def memory_of_devices(
-    config: ModelConfig, llm: PreTrainedModel, device: torch.device, towers: bool = True
+    config: ModelConfig, vision: VisionPart, llm: PreTrainedModel, device: torch.device
 ) -> dict[torch.device, dict[str, float]]:
-    """{device: {part: bytes of its weights}}; `llm` is its outline."""
-    parts: dict[str, float] = {}
-    with torch.device("meta"):
-        vit = build_vit(config.vit, config.image_size)
-        convert_weights(vit, vit_dtype(config))
-        if towers:
-            parts["ViT"] = _bytes(vit)
-        if towers and config.has_qformer:
-            parts["Q-Former"] = _bytes(build_qformer(config.qformer, config.num_query_token, config.vit.embed_dim)[0])
+    """{device: {part: bytes of its weights}}; the parts are outlines."""
+    parts = {"vision": _bytes(vision)}
     quantization, dtype = quantization_of(config), dtype_of(config, device)
     size = _bytes(cast(nn.Module, llm).to(dtype))
     if quantization != "none":  # all linear layers but the output's

@@ -1,4 +1,4 @@
-"""The towers' outputs on disk: frozen towers see the same picture every epoch, so they need to see it but once.
+"""The vision part's outputs on disk: frozen, it sees the same picture every epoch, so it needs to see it but once.
 
 A cache is a folder of safetensors shards: for each sample the features of its pictures [n, rows, width] in bf16, and
 its conversation and name as JSON in the header. `fingerprint.json` says what they were computed from.
@@ -26,8 +26,11 @@ from minigpt4.config.schema import Config, DatasetConfig
 from minigpt4.conversation.conversation import Conversation, Turn
 from minigpt4.datasets.loading import Skipped, use
 from minigpt4.models.checkpoint import write_tensors
+from minigpt4.models.cpu_linear import use_onednn
 from minigpt4.models.preflight import preflight
-from minigpt4.models.towers import Towers
+from minigpt4.models.pretrained import weight_files
+from minigpt4.models.vision import VisionPart, build_vision, vision_class
+from minigpt4.models.vision.cached_features import CachedFeatures
 from minigpt4.runners.strategies.strategy import amp_dtype
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 
@@ -153,7 +156,7 @@ def cached_datasets(config: Config, task: ImageTextPretrainTask) -> dict[str, di
                 f"{_KEY}: datasets.{name.partition('/')[2]} streams shards; a cache needs data with a length, "
                 f"such as cc_sbu_align or instruction. Set {_KEY}=null."
             )
-    files = preflight(config, towers=False)  # they and the LLM are never in memory together
+    files = preflight(config, towers=False)  # the vision part and the LLM are never in memory together
     with locked(_KEY, folder, _PATIENCE):
         if distributed.is_main():
             with writing(_KEY, folder):
@@ -178,7 +181,16 @@ def cached_datasets(config: Config, task: ImageTextPretrainTask) -> dict[str, di
 def _fill(cache: FeatureCache, attempts: list[_Attempt], config: Config, files: dict[str, Path]) -> None:
     """Encodes this rank's share of the samples, in the precision of training."""
     run, device = config.run, distributed.pick_device(config.run.device)
-    towers = Towers(config.model, files).place(device)
+    vision = build_vision(config)
+    if isinstance(vision, CachedFeatures):
+        raise UserError(
+            f"model.vision.name: cached_features sees no pictures, and {_KEY} '{cache.folder}' lacks "
+            f"{sum(len(a) for a in attempts)} samples. Name the part that filled it, or set {_KEY} to a full one."
+        )
+    vision.load(config, files)
+    vision.eval().to(device)
+    if device.type == "cpu":
+        use_onednn(vision)
     dtype = amp_dtype(run, device)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     shard: dict[str, tuple[Tensor | None, dict[str, Any] | None]] = {}
@@ -188,7 +200,7 @@ def _fill(cache: FeatureCache, attempts: list[_Attempt], config: Config, files: 
         for batch in tqdm(loader, desc=f"features of {attempt.name}", disable=not distributed.is_main()):
             images = {key: s["conversation"].pictures for key, s in batch if s and s["conversation"].pictures}
             with autocast:
-                features = dict(zip(images, _encode(towers, list(images.values()), device), strict=True))
+                features = dict(zip(images, _encode(vision, list(images.values()), device), strict=True))
             shard |= {
                 key: (features.get(key), _without_pictures(s) if s and key in features else None) for key, s in batch
             }
@@ -199,12 +211,12 @@ def _fill(cache: FeatureCache, attempts: list[_Attempt], config: Config, files: 
         cache.write(shard)
 
 
-def _encode(towers: Towers, images: list[list[Tensor]], device: torch.device) -> list[Tensor]:
+def _encode(vision: VisionPart, images: list[list[Tensor]], device: torch.device) -> list[Tensor]:
     """Features [n, rows, width] of the n pictures [3, H, W] of each sample."""
     if not images:
         return []
     pixels = torch.stack([picture for own in images for picture in own])
-    return list(towers.image_features(pixels.to(device)).split(list(map(len, images))))
+    return list(vision(pixels.to(device)).split(list(map(len, images))))
 
 
 def _without_pictures(sample: dict[str, Any]) -> dict[str, Any]:
@@ -224,14 +236,21 @@ def fingerprint(config: Config, files: dict[str, Path], datasets: dict[str, Any]
     for key in ("image_size", "vit_precision", "vit", "has_qformer", "num_query_token", "qformer"):
         value = getattr(c, key)
         prints[f"model.{key}"] = value if isinstance(value, str | int) else asdict(value)
-    for key in ("model.vit_model", "model.q_former_model"):
-        if key in files:
-            prints[key] = [files[key].name, files[key].stat().st_size, _ends(files[key])]
+    prints["model.vision"] = {k: v for k, v in asdict(c.vision).items() if v is not None} | {"name": c.vision_kind}
+    for key in vision_class(c).files(config):
+        prints[key] = _weights_print(files[key])
     prints["run.amp_dtype"] = str(amp_dtype(config.run, distributed.pick_device(config.run.device)))
     for split_name, dataset in datasets.items():
         split, _, name = split_name.partition("/")
         prints[f"datasets.{name} ({split})"] = _data_print(config.datasets[name], split, len(dataset))
     return {key: json.dumps(value) for key, value in prints.items()}
+
+
+def _weights_print(path: Path) -> list[Any]:
+    """Of a file, or of a model's folder; that of a hub id has the name of its revision."""
+    if path.is_dir():
+        return [path.name, *map(_weights_print, (*sorted(path.glob("*.json")), *weight_files(path)))]
+    return [path.name, path.stat().st_size, _ends(path)]
 
 
 def _ends(file: Path) -> str:

@@ -165,7 +165,8 @@ def parts_table(model: nn.Module) -> str:
     rows = ["| part | parameters | trained | dtype | GB |", "|---|---|---|---|---|"]
     parts: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        parts.setdefault(name.split(".")[0], []).append(parameter)
+        depth = 2 if name.startswith("vision.") else 1  # a part of parts
+        parts.setdefault(".".join(name.split(".")[:depth]), []).append(parameter)
     for name, own in (*parts.items(), ("all", [p for part in parts.values() for p in part])):
         sizes = [getattr(p, "ds_numel", p.numel()) for p in own]  # ZeRO-3 leaves an empty tensor of each
         trained = sum(n for n, p in zip(sizes, own, strict=True) if p.requires_grad)

@@ -24,6 +24,7 @@ def build_optimizer(model: nn.Module, run: RunConfig) -> Optimizer:
         UserError: nothing is trainable.
     """
     trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    trainable.sort(key=lambda item: item[0] != "vision.queries")  # states go by position, and our first runs' had it so
     if not trainable:
         raise UserError("model: every parameter is frozen, there is nothing to train.")
     plain = [p for n, p in trainable if p.ndim < 2 or "bias" in n]

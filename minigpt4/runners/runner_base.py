@@ -25,7 +25,7 @@ from minigpt4.datasets.loading import Batch, LayOut, to_device
 from minigpt4.datasets.mixture import TrainBatches
 from minigpt4.models.base_model import BaseModel
 from minigpt4.models.checkpoint import save_weights
-from minigpt4.models.minigpt_base import MiniGPTBase
+from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.plain_text import check_plain_text
 from minigpt4.runners import run_state
 from minigpt4.runners.best import Best
@@ -79,7 +79,7 @@ class RunnerBase:
             if run.strategy != "fsdp" and (run.strategy, run.zero_stage) != ("deepspeed", 3):
                 model.place(self.device)
             if distributed.is_main() and prompter and config.model.plain_text:
-                check_plain_text(cast(MiniGPTBase, model).llama_model, prompter.tokenizer, config.model.plain_text)
+                check_plain_text(cast(MiniGPT4, model).llm, prompter.tokenizer, config.model.plain_text)
         self.strategy = build_strategy(model, run, self.device)
         pin = self.device.type not in ("cpu", "mps")
         lay_out = LayOut(prompter, training=True) if prompter else None

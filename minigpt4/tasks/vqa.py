@@ -6,6 +6,8 @@ import re
 from collections import defaultdict
 from typing import Any
 
+import torch
+from torch import nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
@@ -21,7 +23,8 @@ from minigpt4.datasets.loading import collate
 from minigpt4.inference.engine import Engine, Request, raise_first
 from minigpt4.models.base_model import BaseModel
 from minigpt4.models.loading import load_prompter
-from minigpt4.models.minigpt_base import MiniGPTBase
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.projection import build_projection
 from minigpt4.processors import build_processor
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 
@@ -68,7 +71,7 @@ class VQATask(ImageTextPretrainTask):
         A control repeats the evaluation with sight taken away: what it still gets right was guessed. Written to the
         output folder: `evaluation.json`, and each condition's answers in `<dataset>_<condition>.jsonl`.
         """
-        assert isinstance(model, MiniGPTBase)
+        assert isinstance(model, MiniGPT4)
         processor = build_processor(self.config.preprocess.vis_processor.eval)
         engine = Engine(model, load_prompter(self.config.model), processor, self.config.model.compile)
         key, folder = self.config.run.results
@@ -79,7 +82,8 @@ class VQATask(ImageTextPretrainTask):
         results: dict[str, dict[str, dict[str, float]]] = {name: {} for name in datasets}
         for name, conditions in datasets.items():
             for condition, dataset in conditions.items():
-                with engine.model.untrained_projection(condition == "untrained_projection"):
+                projection = self._untrained(model) if condition == "untrained_projection" else model.projection
+                with model.projecting_with(projection):
                     predictions = self._predict(engine, self.config.evaluation_datasets[name], dataset, condition)
                 results[name][condition] = score(predictions)
                 if is_main():
@@ -91,6 +95,11 @@ class VQATask(ImageTextPretrainTask):
             with writing(key, folder):
                 (folder / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
         return results
+
+    def _untrained(self, model: MiniGPT4) -> nn.Module:
+        """The same projection at each evaluation, and on each rank."""
+        torch.manual_seed(0)
+        return build_projection(self.config.model.projection.name, model.vision.width, model.llm).to(model.device)
 
     def _predict(
         self, engine: Engine, block: EvaluationDatasetConfig, dataset: VQADataset, condition: str

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from minigpt4.config.schema import QformerConfig
-from minigpt4.models.qformer import build_qformer, to_original_names
+from minigpt4.models.checkpoint import file_name
+from minigpt4.models.vision.qformer import build_qformer
 from minigpt4.tiny.fit import Log, Stage, fit, seed_all
 from minigpt4.tiny.lm_data import BOS, SLOTS
 from minigpt4.tiny.pretrain_llm import labelled_logits
@@ -36,12 +37,12 @@ NOTHING = 1  # one more class for a position without a digit
 
 
 class Describer(nn.Module):
-    """ln_vision, Q-Former and its queries, which are kept, and two heads that are thrown away."""
+    """A LayerNorm, the Q-Former and its queries, which are kept, and two heads that are thrown away."""
 
     def __init__(self, language_width: int) -> None:
         super().__init__()
-        self.ln_vision = nn.LayerNorm(VIT_SIZES.embed_dim)
-        self.qformer, self.query_tokens = build_qformer(SIZES, SLOTS, VIT_SIZES.embed_dim)
+        self.norm = nn.LayerNorm(VIT_SIZES.embed_dim)
+        self.qformer, self.queries = build_qformer(SIZES, SLOTS, VIT_SIZES.embed_dim)
         self.to_language = nn.Linear(SIZES.hidden_size, language_width)
         self.to_facts = nn.Linear(SIZES.hidden_size, 10 + NOTHING + len(COLORS) + NOTHING)
         for module in self.qformer.modules():
@@ -50,8 +51,8 @@ class Describer(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Maps vision tokens [B, 65, D] to query outputs [B, 32, D]."""
-        queries = self.query_tokens.expand(len(features), -1, -1)
-        output = self.qformer(query_embeds=queries, encoder_hidden_states=self.ln_vision(features))
+        queries = self.queries.expand(len(features), -1, -1)
+        output = self.qformer(query_embeds=queries, encoder_hidden_states=self.norm(features))
         return output.last_hidden_state
 
     def position_logits(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,10 +135,8 @@ def pretrain_qformer(out: Path, seed: int, scale: float, log: Log) -> None:
 
 def kept_state(model: Describer) -> dict[str, Tensor]:
     """The parts that are shipped, in the original's names and fp16."""
-    state = to_original_names(model.qformer.state_dict())
-    state["query_tokens"] = model.query_tokens.detach()
-    state |= {f"ln_vision.{name}": value for name, value in model.ln_vision.state_dict().items()}
-    return {name: value.half().contiguous() for name, value in state.items()}
+    kept = [(name, value) for name, value in model.state_dict().items() if not name.startswith("to_")]
+    return {file_name(f"vision.{name}"): value.half().contiguous() for name, value in kept}
 
 
 @torch.no_grad()

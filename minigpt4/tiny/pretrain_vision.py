@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from minigpt4.config.schema import VitConfig
-from minigpt4.models.vision import build_vit, load_vit_weights
+from minigpt4.models.vision.eva import build_vit, load_vit_weights
 from minigpt4.tiny.fit import Log, Stage, fit, seed_all
 from minigpt4.tiny.world import COLORS, SIDE, Scene, covered_patches, render, sample_scene, to_pixels
 

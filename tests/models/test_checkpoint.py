@@ -12,11 +12,11 @@ from torch import nn
 
 from minigpt4.common.checksums import write_checksums
 from minigpt4.common.errors import UserError
-from minigpt4.models.checkpoint import check_shape, load_checkpoints, load_tensors, local_files, save_weights
+from minigpt4.models.checkpoint import check_shape, file_name, load_checkpoints, load_tensors, local_files, save_weights
 
 
 def model() -> nn.Module:
-    parts = nn.ModuleDict({"frozen": nn.Linear(2, 2), "llama_proj": nn.Linear(2, 3)})
+    parts = nn.ModuleDict({"frozen": nn.Linear(2, 2), "projection": nn.Linear(2, 3)})
     parts["frozen"].requires_grad_(False)
     return parts
 
@@ -28,14 +28,14 @@ def test_only_trainable_weights_are_written_and_come_back(tmp_path):
     before = target["frozen"].weight.clone()
     report = load_checkpoints(target, [tmp_path / "checkpoint_0"])
     assert report.loaded == {str(tmp_path / "checkpoint_0"): ["llama_proj.bias", "llama_proj.weight"]}
-    assert torch.equal(target["llama_proj"].weight, source["llama_proj"].weight)
+    assert torch.equal(target["projection"].weight, source["projection"].weight)
     assert torch.equal(target["frozen"].weight, before)
     assert [p.name for p in (tmp_path / "checkpoint_0").iterdir()] == ["model.safetensors"]
 
 
 def test_the_originals_pth_with_its_buffers_loads(tmp_path):
     source = model()
-    weights = {k: v for k, v in source.state_dict().items() if k.startswith("llama_proj")}
+    weights = {file_name(k): v for k, v in source.state_dict().items() if k.startswith("projection")}
     buffer = {"llama_model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
     torch.save({"model": weights | buffer, "epoch": 3}, tmp_path / "checkpoint_3.pth")
     report = load_checkpoints(model(), [tmp_path / "checkpoint_3.pth"])
@@ -52,7 +52,7 @@ def test_the_originals_pth_with_its_buffers_loads(tmp_path):
 )
 def test_a_checkpoint_that_does_not_fit_changes_nothing(change, message, tmp_path):
     target = model()
-    weights = {k: v + 1 for k, v in target.state_dict().items() if k.startswith("llama_proj")}
+    weights = {file_name(k): v + 1 for k, v in target.state_dict().items() if k.startswith("projection")}
     change(weights)
     save_file(weights, tmp_path / "x.safetensors")
     before = {k: v.clone() for k, v in target.state_dict().items()}
@@ -80,15 +80,15 @@ def test_a_wrong_shape_is_explained_in_words(name, found, own, words):
 
 def test_a_list_of_files_is_loaded_in_order_and_covers_all_together(tmp_path):
     target = model()
-    target["Qformer"] = nn.Linear(2, 2)
+    target["vision"] = nn.ModuleDict({"qformer": nn.Linear(2, 2)})
     files = [tmp_path / name for name in ("stage1.pth", "qformer.safetensors", "stage2.safetensors")]
-    save_weights(nn.ModuleDict({"llama_proj": nn.Linear(2, 3)}).state_dict(), tmp_path)
+    save_weights(nn.ModuleDict({"projection": nn.Linear(2, 3)}).state_dict(), tmp_path)
     torch.save({key: value + 1 for key, value in load_file(tmp_path / "model.safetensors").items()}, files[0])  # flat
     save_file({"Qformer.weight": torch.ones(2, 2), "Qformer.bias": torch.ones(2)}, files[1])
     save_file({"llama_proj.bias": torch.full((3,), 7.0)}, files[2])
     report = load_checkpoints(target, files, {"frozen": "frozen.pth"})
-    assert target["llama_proj"].bias.tolist() == [7, 7, 7] and target["Qformer"].bias.tolist() == [1, 1]
-    assert torch.equal(target["llama_proj"].weight, torch.load(files[0])["llama_proj.weight"])
+    assert target["projection"].bias.tolist() == [7, 7, 7] and target["vision"]["qformer"].bias.tolist() == [1, 1]
+    assert torch.equal(target["projection"].weight, torch.load(files[0])["llama_proj.weight"])
     assert [names[0] for names in report.loaded.values()] == ["llama_proj.bias", "Qformer.bias", "llama_proj.bias"]
     assert report.as_built == {"frozen": "frozen.pth"}
     with pytest.raises(UserError, match=r"missing \['llama_proj.weight'\], .* trains.$"):
@@ -115,7 +115,7 @@ def test_other_spellings_of_the_same_weights_load(tmp_path):
 @pytest.mark.parametrize("wrapper", ["model", "state_dict", "model_state_dict", "module", "state_dict.module", None])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.module."])
 def test_wrapped_and_prefixed_weights_load(wrapper, prefix, tmp_path):
-    own = {name: value for name, value in model().state_dict().items() if name.startswith("llama_proj")}
+    own = {file_name(name): value for name, value in model().state_dict().items() if name.startswith("projection")}
     state: dict = {prefix + name: value + 1 for name, value in own.items()}
     for key in reversed(wrapper.split(".") if wrapper else []):
         state = {key: state, "epoch": 3}
@@ -168,7 +168,7 @@ def test_a_checkpoint_that_changes_nothing_is_an_error(tmp_path):
 
 
 def test_the_report_says_what_is_from_where(tmp_path):
-    weights = {k: v for k, v in model().state_dict().items() if k.startswith("llama_proj")}
+    weights = {file_name(k): v for k, v in model().state_dict().items() if k.startswith("projection")}
     torch.save(weights | {"x.inv_freq": torch.ones(4)}, tmp_path / "x.pth")
     assert str(load_checkpoints(model(), [tmp_path / "x.pth"], {"frozen": "vit.pth"})).splitlines() == [
         f"checkpoint {tmp_path / 'x.pth'}: llama_proj (2 tensors)",

@@ -10,10 +10,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from minigpt4.common.errors import UserError
 from minigpt4.config.schema import Config, ModelConfig
 from minigpt4.models import minigpt4
+from minigpt4.models.checkpoint import file_name
 from minigpt4.models.llm import DTYPES
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.qformer import to_original_names
-from minigpt4.models.vision import build_vit, convert_weights
+from minigpt4.models.vision.eva import build_vit
+from minigpt4.models.vision.eva_qformer import EvaQformer
+from minigpt4.models.vision.part import convert_weights
 from tests.conftest import PARITY, golden_json
 
 RECORDED = golden_json("full_size_keys")
@@ -87,29 +89,25 @@ def build(files, monkeypatch):
 def test_every_recorded_key_is_used_or_known_to_be_unused(name, build, caplog):
     caplog.set_level("INFO")
     model = build(name, name)
-    trainable = {n.replace(".default.", "."): list(p.shape) for n, p in model.named_parameters() if p.requires_grad}
+    trainable = {file_name(n): list(p.shape) for n, p in model.named_parameters() if p.requires_grad}
     assert trainable == RECORDED[name]["trainable_parameters"]
     without_words = RECORDED[name]["n_total"] - (32000 - 8) * model.projection.out_features
     assert model.count_parameters() == (RECORDED[name]["n_trainable"], without_words)
 
     vit = {
-        key: [list(p.shape), str(p.dtype).removeprefix("torch.")]
-        for key, p in model.visual_encoder.state_dict().items()
+        key: [list(p.shape), str(p.dtype).removeprefix("torch.")] for key, p in model.vision.vit.state_dict().items()
     }
-    positions = (
-        RECORDED["v2_pos_embed_448"] if model.visual_encoder.patch_embed.grid_size == (32, 32) else [1, 257, 1408]
-    )
+    positions = RECORDED["v2_pos_embed_448"] if model.vision.vit.patch_embed.grid_size == (32, 32) else [1, 257, 1408]
     assert vit == VIT | {"pos_embed": [positions, "float32"]}
     assert f"eva_vit_g.pth, unused: {sorted(VIT_UNUSED)}" in caplog.text
-    assert {key: list(p.shape) for key, p in model.ln_vision.state_dict().items()} == RECORDED["ln_vision"]
-    if model.has_qformer:
-        state = to_original_names(model.Qformer.state_dict()) | {"query_tokens": model.query_tokens}
+    assert {key: list(p.shape) for key, p in model.vision.norm.state_dict().items()} == RECORDED["ln_vision"]
+    if isinstance(model.vision, EvaQformer):
+        named = {file_name(f"vision.{key}"): p for key, p in model.vision.state_dict().items()}
+        state = {key: p for key, p in named.items() if key.startswith(("Qformer.", "query_tokens"))}
         recorded = {key: shape for key, shape in QFORMER.items() if key != POSITION_IDS}
         assert {key: list(p.shape) for key, p in state.items()} == recorded
         assert f"blip2.pth, unused: {sorted(QFORMER_UNUSED)}" in caplog.text
-    towers = [t for n, t in model.named_parameters() if not n.startswith("llama_model.")] + list(
-        model.visual_encoder.buffers()
-    )
+    towers = [t for n, t in model.named_parameters() if not n.startswith("llm.")] + list(model.vision.vit.buffers())
     assert not any(t.is_meta for t in towers)
 
 

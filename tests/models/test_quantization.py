@@ -40,7 +40,7 @@ def test_training_and_generation(options, weights, tolerance, parity_config, par
     loss = model(samples)["loss"]
     loss.backward()
     torch.testing.assert_close(loss, expected, rtol=tolerance, atol=0)
-    assert {n for n, p in model.named_parameters() if p.grad is not None} == {"llama_proj.weight", "llama_proj.bias"}
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == {"projection.weight", "projection.bias"}
     answers = model.generate(samples["image"], samples["instruction_input"], max_new_tokens=4)
     assert len(answers) == 2 and all(answers)
 

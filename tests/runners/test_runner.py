@@ -185,7 +185,7 @@ def test_a_run_writes_log_plot_config_and_trainable_weights_only(model, tmp_path
 
 def test_frozen_parts_stay_in_eval_mode_without_graphs_after_validation_too(model, tmp_path):
     seen = []
-    for name in ("visual_encoder", "Qformer", "llama_model"):
+    for name in ("vision.vit", "vision.qformer", "llm"):
 
         def note(module, inputs, output, name=name):
             if model.training:
@@ -197,7 +197,7 @@ def test_frozen_parts_stay_in_eval_mode_without_graphs_after_validation_too(mode
     in_optimizer = {id(p) for group in trained.strategy.optimizer.param_groups for p in group["params"]}
     assert in_optimizer == {id(p) for p in model.projection.parameters()}
     trained.train()
-    frozen = [("visual_encoder", False, False), ("Qformer", False, False), ("llama_model", False, True)]
+    frozen = [("vision.vit", False, False), ("vision.qformer", False, False), ("llm", False, True)]
     assert seen == frozen * 4  # steps
     assert [n for n, p in model.named_parameters() if p.grad is not None and not p.requires_grad] == []
     assert trained.strategy.optimizer.state.keys() == set(model.projection.parameters())

@@ -1,4 +1,4 @@
-"""EVA-ViT, the frozen vision tower (EVA: Fang et al. 2022, arXiv:2211.07636, section 2; BLIP-2, section 3.1)."""
+"""EVA-ViT, the original's vision tower (EVA: Fang et al. 2022, arXiv:2211.07636, section 2; BLIP-2, section 3.1)."""
 
 import logging
 from functools import partial
@@ -11,12 +11,20 @@ from torch import Tensor, nn
 
 from minigpt4.common.errors import UserError
 from minigpt4.config.schema import ModelConfig, VitConfig
+from minigpt4.models.base_model import checkpoint_blocks
 from minigpt4.models.checkpoint import load_tensors
-from minigpt4.models.llm import DTYPES
+from minigpt4.models.vision.part import convert_weights, in_half, tower_dtype
 
 logger = logging.getLogger(__name__)
 
-JOINED = 4  # patch tokens in one row for the LLM, where there is no Q-Former
+_WELL_KNOWN = {
+    "eva_clip_g": "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
+}
+
+
+def vit_file(config: ModelConfig) -> dict[str, str]:
+    """{config key: path or URL} of the tower's weights."""
+    return {"model.vit_model": _WELL_KNOWN.get(config.vit_model, config.vit_model)}
 
 
 def build_vit(config: VitConfig, image_size: int, drop_path_rate: float = 0.0) -> Eva:
@@ -40,6 +48,22 @@ def build_vit(config: VitConfig, image_size: int, drop_path_rate: float = 0.0) -
     )
     vit.norm = nn.Identity()
     return vit
+
+
+def new_vit(config: ModelConfig) -> Eva:
+    """The config's tower, without memory and without random numbers for what a file replaces."""
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        vit = build_vit(config.vit, config.image_size, config.drop_path_rate)
+    convert_weights(vit, tower_dtype(config))
+    if config.use_grad_checkpoint:
+        checkpoint_blocks(vit)
+    return vit
+
+
+def vit_tokens(vit: Eva, images: Tensor) -> Tensor:
+    """Images [B, 3, H, W] -> tokens [B, 1 + patches, D] in fp32, with the weights in the dtype that they have."""
+    with in_half(images.device, vit.patch_embed.proj.weight.dtype):
+        return vit(images).float()
 
 
 def load_vit_weights(vit: Eva, path: str | Path) -> None:
@@ -71,22 +95,6 @@ def load_vit_weights(vit: Eva, path: str | Path) -> None:
     logger.info("ViT: %d tensors from %s, unused: %s", len(used), path, sorted(unused) or "none")
 
 
-def vit_dtype(config: ModelConfig) -> torch.dtype:
-    """The dtype of the tower's conv and linear weights: `vit_precision`, or fp32 where they train."""
-    return torch.float32 if "vit" in config.trained else DTYPES[config.vit_precision]
-
-
-def feature_width(config: ModelConfig) -> int:
-    """Width of the rows that the projection reads: the Q-Former's outputs, or joined patch tokens."""
-    return config.qformer.hidden_size if config.has_qformer else config.vit.embed_dim * JOINED
-
-
-def feature_rows(config: ModelConfig) -> int:
-    """How many rows the projection reads of an image."""
-    patches = (config.image_size // config.vit.patch_size) ** 2
-    return config.num_query_token if config.has_qformer else patches // JOINED
-
-
 def _block_index(key: str) -> int:
     return int(key.split(".")[1]) if key.startswith("blocks.") else -1
 
@@ -100,10 +108,3 @@ def interpolate_pos_embed(pos_embed: Tensor, grid: tuple[int, int]) -> Tensor:
     square = rows.reshape(1, side, side, -1).permute(0, 3, 1, 2)
     square = F.interpolate(square, size=grid, mode="bicubic", align_corners=False)
     return torch.cat([cls_row, square.flatten(2).transpose(1, 2)], dim=1)
-
-
-def convert_weights(vit: nn.Module, dtype: torch.dtype) -> None:
-    """Converts conv and linear layers only, as the original: LayerNorms, q/v biases and embeddings stay fp32."""
-    for module in vit.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.to(dtype)

@@ -1,0 +1,109 @@
+"""What a vision part is: a frozen tower from pictures to the rows that the projection reads."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from minigpt4.common.errors import UserError
+from minigpt4.config.schema import Config, ModelConfig
+from minigpt4.models.base_model import PartlyFrozen
+from minigpt4.models.llm import DTYPES
+
+
+class VisionPart(PartlyFrozen):
+    """Base of all kinds that `model.vision.name` may name.
+
+    A part is built without memory, on the meta device, and without random numbers; then `load` gives it its weights.
+    Its children carry names that mean something: `vision.<child>` is how reports name them.
+
+    Attributes:
+        settings: the keys of `model.vision`, besides `name`, that the kind reads.
+        rows: how many rows the projection reads of a picture.
+        width: their width.
+        image_size: height and width of a picture in pixels.
+    """
+
+    settings: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: Config, shape: tuple[int, int] | None = None):
+        super().__init__()
+        self.rows, self.width = shape or self.shape(config)
+        self.image_size = config.model.image_size
+
+    @classmethod
+    @abstractmethod
+    def shape(cls, config: Config) -> tuple[int, int]:
+        """`rows` and `width`, known before anything is built.
+
+        Raises:
+            UserError: the config, or a folder that it names, does not say.
+        """
+
+    @classmethod
+    def files(cls, config: Config) -> dict[str, str]:
+        """{config key: path or URL} of what `load` reads."""
+        return {}
+
+    def check(self, files: Mapping[str, str]) -> None:
+        """Looks, before anything is read, whether the weights suit the part; `files` are as `files` names them.
+
+        Raises:
+            UserError: they don't.
+        """
+
+    def load(self, config: Config, files: Mapping[str, Path]) -> dict[str, str]:
+        """Reads the weights and sets which of them train.
+
+        Returns:
+            {child: where its weights are from}.
+
+        Raises:
+            UserError: a file does not fit.
+        """
+        return {}
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps images [B, 3, H, W] to features [B, rows, width] in fp32."""
+
+    def blank(self, device: torch.device) -> Tensor:
+        """One picture of zeros, as `forward` takes it."""
+        return torch.zeros(1, 3, self.image_size, self.image_size, device=device)
+
+
+def tower_dtype(config: ModelConfig) -> torch.dtype:
+    """The dtype of a tower's conv and linear weights: `vit_precision`, or fp32 where they train."""
+    return torch.float32 if "vit" in config.trained else DTYPES[config.vit_precision]
+
+
+def convert_weights(tower: nn.Module, dtype: torch.dtype) -> None:
+    """Converts conv and linear layers only, as the original: LayerNorms, q/v biases and embeddings stay fp32."""
+    for module in tower.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(dtype)
+
+
+def in_half(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Around a tower whose conv and linear weights have this dtype: LayerNorms and biases stay in fp32."""
+    return torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
+
+
+def joined(tokens: Tensor, number: int) -> Tensor:
+    """Joins so many tokens that follow one another, in raster order, into a row: [B, N, D] -> [B, N/n, n*D]."""
+    return tokens.reshape(len(tokens), -1, tokens.shape[2] * number)
+
+
+def joined_shape(patches: int, width: int, number: int) -> tuple[int, int]:
+    """`rows` and `width` of so many patch tokens of this width, joined.
+
+    Raises:
+        UserError: one would be left over.
+    """
+    if patches % number:
+        raise UserError(f"model.vision.join: {patches} patches can't be joined by {number}. Set it to a divisor, or 1.")
+    return patches // number, width * number
