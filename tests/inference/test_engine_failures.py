@@ -96,9 +96,7 @@ def fails_after(engine: Engine, monkeypatch, tokens: int) -> list[int]:
             raise RuntimeError("out of memory")
 
     monkeypatch.setattr(engine.model.llm, "generate", noted)
-    monkeypatch.setattr(
-        engine.model.llm.model, "forward", wrapped(engine.model.llm.model.forward, step)
-    )
+    monkeypatch.setattr(engine.model.llm.model, "forward", wrapped(engine.model.llm.model.forward, step))
     return begun
 
 

@@ -30,6 +30,7 @@ from minigpt4.conversation.prompter import IMAGE_ROW
 from minigpt4.inference.kept_cache import shared_prefix
 from minigpt4.models.llm import add_lora, check_lora
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.projection import build_projection
 from minigpt4.models.splice import IGNORE
 
 SMALL = {
@@ -96,7 +97,7 @@ def test_a_training_step_moves_only_the_projection(model):
     first.backward()
     optimizer.step()
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
-    assert moved == {"llama_proj.weight", "llama_proj.bias"}
+    assert moved == {"projection.weight", "projection.bias"}
     assert model(samples)["loss"] < first
 
 
@@ -139,9 +140,7 @@ TARGETS = {"phi3": ["qkv_proj"], "gpt_neox": ["query_key_value"], "opt": ["q_pro
 
 
 def test_adapters_train_beside_the_projection(model):
-    config = ModelConfig(
-        lora_r=2, lora_targets=TARGETS.get(model.llm.config.model_type, ["q_proj", "down_proj"])
-    )
+    config = ModelConfig(lora_r=2, lora_targets=TARGETS.get(model.llm.config.model_type, ["q_proj", "down_proj"]))
     check_lora(config, model.llm)
     whole = model.llm
     model.llm = add_lora(copy.deepcopy(whole), config)
@@ -151,18 +150,19 @@ def test_adapters_train_beside_the_projection(model):
         assert trained == {n for n, p in model.named_parameters() if p.grad is not None}
         kinds = {n.split(".lora_")[0].rpartition(".")[2] for n in trained if ".lora_" in n}
         assert kinds == set(config.lora_targets) and {n for n in trained if ".lora_" not in n} == {
-            "llama_proj.weight",
-            "llama_proj.bias",
+            "projection.weight",
+            "projection.bias",
         }
     finally:
         model.llm = whole
 
 
-def test_soft_tokens_begin_as_large_as_words(model):
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_soft_tokens_begin_as_large_as_words(kind, model):
     with torch.no_grad():
         embedding = model.llm.get_input_embeddings()
         words = embedding(torch.arange(embedding.num_embeddings)).square().mean().sqrt()
-        soft = model.new_projection(64)(torch.randn(500, 64)).square().mean().sqrt()
+        soft = build_projection(kind, 64, model.llm)(torch.randn(500, 64)).square().mean().sqrt()
     assert 0.8 < (soft / words).item() < 1.25
 
 

@@ -5,17 +5,17 @@ import re
 
 import pytest
 import torch
+from minigpt4.models.minigpt_base import read_prompts
 
 from minigpt4.common.errors import UserError
 from minigpt4.config.schema import Config
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.minigpt_base import read_prompts
 
 
 def test_only_the_projection_trains(parity_model):
     assert {n for n, p in parity_model.named_parameters() if p.requires_grad} == {
-        "llama_proj.weight",
-        "llama_proj.bias",
+        "projection.weight",
+        "projection.bias",
     }
     trainable, total = parity_model.count_parameters()
     assert trainable == 64 * 64 + 64 and total > trainable
@@ -23,7 +23,7 @@ def test_only_the_projection_trains(parity_model):
 
 def test_frozen_towers_stay_in_eval_mode(parity_model):
     parity_model.train()
-    assert not any(m.training for m in parity_model.Qformer.modules())
+    assert not any(m.training for m in parity_model.vision.modules())
     assert not parity_model.llm.training and parity_model.projection.training
     parity_model.eval()
 

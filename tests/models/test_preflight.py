@@ -1,5 +1,6 @@
 """Preflight: every problem of a config at once, each with its cure, before anything is loaded."""
 
+import copy
 import json
 import logging
 import shutil
@@ -16,6 +17,8 @@ from minigpt4.config.schema import Config, ModelConfig, RunConfig
 from minigpt4.models.llm import load_tokenizer
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.preflight import check_memory, llm_outline, memory_of_devices, preflight
+from minigpt4.models.vision import build_vision
+from minigpt4.models.vision.part import convert_weights
 
 CPU = torch.device("cpu")
 
@@ -26,7 +29,7 @@ def nothing_is_loaded(monkeypatch):
         raise AssertionError("something was loaded")
 
     monkeypatch.setattr("minigpt4.models.minigpt4.load_llm", fail)
-    monkeypatch.setattr("minigpt4.models.towers.load_vit_weights", fail)
+    monkeypatch.setattr("minigpt4.models.vision.eva_qformer.load_vit_weights", fail)
 
 
 @pytest.fixture
@@ -222,14 +225,17 @@ def test_an_unknown_conversation_is_told(parity_config):
 )
 def test_memory_of_the_weights(options, bytes_per_weight, parity_config, parity_model):
     config = replace(parity_config, vit_precision="fp16", **options)
-    parts = memory_of_devices(config, llm_outline(Path(config.llama_model)), CPU)[CPU]
+    vision = build_vision(Config(model=config))
+    parts = memory_of_devices(config, vision, llm_outline(Path(config.llama_model)), CPU)[CPU]
     layers = [p for p in parity_model.llm.model.layers.parameters() if p.dim() == 2]
     linear = sum(p.numel() for p in layers)
     rest = sum(p.numel() for p in parity_model.llm.parameters()) - linear
     size = int(max(bytes_per_weight, 2))
     (llm,) = [size for part, size in parts.items() if part.startswith("LLM")]
     assert llm == linear * bytes_per_weight + rest * size
-    assert parts["Q-Former"] == 4 * sum(p.numel() for p in parity_model.Qformer.parameters())
+    seeing = copy.deepcopy(parity_model.vision)
+    convert_weights(seeing.vit, torch.float16)
+    assert parts["vision"] == sum(p.nbytes for p in seeing.parameters())
 
 
 @pytest.fixture
@@ -244,15 +250,19 @@ def gigabytes(devices: dict) -> dict:
 
 def test_memory_of_vicuna_7b_in_8_bits(vicuna_7b):
     config = ModelConfig(low_resource=True, llm_dtype="fp16")
-    parts = {"ViT": 2.0, "Q-Former": 0.4, "LLM (8bit)": 7.0}
-    assert gigabytes(memory_of_devices(config, vicuna_7b, CPU)) == {"cpu": parts}
+    vision = build_vision(Config(model=config))
+    parts = {"vision": 2.4, "LLM (8bit)": 7.0}
+    assert gigabytes(memory_of_devices(config, vision, vicuna_7b, CPU)) == {"cpu": parts}
+    without = build_vision(Config(model=config), towers=False)
+    assert gigabytes(memory_of_devices(config, without, vicuna_7b, CPU)) == {"cpu": parts | {"vision": 0.0}}
 
 
 def test_a_device_map_spreads_the_llm(vicuna_7b, monkeypatch):
     monkeypatch.setattr("torch.accelerator.device_count", lambda: 2)
     config, card = ModelConfig(device_map="auto", llm_dtype="fp16"), torch.device("cuda", 1)
-    assert gigabytes(memory_of_devices(config, vicuna_7b, card)) == {
-        "cuda:1": {"ViT": 2.0, "Q-Former": 0.4, "LLM (float16)": 6.7},
+    vision = build_vision(Config(model=config))
+    assert gigabytes(memory_of_devices(config, vision, vicuna_7b, card)) == {
+        "cuda:1": {"vision": 2.4, "LLM (float16)": 6.7},
         "cuda:0": {"LLM (float16)": 6.7},
     }
 
@@ -262,8 +272,8 @@ def test_weights_that_do_not_fit_are_told_before_they_are_read(monkeypatch, capl
     monkeypatch.setattr("minigpt4.models.preflight._free_memory", lambda _: 8e9)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     cards = [torch.device("cuda", i) for i in range(2)]
-    check_memory({cards[0]: {"ViT": 2e9, "LLM (float16)": 5e9}})
-    assert "cuda:0: the weights take 7.00 GB (ViT 2.00, LLM (float16) 5.00) of 8.00 GB that are free" in caplog.text
+    check_memory({cards[0]: {"vision": 2e9, "LLM (float16)": 5e9}})
+    assert "cuda:0: the weights take 7.00 GB (vision 2.00, LLM (float16) 5.00) of 8.00 GB that are free" in caplog.text
     with pytest.raises(UserError, match="cuda:0: the weights take 9.00 GB .* Set model.quant.* run.strategy=fsdp"):
         check_memory({cards[0]: {"LLM": 9e9}})
     check_memory({cards[0]: {"LLM": 15e9}}, holders=2)

@@ -15,6 +15,8 @@ from minigpt4.config.schema import Config
 from minigpt4.models.checkpoint import save_weights
 from minigpt4.models.llm import load_tokenizer
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.projection import build_projection
+from minigpt4.models.vision import build_vision
 from minigpt4.runners.log import parts_table
 
 
@@ -56,7 +58,11 @@ def test_the_report_does_not_flood(parity_model, monkeypatch, caplog):
     assert warned(caplog)[-1].endswith("; more such samples are not reported")
 
 
-PARTS = {"llm": ("llama_model.",), "qformer": ("Qformer.", "query_tokens"), "vit": ("visual_encoder.", "ln_vision.")}
+PARTS = {
+    "llm": ("llm.",),
+    "qformer": ("vision.qformer.", "vision.queries"),
+    "vit": ("vision.vit.", "vision.norm."),
+}
 SAMPLES = {"image": torch.randn(2, 3, 56, 56), "answer": ["a dog", "the small grass"]}
 
 
@@ -64,16 +70,16 @@ SAMPLES = {"image": torch.randn(2, 3, 56, 56), "answer": ["a dog", "the small gr
 def test_what_is_unfrozen_trains_in_fp32_and_is_saved(part, parity_config, tmp_path, caplog):
     config = replace(parity_config, unfreeze=[part], vit_precision="bf16", llm_dtype="bf16")
     model = MiniGPT4.from_config(Config(model=config)).train()
-    trained = {n: p for n, p in model.named_parameters() if n.startswith(("llama_proj.", *PARTS[part]))}
+    trained = {n: p for n, p in model.named_parameters() if n.startswith(("projection.", *PARTS[part]))}
     assert {n for n, p in model.named_parameters() if p.requires_grad} == trained.keys()
     assert all(p.dtype == torch.float32 for p in trained.values())
-    frozen = {"llm": model.llm, "qformer": model.Qformer, "vit": model.visual_encoder}
+    frozen = {"llm": model.llm, "qformer": model.vision.qformer, "vit": model.vision.vit}
     assert {name for name, module in frozen.items() if module.training} == {part}
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(SAMPLES)["loss"]
     loss.backward()
     without = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
-    assert without <= {"llama_model.model.embed_tokens.weight"}  # a prompt without words does not reach them
+    assert without <= {"llm.model.embed_tokens.weight"}  # a prompt without words does not reach them
     assert [n for n, p in model.named_parameters() if p.grad is not None and not p.requires_grad] == []
     assert "they begin as built, from" in caplog.text  # the checkpoint has the projection alone
 
@@ -88,8 +94,9 @@ def test_what_is_unfrozen_trains_in_fp32_and_is_saved(part, parity_config, tmp_p
 def test_the_report_counts_what_is_unfrozen(parity_config):
     model = MiniGPT4.from_config(Config(model=replace(parity_config, unfreeze=["qformer"])))
     rows = {line.split("|")[1].strip(): line.split("|")[2:4] for line in parts_table(model).splitlines()[2:]}
-    assert rows["Qformer"][0] == rows["Qformer"][1] and rows["query_tokens"][0] == rows["query_tokens"][1]
-    assert rows["llama_model"][1].strip() == "0"
+    assert rows["vision.qformer"][0] == rows["vision.qformer"][1]
+    assert rows["vision.queries"][0] == rows["vision.queries"][1] and rows["vision.vit"][1].strip() == "0"
+    assert rows["llm"][1].strip() == "0"
 
 
 TINY = "train_configs/minigpt4_tiny_stage2_finetune.yaml"
@@ -168,8 +175,10 @@ def test_no_dropout_in_a_frozen_llm_that_computes_activations_anew(tmp_path, par
     sizes = {"hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 64, "num_attention_heads": 4}
     llm = OPTForCausalLM(OPTConfig(**sizes, num_hidden_layers=2, vocab_size=480, dropout=0.9, attention_dropout=0.9))
     config = replace(parity_config, use_grad_checkpoint=True)
-    model = MiniGPT4(config, llm.requires_grad_(False), load_tokenizer(parity_config.llama_model))
-    model._load_towers(config, {"model.vit_model": config.vit_model, "model.q_former_model": config.q_former_model})
+    vision = build_vision(Config(model=config))
+    vision.load(Config(model=config), vision.files(Config(model=config)))
+    projection = build_projection("linear", vision.width, llm.requires_grad_(False))
+    model = MiniGPT4(vision, projection, llm, load_tokenizer(parity_config.llama_model), config)
     losses = [model.train()(SAMPLES)["loss"] for _ in range(2)]
     assert torch.equal(*losses)
     losses[0].backward()

@@ -18,7 +18,8 @@ from minigpt4.config.schema import BuildInfo, Config, DatasetConfig, ProcessorCo
 from minigpt4.datasets.loading import collate
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.preflight import preflight
-from minigpt4.models.towers import Towers
+from minigpt4.models.vision import build_vision
+from minigpt4.models.vision.cached_features import CachedFeatures
 from minigpt4.processors.image import Blip2ImageEvalProcessor
 from minigpt4.runners import feature_cache
 from minigpt4.runners.feature_cache import FeatureCache, cached_datasets
@@ -64,7 +65,7 @@ def test_the_loss_is_that_of_the_towers_with_features_in_bf16(has_qformer, confi
         torch.manual_seed(0)  # the projection begins alike
         models.append(MiniGPT4.from_config(config, towers).eval())
     live, blind = models
-    assert {name for name, _ in blind.named_children()} == {"llama_model", "llama_proj"}
+    assert isinstance(blind.vision, CachedFeatures) and not list(blind.vision.parameters())
     assert torch.equal(live.projection.weight, blind.projection.weight)
     assert len(datasets["train"]["cc_sbu_align"]) == 10 and len(datasets["val"]["cc_sbu_align"]) == 3
     exact = live.image_features
@@ -89,7 +90,9 @@ def test_training_pictures_are_those_of_evaluation_decoded_in_full(config):
     processor = Blip2ImageEvalProcessor(56)
     exact, reduced = (processor.load(file, reduced) for reduced in (False, True))
     assert not torch.equal(exact, reduced)
-    features = Towers(config.model, preflight(config, towers=False)).image_features(exact.unsqueeze(0))[0]
+    vision = build_vision(config).eval()
+    vision.load(config, preflight(config, towers=False))
+    features = vision(exact.unsqueeze(0))[0]
     torch.testing.assert_close(dataset[3]["image_features"], features.bfloat16(), atol=1e-2, rtol=1e-2)
     assert torch.equal(dataset.dataset[3]["image"], exact)
     assert config.datasets["cc_sbu_align"].vis_processor.train.name == "blip2_image_train"  # as the user wrote it
@@ -105,7 +108,7 @@ def test_others_may_read_a_cache_as_the_umask_says(config):
 
 def test_a_full_cache_needs_no_towers(config, monkeypatch):
     first = cached(config)["train"]["cc_sbu_align"][3]
-    monkeypatch.setattr(feature_cache, "Towers", None)
+    monkeypatch.setattr(feature_cache, "build_vision", None)
     again = cached(config)["train"]["cc_sbu_align"][3]
     assert torch.equal(first.pop("image_features"), again.pop("image_features")) and first == again
 
@@ -239,7 +242,7 @@ def test_two_processes_fill_and_train(tmp_path):
     command += ["run.iters_per_epoch=2", "run.batch_size_train=4", "run.num_workers=0", "run.log_freq=1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-4000:]
-    assert "evaluation transform" in done.stderr and "| visual_encoder" not in done.stderr
+    assert "evaluation transform" in done.stderr and "| vision" not in done.stderr
     counts = [len(json.loads((tmp_path / "data" / s / "filter_cap.json").read_text())["annotations"]) for s in KEYS_AT]
     assert len(FeatureCache(tmp_path / "cache").index) == sum(counts)
     assert (tmp_path / "out" / "checkpoint_0" / "model.safetensors").is_file()
