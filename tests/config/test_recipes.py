@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from minigpt4.config.loading import load_config
-from tests.config import COMPAT, ROOT
+from tests.config.test_loading import COMPAT, ROOT
 
 TRAIN = {"run.device", "run.wandb_log", "run.job_name"}  # ours runs anywhere and logs to files
 BATCH = {"run.batch_size_train"}  # says once what the final version says for each dataset
@@ -122,5 +122,5 @@ def test_models_are_the_originals(arch, model_type, theirs, keys):
     options = [f"model.arch={arch}", f"model.model_type={model_type}"]
     words = {f"preprocess.text_processor.{split}.max_words" for split in ("train", "eval")}
     assert different(f"minigpt4/config/defaults/models/{arch}/{model_type}.yaml", theirs, options) - words == keys
-    model = load_config(ROOT / "minigpt4/config/defaults/default.yaml", options).model
+    model = load_config(ROOT / "minigpt4" / "config" / "defaults" / "default.yaml", options).model
     assert {key: getattr(model, key) for key in CODE[model_type]} == CODE[model_type]

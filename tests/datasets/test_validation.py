@@ -38,7 +38,7 @@ def test_tokens_are_those_that_the_model_reads(flavour, conversation, parity_eng
     prompt, rest = counter.count(Conversation(turns))
     assert len(replace(expected, max_txt_len=10**9).example(Conversation(turns))) == prompt + rest  # with the BOS
     shown = "<Img><ImageHere></Img> What <Img><ImageHere></Img> is it?"
-    assert prompt == len(expected.layout(expected.parse(template.format(shown), [None] * 2)))
+    assert prompt == 1 + len(expected.prompt(expected.parse(template.format(shown), [None] * 2)))
 
 
 @pytest.fixture

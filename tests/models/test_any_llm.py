@@ -24,14 +24,18 @@ from transformers import (
     Qwen3Config,
 )
 
-from minigpt4.config.schema import Config, ModelConfig
-from minigpt4.conversation.conversation import IMAGE, Turn
-from minigpt4.conversation.prompter import IMAGE_ROW
+from minigpt4.config.schema import ModelConfig
+from minigpt4.conversation.conversation import Conversation, Turn, spaced
+from minigpt4.conversation.prompter import IGNORE, IMAGE_ROW
+from minigpt4.conversation.templates import get_template
+from minigpt4.datasets.loading import Batch, collate, tensors_of
+from minigpt4.inference.engine import Engine, Request
 from minigpt4.inference.kept_cache import shared_prefix
 from minigpt4.models.llm import add_lora, check_lora
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.projection import build_projection
-from minigpt4.models.splice import IGNORE
+from tests.batches import batch_of, captioned
+from tests.conftest import engine_of
 
 SMALL = {
     "hidden_size": 48,
@@ -72,7 +76,7 @@ def tokenizer_without_bos_and_pad() -> PreTrainedTokenizerFast:
     return fast
 
 
-def build(sizes: PretrainedConfig, config: ModelConfig, folder: Path) -> MiniGPT4:
+def build(sizes: PretrainedConfig, config: ModelConfig, folder: Path) -> Engine:
     """A model with random weights around an LLM of these sizes, whose files are put into a folder."""
     torch.manual_seed(0)
     tokenizer = tokenizer_without_bos_and_pad()
@@ -81,57 +85,67 @@ def build(sizes: PretrainedConfig, config: ModelConfig, folder: Path) -> MiniGPT
     llm.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     config = replace(config, llama_model=str(folder), ckpt=None, conversation="chatml", end_sym="<|im_end|>")
-    return MiniGPT4.from_config(Config(model=config)).eval()
+    return engine_of(config)
 
 
 @pytest.fixture(params=FAMILIES, scope="module")
-def model(request, parity_config, tmp_path_factory):
+def engine(request, parity_config, tmp_path_factory) -> Engine:
     return build(FAMILIES[request.param], parity_config, tmp_path_factory.mktemp(request.param))
 
 
-def test_a_training_step_moves_only_the_projection(model):
+@pytest.fixture
+def model(engine) -> MiniGPT4:
+    return engine.model
+
+
+@pytest.fixture
+def batch(engine) -> Batch:
+    return batch_of(engine.prompter, captioned(torch.randn(2, 3, 56, 56), ["a dog", "the small grass"]))
+
+
+def test_a_training_step_moves_only_the_projection(model, batch):
     before = {n: p.clone() for n, p in model.named_parameters()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    samples = {"image": torch.randn(2, 3, 56, 56), "answer": ["a dog", "the grass"]}
-    first = model(samples)["loss"]
+    first = model(batch)["loss"]
     first.backward()
     optimizer.step()
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {"projection.weight", "projection.bias"}
-    assert model(samples)["loss"] < first
+    assert model(batch)["loss"] < first
 
 
 @pytest.mark.parametrize("answers", [["a dog", "the small grass"], [], ["", "a"]], ids=["both", "none", "one"])
-def test_label_positions_alone_give_the_loss_and_gradients_of_all(answers, model, monkeypatch):
-    monkeypatch.setattr(model, "end_sym", "")
-    answers = answers or ["", ""]
-    samples = {"image": torch.randn(2, 3, 56, 56), "answer": answers}
-    samples["instruction_input"] = ["<Img><ImageHere></Img> What is it?", "<ImageHere> Hm?"]  # answers begin elsewhere
-    embeds, mask, labels = model._inputs(model._examples(samples), model._encode_images(samples))
-    logits = model.llm(inputs_embeds=embeds, attention_mask=mask).logits[:, :-1].float()
+def test_label_positions_alone_give_the_loss_and_gradients_of_all(answers, engine, model):
+    prompter = replace(engine.prompter, end_sym="")
+    prompts = prompter.parse_all(["<Img><ImageHere></Img> What is it?", "<ImageHere> Hm?"], (1, 2))
+    pairs = zip(prompts, answers or ["", ""], strict=True)  # answers begin elsewhere
+    batch = collate([tensors_of(sum(prompter.pair(prompt, answer), [])) for prompt, answer in pairs])
+    batch["pictures"] = torch.randn(2, 3, 56, 56)
+    labels = batch["labels"]
+    embeds = model.embed(batch["ids"], model.encode_img(batch["pictures"]))
+    logits = model.llm(inputs_embeds=embeds, attention_mask=batch["mask"]).logits[:, :-1].float()
     total = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
     tokens = int((labels != IGNORE).sum())
     results = []
-    for loss in (total / max(tokens, 1), model(samples)["loss"]):
+    for loss in (total / max(tokens, 1), model(batch)["loss"]):
         model.zero_grad()
         loss.backward()
         results.append([loss.detach(), model.projection.weight.grad.clone(), model.projection.bias.grad.clone()])
     for ours, expected in zip(*results[::-1], strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-6, rtol=0)
-    assert model(samples)["tokens"] == tokens
+    assert model(batch)["tokens"] == tokens
 
 
-def test_an_llm_whose_head_is_no_module_gives_the_same_loss(model, monkeypatch):
-    samples = {"image": torch.randn(2, 3, 56, 56), "answer": ["a dog", "the small grass"]}
-    expected = model(samples)["loss"]
+def test_an_llm_whose_head_is_no_module_gives_the_same_loss(model, batch, monkeypatch):
+    expected = model(batch)["loss"]
     monkeypatch.setattr(model.llm, "get_output_embeddings", lambda: None)
-    torch.testing.assert_close(model(samples)["loss"], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(model(batch)["loss"], expected, atol=1e-6, rtol=0)
 
 
-def test_the_head_reads_label_positions_alone(model):
+def test_the_head_reads_label_positions_alone(model, batch):
     seen = []
     hook = model.llm.get_output_embeddings().register_forward_hook(lambda m, i, o: seen.append(o.shape))
-    output = model({"image": torch.randn(2, 3, 56, 56), "answer": ["a dog", "the small grass"]})
+    output = model(batch)
     hook.remove()
     assert [tuple(shape[:2]) for shape in seen] == [(1, output["tokens"])]
 
@@ -139,13 +153,13 @@ def test_the_head_reads_label_positions_alone(model):
 TARGETS = {"phi3": ["qkv_proj"], "gpt_neox": ["query_key_value"], "opt": ["q_proj", "fc1"]}
 
 
-def test_adapters_train_beside_the_projection(model):
+def test_adapters_train_beside_the_projection(model, batch):
     config = ModelConfig(lora_r=2, lora_targets=TARGETS.get(model.llm.config.model_type, ["q_proj", "down_proj"]))
     check_lora(config, model.llm)
     whole = model.llm
     model.llm = add_lora(copy.deepcopy(whole), config)
     try:
-        model({"image": torch.randn(2, 3, 56, 56), "answer": ["a dog", "the grass"]})["loss"].backward()
+        model(batch)["loss"].backward()
         trained = {n for n, p in model.named_parameters() if p.requires_grad}
         assert trained == {n for n, p in model.named_parameters() if p.grad is not None}
         kinds = {n.split(".lora_")[0].rpartition(".")[2] for n in trained if ".lora_" in n}
@@ -166,37 +180,34 @@ def test_soft_tokens_begin_as_large_as_words(kind, model):
     assert 0.8 < (soft / words).item() < 1.25
 
 
-def test_batches_answer_as_one_by_one(model):
-    images = torch.randn(2, 3, 56, 56)
-    prompts = [
-        model.template.prompt([Turn(f"{IMAGE} What is it?", "a dog"), Turn("Where?")]),
-        model.template.prompt([Turn("hello")]),
-        model.template.prompt([Turn(f"{IMAGE} Describe the small dog on the grass, at length.")]),
+def test_batches_answer_as_one_by_one(engine):
+    one, two = torch.randn(2, 3, 56, 56)
+    dialogues = [
+        [Turn(spaced([one, "What is it?"]), "a dog"), Turn(["Where?"])],
+        [Turn(["hello"])],
+        [Turn(spaced([two, "Describe the small dog on the grass, at length."]))],
     ]
-    batch = model.generate(images, prompts, max_new_tokens=8)
-    single = [
-        model.generate(images[:1], prompts[:1], max_new_tokens=8)[0],
-        model.generate(None, prompts[1:2], max_new_tokens=8)[0],
-        model.generate(images[1:], prompts[2:], max_new_tokens=8)[0],
-    ]
-    assert batch == single
+    requests = [Request(Conversation(turns), max_new_tokens=8) for turns in dialogues]
+    batch = engine.answer(requests)
+    assert batch == [engine.answer([request])[0] for request in requests]
+    assert not any(answer.error for answer in batch)
 
 
-def test_a_batch_reads_a_long_common_beginning_once(model):
-    read = []
-    hook = model.llm.get_decoder().register_forward_pre_hook(
+def test_a_batch_reads_a_long_common_beginning_once(engine):
+    llm, read = engine.model.llm, []
+    hook = llm.get_decoder().register_forward_pre_hook(
         lambda _, args, kwargs: read.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
     )
-    prompts = [model.template.prompt([Turn(words)]) for words in ("hello", "Where is the small dog?", "hi")]
-    lengths = [len(model.layout(prompt)) for prompt in prompts]
+    asked = [Conversation([Turn([words])]) for words in ("hello", "Where is the small dog?", "hi")]
+    lengths = [len(engine.prompter.layout(engine.prompter.read(own))) for own in asked]
     try:
-        batch = model.generate(None, prompts, max_new_tokens=1)
+        batch = engine.answer([Request(own, max_new_tokens=1) for own in asked])
     finally:
         hook.remove()
     shared = read[0][1]
-    slides = "sliding_attention" in getattr(model.llm.config, "layer_types", [])
+    slides = "sliding_attention" in getattr(llm.config, "layer_types", [])
     assert read == ([(3, max(lengths))] if slides else [(1, shared), (3, max(lengths) - shared)])
-    assert batch == [model.generate(None, [prompt], max_new_tokens=1)[0] for prompt in prompts]
+    assert batch == [engine.answer([Request(own, max_new_tokens=1)])[0] for own in asked]
 
 
 def test_positions_that_are_not_the_masks_forbid_it():
@@ -209,9 +220,10 @@ def test_positions_that_are_not_the_masks_forbid_it():
     assert shared_prefix(llama, [[1] * 63 + [2], [1] * 63 + [3]]) == shared_prefix(llama, layouts[:1]) == 0
 
 
-def test_generation_stops_at_the_end_of_the_turn(model, monkeypatch):
+def test_generation_stops_at_the_end_of_the_turn(engine):
     """The LLM is made to say "a dog<|im_end|>" and more; nothing of the rest is shown."""
-    said = model.encode_text("a dog<|im_end|> the grass")
+    encode = engine.prompter.encode
+    said = encode("a dog<|im_end|> the grass")
     wanted = iter(said)
 
     def forced(module, args, kwargs, output):
@@ -219,17 +231,19 @@ def test_generation_stops_at_the_end_of_the_turn(model, monkeypatch):
         output.logits[..., next(wanted)] = 1e4
         return output
 
-    handle = model.llm.register_forward_hook(forced, with_kwargs=True)
+    handle = engine.model.llm.register_forward_hook(forced, with_kwargs=True)
     try:
-        assert model.generate(None, [model.template.prompt([Turn("hello")])], max_new_tokens=8) == ["a dog"]
+        assert engine.answer([Request(Conversation([Turn(["hello"])]), max_new_tokens=8)]) == ["a dog"]
     finally:
         handle.remove()
-    assert len(list(wanted)) == len(model.encode_text(" the grass"))
+    assert len(list(wanted)) == len(encode(" the grass"))
 
 
-def test_the_tokenizers_own_template_equals_chatml(model):
-    from minigpt4.conversation.conversation import get_template
-
-    own = get_template("tokenizer", model.llama_tokenizer).prompt([Turn("hi", "yo"), Turn("bye")])
+def test_the_tokenizers_own_template_equals_chatml(engine):
+    own, chatml = (
+        replace(engine.prompter, template=get_template(name, engine.prompter.tokenizer))
+        for name in ("tokenizer", "chatml")
+    )
+    asked = Conversation([Turn(["hi"], "yo"), Turn(["bye"])])
     system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    assert system + own == get_template("chatml", model.llama_tokenizer).prompt([Turn("hi", "yo"), Turn("bye")])
+    assert system + own.text(own.read(asked)) == chatml.text(chatml.read(asked))

@@ -1,5 +1,6 @@
 """The check of an LLM's weights and tokenizer before training."""
 
+import copy
 import logging
 import math
 from dataclasses import replace
@@ -12,10 +13,13 @@ from transformers import AutoModelForCausalLM
 import minigpt4
 from minigpt4.common.errors import UserError
 from minigpt4.config.loading import load_config
-from minigpt4.config.schema import Config, ModelConfig
+from minigpt4.config.schema import Config, DatasetConfig, ModelConfig, RunConfig
 from minigpt4.models.llm import load_tokenizer
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.plain_text import check_plain_text, plain_text_loss
+from minigpt4.runners.runner_base import RunnerBase
+from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
+from tests.runners.toy import Pictures
 
 TINY = Path(minigpt4.__file__).parent / "assets" / "tiny" / "llm"
 
@@ -58,12 +62,17 @@ def test_the_loss_is_that_of_guessing_for_weights_of_zero(llm):
     assert loss == pytest.approx(math.log(llm.config.vocab_size), abs=1e-5)
 
 
-def test_a_missing_file_is_refused_and_null_checks_nothing(parity_config, parity_model, monkeypatch, caplog):
+def test_a_missing_file_is_refused(parity_config):
     with pytest.raises(UserError, match="model.plain_text: '/no/such' does not exist. Set it to a text file, or"):
         MiniGPT4.from_config(Config(model=replace(parity_config, plain_text="/no/such")))
-    monkeypatch.setattr(parity_model, "plain_text", None)
-    parity_model.check_language()
-    assert not warnings(caplog)
-    monkeypatch.setattr(parity_model, "plain_text", ModelConfig().plain_text)
-    parity_model.check_language()  # random weights
-    assert len(warnings(caplog)) == 1
+
+
+def test_a_run_checks_its_llm_once_and_with_null_not_at_all(parity_config, parity_engine, tmp_path, caplog):
+    for i, plain_text in enumerate((None, parity_config.plain_text)):
+        run = RunConfig(output_dir=str(tmp_path / str(i)), device="cpu", amp=False, num_workers=0, batch_size_train=4)
+        model = replace(parity_config, plain_text=plain_text)
+        config = Config(model=model, datasets={"pictures": DatasetConfig()}, run=run)
+        datasets = {"train": {"pictures": Pictures(8)}}
+        own = copy.deepcopy(parity_engine.model)
+        RunnerBase(config, ImageTextPretrainTask(config), own, datasets, parity_engine.prompter).log.close()
+        assert len(warnings(caplog)) == i  # of random weights

@@ -11,9 +11,13 @@ from torch import nn
 
 from minigpt4.config.loading import load_config
 from minigpt4.config.schema import Config, RunConfig
+from minigpt4.inference.engine import Engine
 from minigpt4.models.base_model import BaseModel
 from minigpt4.models.llm import pick_dtype
+from minigpt4.models.loading import load_prompter
 from minigpt4.models.minigpt4 import MiniGPT4
+from tests.batches import batch_of, captioned
+from tests.conftest import parity_processor
 
 PROMPT = "###Human: <Img><ImageHere></Img> What is it? ###Assistant: "
 CPU = torch.device("cpu")
@@ -28,20 +32,21 @@ CPU = torch.device("cpu")
         ({"device_map": "auto", "llm_dtype": "bf16"}, torch.bfloat16, 0.01),
     ],
 )
-def test_training_and_generation(options, weights, tolerance, parity_config, parity_model):
+def test_training_and_generation(options, weights, tolerance, parity_config, parity_engine):
     config = Config(model=replace(parity_config, **options), run=RunConfig(device="cpu"))
-    model = MiniGPT4.from_config(config).eval().place(CPU)
+    model, prompter = MiniGPT4.from_config(config).eval().place(CPU), parity_engine.prompter
     assert model.llm.model.layers[0].self_attn.q_proj.weight.dtype == weights
     torch.manual_seed(0)
-    samples = {"image": torch.randn(2, 3, 56, 56), "answer": ["a small dog", "hello there"]}
-    samples["instruction_input"] = [PROMPT, PROMPT]
+    pictures = torch.randn(2, 3, 56, 56)
+    captions = captioned(pictures, ["a small dog", "hello there"])
+    batch = batch_of(replace(prompter, prompts=[PROMPT]), captions)
     with torch.no_grad():
-        expected = parity_model(samples)["loss"]
-    loss = model(samples)["loss"]
+        expected = parity_engine.model(batch)["loss"]
+    loss = model(batch)["loss"]
     loss.backward()
     torch.testing.assert_close(loss, expected, rtol=tolerance, atol=0)
     assert {n for n, p in model.named_parameters() if p.grad is not None} == {"projection.weight", "projection.bias"}
-    answers = model.generate(samples["image"], samples["instruction_input"], max_new_tokens=4)
+    answers = Engine(model, prompter, parity_processor).generate(pictures, [PROMPT, PROMPT], max_new_tokens=4)
     assert len(answers) == 2 and all(answers)
 
 
@@ -49,16 +54,16 @@ def test_training_and_generation(options, weights, tolerance, parity_config, par
 def test_four_bits_train_after_they_have_answered(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
     config = load_config("eval_configs/minigpt4_tiny_eval.yaml", ["model.quantization=4bit", "run.device=cpu"])
-    model = MiniGPT4.from_config(config).place(CPU)
-    sample = {"image": torch.randn(1, 3, 112, 112), "answer": ["two"], "instruction_input": [PROMPT]}
+    model, prompter = MiniGPT4.from_config(config).place(CPU), load_prompter(config.model)
+    batch = batch_of(replace(prompter, prompts=[PROMPT]), captioned(torch.randn(1, 3, 112, 112), ["two"]))
 
     def gradient():
         model.zero_grad()
-        model.train()(sample)["loss"].backward()
+        model.train()(batch)["loss"].backward()
         return model.projection.weight.grad.clone()
 
     before = gradient()
-    model.eval().generate(sample["image"], [PROMPT])  # as a validation does
+    Engine(model.eval(), prompter, parity_processor).generate(batch["pictures"], [PROMPT])  # as a validation does
     assert gradient().equal(before) and before.any()
 
 

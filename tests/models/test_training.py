@@ -1,73 +1,37 @@
-"""What training reports of its samples, and what trains."""
+"""What trains, and what it takes."""
 
 import copy
 from dataclasses import replace
 
 import pytest
 import torch
-from minigpt4.models.training import _MOST_REPORTED
 from safetensors.torch import load_file
 from transformers import OPTConfig, OPTForCausalLM
 
 from minigpt4.common.errors import UserError
 from minigpt4.config.loading import load_config
 from minigpt4.config.schema import Config
+from minigpt4.datasets.loading import Batch
 from minigpt4.models.checkpoint import save_weights
-from minigpt4.models.llm import load_tokenizer
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.projection import build_projection
-from minigpt4.models.vision import build_vision
 from minigpt4.runners.log import parts_table
-
-
-def warned(caplog) -> list[str]:
-    return [r.getMessage() for r in caplog.records if "teaches no answer" in r.getMessage()]
-
-
-def test_samples_without_an_answer_are_reported_once_and_cost_nothing(parity_model, monkeypatch, caplog):
-    monkeypatch.setattr(parity_model, "unlearned", set())
-    monkeypatch.setattr(parity_model, "end_sym", "")
-    samples = {"image": torch.randn(2, 3, 56, 56), "answer": ["", ""], "image_id": ["a", 7]}
-    parity_model.zero_grad()
-    for _ in range(2):
-        output = parity_model(samples)
-        output["loss"].backward()
-        assert output["loss"] == 0 and output["tokens"] == 0
-        assert not parity_model.projection.weight.grad.any()
-    assert warned(caplog) == [f"sample {name} teaches no answer: its answer is empty" for name in ("a", "7")]
-
-
-def test_the_report_names_a_limit_that_leaves_no_room_and_conversations(parity_model, monkeypatch, caplog):
-    monkeypatch.setattr(parity_model, "unlearned", set())
-    images = torch.randn(2, 3, 56, 56)
-    question = "<ImageHere> Hm?"
-    turns = {"conv_q": [question, question], "conv_a": ["||", "yes"], "connect_sym": ["|", "|"]}
-    turns["conv_q"][0] += "|And?|So?"
-    parity_model({"image": images, **turns, "image_id": ["a", "b"]})
-    monkeypatch.setattr(parity_model, "max_txt_len", 0)
-    parity_model({"image": images[:1], "answer": ["yes"], "image_id": ["c"]})
-    causes = {"a": "its answer is empty", "c": "model.max_txt_len=0 leaves no room for it"}
-    assert warned(caplog) == [f"sample {name} teaches no answer: {cause}" for name, cause in causes.items()]
-
-
-def test_the_report_does_not_flood(parity_model, monkeypatch, caplog):
-    monkeypatch.setattr(parity_model, "unlearned", set())
-    for i in range(_MOST_REPORTED + 5):
-        parity_model({"answer": [""], "instruction_input": ["hi"], "image_id": [f"no {i}"]})
-    assert len(warned(caplog)) == _MOST_REPORTED + 1
-    assert warned(caplog)[-1].endswith("; more such samples are not reported")
-
+from tests.batches import batch_of, captioned
 
 PARTS = {
     "llm": ("llm.",),
     "qformer": ("vision.qformer.", "vision.queries"),
     "vit": ("vision.vit.", "vision.norm."),
 }
-SAMPLES = {"image": torch.randn(2, 3, 56, 56), "answer": ["a dog", "the small grass"]}
+CONVERSATIONS = captioned(torch.randn(2, 3, 56, 56), ["a dog", "the small grass"])
+
+
+@pytest.fixture
+def batch(parity_prompter) -> Batch:
+    return batch_of(parity_prompter, CONVERSATIONS)
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_what_is_unfrozen_trains_in_fp32_and_is_saved(part, parity_config, tmp_path, caplog):
+def test_what_is_unfrozen_trains_in_fp32_and_is_saved(part, batch, parity_config, tmp_path, caplog):
     config = replace(parity_config, unfreeze=[part], vit_precision="bf16", llm_dtype="bf16")
     model = MiniGPT4.from_config(Config(model=config)).train()
     trained = {n: p for n, p in model.named_parameters() if n.startswith(("projection.", *PARTS[part]))}
@@ -76,7 +40,7 @@ def test_what_is_unfrozen_trains_in_fp32_and_is_saved(part, parity_config, tmp_p
     frozen = {"llm": model.llm, "qformer": model.vision.qformer, "vit": model.vision.vit}
     assert {name for name, module in frozen.items() if module.training} == {part}
     with torch.autocast("cpu", torch.bfloat16):
-        loss = model(SAMPLES)["loss"]
+        loss = model(batch)["loss"]
     loss.backward()
     without = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
     assert without <= {"llm.model.embed_tokens.weight"}  # a prompt without words does not reach them
@@ -125,16 +89,16 @@ def test_unknown_layers_for_adapters_are_refused_before_weights_are_read(parity_
         MiniGPT4.from_config(Config(model=config))
 
 
-def test_adapters_may_be_added_to_a_checkpoint_without_any(parity_config, parity_model):
+def test_adapters_may_be_added_to_a_checkpoint_without_any(batch, parity_config, parity_model):
     config = replace(parity_config, lora_r=2, lora_targets=["o_proj", "mlp.down_proj"], lora_alpha=6)
     model = MiniGPT4.from_config(Config(model=config)).eval()
     targets = {n.split(".lora_")[0].rpartition(".")[2] for n, p in model.named_parameters() if ".lora_" in n}
     assert targets == {"o_proj", "down_proj"}
     assert model.llm.peft_config["default"].lora_alpha == 6
-    torch.testing.assert_close(model(SAMPLES)["loss"], parity_model(SAMPLES)["loss"])
+    torch.testing.assert_close(model(batch)["loss"], parity_model(batch)["loss"])
 
 
-def saved_and_gradients(model: MiniGPT4) -> tuple[int, torch.Tensor, dict[str, torch.Tensor]]:
+def saved_and_gradients(model: MiniGPT4, batch: Batch) -> tuple[int, torch.Tensor, dict[str, torch.Tensor]]:
     """Bytes kept for backward outside of blocks, the loss, and the gradients."""
     kept: dict[int, int] = {}
 
@@ -144,13 +108,13 @@ def saved_and_gradients(model: MiniGPT4) -> tuple[int, torch.Tensor, dict[str, t
 
     model.zero_grad()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = model(SAMPLES)["loss"]
+        loss = model(batch)["loss"]
     loss.backward()
     return sum(kept.values()), loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("change", [{}, {"unfreeze": ["vit"]}, {"lora_r": 2}], ids=["frozen", "vit", "lora"])
-def test_activations_computed_anew_change_nothing_but_memory(change, parity_config):
+def test_activations_computed_anew_change_nothing_but_memory(change, batch, parity_config):
     config = replace(parity_config, **change)
     models = []
     for on in (False, True):
@@ -161,7 +125,7 @@ def test_activations_computed_anew_change_nothing_but_memory(change, parity_conf
     results = []
     for model in (plain, anew):
         torch.manual_seed(0)  # adapters drop out
-        results.append(saved_and_gradients(model))
+        results.append(saved_and_gradients(model, batch))
     (bytes_plain, loss_plain, plain_gradients), (bytes_anew, loss_anew, anew_gradients) = results
     assert torch.equal(loss_plain, loss_anew) and plain_gradients.keys() == anew_gradients.keys()
     for name, gradient in plain_gradients.items():
@@ -170,32 +134,23 @@ def test_activations_computed_anew_change_nothing_but_memory(change, parity_conf
     assert plain.llm.training is anew.llm.training is ("lora_r" in change)
 
 
-def test_no_dropout_in_a_frozen_llm_that_computes_activations_anew(tmp_path, parity_config):
+def test_no_dropout_in_a_frozen_llm_that_computes_activations_anew(batch, parity_config):
     """OPT's blocks drop out where they are in training mode, which transformers' own switch would need."""
     sizes = {"hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 64, "num_attention_heads": 4}
     llm = OPTForCausalLM(OPTConfig(**sizes, num_hidden_layers=2, vocab_size=480, dropout=0.9, attention_dropout=0.9))
     config = replace(parity_config, use_grad_checkpoint=True)
-    vision = build_vision(Config(model=config))
-    vision.load(Config(model=config), vision.files(Config(model=config)))
-    projection = build_projection("linear", vision.width, llm.requires_grad_(False))
-    model = MiniGPT4(vision, projection, llm, load_tokenizer(parity_config.llama_model), config)
-    losses = [model.train()(SAMPLES)["loss"] for _ in range(2)]
+    model = MiniGPT4(config, llm.requires_grad_(False))
+    model._load_towers(config, {"model.vit_model": config.vit_model, "model.q_former_model": config.q_former_model})
+    losses = [model.train()(batch)["loss"] for _ in range(2)]
     assert torch.equal(*losses)
     losses[0].backward()
     assert model.projection.weight.grad.isfinite().all()
 
 
-def test_frozen_towers_keep_nothing_for_backward(parity_model):
+def test_frozen_towers_keep_nothing_for_backward(batch, parity_model):
     features = []
     hook = parity_model.projection.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
-    parity_model.train()(SAMPLES)
+    parity_model.train()(batch)
     hook.remove()
     parity_model.eval()
     assert not features[0].requires_grad
-
-
-def test_a_sample_that_the_llm_cannot_read_is_named(parity_model, monkeypatch):
-    monkeypatch.setattr(parity_model, "max_context_len", 70)
-    samples = {"answer": ["a dog"] * 2, "instruction_input": ["a", "b " * 80], "image_id": ["short", "long"]}
-    with pytest.raises(UserError, match="training sample long is [0-9]+ tokens longer than the 70"):
-        parity_model(samples)

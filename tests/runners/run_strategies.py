@@ -6,6 +6,7 @@ from pathlib import Path
 
 from minigpt4.common.distributed import barrier, distributed, is_main, pick_device, seed_everything, world_size
 from minigpt4.config.loading import load_config
+from minigpt4.models.loading import load_prompter
 from minigpt4.runners.log import setup_logger
 from minigpt4.runners.runner_base import RunnerBase
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
@@ -43,7 +44,7 @@ def train(name: str, data: Path, out: Path, *more: str) -> None:
     seed_everything(config.run.seed)  # as train.py
     task = ImageTextPretrainTask(config)
     datasets = {split: task.build_datasets(split) for split in ("train", "val")}
-    RunnerBase(config, task, task.build_model(), datasets).train()
+    RunnerBase(config, task, task.build_model(), datasets, load_prompter(config.model)).train()
 
 
 if __name__ == "__main__":

@@ -204,7 +204,7 @@ for who in ("main", "other"):
         "minigpt4.models.checkpoint",
         "transformers.modeling_utils",
         "minigpt4.datasets.loading",
-        "minigpt4.models.training",
+        "minigpt4.runners.feature_cache",
     ):
         logging.getLogger(name).warning(f"{who} warns: {name}")
     warnings.warn(f"{who} warns: python")
@@ -216,7 +216,7 @@ def test_other_ranks_say_only_what_they_alone_know():
     done = subprocess.run([sys.executable, "-c", SPEAKERS], cwd=ROOT, capture_output=True, text=True, check=True)
     for name in ("minigpt4.models.llm", "minigpt4.models.checkpoint", "transformers.modeling_utils", "python"):
         assert f"main warns: {name}" in done.stderr and f"other warns: {name}" not in done.stderr
-    for name in ("minigpt4.datasets.loading", "minigpt4.models.training"):  # of their own samples
+    for name in ("minigpt4.datasets.loading", "minigpt4.runners.feature_cache"):  # of their own samples
         assert f"main warns: {name}" in done.stderr and f"other warns: {name}" in done.stderr
     assert "main errs" in done.stderr and "other errs" in done.stderr
 

@@ -8,10 +8,12 @@ from minigpt4.common.errors import UserError
 from minigpt4.config.loading import load_config
 from minigpt4.config.schema import RunConfig
 from minigpt4.models.llm import DTYPES
+from minigpt4.models.loading import load_prompter
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.runners import run_state
 from minigpt4.runners.strategies.building import build_strategy
 from minigpt4.runners.strategies.strategy import amp_dtype
+from tests.batches import batch_of, captioned
 from tests.runners.run_strategies import ROOT
 from tests.runners.toy import Poisoned, Toy, toy_runner
 
@@ -24,10 +26,11 @@ def test_bf16_is_the_default():
 
 @pytest.mark.parametrize("llm_dtype", ["fp32", "bf16"])
 def test_in_bf16_matrices_multiply_and_what_trains_stays_in_fp32(llm_dtype):
-    samples = {"image": torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))}
-    samples |= {"answer": ["The picture shows a red circle.", "Two blue squares"]}
+    pictures = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    captions = captioned(pictures, ["The picture shows a red circle.", "Two blue squares"])
     options = ["model.ckpt=null", "model.prompt_path=''"]  # no prompt is drawn
     config = load_config(ROOT / "train_configs" / "minigpt4_tiny_stage2_finetune.yaml", options)
+    batch = batch_of(load_prompter(config.model), captions)
     losses = []
     for dtype, run in (("fp32", RunConfig(amp=False)), (llm_dtype, RunConfig())):
         config.model.llm_dtype = dtype
@@ -38,7 +41,7 @@ def test_in_bf16_matrices_multiply_and_what_trains_stays_in_fp32(llm_dtype):
         logits = []
         model.llm.lm_head.register_forward_hook(lambda m, i, output, seen=logits: seen.append(output.dtype))
         with strategy.autocast():
-            loss = strategy.wrapped(samples)["loss"]
+            loss = strategy.wrapped(batch)["loss"]
         assert logits == [torch.bfloat16 if run.amp else torch.float32] and loss.dtype == torch.float32
         strategy.backward(loss, last=True)
         assert {p.grad.dtype for p in model.projection.parameters()} == {torch.float32}

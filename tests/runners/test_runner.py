@@ -3,46 +3,41 @@
 import copy
 import json
 from collections import OrderedDict
-from collections.abc import Container
+from collections.abc import Callable, Container
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from minigpt4.common.errors import UserError
 from minigpt4.config.schema import Config, DatasetConfig, RunConfig
+from minigpt4.conversation.prompter import Prompter
 from minigpt4.models.checkpoint import load_checkpoints, save_weights
+from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.runners.runner_base import RunnerBase
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
+from tests.batches import batch_of, captioned
 from tests.conftest import assert_recorded, golden, golden_json
-
-
-class Pictures(Dataset):
-    """Random pictures with short answers."""
-
-    def __init__(self, length: int):
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> dict:
-        generator = torch.Generator().manual_seed(index)
-        return {"image": torch.randn(3, 56, 56, generator=generator), "answer": f"a dog {index}"}
+from tests.runners.toy import Pictures
 
 
 @pytest.fixture
 def model(parity_model, parity_config):
     fresh = copy.deepcopy(parity_model)
-    fresh.max_txt_len, fresh.end_sym, fresh.prompt_list = 32, "\n", []
     load_checkpoints(fresh, [parity_config.ckpt])
     return fresh
 
 
-def runner(model, folder, valid: bool = False, **run) -> RunnerBase:
+@pytest.fixture
+def runner(parity_prompter) -> Callable[..., RunnerBase]:
+    return partial(runner_of, parity_prompter)
+
+
+def runner_of(prompter: Prompter, model: MiniGPT4, folder: Path, valid: bool = False, **run) -> RunnerBase:
     settings = {"batch_size_train": 4, "batch_size_eval": 3, "num_workers": 0, "output_dir": str(folder)} | {
         "amp": False
     }
@@ -52,7 +47,7 @@ def runner(model, folder, valid: bool = False, **run) -> RunnerBase:
     if valid:
         config.run.valid_splits = ["val"]
         datasets["val"] = {"pictures": Pictures(7)}
-    return RunnerBase(config, ImageTextPretrainTask(config), model, datasets)
+    return RunnerBase(config, ImageTextPretrainTask(config), model, datasets, prompter)
 
 
 RECORDED_UPDATES = {"vicuna0_stage1": range(6), "vicuna0_stage1_accum2": (1, 4)}
@@ -66,13 +61,13 @@ def recorded_run(name: str) -> tuple[dict, dict[str, Tensor]]:
     }
 
 
-def train_as_recorded(trained: RunnerBase, spec: dict, updates: Container[int]) -> Tensor:
+def train_as_recorded(trained: RunnerBase, prompter: Prompter, spec: dict, updates: Container[int]) -> Tensor:
     """Six steps with the recorded batches and learning rates; returns their losses."""
     images = golden("3_images")["images_int8"].float() / 32
     trained.model.train()
     losses = []
     for i, (answers, lr) in enumerate(zip(spec["batches"], spec["lr_used"], strict=True)):
-        batch = {"image": images[:2] if i % 2 == 0 else images[2:4], "answer": answers}
+        batch = batch_of(prompter, captioned(images[:2] if i % 2 == 0 else images[2:4], answers))
         losses.append(trained._train_iteration(batch, lr, update=i in updates)[0])
     return torch.tensor(losses)
 
@@ -84,11 +79,11 @@ def settings(spec: dict, **changed) -> dict:
 
 
 @pytest.mark.parametrize("name", RECORDED_UPDATES)
-def test_six_steps_equal_those_of_the_original(name, model, tmp_path):
+def test_six_steps_equal_those_of_the_original(name, parity_prompter, runner, model, tmp_path):
     """The second run, quirk 19: it adds up two batches' gradients, undivided, and keeps those of an epoch's end."""
     (spec, data), file = recorded_run(name), "6_training"
     trained = runner(model, tmp_path, **settings(spec))
-    losses = train_as_recorded(trained, spec, RECORDED_UPDATES[name])
+    losses = train_as_recorded(trained, parity_prompter, spec, RECORDED_UPDATES[name])
     assert_recorded(file, "losses of 6 steps", losses, torch.tensor(spec["losses"]), 2e-5)
     for i, part in enumerate(("weight", "bias")):
         parameter = model.projection.get_parameter(part)
@@ -106,19 +101,19 @@ def test_six_steps_equal_those_of_the_original(name, model, tmp_path):
         assert ours["lr"] == spec["lr_used"][max(RECORDED_UPDATES[name])]
 
 
-def test_accumulation_differs_from_the_originals(model, tmp_path):
+def test_accumulation_differs_from_the_originals(parity_prompter, runner, model, tmp_path):
     """Quirk 19, both values (the recorded ones: see above): divided, and no gradient is carried to the next epoch."""
     (spec, data), fresh = recorded_run("vicuna0_stage1_accum2"), copy.deepcopy(model)
     options = settings(spec, accum_grad_iters=2, iters_per_epoch=3)
     trained = runner(model, tmp_path / "ours", **options)
     updates = [i for i in range(6) if trained._updates(i % 3, 3)]
     assert updates == [1, 2, 4, 5]
-    losses, recorded = train_as_recorded(trained, spec, updates), torch.tensor(spec["losses"])
+    losses, recorded = train_as_recorded(trained, parity_prompter, spec, updates), torch.tensor(spec["losses"])
     torch.testing.assert_close(losses[:2], recorded[:2], atol=2e-5, rtol=0)
     assert (losses[3:] - recorded[3:]).abs().min() > 1e-2
     # updated when the original is, the gradients are half as large: Adam's steps are the same
     divided = runner(fresh, tmp_path / "divided", **options)
-    losses = train_as_recorded(divided, spec, RECORDED_UPDATES["vicuna0_stage1_accum2"])
+    losses = train_as_recorded(divided, parity_prompter, spec, RECORDED_UPDATES["vicuna0_stage1_accum2"])
     torch.testing.assert_close(losses, recorded, atol=1e-4, rtol=0)
     state = divided.strategy.optimizer.state[fresh.projection.weight]
     for key, factor in (("exp_avg", 2), ("exp_avg_sq", 4)):
@@ -148,7 +143,7 @@ def test_the_originals_checkpoint_files_are_read(model, tmp_path):
     assert torch.equal(model.projection.weight, data["final.llama_proj.weight"])
 
 
-def test_a_run_writes_log_plot_config_and_trainable_weights_only(model, tmp_path):
+def test_a_run_writes_log_plot_config_and_trainable_weights_only(runner, model, tmp_path):
     frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
     before = model.projection.weight.clone()
     runner(model, tmp_path, valid=True, max_epoch=2, log_freq=1, init_lr=1e-3).train()
@@ -183,7 +178,7 @@ def test_a_run_writes_log_plot_config_and_trainable_weights_only(model, tmp_path
     assert "max_epoch: 2" in (tmp_path / "config.yaml").read_text()
 
 
-def test_frozen_parts_stay_in_eval_mode_without_graphs_after_validation_too(model, tmp_path):
+def test_frozen_parts_stay_in_eval_mode_without_graphs_after_validation_too(runner, model, tmp_path):
     seen = []
     for name in ("vision.vit", "vision.qformer", "llm"):
 
@@ -203,13 +198,12 @@ def test_frozen_parts_stay_in_eval_mode_without_graphs_after_validation_too(mode
     assert trained.strategy.optimizer.state.keys() == set(model.projection.parameters())
 
 
-def test_accumulated_batches_equal_one_large_batch(model, tmp_path):
+def test_accumulated_batches_equal_one_large_batch(parity_prompter, runner, model, tmp_path):
     other = copy.deepcopy(model)
-    samples = [Pictures(8)[i] for i in range(4)]
-    for sample in samples:
-        sample["answer"] = "a dog"  # equal lengths: the mean over tokens is then the mean over batches
-    parts = [{"image": torch.stack([s["image"] for s in samples[i : i + 2]]), "answer": ["a dog"] * 2} for i in (0, 2)]
-    large = {"image": torch.stack([s["image"] for s in samples]), "answer": ["a dog"] * 4}
+    pictures = torch.stack([Pictures(8)[i]["conversation"].pictures[0] for i in range(4)])
+    samples = captioned(pictures, ["a dog"] * 4)  # equal lengths: the mean over tokens is then that over batches
+    parts = [batch_of(parity_prompter, samples[i : i + 2]) for i in (0, 2)]
+    large = batch_of(parity_prompter, samples)
     halves = runner(model, tmp_path / "a", accum_grad_iters=2)
     assert [halves._updates(i, 2) for i in range(2)] == [False, True]
     assert runner(copy.deepcopy(model), tmp_path / "c", accum_grad_iters=5)._updates(1, 2)  # the epoch's last
@@ -219,13 +213,14 @@ def test_accumulated_batches_equal_one_large_batch(model, tmp_path):
     torch.testing.assert_close(model.projection.weight, other.projection.weight, atol=1e-6, rtol=0)
 
 
-def test_gradients_are_clipped(model, tmp_path, monkeypatch):
+def test_gradients_are_clipped(parity_prompter, runner, model, tmp_path, monkeypatch):
     seen = []
     trained = runner(model, tmp_path, max_grad_norm=0.01)
     monkeypatch.setattr(
         trained.strategy.optimizer, "step", lambda: seen.append(model.projection.weight.grad.norm().item())
     )
-    trained._train_iteration({"image": torch.randn(2, 3, 56, 56), "answer": ["a", "b"]}, 1e-2, update=True)
+    batch = batch_of(parity_prompter, captioned(torch.randn(2, 3, 56, 56), ["a", "b"]))
+    trained._train_iteration(batch, 1e-2, update=True)
     assert 0 < seen[0] <= 0.01 + 1e-6
 
 
@@ -243,7 +238,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_loaded(run, message):
         RunnerBase.check(Config(run=RunConfig(**run)))
 
 
-def test_a_run_that_cannot_start_leaves_the_earlier_log(model, tmp_path):
+def test_a_run_that_cannot_start_leaves_the_earlier_log(runner, model, tmp_path):
     (tmp_path / "log.txt").write_text("earlier")
     with pytest.raises(UserError, match="batch_size"):
         runner(model, tmp_path, batch_size_train=99)

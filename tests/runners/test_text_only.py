@@ -1,5 +1,6 @@
 """A rank whose batch is text alone waits for no other, with every strategy."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from minigpt4.common.distributed import is_main, rank
 from minigpt4.config.loading import load_config
+from minigpt4.models.loading import load_prompter
 from minigpt4.runners.log import parts_table
 from minigpt4.runners.strategies.building import build_strategy
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
+from tests.batches import batch_of, instructed
 from tests.runners.run_strategies import ROOT
 from tests.runners.toy import on_ranks
 
@@ -26,8 +29,9 @@ def train(strategy: str, unfreeze: str, towers: bool, file: Path) -> None:
     config = load_config(ROOT / "train_configs" / "minigpt4_tiny_stage2_finetune.yaml", options)
     torch.manual_seed(0)
     model = ImageTextPretrainTask(config).build_model(towers=towers)
-    text = {"instruction_input": ["What is 1?"], "answer": ["1."]}
-    shown = {"instruction_input": ["<ImageHere> What?"], "answer": ["A dot."]} | model._blank()
+    prompter = load_prompter(config.model)
+    text = batch_of(prompter, [instructed("1.", "What is 1?")])
+    shown = batch_of(replace(prompter, image_tags=("", "")), [instructed("A dot.", model.blank()[0], " What?")])
     engine = build_strategy(model, config.run, CPU)
     engine.wrapped.train()
     for step in range(3):

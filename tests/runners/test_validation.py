@@ -10,6 +10,7 @@ from minigpt4.common.distributed import rank
 from minigpt4.common.errors import UserError
 from minigpt4.config.loading import load_config
 from minigpt4.config.schema import Config, EvaluationDatasetConfig, RunConfig
+from minigpt4.models.loading import load_prompter
 from minigpt4.runners import best as best_module
 from minigpt4.runners.runner_base import RunnerBase
 from minigpt4.runners.validation import Validation
@@ -169,7 +170,8 @@ def test_the_metric_is_taken_each_epoch_and_decides(tmp_path, monkeypatch):
     config = load_config(ROOT / "train_configs" / "minigpt4_tiny_stage2_finetune.yaml", options)
     RunnerBase.check(config)
     task = ImageTextPretrainTask(config)
-    RunnerBase(config, task, task.build_model(), {"train": task.build_datasets("train")}).train()
+    datasets = {"train": task.build_datasets("train")}
+    RunnerBase(config, task, task.build_model(), datasets, load_prompter(config.model)).train()
     out = tmp_path / "out"
     records = [json.loads(line) for line in (out / "log.txt").read_text().splitlines()]
     first, second = (r["overall"] for r in records if "overall" in r)

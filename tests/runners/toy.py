@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from minigpt4.common.distributed import distributed
 from minigpt4.common.registry import registry
 from minigpt4.config.schema import Config, DatasetConfig, RunConfig
+from minigpt4.conversation.conversation import Conversation, Turn
 from minigpt4.models.base_model import BaseModel
 from minigpt4.runners.runner_base import RunnerBase
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
@@ -41,6 +42,21 @@ class Numbers(Dataset):
         generator = torch.Generator().manual_seed(index)
         image = torch.randn(8, generator=generator)
         return {"image": image, "label": image.argmax(), "image_id": f"number {index}"}
+
+
+class Pictures(Dataset):
+    """Random pictures with short captions, for a model that sees."""
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict:
+        picture = torch.randn(3, 56, 56, generator=torch.Generator().manual_seed(index))
+        caption = Conversation([Turn([picture], f"a dog {index}")], kind="caption")
+        return {"conversation": caption, "image_id": f"picture {index}"}
 
 
 class Toy(BaseModel):
