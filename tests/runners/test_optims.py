@@ -36,12 +36,12 @@ def test_constant_schedule_warms_up_and_stays():
 
 
 @pytest.fixture
-def recorded_models(parity_models, parity_config) -> dict[str, nn.Module]:
+def recorded_models(parity_engines, parity_config) -> dict[str, nn.Module]:
     unfrozen = replace(parity_config, freeze_vit=False, freeze_qformer=False, ckpt="")
     return {
-        "vicuna0_all_frozen": parity_models["vicuna0"],
-        "llama2_no_qformer": parity_models["llama2"],
-        "v2_lora": parity_models["v2"],
+        "vicuna0_all_frozen": parity_engines["vicuna0"].model,
+        "llama2_no_qformer": parity_engines["llama2"].model,
+        "v2_lora": parity_engines["v2"].model,
         "vicuna0_unfrozen_vit_and_qformer": MiniGPT4.from_config(Config(model=unfrozen)),
     }
 

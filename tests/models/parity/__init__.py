@@ -1,6 +1,5 @@
 """Equality with the numbers recorded from the original code: what its tests share."""
 
-import re
 from collections.abc import Iterator
 from itertools import islice
 
