@@ -1,9 +1,12 @@
-"""Fixtures: the golden data of the original, and a model of its sizes built through the product's own loading code."""
+"""Fixtures: the golden data of the original, and models of its sizes built through the product's own loading code.
+
+The golden set lies in tests/fixtures/parity, or where MINIGPT4_PARITY says: another set has other sizes and cases.
+"""
 
 import json
 import os
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before it is imported: no test asks the network
@@ -18,7 +21,7 @@ from minigpt4.cli import main
 from minigpt4.config.schema import Config, ModelConfig, QformerConfig, VitConfig
 from minigpt4.models.minigpt4 import MiniGPT4, MiniGPTv2
 
-PARITY = Path(__file__).parent / "fixtures" / "parity"
+PARITY = Path(os.environ.get("MINIGPT4_PARITY") or Path(__file__).parent / "fixtures" / "parity").absolute()
 torch.set_num_threads(2)
 
 
@@ -81,15 +84,23 @@ def minigpt4(monkeypatch, capsys):
     return run
 
 
+SIZES = golden_json("config")["spec"]
+VIT = VitConfig(**{field.name: golden_json("1_vit")["config"][field.name] for field in fields(VitConfig)})
+QFORMER = QformerConfig(
+    **{key: size for key, size in SIZES["qf"].items() if key != "nq"},
+    cross_attention_frequency=golden_json("2_qformer")["config"]["cross_attention_freq"],
+)
+
+
 @pytest.fixture(scope="session")
 def parity_config(parity_llm) -> ModelConfig:
     return ModelConfig(
-        image_size=56,
-        vit=VitConfig(patch_size=14, embed_dim=96, depth=3, num_heads=4),
+        image_size=SIZES["img"],
+        vit=VIT,
         vit_precision="fp32",
         vit_model=str(PARITY / "weights" / "eva_vit.safetensors"),
-        qformer=QformerConfig(64, 4, 4, 160),
-        num_query_token=8,
+        qformer=QFORMER,
+        num_query_token=SIZES["qf"]["nq"],
         q_former_model=str(PARITY / "weights" / "blip2_qformer.safetensors"),
         llama_model=str(parity_llm),
         ckpt=str(PARITY / "weights" / "ckpt_vicuna0.safetensors"),
@@ -111,17 +122,15 @@ def parity_models(parity_model, parity_config, tmp_path_factory) -> dict[str, Mi
         ckpt=str(PARITY / "weights" / "ckpt_llama2.safetensors"),
         conversation="llama2",
     )
+    recorded = golden_json("3_v2")["model_cfg"]
+    same = ("image_size", "lora_r", "lora_alpha", "prompt_template", "max_txt_len", "end_sym")
     v2 = replace(
         llama2,
         arch="minigpt_v2",
-        image_size=84,
-        lora_r=4,
         lora_dropout=0.0,
         ckpt=str(PARITY / "weights" / "ckpt_v2.safetensors"),
         conversation="minigpt_v2",
-        prompt_template="[INST] {} [/INST]",
-        max_txt_len=64,
-        end_sym="</s>",
+        **{key: recorded[key] for key in same},
     )
     return {
         "vicuna0": parity_model,

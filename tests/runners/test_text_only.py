@@ -14,6 +14,8 @@ from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 from tests.runners.run_strategies import ROOT
 from tests.runners.toy import on_ranks
 
+pytestmark = pytest.mark.distributed
+
 CPU = torch.device("cpu")
 SHARDED = ("fsdp", "deepspeed")
 CASES = {"frozen": ("[]", True), "unfrozen": ("[vit,qformer]", True), "cached": ("[]", False)}

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigpt4.conversation.prompter import IMAGE_ROW, Example
+from minigpt4.conversation.prompter import IMAGE_PLACEHOLDER, IMAGE_ROW, Example
 from minigpt4.models.minigpt_base import MiniGPTBase
 from minigpt4.models.splice import IGNORE
 from tests.conftest import assert_recorded, golden, golden_json
 
 FLAVOURS = ["vicuna0", "llama2", "v2"]
-PAD_PIECE = 369  # "$$", which the original takes for padding (quirk 2)
+PAD_PIECE = golden_json("tokenizer_cases")["pad"]  # "$$", which the original takes for padding (quirk 2)
 
 
 def image(tensor: Tensor) -> Tensor:
@@ -33,6 +33,21 @@ def ids_of(example: Example) -> list[int]:
     return [i for i, _ in example]
 
 
+def images_in(prompts: str | list[str]) -> int:
+    """How many places for images the prompts have together."""
+    return "".join(prompts).count(IMAGE_PLACEHOLDER)
+
+
+def learns_pad_piece(file: str, case: str) -> bool:
+    """Whether an answer holds, in what is not cut off, the piece that the original takes for padding (quirk 2).
+
+    It hides it from the loss of an instruction's answer, and from the attention of a conversation.
+    """
+    data = {part: golden(file)[f"{case}.{part}"] for part in ("regress_layout", "regress_atts", "part_targets")}
+    kept = data["regress_atts"].bool() | (data["part_targets"] == PAD_PIECE)
+    return bool(((data["regress_layout"] == PAD_PIECE) & kept).any())
+
+
 def samples_of(flavour: str, case: str) -> dict:
     spec = golden_json(f"3_{flavour}")["cases"][case]
     samples = {k: spec[k] for k in ("answer", "conv_q", "conv_a", "connect_sym", "length") if k in spec}
@@ -45,7 +60,8 @@ def samples_of(flavour: str, case: str) -> dict:
         count = len(spec.get("answer", spec.get("conv_q")))
         samples["image"] = pictures(flavour)[:count]
         if "length" in spec:
-            samples["image"] = pictures(flavour)[:4].unflatten(0, (2, 2))
+            shape = len(spec["length"]), max(spec["length"])
+            samples["image"] = pictures(flavour)[: shape[0] * shape[1]].unflatten(0, shape)
     return samples
 
 

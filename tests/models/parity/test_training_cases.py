@@ -17,22 +17,24 @@ from tests.models.parity import (
     assert_gradients,
     assert_losses,
     ids_of,
+    images_in,
     layout_of,
+    learns_pad_piece,
     logits_of,
     pictures,
     samples_of,
 )
 
-CASES = [
-    (flavour, case)
-    for flavour in FLAVOURS
-    for case in golden_json(f"3_{flavour}")["cases"]
-    # quirks 8 and 9, which have tests of their own
-    if case not in ("two_placeholders_without_length", "stage2_max_context_len_20")
+SPECS = {(flavour, case): spec for flavour in FLAVOURS for case, spec in golden_json(f"3_{flavour}")["cases"].items()}
+CUT = [case for case, spec in SPECS.items() if "max_context_len" in spec]  # quirk 9
+TOO_FEW_IMAGES = [  # quirk 8
+    case
+    for case, spec in SPECS.items()
+    if spec["has_image"] and "length" not in spec and "instruction_input" in spec
+    if images_in(spec["instruction_input"]) > len(spec["answer"])
 ]
-FIXED = [  # those with $$ in what is not cut off
-    (f, c) for f, c in CASES if "$$" in str(golden_json(f"3_{f}")["cases"][c]) and c != "stage2_truncated_8"
-]
+CASES = [case for case in SPECS if case not in CUT + TOO_FEW_IMAGES]
+FIXED = [(flavour, case) for flavour, case in CASES if learns_pad_piece(f"3_{flavour}", case)]
 PLAIN = [case for case in CASES if case not in FIXED]
 
 
@@ -131,10 +133,9 @@ def test_the_originals_losses_where_it_takes_text_for_padding(flavour, case, pre
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("flavour", ["vicuna0", "llama2"])
-def test_the_originals_losses_where_it_cuts_a_prompt(flavour, prepared):
+@pytest.mark.parametrize(("flavour", "case"), CUT)
+def test_the_originals_losses_where_it_cuts_a_prompt(flavour, case, prepared):
     """Quirk 9, both values: with prompts cut to max_context_len ours are the recorded losses, without it others."""
-    case = "stage2_max_context_len_20"
     model, spec, samples = prepared(flavour, case)
     pairs = zip(samples["instruction_input"], samples["answer"], strict=True)
     cut = [
@@ -148,20 +149,21 @@ def test_the_originals_losses_where_it_cuts_a_prompt(flavour, prepared):
 
 
 @torch.inference_mode()
-def test_the_originals_losses_where_images_are_too_few(prepared):
+@pytest.mark.parametrize(("flavour", "case"), TOO_FEW_IMAGES)
+def test_the_originals_losses_where_images_are_too_few(flavour, case, prepared):
     """Quirk 8, both values: a placeholder without an image is nothing to the original, here it is an error."""
-    case = "two_placeholders_without_length"
-    model, _, samples = prepared("v2", case)
-    with pytest.raises(UserError, match="prompts hold 3 <ImageHere> but 2 images"):
+    model, _, samples = prepared(flavour, case)
+    counts = images_in(samples["instruction_input"]), len(samples["image"])
+    with pytest.raises(UserError, match="prompts hold {} <ImageHere> but {} images".format(*counts)):
         model(samples)
     examples, own = [], model.prompter
     for prompt, answer in zip(model._prompts(samples), samples["answer"], strict=True):
         first, *others = prompt.split(IMAGE_PLACEHOLDER, maxsplit=2)
         texts = [f"{first}{IMAGE_PLACEHOLDER}{others[0]}", *others[1:]]  # each encoded by itself
         examples.append([pair for text in texts for pair in own.prompt(text)] + own.answer(answer))
-    assert_inputs("v2", case, examples)
+    assert_inputs(flavour, case, examples)
     logits, labels = logits_of(model, examples, model._encode_images(samples))
-    assert_losses("3_v2", case, logits, labels, " (quirk 8)")
+    assert_losses(f"3_{flavour}", case, logits, labels, " (quirk 8)")
 
 
 LISTED = [f for f in FLAVOURS if "prompt_list" in golden_json(f"3_{f}")]
@@ -176,7 +178,7 @@ def test_the_prompt_list_and_what_is_drawn_from_it(flavour, parity_models, tmp_p
     assert model.prompt_list == spec["prompt_list"]
     monkeypatch.setattr(model, "training", True)
     drawn = [c for c in spec["cases"].values() if isinstance(c["prompts_passed_to_prompt_wrap"], str)]
-    assert len(drawn) == 6
+    assert drawn
     for case in drawn:
         random.seed(case["python_random_seed"])
         assert model._draw_prompt() == case["prompts_passed_to_prompt_wrap"]
@@ -210,15 +212,24 @@ def test_prompts_around_images(flavour, tag, parity_models, monkeypatch):
 
 @torch.inference_mode()
 def test_embeddings_of_prompts_around_images(parity_model):
-    prompts = golden_json("3_vicuna0")["prompt_wrap"]["list"]["prompts"]
-    data, images = golden("3_vicuna0"), parity_model.encode_img(pictures("vicuna0")[: len(prompts)])
+    data = golden("3_vicuna0")
+    tag = next(tag for flavour, tag in WRAPPED if flavour == "vicuna0" and f"prompt_wrap.{tag}.embeds" in data)
+    prompts = golden_json("3_vicuna0")["prompt_wrap"][tag]["prompts"]
+    images = parity_model.encode_img(pictures("vicuna0")[: len(prompts)])
     ids, mask = pad([prompt_layout(p, parity_model.encode_text, parity_model.rows_per_image) for p in prompts], 0)
-    assert torch.equal(mask, data["prompt_wrap.list.atts"].long())
+    assert torch.equal(mask, data[f"prompt_wrap.{tag}.atts"].long())
     embeds, kept = splice(ids, images, embedding_of(parity_model.llama_model)), mask.bool()
-    recorded = data["prompt_wrap.list.embeds"]
+    recorded = data[f"prompt_wrap.{tag}.embeds"]
     assert_recorded("3_vicuna0", "embeddings of prompts", embeds[kept], recorded[kept], 2e-5)
 
 
+WITH_INSTRUCTIONS = next(  # each about one image, in the chat template
+    case
+    for flavour, case in CASES
+    if flavour == "v2" and "instruction_input" in (spec := SPECS[flavour, case])
+    if spec["chat_template"] and spec["has_image"] and "length" not in spec
+)
+CONVERSATIONS = next(case for flavour, case in CASES if flavour == "v2" and "conv_q" in SPECS[flavour, case])
 ERRORS = [(f, name) for f in FLAVOURS for name in golden_json(f"3_{f}")["errors"]]
 
 
@@ -233,23 +244,24 @@ ERRORS = [(f, name) for f in FLAVOURS for name in golden_json(f"3_{f}")["errors"
 def test_an_empty_text_beside_an_image(raising, prompt, place, prepared):
     """Quirk 3: it raises in the original, here it is legal."""
     assert ("v2", raising) in ERRORS
-    model, _, samples = prepared("v2", "instr_chat_template")
+    model, _, samples = prepared("v2", WITH_INSTRUCTIONS)
     assert ids_of(model.prompter.prompt(prompt))[place] == IMAGE_ROW
-    assert model(samples | {"instruction_input": [prompt] * 3})["loss"].isfinite()
+    assert model(samples | {"instruction_input": [prompt] * len(samples["answer"])})["loss"].isfinite()
 
 
 def test_an_image_that_no_prompt_shows(prepared):
     """Quirk 8: an obscure error in the original, here one with both counts."""
     assert ("v2", "image given, no <ImageHere> in the prompt") in ERRORS
-    model, _, samples = prepared("v2", "instr_chat_template")
-    with pytest.raises(UserError, match="prompts hold 0 <ImageHere> but 3 images"):
-        model(samples | {"instruction_input": ["[INST] what? [/INST]"] * 3})
+    model, _, samples = prepared("v2", WITH_INSTRUCTIONS)
+    count = len(samples["answer"])
+    with pytest.raises(UserError, match=f"prompts hold 0 <ImageHere> but {count} images"):
+        model(samples | {"instruction_input": ["[INST] what? [/INST]"] * count})
 
 
 def test_no_instruction_under_a_chat_template(prepared, monkeypatch):
     """It raises in the original; here the image alone is the prompt, as in stage 1."""
     assert ("v2", "chat_template with no instruction at all") in ERRORS
-    model, _, samples = prepared("v2", "instr_chat_template")
+    model, _, samples = prepared("v2", WITH_INSTRUCTIONS)
     del samples["instruction_input"]
     monkeypatch.setattr(model, "chat_template", True)
     answer = ids_of(model.prompter.answer(samples["answer"][0]))
@@ -260,5 +272,6 @@ def test_no_instruction_under_a_chat_template(prepared, monkeypatch):
 @pytest.mark.parametrize(("flavour", "raising"), [error for error in ERRORS if error[1].startswith("conversation")])
 def test_conversations_train_models_that_the_originals_cannot(flavour, raising, parity_models):
     """Quirk 7: the original's MiniGPT-4 class has no prompt template."""
-    conversations = samples_of("v2", "conv") | {"image": pictures(flavour)[:3]}
-    assert parity_models[flavour](conversations)["loss"].isfinite()
+    conversations = samples_of("v2", CONVERSATIONS)
+    images = pictures(flavour)[: len(conversations["conv_q"])]
+    assert parity_models[flavour](conversations | {"image": images})["loss"].isfinite()
