@@ -1,12 +1,12 @@
-"""What the chat engine gains: python benchmarks/chat.py [--width 4096 --layers 32 --vit-depth 39 --compile]
+"""What the chat engine gains: python benchmarks/chat.py [--full] [--width 4096 --layers 32 --vit-depth 39 --compile]
 
 Measured on a model with random weights: the time to the first token of turns 1 to 8 with and without the kept KV
 cache, answers/s of a batch of 8 and of one by one, tokens/s, and images encoded per second; and the last two against
 transformers' InstructBLIP around the same LLM. With --compile, the time of a token with and without a compiled step.
 
 Prints one JSON object; times are medians in seconds. Ratios are given by the wall clock and, as `_cpu`, by this
-process's CPU time, which other programs on a busy machine disturb less; on a GPU only the first mean anything. An
-answer has 128 tokens by default: the descriptions that MiniGPT-4 learned from have 80 and more (section 3.2).
+process's CPU time, which other programs on a busy machine disturb less; on a GPU only the first mean anything. With
+--full an answer has 128 tokens: the descriptions that MiniGPT-4 learned from have 80 and more (section 3.2).
 """
 
 import argparse
@@ -27,7 +27,7 @@ from PIL import Image  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
 
-from benchmarks.common import in_turn, machine  # noqa: E402
+from benchmarks.common import in_turn, machine, parse  # noqa: E402
 from benchmarks.instructblip import Rival, instructblip, use_mkl  # noqa: E402
 from minigpt4.config.schema import Config, ModelConfig, ProcessorConfig, QformerConfig, VitConfig  # noqa: E402
 from minigpt4.conversation.conversation import IMAGE, Turn  # noqa: E402
@@ -119,11 +119,9 @@ def first_tokens(model: MiniGPT4, picture: Image.Image, processor, history: int,
 def turns(model: MiniGPT4, picture: Image.Image, processor, history: int, repeats: int) -> dict[str, object]:
     """What the kept cache gains."""
     first_tokens(model, picture, processor, history, keep=True)  # warm up
-    runs = {keep: [] for keep in (True, False)}
-    for _ in range(repeats):
-        for keep, times in runs.items():
-            times.append(first_tokens(model, picture, processor, history, keep))
-    kept, full = ([medians(turn) for turn in zip(*runs[keep], strict=True)] for keep in (True, False))
+    ways = {way: partial(first_tokens, model, picture, processor, history, way == "kept") for way in ("kept", "full")}
+    runs = in_turn(repeats, ways)
+    kept, full = ([medians(turn) for turn in zip(*runs[way], strict=True)] for way in ways)
     later = [[statistics.median(times) for times in zip(*turns[1:], strict=True)] for turns in (full, kept)]
     return {
         "history": history,
@@ -195,16 +193,16 @@ def compiled(model: MiniGPT4, pixels: Tensor, new_tokens: int, repeats: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--width", type=int, default=1024, help="of the LLM; a multiple of 128")
-    parser.add_argument("--layers", type=int, default=8, help="of the LLM")
+    parser.add_argument("--width", type=int, default=512, help="of the LLM; a multiple of 128")
+    parser.add_argument("--layers", type=int, default=4, help="of the LLM")
     parser.add_argument("--vit-depth", type=int, default=2, help="39 for the whole ViT-g")
-    parser.add_argument("--history", type=int, default=1000, help="tokens before turns 2 to 8")
-    parser.add_argument("--new-tokens", type=int, default=128, help="of each answer in the batches")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--history", type=int, default=500, help="tokens before turns 2 to 8")
+    parser.add_argument("--new-tokens", type=int, default=16, help="of each answer in the batches")
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--parts", nargs="*", choices=["turns", "batches"], default=["turns", "batches"])
     parser.add_argument("--compile", action="store_true", help="measure the compiled step too")
     parser.add_argument("--mkl", action="store_true", help="on a CPU, our linear layers too as PyTorch computes them")
-    options = parser.parse_args()
+    options = parse(parser, width=1024, layers=8, history=1000, new_tokens=128, repeats=3)
 
     device = torch.device(options.device)
     config = towers(options.vit_depth, device)

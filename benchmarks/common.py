@@ -1,16 +1,28 @@
-"""What the benchmarks share: the machine in words, and ways of doing the same thing timed in turn."""
+"""What the benchmarks share: their options, the machine in words, and ways of doing the same thing timed in turn."""
 
+import argparse
 import os
 import platform
 import statistics
 import sys
 from collections.abc import Callable, Hashable, Iterable
+from itertools import product
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from tqdm import tqdm
 
 Way, Figure = TypeVar("Way", bound=Hashable), TypeVar("Figure")
+
+
+def parse(parser: argparse.ArgumentParser, **full: Any) -> argparse.Namespace:
+    """The options of a benchmark; its defaults end within 3 minutes on 2 cores, those of --full are given here."""
+    sizes = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in full.items())
+    parser.add_argument("--full", action="store_true", help=f"as long as for the figures in docs/: {sizes}")
+    if parser.parse_known_args()[0].full:
+        parser.set_defaults(**full)
+    return parser.parse_args()
 
 
 def machine() -> str:
@@ -30,9 +42,10 @@ def machine() -> str:
 def in_turn(rounds: int, ways: dict[Way, Callable[[], Figure]]) -> dict[Way, list[Figure]]:
     """Runs each way once a round, A B A B, so that a machine that gets slower does so for all; returns the figures."""
     figures: dict[Way, list[Figure]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            figures[name].append(way())
+    steps = tqdm(list(product(range(rounds), ways)))
+    for _, name in steps:
+        steps.set_description(str(name))
+        figures[name].append(ways[name]())
     return figures
 
 

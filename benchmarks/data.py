@@ -1,4 +1,4 @@
-"""How fast training data comes: python benchmarks/data.py [--rounds 5] [--workers 0 1 2]
+"""How fast training data comes: python benchmarks/data.py [--full] [--workers 0 1 2]
 
 Shards of JPEGs made on the spot, from the file to normalised batches of 224 pixels:
 ours against plain webdataset + Pillow + torchvision on 256-pixel pictures, by workers; and, of 1024-pixel pictures on
@@ -20,11 +20,12 @@ import numpy as np
 import psutil
 import torch
 import webdataset as wds
-from common import in_turn, machine, ratios, row
+from common import in_turn, machine, parse, ratios, row
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
+from tqdm import tqdm
 
 from minigpt4.common.registry import registry
 from minigpt4.config.schema import BuildInfo, Config, DatasetConfig, ProcessorConfig, ProcessorsConfig, RunConfig
@@ -37,7 +38,7 @@ BATCH = 32
 def write_shards(folder: Path, size: int, samples: int, shards: int) -> None:
     """Pictures with about the detail of photographs: 150 KB for 1024 pixels."""
     random = np.random.default_rng(0)
-    for shard in range(shards):
+    for shard in tqdm(range(shards), f"writing pictures of {size} pixels"):
         with wds.TarWriter(str(folder / f"{shard:05d}.tar")) as tar:
             for i in range(samples // shards):
                 small = Image.fromarray(random.integers(0, 255, (size // 16, size // 16, 3), dtype=np.uint8))
@@ -174,18 +175,19 @@ def small_datasets(folder: Path, number: int = 22, workers: int = 6) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures the training data's path.")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--batches", type=int, default=20, help="measured in each round, for each worker")
-    args = parser.parse_args()
+    parser.add_argument("--batches", type=int, default=8, help="measured in each round, for each worker")
+    parser.add_argument("--pictures", type=int, default=1024, help="of 256 pixels; an eighth of it of 1024")
+    args = parse(parser, rounds=5, batches=20, pictures=2048)
     torch.set_num_threads(1)
     print(machine())
     with tempfile.TemporaryDirectory() as name:
         small, large = Path(name) / "256", Path(name) / "1024"
         small.mkdir()
         large.mkdir()
-        write_shards(small, 256, 2048, max([8, *args.workers]))
-        write_shards(large, 1024, 256, 8)
+        write_shards(small, 256, args.pictures, max([8, *args.workers]))
+        write_shards(large, 1024, args.pictures // 8, 8)
         by_workers(small, args.workers, args.rounds, args.batches)
         reduced_and_full(large, args.rounds)
         small_datasets(Path(name) / "align")

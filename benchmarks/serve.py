@@ -1,4 +1,4 @@
-"""How many answers the API gives: python benchmarks/serve.py [--device cuda] [--width 4096 --layers 32 --vit-depth 39]
+"""How many answers the API gives: python benchmarks/serve.py [--full] [--width 4096 --layers 32 --vit-depth 39]
 
 For the bundled tiny model and for one with random weights: requests/s at 1, 8 and 32 clients, each of which asks about
 a picture of its own, one request after the other; how long a request waited for its batch, against the most that the
@@ -22,9 +22,10 @@ sys.path.insert(0, str(ROOT))  # so that it measures the checkout it lies in
 import httpx  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
 from benchmarks.chat import IMAGE_SIZE, random_model, towers  # noqa: E402
-from benchmarks.common import machine  # noqa: E402
+from benchmarks.common import machine, parse  # noqa: E402
 from minigpt4.common.registry import registry  # noqa: E402
 from minigpt4.config.loading import load_config  # noqa: E402
 from minigpt4.config.schema import ProcessorConfig  # noqa: E402
@@ -88,7 +89,8 @@ def measure(service: Service, url: str, clients: int, requests: int, new_tokens:
     bodies, watch, limits = [body_of(number, new_tokens) for number in range(requests)], Watch(service), service.limits
     with httpx.Client(timeout=600) as client, ThreadPoolExecutor(clients) as pool:
         start = time.perf_counter()
-        answers = list(pool.map(lambda body: ask(client, url, body), bodies))
+        waiting = pool.map(lambda body: ask(client, url, body), bodies)
+        answers = list(tqdm(waiting, f"{clients} clients", total=requests))
         seconds = time.perf_counter() - start
     batches = 1 + math.ceil(limits.queue / limits.max_batch)
     return {
@@ -122,13 +124,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--width", type=int, default=512, help="of the random LLM; a multiple of 128")
-    parser.add_argument("--layers", type=int, default=8, help="of the random LLM")
+    parser.add_argument("--layers", type=int, default=4, help="of the random LLM")
     parser.add_argument("--vit-depth", type=int, default=2, help="of the random model; 39 for the whole ViT-g")
-    parser.add_argument("--requests", type=int, default=64, help="for each number of clients")
-    parser.add_argument("--new-tokens", type=int, default=32, help="most of an answer")
+    parser.add_argument("--requests", type=int, default=32, help="for each number of clients")
+    parser.add_argument("--new-tokens", type=int, default=16, help="most of an answer")
     parser.add_argument("--max-batch", type=int, default=8)
     parser.add_argument("--queue", type=int, default=64)
-    options = parser.parse_args()
+    options = parse(parser, layers=8, requests=64, new_tokens=32)
 
     device = torch.device(options.device)
     config = load_config(str(ROOT / "eval_configs/minigpt4_tiny_eval.yaml"), [])

@@ -1,4 +1,4 @@
-"""How fast and how large training steps are: python benchmarks/train.py [--models tiny mid] [--rounds 5]
+"""How fast and how large training steps are: python benchmarks/train.py [--full] [--models tiny mid]
 
 On any device, with random weights, 224 pixels and 32000 words: tiny (layers as in the bundled model), mid (ViT-B,
 Q-Former, a Llama of 58 million parameters), and on a GPU 7b and 13b (EVA-ViT-g, Q-Former, a Llama of that size, bf16).
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import in_turn, machine, ratios, row
+from common import in_turn, machine, parse, ratios, row
 from data import write_shards
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -250,12 +250,12 @@ def run_training(size: str, model: MiniGPT4, batch: int, steps: int, workers: in
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures training steps.")
     parser.add_argument("--models", nargs="+", choices=LLMS, default=["tiny", "mid"])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--device", default="auto")
-    args = parser.parse_args()
+    args = parse(parser, rounds=5, steps=20, batch=8)
     device = pick_device(args.device)
     print(machine())
     for size in args.models:

@@ -60,6 +60,7 @@ def test_everything_that_ships_is_small_and_nothing_is_missing():
     assert sum(files.values()) < 8e6
 
 
+@pytest.mark.distributed
 def test_two_stages_on_two_processes_and_on_one(data, tmp_path):
     stage1, stage2 = tmp_path / "stage1", tmp_path / "stage2"
     short = ("run.max_epoch=2", "run.iters_per_epoch=12", "run.warmup_steps=3", "run.log_freq=4")
@@ -106,6 +107,7 @@ def test_a_seed_reproduces_a_run(data, tmp_path, minigpt4):
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+@pytest.mark.distributed
 def test_the_shipped_model_sees_and_the_controls_do_not(data, tmp_path):
     printed = call(
         "evaluate.py",

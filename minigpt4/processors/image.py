@@ -35,7 +35,7 @@ class Blip2ImageEvalProcessor:
         self.image_size, self.mean, self.std = image_size, list(mean), list(std)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        return self._pixels(image, self._box(image), 1)
+        return self._pixels(image, self.box(image), 1)
 
     def load(self, file: Path | BinaryIO, reduced: bool) -> Tensor:
         """Reads a picture.
@@ -48,7 +48,7 @@ class Blip2ImageEvalProcessor:
             UserError: as `open_image`.
         """
         with opened(file) as image:
-            left, top, right, bottom = box = self._box(image)
+            left, top, right, bottom = box = self.box(image)
             whole = image.size
             if reduced:
                 fit = min(right - left, bottom - top) // self.image_size
@@ -57,7 +57,7 @@ class Blip2ImageEvalProcessor:
             picture = rgb(image)
         return self._pixels(picture, box, scale if picture.size != whole else 1)
 
-    def _box(self, image: Image.Image) -> _Box:
+    def box(self, image: Image.Image) -> _Box:
         """What is used of an image, of which nothing but the header may be read yet."""
         return (0, 0, *image.size)
 
@@ -92,8 +92,8 @@ class Blip2ImageTrainProcessor(Blip2ImageEvalProcessor):
         super().__init__(image_size, mean, std)
         self.crop = RandomResizedCrop(image_size, (min_scale, max_scale)) if random_resized_crop else None
 
-    def _box(self, image: Image.Image) -> _Box:
+    def box(self, image: Image.Image) -> _Box:
         if self.crop is None:
-            return super()._box(image)
+            return super().box(image)
         top, left, height, width = self.crop.get_params(image, self.crop.scale, self.crop.ratio)
         return (left, top, left + width, top + height)

@@ -20,7 +20,7 @@ def pretrain(out: Path, seed: int, scale: float) -> None:
     out.mkdir(parents=True, exist_ok=True)
     pretrain_tokenizer(out / "llm", seed)  # both chains read it
     spawn = multiprocessing.get_context("spawn")
-    workers = [spawn.Process(target=_run_chain, args=(index, out, seed, scale)) for index in range(len(CHAINS))]
+    workers = [spawn.Process(target=run_chain, args=(index, out, seed, scale)) for index in range(len(CHAINS))]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -31,7 +31,8 @@ def pretrain(out: Path, seed: int, scale: float) -> None:
         path.chmod(READABLE)
 
 
-def _run_chain(index: int, out: Path, seed: int, scale: float) -> None:
+def run_chain(index: int, out: Path, seed: int, scale: float) -> None:
+    """Runs the stages of `CHAINS[index]` one after the other, in this process and on one thread."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)  # one core per chain; and sums in one order, so that a seed gives the same weights
     log = Log(out / "pretrain_log.jsonl")

@@ -64,7 +64,7 @@ class Scene:
 
 
 @cache
-def _scans() -> tuple[np.ndarray, np.ndarray]:
+def scans() -> tuple[np.ndarray, np.ndarray]:
     """All scans as (1797, 8, 8) floats in 0..1 and their digits as (1797,) integers."""
     from sklearn.datasets import load_digits
 
@@ -73,9 +73,10 @@ def _scans() -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-def _writings(split: str, digit: int) -> tuple[int, ...]:
+def writings(split: str, digit: int) -> tuple[int, ...]:
+    """The indices of a split's scans of a digit."""
     first, last = SPLITS[split]
-    return tuple(index for index in range(first, last) if _scans()[1][index] == digit)
+    return tuple(index for index in range(first, last) if scans()[1][index] == digit)
 
 
 def sample_facts(rng: random.Random, least: int = 1, most: int = 3) -> tuple[Fact, ...]:
@@ -98,7 +99,7 @@ def sample_scene(rng: random.Random, split: str, *, least: int = 1, most: int = 
 def _sample_look(rng: random.Random, split: str, fact: Fact, warped: bool) -> Look:
     x, y = POSITIONS[fact.position]
     center = (x + rng.uniform(-0.04, 0.04), y + rng.uniform(-0.04, 0.04))
-    writing, size = rng.choice(_writings(split, fact.digit)), rng.uniform(0.27, 0.35)
+    writing, size = rng.choice(writings(split, fact.digit)), rng.uniform(0.27, 0.35)
     if not warped:
         return Look(writing, center, size)
     return Look(
@@ -140,7 +141,7 @@ def _background(rng: np.random.Generator) -> np.ndarray:
 
 def _ink(look: Look, pixels: int) -> np.ndarray:
     """The warped scan as (pixels, pixels) opacities in 0..1."""
-    scan = np.pad(_scans()[0][look.writing], MARGIN)
+    scan = np.pad(scans()[0][look.writing], MARGIN)
     middle, step = scan.shape[0] / 2, 8 / pixels
     cos, sin = np.cos(look.angle), np.sin(look.angle)
     matrix = np.array([[cos, sin], [-sin, cos]]) @ np.array([[1, look.shear], [0, 1]])

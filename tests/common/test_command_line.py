@@ -68,6 +68,7 @@ command_line.run(main)
 """
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_what_one_rank_alone_knows_is_one_line(rank, tmp_path):
     (tmp_path / "fail.py").write_text(LONE_RANK)

@@ -107,6 +107,7 @@ def be_told_then_hold(folder: Path, process: int) -> None:
         barrier()
 
 
+@pytest.mark.distributed
 def test_all_ranks_hold_it_as_one_and_are_all_told(tmp_path):
     with hold(tmp_path) as process:
         on_ranks(2, be_told_then_hold, tmp_path, process.pid)

@@ -246,6 +246,7 @@ def test_a_prompt_of_the_config_that_no_sample_could_have_is_told_before_anythin
         preflight(Config(model=config))
 
 
+@pytest.mark.distributed
 def test_ranks_do_not_wait_for_one_whose_samples_are_all_unusable(tmp_path):
     """Of two processes the second begins with a shard of nothing but unusable captions, in training and validation."""
     for name in ("train", "val"):

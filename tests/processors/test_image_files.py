@@ -93,7 +93,7 @@ def test_the_crop_decides_how_much_is_decoded(monkeypatch):
         torch.manual_seed(seed)
         TRAIN.load(file, True)
         torch.manual_seed(seed)
-        left, top, right, bottom = TRAIN._box(Image.open(file))
+        left, top, right, bottom = TRAIN.box(Image.open(file))
         scale = 4 if min(right - left, bottom - top) >= 4 * SIDE else 2
         assert seen.pop() == (-(-146 // scale),) * 2
 

@@ -25,8 +25,8 @@ def test_images_equal_the_recorded_ones(name):
 def test_own_mean_and_std():
     spec = SPEC["custom_mean_std"]
     picture = Image.open(PARITY / "images" / f"{spec['image']}.png")
-    config = ProcessorConfig("blip2_image_eval", image_size=28, mean=spec["mean"], std=spec["std"])
-    expected = golden("5_processors")["eval_custom_mean_std.28"]
+    config = ProcessorConfig("blip2_image_eval", image_size=spec["image_size"], mean=spec["mean"], std=spec["std"])
+    expected = golden("5_processors")[f"eval_custom_mean_std.{spec['image_size']}"]
     torch.testing.assert_close(build_processor(config)(picture), expected, atol=1e-6, rtol=0)
 
 

@@ -8,6 +8,8 @@ import torch.distributed as dist
 from minigpt4.common.distributed import rank
 from tests.runners.toy import on_ranks, toy_runner
 
+pytestmark = pytest.mark.distributed
+
 
 def count_exchanges(folder: Path, strategy: str, accumulated: int) -> None:
     """Trains 8 batches, and writes how often a gradient crossed the ranks."""

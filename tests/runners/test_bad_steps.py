@@ -9,6 +9,8 @@ from minigpt4.common.distributed import rank
 from tests.runners.run_strategies import STRATEGIES
 from tests.runners.toy import Poisoned, on_ranks, toy_runner
 
+pytestmark = pytest.mark.distributed
+
 # where, which batches of rank 1, batches accumulated, the step of the optimizer that is to be skipped
 CASES = [("gradient", 3, 1, 2), ("loss", 3, 1, 2), ("loss", 3, 2, 1), ("loss", 4, 2, 1), ("infinite loss", 4, 2, 1)]
 

@@ -109,6 +109,7 @@ def go_on_with_the_one_before(folder: Path) -> None:
         toy_runner(folder, resume=str(folder / "checkpoint_1.abandoned"))
 
 
+@pytest.mark.distributed
 def test_all_ranks_follow_the_first_ones_choice(whole, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "run")
     in_weights(folder / "checkpoint_1")

@@ -233,6 +233,7 @@ def test_what_a_cache_cannot_serve_is_refused(config):
         RunnerBase.check(config)
 
 
+@pytest.mark.distributed
 def test_two_processes_fill_and_train(tmp_path):
     write_all(tmp_path / "data", seed=1, scale=0.02)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"]

@@ -188,6 +188,7 @@ def kill_once_beyond(step: int, folder: Path, later: float) -> None:
     process.join()
 
 
+@pytest.mark.distributed
 def test_kill_9_at_random_moments_loses_nothing_but_the_steps_since_the_last_save(whole, tmp_path):
     moments = random.Random(0)
     reached = []
@@ -225,6 +226,7 @@ def run_on(processes: int, folder: Path, **options) -> None:
     on_ranks(processes, train_and_stop, folder, options)
 
 
+@pytest.mark.distributed
 def test_two_processes_stop_together_and_go_on_to_the_bit(tmp_path):
     run_on(2, tmp_path / "whole")
     run_on(2, tmp_path / "parts", save_steps=11)
@@ -233,6 +235,7 @@ def test_two_processes_stop_together_and_go_on_to_the_bit(tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.distributed
 def test_another_number_of_processes_goes_on_from_the_same_weights(tmp_path, caplog):
     run_on(2, tmp_path, save_steps=11)
     runner = toy_runner(tmp_path, resume="auto", batch_size_train=8)
@@ -282,6 +285,7 @@ def go_on_with_the_epochs_left(folder: Path) -> None:
     runner.train()
 
 
+@pytest.mark.distributed
 def test_another_number_of_processes_leaves_the_epochs_that_are_left(tmp_path):
     toy_runner(tmp_path, max_epoch=1, **BY_DATA).train()
     on_ranks(2, go_on_with_the_epochs_left, tmp_path)

@@ -14,6 +14,8 @@ from tests.runners.test_damaged_checkpoints import flip
 from tests.runners.test_engine_files import Evil
 from tests.runners.toy import on_ranks, toy_runner
 
+pytestmark = pytest.mark.distributed
+
 STAGES = {0: ["mp_rank_00_model_states.pt"]}
 STAGES[2] = [*STAGES[0], "zero_pp_rank_1_mp_rank_00_optim_states.pt"]
 STAGES[3] = ["zero_pp_rank_1_mp_rank_00_model_states.pt", STAGES[2][1]]

@@ -57,6 +57,7 @@ def write_and_refuse(folder: Path, alone: Path) -> None:
     assert kept == [rank() == 0] * len(kept) and kept  # the other ranks' memory stays free
 
 
+@pytest.mark.distributed
 def test_strategies_that_cannot_go_on_say_so(tmp_path, caplog):
     caplog.set_level("INFO")
     toy_runner(tmp_path / "alone", max_epoch=1, strategy="deepspeed").train()

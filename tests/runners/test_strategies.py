@@ -15,6 +15,8 @@ from minigpt4.tiny.data import write_all
 from tests.runners.run_strategies import ROOT, STRATEGIES
 from tests.waiting import LIMIT
 
+pytestmark = pytest.mark.distributed
+
 SCRIPT = str(Path(__file__).with_name("run_strategies.py"))
 
 

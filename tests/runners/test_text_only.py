@@ -17,6 +17,8 @@ from tests.batches import batch_of, instructed
 from tests.runners.run_strategies import ROOT
 from tests.runners.toy import on_ranks
 
+pytestmark = pytest.mark.distributed
+
 CPU = torch.device("cpu")
 SHARDED = ("fsdp", "deepspeed")
 CASES = {"frozen": ("[]", True), "unfrozen": ("[vit,qformer]", True), "cached": ("[]", False)}

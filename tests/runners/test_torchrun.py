@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -16,6 +17,8 @@ from minigpt4.runners.run_state import checkpoint_to_continue
 from minigpt4.tiny.data import write_all
 from tests.runners.run_strategies import ROOT
 from tests.waiting import LIMIT, wait_for
+
+pytestmark = pytest.mark.distributed
 
 CONFIG = """
 model:

@@ -130,6 +130,7 @@ def stop_the_last_rank(folder) -> None:
     assert runner.stopping and runner.step == 8
 
 
+@pytest.mark.distributed
 def test_all_ranks_end_validation_together(tmp_path):
     on_ranks(2, stop_the_last_rank, tmp_path)
     assert epochs(tmp_path) == []
@@ -145,6 +146,7 @@ def refuse_few_samples(folder) -> None:
     (folder / f"{rank()}.txt").write_text(str(list(enough.loaders)))
 
 
+@pytest.mark.distributed
 def test_fewer_samples_than_processes_of_a_sharded_model_are_refused_before_training(tmp_path):
     on_ranks(2, refuse_few_samples, tmp_path)
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["['numbers']"] * 2

@@ -86,7 +86,7 @@ def test_pretrain_is_deterministic_and_resumes(tmp_path: Path, monkeypatch: pyte
         (tmp_path / name).mkdir()
         pretrain_llm.pretrain_tokenizer(tmp_path / name / "llm", 0)
         for index in range(len(pretrain.CHAINS)):
-            pretrain._run_chain(index, tmp_path / name, 0, 1e-3)
+            pretrain.run_chain(index, tmp_path / name, 0, 1e-3)
         return read(name)
 
     def read(name: str) -> dict[str, bytes]:

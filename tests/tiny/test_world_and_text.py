@@ -27,7 +27,7 @@ def test_splits_share_no_handwriting() -> None:
 @pytest.mark.parametrize("split", world.SPLITS)
 def test_scene_stays_in_its_split_and_shows_its_digits(split: str) -> None:
     first, last = world.SPLITS[split]
-    labels = world._scans()[1]
+    labels = world.scans()[1]
     for seed in range(50):
         scene = world.sample_scene(random.Random(seed), split, most=5)
         for fact, look in zip(scene.facts, scene.looks, strict=True):
@@ -46,7 +46,7 @@ def test_same_seed_same_pixels_and_other_seed_other_pixels() -> None:
 
 def test_a_digit_is_drawn_in_its_color_where_it_says() -> None:
     facts = (world.Fact(1, "red", "left"), world.Fact(7, "blue", "right"))
-    looks = tuple(world.Look(world._writings("train", f.digit)[0], world.POSITIONS[f.position], 0.3) for f in facts)
+    looks = tuple(world.Look(world.writings("train", f.digit)[0], world.POSITIONS[f.position], 0.3) for f in facts)
     pixels = np.asarray(world.render(world.Scene(facts, looks, background=0))).astype(int)
     half = world.SIDE // 2
     assert pixels[:, :half, 0].max() > 170 and pixels[:, half:, 0].max() < 120

@@ -14,6 +14,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tests.serve.browsing import ask, attached, box, complaint, idle, load, send, words
 from tests.waiting import LIMIT, wait_for
 
+pytestmark = pytest.mark.browser
+
 HOSTILE = "<img src=x onerror=alert(1)> <b>bold</b> **strong** ![i](http://x.invalid/y.png) <script>alert(2)</script>"
 DROP = """(target, data) => {
     const files = new DataTransfer();
