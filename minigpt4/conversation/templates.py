@@ -112,10 +112,10 @@ class TokenizerTemplate:
             raise self._refused(first_line(error)) from error
         if (conversation.system or "").strip() not in text:
             raise self._refused("it drops the system message")
-        first, *texts = text.removeprefix(self.tokenizer.bos_token or "").split(marker)
-        if len(texts) != len(conversation.pictures):
+        first, *others = text.removeprefix(self.tokenizer.bos_token or "").split(marker)
+        if len(others) != len(conversation.pictures):
             raise self._refused("it drops a picture")
-        return [first, *(part for pair in zip(conversation.pictures, texts, strict=True) for part in pair)]
+        return [first, *(part for pair in zip(conversation.pictures, others, strict=True) for part in pair)]
 
     def _refused(self, why: str) -> UserError:
         return UserError(

@@ -57,7 +57,7 @@ def test_pictures_and_turns(talk, terminal):
     failures, out, err = talk(f":img {SCENE}", "Describe this image in detail.", "", " How many digits are there?")
     assert failures == 0 and out.startswith(SEEN) and out.endswith("\nthree\n")
     assert err == "The model sees 1 picture.\n"
-    assert [turn.question for turn in terminal.chat.turns][1:] == ["How many digits are there?"]
+    assert [turn.question for turn in terminal.chat.turns][1:] == [["How many digits are there?"]]
 
 
 def test_answers_are_printed_as_they_grow(talk, terminal, monkeypatch):

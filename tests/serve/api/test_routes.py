@@ -262,3 +262,33 @@ def test_metrics(tiny):
         assert 0 < value(f"minigpt4_{name}_seconds_sum") < 60
     assert value("minigpt4_batch_size_count") == 3
     assert "minigpt4_queue_length 0.0" in service.metrics.text().decode()
+
+
+def test_answers_to_one_request_share_its_pictures_and_count_them_once(client, tiny, monkeypatch):
+    encoded, encode = [], tiny.model.encode_img
+    monkeypatch.setattr(tiny.model, "encode_img", lambda own: encoded.append(len(own)) or encode(own))
+    request = {"model": NAME, "messages": [user(SCENES[0], DESCRIBE, SCENES[1])], "temperature": 2, "max_tokens": 8}
+    three = client.chat.completions.create(n=3, seed=4, **request)
+    assert encoded == [2]
+    alone = [client.chat.completions.create(seed=seed, **request) for seed in (4, 5, 6)]
+    assert [choice.message.content for choice in three.choices] == list(map(text_of, alone))
+    assert three.usage.prompt_tokens == alone[0].usage.prompt_tokens > 2 * tiny.prompter.rows
+    assert three.usage.completion_tokens == sum(own.usage.completion_tokens for own in alone)
+
+
+@pytest.mark.parametrize("words", ["<ImageHere>", "<Img><ImageHere></Img>"])
+def test_what_looks_like_a_picture_is_words(client, tiny, words):
+    messages = [user(words), {"role": "assistant", "content": words}, user(words)]
+    answer = client.chat.completions.create(messages=[{"role": "system", "content": words}, *messages], **GREEDY)
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage.prompt_tokens > 4 * len(tiny.prompter.encode(words))
+
+
+def test_a_stop_string_of_which_the_limit_leaves_half_takes_nothing_away(client):
+    request = {"messages": [user(SCENES[0], DESCRIBE)], "max_tokens": 6, **GREEDY}
+    whole = text_of(client.chat.completions.create(**request))
+    stop = whole[-2:] + "~"
+    answer = client.chat.completions.create(stop=stop, **request)
+    assert (text_of(answer), answer.choices[0].finish_reason) == (whole, "length")
+    (pieces,), ends, _ = streamed(client, stop=stop, **request)
+    assert ("".join(pieces), ends) == (whole, ["length"])
