@@ -41,6 +41,7 @@ _SHARD = 256  # samples in a file
 _PATIENCE = 300.0  # seconds: runs that start together look at it in turn
 _TEXTS = (".json", ".jsonl", ".parquet")  # files that count to the letter, others by name, size and time
 _FINGERPRINT = "fingerprint.json"
+_FORMAT = {"format": "2"}  # of a cache; the first said nothing of it, and kept other samples
 _CHECKSUM = "features_crc32"  # in a sample's JSON
 
 
@@ -64,8 +65,6 @@ class FeatureCache:
         sample = json.loads(text)
         if sample is None:
             return None, {}
-        if "conversation" not in sample:
-            raise UserError(f"{_KEY}: '{self.folder}' was filled by an earlier version. Delete it to fill it anew.")
         features = self._shard(shard).get_tensor(key)
         if sample.pop(_CHECKSUM, None) != _crc32(features):
             raise UserError(f"{_KEY}: '{self.folder / shard}' is damaged. Delete that file, and it is filled anew.")
@@ -243,7 +242,7 @@ def fingerprint(config: Config, files: dict[str, Path], datasets: dict[str, Any]
     for split_name, dataset in datasets.items():
         split, _, name = split_name.partition("/")
         prints[f"datasets.{name} ({split})"] = _data_print(config.datasets[name], split, len(dataset))
-    return {key: json.dumps(value) for key, value in prints.items()}
+    return _FORMAT | {key: json.dumps(value) for key, value in prints.items()}
 
 
 def _weights_print(path: Path) -> list[Any]:
@@ -288,6 +287,8 @@ def _check_fingerprint(folder: Path, own: dict[str, str]) -> None:
         found = json.loads(file.read_text()) if file.is_file() else {}
     except ValueError:
         raise UserError(f"{_KEY}: '{file}' is damaged. Delete '{folder}' to fill it anew.") from None
+    if found and found.get("format") != own["format"]:
+        raise UserError(f"{_KEY}: '{folder}' was filled by an earlier version. Delete the folder to fill it anew.")
     for key in found.keys() & own.keys():
         if found[key] != own[key]:
             raise UserError(

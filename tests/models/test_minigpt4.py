@@ -10,6 +10,7 @@ from minigpt4.common.errors import UserError
 from minigpt4.config.schema import Config
 from minigpt4.inference.endings import cut
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.projection import build_projection
 from tests.batches import batch_of, instructed
 
 
@@ -98,16 +99,15 @@ def test_answers_are_cut_at_the_stop_string(parity_prompter):
     assert cut("plain ", stops) == "plain"
 
 
-def test_untrained_projection_is_a_control_and_leaves_no_trace(parity_model):
+def test_another_projection_leaves_no_trace(parity_model):
     trained = parity_model.projection
-    with parity_model.untrained_projection():
-        assert parity_model.projection is not trained
-        first = parity_model.projection.weight.clone()
-    with parity_model.untrained_projection():
-        assert torch.equal(parity_model.projection.weight, first)
-    with parity_model.untrained_projection(active=False):
-        assert parity_model.projection is trained
-    assert parity_model.projection is trained
+    other = build_projection("linear", trained.in_features, parity_model.llm)
+    picture = torch.randn(1, 3, 56, 56)
+    own = parity_model.encode_img(picture)
+    with pytest.raises(ZeroDivisionError), parity_model.projecting_with(other):
+        assert parity_model.projection is other and not torch.equal(parity_model.encode_img(picture), own)
+        raise ZeroDivisionError
+    assert parity_model.projection is trained and torch.equal(parity_model.encode_img(picture), own)
 
 
 def test_the_window_limits_prompts_answers_and_training(parity_engine):

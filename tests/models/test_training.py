@@ -15,6 +15,7 @@ from minigpt4.datasets.loading import Batch
 from minigpt4.models.base_model import checkpoint_blocks
 from minigpt4.models.checkpoint import save_weights
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.preflight import preflight
 from minigpt4.models.projection import build_projection
 from minigpt4.models.vision import build_vision
 from minigpt4.runners.log import parts_table
@@ -141,12 +142,11 @@ def test_no_dropout_in_a_frozen_llm_that_computes_activations_anew(batch, parity
     """OPT's blocks drop out where they are in training mode, which transformers' own switch would need."""
     sizes = {"hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 64, "num_attention_heads": 4}
     llm = OPTForCausalLM(OPTConfig(**sizes, num_hidden_layers=2, vocab_size=480, dropout=0.9, attention_dropout=0.9))
-    config = replace(parity_config, use_grad_checkpoint=True)
-    vision = build_vision(Config(model=config))
-    vision.load(Config(model=config), vision.files(Config(model=config)))
-    projection = build_projection("linear", vision.width, llm.requires_grad_(False))
-    checkpoint_blocks(llm)
-    model = MiniGPT4(vision, projection, llm)
+    config = Config(model=parity_config)
+    checkpoint_blocks(llm.requires_grad_(False))
+    vision = build_vision(config)
+    vision.load(config, preflight(config))
+    model = MiniGPT4(vision, build_projection("linear", vision.width, llm), llm)
     losses = [model.train()(batch)["loss"] for _ in range(2)]
     assert torch.equal(*losses)
     losses[0].backward()

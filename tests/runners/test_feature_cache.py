@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from PIL import Image
 from minigpt4.common.errors import UserError
 from minigpt4.common.locks import locked
 from minigpt4.config.schema import BuildInfo, Config, DatasetConfig, ProcessorConfig, ProcessorsConfig, RunConfig
-from minigpt4.datasets.loading import collate
+from minigpt4.conversation.conversation import Conversation, Turn
+from minigpt4.models.loading import load_prompter
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.preflight import preflight
 from minigpt4.models.vision import build_vision
@@ -26,6 +28,7 @@ from minigpt4.runners.feature_cache import FeatureCache, cached_datasets
 from minigpt4.runners.runner_base import RunnerBase
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 from minigpt4.tiny.data import write_all
+from tests.batches import batch_of, instructed
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,6 +58,12 @@ def cached(config: Config) -> dict:
     return cached_datasets(config, ImageTextPretrainTask(config))
 
 
+def shown(dataset, index: int) -> torch.Tensor:
+    """The one picture of a sample, or its features."""
+    (picture,) = dataset[index]["conversation"].pictures
+    return picture
+
+
 @pytest.mark.parametrize("has_qformer", [True, False])
 def test_the_loss_is_that_of_the_towers_with_features_in_bf16(has_qformer, config, monkeypatch):
     if not has_qformer:
@@ -68,16 +77,19 @@ def test_the_loss_is_that_of_the_towers_with_features_in_bf16(has_qformer, confi
     assert isinstance(blind.vision, CachedFeatures) and not list(blind.vision.parameters())
     assert torch.equal(live.projection.weight, blind.projection.weight)
     assert len(datasets["train"]["cc_sbu_align"]) == 10 and len(datasets["val"]["cc_sbu_align"]) == 3
-    exact = live.image_features
+    prompter, exact = load_prompter(config.model), live.vision.forward
     for split, ids in (("train", [7, 2, 9]), ("val", [0, 2])):
         dataset = datasets[split]["cc_sbu_align"]
-        batch, pictures = (collate([own[i] for i in ids]) for own in (dataset, dataset.dataset))
-        assert "image" not in batch and batch["answer"] == pictures["answer"] == [f"a dog {i}" for i in ids]
+        own, shown = ([source[i]["conversation"] for i in ids] for source in (dataset, dataset.dataset))
+        assert [turn.answer for one in own for turn in one.turns] == [f"a dog {i}" for i in ids]
+        batch, pictures = batch_of(prompter, own), batch_of(prompter, shown)
+        assert torch.equal(batch["ids"], pictures["ids"]) and torch.equal(batch["labels"], pictures["labels"])
+        assert batch["pictures"].shape == (len(ids), prompter.rows, blind.vision.width)
         torch.testing.assert_close(blind(batch)["loss"], live(pictures)["loss"], rtol=1e-2, atol=0)
-        monkeypatch.setattr(live, "image_features", lambda image: exact(image).bfloat16().float())
+        monkeypatch.setattr(live.vision, "forward", lambda image: exact(image).bfloat16().float())
         torch.testing.assert_close(blind(batch)["loss"], live(pictures)["loss"], rtol=0, atol=1e-5)
-        monkeypatch.setattr(live, "image_features", exact)
-    blind.train()({"answer": ["hello"], "instruction_input": ["hi"]})["loss"].backward()  # text alone
+        monkeypatch.setattr(live.vision, "forward", exact)
+    blind.train()(batch_of(prompter, [instructed("hello", "hi")]))["loss"].backward()  # text alone
     assert not blind.projection.weight.grad.any()
 
 
@@ -93,8 +105,8 @@ def test_training_pictures_are_those_of_evaluation_decoded_in_full(config):
     vision = build_vision(config).eval()
     vision.load(config, preflight(config, towers=False))
     features = vision(exact.unsqueeze(0))[0]
-    torch.testing.assert_close(dataset[3]["image_features"], features.bfloat16(), atol=1e-2, rtol=1e-2)
-    assert torch.equal(dataset.dataset[3]["image"], exact)
+    torch.testing.assert_close(shown(dataset, 3), features.bfloat16(), atol=1e-2, rtol=1e-2)
+    assert torch.equal(shown(dataset.dataset, 3), exact)
     assert config.datasets["cc_sbu_align"].vis_processor.train.name == "blip2_image_train"  # as the user wrote it
 
 
@@ -107,10 +119,11 @@ def test_others_may_read_a_cache_as_the_umask_says(config):
 
 
 def test_a_full_cache_needs_no_towers(config, monkeypatch):
-    first = cached(config)["train"]["cc_sbu_align"][3]
+    first = cached(config)["train"]["cc_sbu_align"]
     monkeypatch.setattr(feature_cache, "build_vision", None)
-    again = cached(config)["train"]["cc_sbu_align"][3]
-    assert torch.equal(first.pop("image_features"), again.pop("image_features")) and first == again
+    again = cached(config)["train"]["cc_sbu_align"]
+    assert torch.equal(shown(first, 3), shown(again, 3)) and first[3]["image_id"] == again[3]["image_id"] == "3"
+    assert again[3]["conversation"] == Conversation([Turn([ANY], "a dog 3")], kind="caption")
 
 
 def test_filling_goes_on_where_it_was_cut_off(config, tmp_path, monkeypatch):
@@ -123,7 +136,7 @@ def test_filling_goes_on_where_it_was_cut_off(config, tmp_path, monkeypatch):
     monkeypatch.setattr(feature_cache, "_encode", lambda t, i, d: (seen.append(len(i)), encode(t, i, d))[1])
     again = cached(config)["train"]["cc_sbu_align"]
     assert sum(seen) == 4 and not list(folder.glob("*.tmp"))
-    assert all(torch.equal(again[i]["image_features"], whole[i]["image_features"]) for i in range(10))
+    assert all(torch.equal(shown(again, i), shown(whole, i)) for i in range(10))
 
 
 def test_a_split_may_be_added(config):
@@ -194,7 +207,7 @@ def test_a_flipped_bit_and_a_damaged_fingerprint_are_found(config, tmp_path):
 
 
 class Mixed:
-    """One picture, none, two, and a sample that can't be used."""
+    """One picture, none, two in a dialogue of two turns, and a sample that can't be used."""
 
     def __len__(self) -> int:
         return 4
@@ -202,22 +215,42 @@ class Mixed:
     def __getitem__(self, i: int) -> dict:
         if i == 3:
             raise UserError("sample 3 is damaged")
-        image = (torch.ones(3, 56, 56), None, torch.ones(2, 3, 56, 56))[i]
-        return {"image": image, "answer": f"no {i}", "image_id": i}
+        one, two = torch.ones(2, 3, 56, 56)
+        turns = (
+            [Turn([one, " Hm?"], "no")],
+            [Turn(["Hm?"], "no")],
+            [Turn([one, "<ImageHere>"], "a"), Turn([two], "b")],
+        )
+        return {"conversation": Conversation(turns[i], system="Be brief."), "image_id": i}
 
 
 def test_samples_with_no_picture_several_and_damaged_ones(config, monkeypatch, caplog):
     monkeypatch.setattr(ImageTextPretrainTask, "build_datasets", lambda *_, **__: {"cc_sbu_align": Mixed()})
     dataset = cached(config)["train"]["cc_sbu_align"]
     assert "sample 3 is damaged" in caplog.text
-    assert dataset[0]["image_features"].shape == (8, 64) and dataset[2]["image_features"].shape == (2, 8, 64)
-    assert dataset[1] == Mixed()[1]
+    for i in range(3):
+        own, live = dataset[i], Mixed()[i]
+        assert own["image_id"] == i and own["conversation"].system == "Be brief."
+        assert all(features.shape == (8, 64) for features in own["conversation"].pictures)
+        for turn, expected in zip(own["conversation"].turns, live["conversation"].turns, strict=True):
+            assert turn.answer == expected.answer
+            assert turn.question == [part if isinstance(part, str) else ANY for part in expected.question]
     with pytest.raises(UserError, match="sample 3 is damaged"):
         dataset[3]
     model = MiniGPT4.from_config(config, towers=False)
-    marks = ["<ImageHere>", "", "<ImageHere><ImageHere>"]
-    batch = {k: [dataset[i].get(k) for i in range(3)] for k in ("image_features", "answer")}
-    assert model({**batch, "instruction_input": [f"{m} Hm?" for m in marks]})["tokens"] > 0
+    batch = batch_of(load_prompter(config.model), [dataset[i]["conversation"] for i in range(3)])
+    assert batch["pictures"].shape == (3, 8, 64) and model(batch)["tokens"] > 0
+
+
+def test_a_cache_of_an_earlier_version_is_refused_at_once(config, tmp_path):
+    """Its samples were no conversations; read by the workers, each would be skipped as unusable."""
+    cached(config)
+    file = tmp_path / "cache" / "fingerprint.json"
+    prints = json.loads(file.read_text())
+    del prints["format"]
+    file.write_text(json.dumps(prints))
+    with pytest.raises(UserError, match=r"^run.cache_features: '.*cache' was filled by an earlier version. Delete the"):
+        cached(config)
 
 
 def test_what_a_cache_cannot_serve_is_refused(config):

@@ -33,7 +33,9 @@ def train(strategy: str, unfreeze: str, towers: bool, file: Path) -> None:
     model = ImageTextPretrainTask(config).build_model(towers=towers)
     prompter = load_prompter(config.model)
     text = batch_of(prompter, [instructed("1.", "What is 1?")])
-    shown = batch_of(replace(prompter, image_tags=("", "")), [instructed("A dot.", model.blank()[0], " What?")])
+    shown = batch_of(
+        replace(prompter, image_tags=("", "")), [instructed("A dot.", model.vision.blank(CPU)[0], " What?")]
+    )
     engine = build_strategy(model, config.run, CPU)
     engine.wrapped.train()
     for step in range(3):
