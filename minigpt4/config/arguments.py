@@ -1,7 +1,7 @@
 """The arguments that name a config or a model, and the config that they name."""
 
 import argparse
-from pathlib import Path
+import os
 
 from minigpt4.common.errors import UserError
 from minigpt4.config.loading import load_config, load_model_config
@@ -46,7 +46,7 @@ def read_config(args: argparse.Namespace) -> Config:
     Raises:
         UserError: see `load_model_config`.
     """
-    if args.model and args.cfg_path and not Path(args.model).is_dir():
+    if args.model and args.cfg_path and not os.path.isdir(args.model):
         raise UserError(
             f"MODEL: '{args.model}' is not a checkpoint folder, so it names a config, and so does --cfg-path. Leave "
             "one of them out."

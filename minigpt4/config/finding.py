@@ -1,5 +1,6 @@
 """Where a config lies: a file, a name of one that comes with the package, or a checkpoint folder."""
 
+import os
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -33,12 +34,12 @@ def find_config(name: str | Path) -> Path:
         UserError: there is neither.
     """
     path, known = Path(name), run_configs()
-    if path.is_dir():
+    if os.path.isdir(path):  # pathlib's own raises where a name is too long
         raise UserError(
             f"config '{name}' is a folder. Name a YAML file; or, to talk with the model of a checkpoint folder: "
             f"minigpt4 chat {name}"
         )
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     packed = known.get(path.name.removesuffix(".yaml"))
     if packed and path.name == str(name):
@@ -52,8 +53,8 @@ def find_config(name: str | Path) -> Path:
 
 def find_prompts(path: str) -> str:
     """A file of training prompts; one below `prompts/` that is not there is the packaged one of that name."""
-    own = packaged("prompts").parent / path
-    return str(own) if Path(path).parts[:1] == ("prompts",) and not Path(path).exists() and own.is_file() else path
+    own, ours = str(packaged("prompts").parent / path), Path(path).parts[:1] == ("prompts",)
+    return own if ours and not os.path.exists(path) and os.path.isfile(own) else path
 
 
 def read_checkpoint(folder: Path) -> tuple[str, DictConfig]:

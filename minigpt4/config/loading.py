@@ -50,7 +50,7 @@ def load_model_config(model: str | Path, options: list[str] | None = None, base:
     Raises:
         UserError: as `load_config`.
     """
-    return load_config(base, options, checkpoint=model) if Path(model).is_dir() else load_config(model, options)
+    return load_config(base, options, checkpoint=model) if os.path.isdir(model) else load_config(model, options)
 
 
 def _load(file: Path, options: list[str], checkpoint: Path | None) -> Config:

@@ -58,6 +58,13 @@ def test_an_unknown_name_is_told_with_one_that_is_near(name):
         load_config(name)
 
 
+def test_a_name_that_no_file_can_have_is_told_too():
+    with pytest.raises(UserError, match="^config 'xxx.* does not exist, and none"):
+        load_model_config("x" * 300)
+    path = "prompts/" + "x" * 300
+    assert load_config("minigpt4_tiny_eval", [f"model.prompt_path={path}"]).model.prompt_path == path
+
+
 def test_prompts_come_along_and_own_ones_win():
     assert load_config("minigpt4_tiny_stage2_finetune").model.prompt_path == str(ROOT / "prompts" / "alignment.txt")
     for path in ("prompts/own.txt", "alignment.txt"):  # there are none
