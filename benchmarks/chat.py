@@ -30,10 +30,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
 from benchmarks.common import in_turn, machine, parse  # noqa: E402
 from benchmarks.instructblip import Rival, instructblip, use_mkl  # noqa: E402
 from minigpt4.config.schema import Config, ModelConfig, ProcessorConfig, QformerConfig, VitConfig  # noqa: E402
-from minigpt4.conversation.conversation import IMAGE, Turn  # noqa: E402
+from minigpt4.conversation.conversation import Conversation, Part, Turn  # noqa: E402
+from minigpt4.conversation.prompter import Prompter  # noqa: E402
 from minigpt4.inference.chat import Chat  # noqa: E402
 from minigpt4.inference.compiled import CompiledDecoding  # noqa: E402
-from minigpt4.models.llm import load_tokenizer, pick_dtype  # noqa: E402
+from minigpt4.inference.engine import Engine  # noqa: E402
+from minigpt4.models.llm import load_tokenizer, pick_dtype, window_of  # noqa: E402
 from minigpt4.models.minigpt4 import MiniGPT4  # noqa: E402
 from minigpt4.models.projection import build_projection  # noqa: E402
 from minigpt4.models.vision import build_vision  # noqa: E402
@@ -53,7 +55,7 @@ def towers(vit_depth: int, device: torch.device) -> ModelConfig:
     return config
 
 
-def random_model(width: int, layers: int, config: ModelConfig, device: torch.device) -> MiniGPT4:
+def random_engine(width: int, layers: int, config: ModelConfig, device: torch.device) -> Engine:
     """MiniGPT-4 around a LLaMA of these sizes, all weights random."""
     tokenizer = load_tokenizer(ROOT / "minigpt4" / "assets" / "tiny" / "llm", trust_remote_code=False)
     sizes = LlamaConfig(
@@ -70,14 +72,21 @@ def random_model(width: int, layers: int, config: ModelConfig, device: torch.dev
         llm = AutoModelForCausalLM.from_config(sizes, dtype=dtype)
     llm.lm_head.weight.data[len(tokenizer) :] = 0  # never chosen: the tokenizer has no such words
     vision = build_vision(Config(model=config))
-    model = MiniGPT4(vision, build_projection("linear", vision.width, llm), llm, tokenizer, config)
+    model = MiniGPT4(vision, build_projection("linear", vision.width, llm), llm)
     vision.to_empty(device=device)
     for tensor in (*vision.parameters(), *vision.buffers()):
         if tensor.is_floating_point():
             nn.init.normal_(tensor, std=0.02)
         else:
             tensor.zero_()
-    return model.place(device).answering()
+    model.place(device).answering()
+    processor = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=IMAGE_SIZE))
+    return Engine(model, Prompter.of(config, tokenizer, vision.rows, window_of(sizes)), processor)
+
+
+def read(engine: Engine, words: str) -> list[Part]:
+    """What the LLM reads of words about a picture."""
+    return engine.prompter.read(Conversation([Turn([None, words])]))
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> Times:
@@ -100,26 +109,26 @@ def ratio(name: str, slow: Times, fast: Times) -> dict[str, float]:
     return {name: round(slow[0] / fast[0], 2), f"{name}_cpu": round(slow[1] / fast[1], 2)}
 
 
-def first_tokens(model: MiniGPT4, picture: Image.Image, processor, history: int, keep: bool) -> list[Times]:
+def first_tokens(engine: Engine, picture: Image.Image, history: int, keep: bool) -> list[Times]:
     """Time to the first token of each turn; all but the first have `history` tokens and image rows before them."""
-    chat, times = Chat(model, processor), []
+    chat, times = Chat(engine), []
     chat.upload_img(picture)
     words = "word " * history  # cut to what is missing
-    while words and len(model.layout(model.template.prompt([Turn(IMAGE + words)]))) > history:
+    while words and len(engine.prompter.layout(read(engine, words))) > history:
         words = words[: -max(5, len(words) // 50)]
     for turn in range(TURNS):
         if not keep:
             chat.forget_cache()
         question = words if turn == 0 else f"Question {turn}: how many digits are there, and where?"
         ask = lambda question=question: chat.answer(question, max_new_tokens=1, min_new_tokens=1)  # noqa: E731
-        times.append(seconds(ask, model.device))
+        times.append(seconds(ask, engine.model.device))
     return times
 
 
-def turns(model: MiniGPT4, picture: Image.Image, processor, history: int, repeats: int) -> dict[str, object]:
+def turns(engine: Engine, picture: Image.Image, history: int, repeats: int) -> dict[str, object]:
     """What the kept cache gains."""
-    first_tokens(model, picture, processor, history, keep=True)  # warm up
-    ways = {way: partial(first_tokens, model, picture, processor, history, way == "kept") for way in ("kept", "full")}
+    first_tokens(engine, picture, history, keep=True)  # warm up
+    ways = {way: partial(first_tokens, engine, picture, history, way == "kept") for way in ("kept", "full")}
     runs = in_turn(repeats, ways)
     kept, full = ([medians(turn) for turn in zip(*runs[way], strict=True)] for way in ways)
     later = [[statistics.median(times) for times in zip(*turns[1:], strict=True)] for turns in (full, kept)]
@@ -131,22 +140,23 @@ def turns(model: MiniGPT4, picture: Image.Image, processor, history: int, repeat
     }
 
 
-def batches(model: MiniGPT4, config: ModelConfig, pixels: Tensor, new_tokens: int, repeats: int) -> dict[str, object]:
+def batches(engine: Engine, config: ModelConfig, pixels: Tensor, new_tokens: int, repeats: int) -> dict[str, object]:
     """What batches gain, and InstructBLIP beside ours.
 
     InstructBLIP's Q-Former reads the question too, so that it sees a picture anew for each; ours keeps what it saw.
     """
-    words = [4 * i for i in range(BATCH)]
-    prompts = [model.template.prompt([Turn(f"{IMAGE} " + "word " * count)]) for count in words]
+    words, prompter, model = [4 * i for i in range(BATCH)], engine.prompter, engine.model
+    parts = [read(engine, " " + "word " * count) for count in words]
+    prompts = [prompter.text(own) for own in parts]
     images, length = model.encode_img(pixels), {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
-    rival = Rival(instructblip(config, model), pixels, [model.layout(prompt) for prompt in prompts], words)
+    rival = Rival(instructblip(config, model), pixels, [prompter.layout(own) for own in parts], words)
     works = {
         "encode_one": lambda: model.encode_img(pixels[:1]),
         "encode": lambda: model.encode_img(pixels),
         "encode_rival": rival.encode,
-        "alone": lambda: [model.generate(images[i : i + 1], [p], **length) for i, p in enumerate(prompts)],
-        "batch_seen": lambda: model.generate(images, prompts, **length),
-        "batch": lambda: model.generate(pixels, prompts, **length),
+        "alone": lambda: [engine.generate(images[i : i + 1], [p], **length) for i, p in enumerate(prompts)],
+        "batch_seen": lambda: engine.generate(images, prompts, **length),
+        "batch": lambda: engine.generate(pixels, prompts, **length),
         "batch_rival": lambda: rival.answer(new_tokens),
     }
     ways = {name: partial(seconds, work, model.device) for name, work in works.items()}
@@ -165,20 +175,20 @@ def batches(model: MiniGPT4, config: ModelConfig, pixels: Tensor, new_tokens: in
     }
 
 
-def compiled(model: MiniGPT4, pixels: Tensor, new_tokens: int, repeats: int) -> dict[str, object]:
+def compiled(engine: Engine, pixels: Tensor, new_tokens: int, repeats: int) -> dict[str, object]:
     """What a token takes after the first, of one answer, with and without a compiled step."""
-    prompt, images = model.template.prompt([Turn(f"{IMAGE} What is it?")]), model.encode_img(pixels[:1])
-    kinds = {"usual": None, "compiled": CompiledDecoding(model.llm)}
+    prompt, images = engine.prompter.text(read(engine, " What is it?")), engine.encode_img(pixels[:1])
+    kinds = {"usual": None, "compiled": CompiledDecoding(engine.model.llm)}
 
     def run(kind: str, tokens: int) -> Times:
-        model.compiled = kinds[kind]
+        engine.compiled = kinds[kind]
         length = {"max_new_tokens": tokens, "min_new_tokens": tokens}
-        return seconds(lambda: model.generate(images, [prompt], **length), model.device)
+        return seconds(lambda: engine.generate(images, [prompt], **length), engine.model.device)
 
     ways = {(kind, tokens): partial(run, kind, tokens) for kind in kinds for tokens in (1, 1 + new_tokens)}
     # the first round compiles, the second records CUDA graphs
     took = {way: medians(own[2:]) for way, own in in_turn(repeats + 2, ways).items()}
-    model.compiled = None
+    engine.compiled = None
     token = {}
     for kind in kinds:
         first, all_ = took[kind, 1], took[kind, 1 + new_tokens]
@@ -206,25 +216,24 @@ def main() -> None:
 
     device = torch.device(options.device)
     config = towers(options.vit_depth, device)
-    model = random_model(options.width, options.layers, config, device)
+    engine = random_engine(options.width, options.layers, config, device)
     if options.mkl:
-        use_mkl(model)
-    processor = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=IMAGE_SIZE))
+        use_mkl(engine.model)
     picture = Image.effect_noise((640, 480), 64).convert("RGB")
-    pixels = processor(picture).expand(BATCH, -1, -1, -1).to(device)
+    pixels = engine.processor(picture).expand(BATCH, -1, -1, -1).to(device)
     result: dict[str, object] = {
         "machine": machine(),
         "device": f"{device}, {torch.get_num_threads()} threads",
         "load_before": os.getloadavg()[0],  # of a quiet machine it is near 0
         "sizes": f"ViT-g, {options.vit_depth} of 39 blocks; Q-Former; LLaMA {options.layers} x {options.width}, "
-        f"{WORDS} words, {model.llm.dtype}",
+        f"{WORDS} words, {engine.model.llm.dtype}",
     }
     if "turns" in options.parts:
-        result |= turns(model, picture, processor, options.history, options.repeats)
+        result |= turns(engine, picture, options.history, options.repeats)
     if "batches" in options.parts:
-        result |= batches(model, config, pixels, options.new_tokens, options.repeats)
+        result |= batches(engine, config, pixels, options.new_tokens, options.repeats)
     if options.compile:
-        result |= compiled(model, pixels, options.new_tokens, options.repeats)
+        result |= compiled(engine, pixels, options.new_tokens, options.repeats)
     if device.type != "cuda":
         result["open"] = "on an H100, 7B: <= 5.6 ms per token, compiled; <= 4 ms per image"
     print(json.dumps(result, indent=1))

@@ -24,14 +24,12 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from benchmarks.chat import IMAGE_SIZE, random_model, towers  # noqa: E402
+from benchmarks.chat import random_engine, towers  # noqa: E402
 from benchmarks.common import machine, parse  # noqa: E402
-from minigpt4.common.registry import registry  # noqa: E402
 from minigpt4.config.loading import load_config  # noqa: E402
-from minigpt4.config.schema import ProcessorConfig  # noqa: E402
+from minigpt4.inference.engine import Engine  # noqa: E402
+from minigpt4.inference.loading import load_engine  # noqa: E402
 from minigpt4.inference.pictures import Picture  # noqa: E402
-from minigpt4.models.minigpt4 import MiniGPT4  # noqa: E402
-from minigpt4.processors import build_processor  # noqa: E402
 from minigpt4.serve.address import bind  # noqa: E402
 from minigpt4.serve.api.batching import Ask  # noqa: E402
 from minigpt4.serve.api.routes import build_app  # noqa: E402
@@ -101,10 +99,10 @@ def measure(service: Service, url: str, clients: int, requests: int, new_tokens:
     }, answers
 
 
-def benchmark(model: MiniGPT4, processor, options: argparse.Namespace) -> dict:
+def benchmark(engine: Engine, options: argparse.Namespace) -> dict:
     """Figures for each number of clients."""
     limits = Limits(max_batch=options.max_batch, queue=options.queue)
-    service, results, alone = Service(model, processor, NAME, limits), {}, []
+    service, results, alone = Service(engine, NAME, limits), {}, []
     with running(service) as url:
         measure(service, url, 8, 8, options.new_tokens)  # warm up
         for clients in CLIENTS:
@@ -133,14 +131,12 @@ def main() -> None:
     options = parse(parser, layers=8, requests=64, new_tokens=32)
 
     device = torch.device(options.device)
-    config = load_config(str(ROOT / "eval_configs/minigpt4_tiny_eval.yaml"), [])
-    tiny = registry.get_model_class(config.model.arch).from_config(config).place(device).answering()
+    config = load_config(str(ROOT / "eval_configs/minigpt4_tiny_eval.yaml"), [f"run.device={options.device}"])
     result = {"machine": machine(), "max_batch": options.max_batch, "queue": options.queue}
-    result["tiny"] = benchmark(tiny, build_processor(config.preprocess.vis_processor.eval), options)
-    model = random_model(options.width, options.layers, towers(options.vit_depth, device), device)
-    processor = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=IMAGE_SIZE))
-    name = f"LLaMA {options.layers} x {options.width}, ViT-g of {options.vit_depth}, {model.llm.dtype}"
-    result[name] = benchmark(model, processor, options)
+    result["tiny"] = benchmark(load_engine(config), options)
+    engine = random_engine(options.width, options.layers, towers(options.vit_depth, device), device)
+    name = f"LLaMA {options.layers} x {options.width}, ViT-g of {options.vit_depth}, {engine.model.llm.dtype}"
+    result[name] = benchmark(engine, options)
     print(json.dumps(result, indent=1))
 
 

@@ -122,7 +122,7 @@ def test_a_file_that_can_not_be_saved_to_keeps_what_it_holds(talk, terminal, tmp
 
 
 def test_what_a_stranger_saved_does_not_steer_the_terminal(talk, terminal):
-    terminal.chat.turns = [Turn("\x1b[2Jboo\tx", "\x9b31mé\n🐶\x07")]
+    terminal.chat.turns = [Turn(["\x1b[2Jboo\tx"], "\x9b31mé\n🐶\x07")]
     assert talk(":his")[1] == "> \ufffd[2Jboo\tx\n\ufffd31mé\n🐶\ufffd\n"
 
 
