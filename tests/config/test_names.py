@@ -26,6 +26,7 @@ NAMES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS + sorted(COMPAT.glob("*.yaml")), ids=lambda p: p.name)
 def test_every_config_names_what_there_is(path):
     config = load_config(path)
@@ -35,6 +36,7 @@ def test_every_config_names_what_there_is(path):
     assert all(isinstance(named, type) for named in found)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.sets(st.sampled_from(sorted(NAMES)), min_size=1), st.integers(0, 9))
 def test_all_typos_are_told_in_one_line_each_with_key_and_cure(keys, cut):
@@ -65,6 +67,7 @@ def test_names_without_a_config_folder_are_refused_too():
         check_names(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py", "demo.py"])
 @pytest.mark.parametrize("key", ["run.task", "preprocess.vis_processor.eval.name", "model.conversation"])
 def test_entry_points_check_names_before_device_data_and_weights(script, key, monkeypatch):

@@ -28,6 +28,7 @@ def images_for(prompts: list[str]) -> list[torch.Tensor | None]:
     return [torch.randn(count, 3, 56, 56) if count else None for count in counts]
 
 
+@pytest.mark.slow
 @LOOSE
 @given(prompts=st.lists(PROMPT, min_size=2, max_size=6), window=st.integers(30, 120), longest=st.integers(1, 24))
 def test_a_batch_gives_what_one_by_one_gives(prompts, window, longest, parity_model):
@@ -48,6 +49,7 @@ PROMPTS = [f"{IMAGE} a dog?", "hello", f"a {IMAGE} and {IMAGE} compared, at leng
 SAMPLED = {"do_sample": True, "temperature": 1.5, "max_new_tokens": 12, "min_new_tokens": 12}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{"num_beams": 3}, {"num_beams": 2, "length_penalty": -1.0}, {"repetition_penalty": 1.5}],
@@ -59,6 +61,7 @@ def test_beams_and_penalties_in_a_batch(options, parity_model):
     assert parity_model.generate(images, PROMPTS, **options) == alone
 
 
+@pytest.mark.slow
 def test_seeds_give_the_same_in_any_batch_and_beside_any_thread(parity_model):
     images, seeds = images_for(PROMPTS), [3, 4, 5, 6]
     alone = [
@@ -172,6 +175,7 @@ def test_a_failing_row_names_itself_and_does_not_sink_the_others(parity_model, m
         parity_model.generate(images, prompts)
 
 
+@pytest.mark.slow
 def test_a_row_on_which_the_llm_fails(parity_model, monkeypatch):
     generate = parity_model.llama_model.generate
 

@@ -60,6 +60,7 @@ def both(model: MiniGPT4, processor: Callable = PROCESSOR) -> Callable:
     return do
 
 
+@pytest.mark.slow
 def test_a_later_turn_reads_only_what_is_new(model):
     do = both(model)
     assert do(lambda chat: chat.answer([RED, "What is it?"], **LENGTH)) == 0
@@ -69,6 +70,7 @@ def test_a_later_turn_reads_only_what_is_new(model):
     assert do(lambda chat: list(chat.regenerate(**LENGTH))[-1]) == do.kept.turns[-1].answer.prompt_tokens - 1
 
 
+@pytest.mark.slow
 def test_edits_drops_and_other_pictures_roll_it_back(model):
     do = both(model)
     do(lambda chat: chat.answer([RED, "What is it?"], **LENGTH))
@@ -108,6 +110,7 @@ def test_where_the_length_turns_all_keys_a_batch_answers_as_one_by_one(parity_co
     assert model.generate(None, prompts, **LENGTH) == [model.generate(None, [p], **LENGTH)[0] for p in prompts]
 
 
+@pytest.mark.slow
 def test_the_tiny_model():
     config = load_config("eval_configs/minigpt4_tiny_eval.yaml")
     model = MiniGPT4.from_config(config).eval()
@@ -165,6 +168,7 @@ ACTIONS = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(actions=st.lists(ACTIONS, min_size=2, max_size=7), window=st.integers(130, 330))
 def test_any_course_of_a_conversation(actions, window, parity_model):

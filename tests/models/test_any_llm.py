@@ -88,6 +88,7 @@ def model(request, parity_config, tmp_path_factory):
     return build(FAMILIES[request.param], parity_config, tmp_path_factory.mktemp(request.param))
 
 
+@pytest.mark.slow
 def test_a_training_step_moves_only_the_projection(model):
     before = {n: p.clone() for n, p in model.named_parameters()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
@@ -100,6 +101,7 @@ def test_a_training_step_moves_only_the_projection(model):
     assert model(samples)["loss"] < first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", [["a dog", "the small grass"], [], ["", "a"]], ids=["both", "none", "one"])
 def test_label_positions_alone_give_the_loss_and_gradients_of_all(answers, model, monkeypatch):
     monkeypatch.setattr(model, "end_sym", "")
@@ -120,6 +122,7 @@ def test_label_positions_alone_give_the_loss_and_gradients_of_all(answers, model
     assert model(samples)["tokens"] == tokens
 
 
+@pytest.mark.slow
 def test_an_llm_whose_head_is_no_module_gives_the_same_loss(model, monkeypatch):
     samples = {"image": torch.randn(2, 3, 56, 56), "answer": ["a dog", "the small grass"]}
     expected = model(samples)["loss"]
@@ -127,6 +130,7 @@ def test_an_llm_whose_head_is_no_module_gives_the_same_loss(model, monkeypatch):
     torch.testing.assert_close(model(samples)["loss"], expected, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_head_reads_label_positions_alone(model):
     seen = []
     hook = model.llama_model.get_output_embeddings().register_forward_hook(lambda m, i, o: seen.append(o.shape))
@@ -138,6 +142,7 @@ def test_the_head_reads_label_positions_alone(model):
 TARGETS = {"phi3": ["qkv_proj"], "gpt_neox": ["query_key_value"], "opt": ["q_proj", "fc1"]}
 
 
+@pytest.mark.slow
 def test_adapters_train_beside_the_projection(model):
     config = ModelConfig(
         lora_r=2, lora_targets=TARGETS.get(model.llama_model.config.model_type, ["q_proj", "down_proj"])
@@ -166,6 +171,7 @@ def test_soft_tokens_begin_as_large_as_words(model):
     assert 0.8 < (soft / words).item() < 1.25
 
 
+@pytest.mark.slow
 def test_batches_answer_as_one_by_one(model):
     images = torch.randn(2, 3, 56, 56)
     prompts = [
@@ -182,6 +188,7 @@ def test_batches_answer_as_one_by_one(model):
     assert batch == single
 
 
+@pytest.mark.slow
 def test_a_batch_reads_a_long_common_beginning_once(model):
     read = []
     hook = model.llama_model.get_decoder().register_forward_pre_hook(

@@ -64,6 +64,7 @@ def assert_inputs(flavour: str, case: str, examples: list[Example]) -> None:
         assert data["regress_atts"][row].sum() == len(answer) - not_shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flavour", "case"), CASES)
 def test_prompts_inputs_and_labels(flavour, case, prepared):
     model, spec, samples = prepared(flavour, case)
@@ -72,6 +73,7 @@ def test_prompts_inputs_and_labels(flavour, case, prepared):
         assert model._prompts(samples) == spec["prompts_passed_to_prompt_wrap"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flavour", "case"), CASES)
 def test_loss_and_gradients(flavour, case, prepared):
     model, spec, samples = prepared(flavour, case)
@@ -87,6 +89,7 @@ def test_loss_and_gradients(flavour, case, prepared):
         assert_gradients(model, f"3_{flavour}", case)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize(("flavour", "case"), PLAIN)
 def test_losses_of_batch_sample_and_token(flavour, case, prepared):
@@ -98,6 +101,7 @@ def test_losses_of_batch_sample_and_token(flavour, case, prepared):
 EMBEDDED = [(f, c) for f, c in CASES if f"{c}.logits_last" in golden(f"3_{f}")]
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize(("flavour", "case"), EMBEDDED)
 def test_embeddings_and_logits(flavour, case, prepared):
@@ -114,6 +118,7 @@ def test_embeddings_and_logits(flavour, case, prepared):
     assert_recorded(file, "last logits", logits, data[f"{case}.logits_last"], 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flavour", "case"), FIXED)
 def test_the_originals_losses_where_it_takes_text_for_padding(flavour, case, prepared):
     """Quirk 2, both values: with its mistake ours are the recorded ones (without it others: see above)."""

@@ -94,6 +94,7 @@ def test_what_a_stream_looks_like(api_url):
     assert all("usage" not in chunk for chunk in chunks)
 
 
+@pytest.mark.slow
 def test_seeds_reproduce_whatever_else_is_asked(client):
     def answers(n: int = 1, **more) -> list[str]:
         return [choice.message.content for choice in client.chat.completions.create(n=n, **SAMPLED, **more).choices]
@@ -127,6 +128,7 @@ def test_longest_answer(client, limit):
     assert answer.usage.completion_tokens == 5
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_stops_are_cut_and_their_halves_never_shown(data, client):
@@ -158,6 +160,7 @@ def test_what_asks_for_nothing_is_taken(client):
     assert again.usage.prompt_tokens > first.usage.prompt_tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "write",
     [

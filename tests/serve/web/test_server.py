@@ -29,6 +29,7 @@ def client(url) -> Client:
     return Client(url, verbose=False)
 
 
+@pytest.mark.slow
 def test_several_turns_and_pictures_in_any_of_them(client, picture, echo, parity_model):
     assert ask(client, "none yet") == ["none yet", "none yet no picture"]
     red = f"one {number_of(parity_model, 'red')}"
@@ -66,6 +67,7 @@ def test_status_line_of_an_empty_answer(client, parity_model, monkeypatch):
     assert " · the answer is empty · " in status
 
 
+@pytest.mark.slow
 def test_a_visitor_is_told_what_is_forgotten(client, echo, parity_model, monkeypatch):
     told = []
     monkeypatch.setattr(gr, "Info", told.append)
@@ -79,6 +81,7 @@ def test_a_visitor_is_told_what_is_forgotten(client, echo, parity_model, monkeyp
     assert f"first {forgotten[-1]} questions forgotten" in status
 
 
+@pytest.mark.slow
 def test_two_visitors_at_once_never_mix(url, picture, echo, parity_model, monkeypatch):
     both, generate = threading.Barrier(2), parity_model.generate
 
@@ -125,6 +128,7 @@ def test_restart_mid_answer_ends_the_model(client, echo, mode):
     assert echo.ended == ["interrupt"]
 
 
+@pytest.mark.slow
 def test_undo_gives_the_question_back_with_its_pictures(client, picture, echo, parity_model):
     ask(client, "one", picture("red"))
     shown = client.predict(api_name="/undo")
@@ -137,6 +141,7 @@ def test_undo_gives_the_question_back_with_its_pictures(client, picture, echo, p
         client.predict(api_name="/undo")
 
 
+@pytest.mark.slow
 def test_edit_asks_again_about_the_same_picture(client, picture, echo, parity_model):
     ask(client, "one", picture("red"))
     ask(client, "two")
@@ -159,6 +164,7 @@ def test_regenerate_asks_the_last_question_again(client, echo):
     assert texts(shown) == ["one", "one no picture", "two", "another answer"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["Greedy", "Sample", "Beams"])
 def test_modes_with_the_real_model(client, picture, mode):
     assert len(ask(client, "What is this?", picture("red"), options=[mode, *OPTIONS[1:]])) == 2
@@ -202,6 +208,7 @@ def test_an_emptied_field_is_the_default(client, echo):
     assert AnswerOptions(**echo.options[1]) == AnswerOptions(do_sample=True, seed=int(status.rpartition("seed ")[2]))
 
 
+@pytest.mark.slow
 def test_bad_files_in_words_and_the_session_goes_on(client, echo, picture, bad_files, tmp_path):
     ask(client, "one", picture("red"))
     with pytest.raises(AppError, match="The question is empty"):
@@ -218,6 +225,7 @@ def test_a_file_over_the_limit_is_refused(url):
     assert answer.status_code == 413
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["Greedy", "Beams"])
 def test_failure_of_the_model_in_words_and_the_session_goes_on(client, picture, echo, parity_model, monkeypatch, mode):
     before = ask(client, "one", picture("red"))
