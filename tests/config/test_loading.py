@@ -18,6 +18,7 @@ from minigpt4.config.schema import Config, DatasetConfig, EvaluationDatasetConfi
 from tests.config import COMPAT, CONFIGS, ROOT, STAGE1, write
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS + sorted(COMPAT.glob("*.yaml")), ids=lambda p: p.name)
 def test_every_config_loads_and_survives_saving(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -53,6 +54,7 @@ def test_options_may_be_spelt_as_pairs():
     assert load_config(STAGE1, ["run.seed", "3", "model.max_txt_len", "9"]).run.seed == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "ckpts"), [("null", []), ("''", []), ("a.pth", ["a.pth"]), ("[a.pth, b]", ["a.pth", "b"])]
 )
@@ -130,6 +132,7 @@ def places_of(node: Any, place: str = "") -> Iterator[tuple[Any, str]]:
             yield from places_of(value, f"{place}.{name}".removeprefix("."))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(COMPAT.glob("*.yaml")), ids=lambda p: p.name)
 def test_keys_without_effect_are_not_saved(path, tmp_path):
     save_config(load_config(path), tmp_path / "config.yaml")

@@ -26,6 +26,7 @@ def test_a_ckpt_that_is_no_path_is_refused(text):
         load_config(STAGE1, [f"model.ckpt={text}"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
@@ -169,6 +170,7 @@ HOSTILE = {  # what a file holds, and what is said of it
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_files_give_one_short_line(name, tmp_path):
     content, message = HOSTILE[name]
@@ -202,6 +204,7 @@ def test_hostile_options_give_one_short_line(option, message):
     assert message in str(error.value) and len(str(error.value)) <= 500 and len(str(error.value).splitlines()) == 1
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from([(g.name, k.name) for g in fields(Config) if is_dataclass(g.type) for k in fields(g.type)]))
 def test_a_key_without_its_group_is_told_where_it_belongs(place):
@@ -227,6 +230,7 @@ def test_wrong_options_are_named(options):
         load_config(STAGE1, options)
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=60))
 def test_any_text_as_a_file_loads_or_is_a_user_error(text):

@@ -104,6 +104,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(shards_module, "SHUFFLED_TOGETHER", 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("cut", [1, 7, 16])
 def test_batches_go_on_to_the_bit_and_leave_the_runs_random_numbers_alone(folder, workers, cut):
@@ -196,6 +197,7 @@ def test_seeds_and_passes_differ_and_a_pass_holds_each_sample_once(folder):
         assert len(texts) == len(set(texts)) == 18
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 2), (5, 0)])
 def test_a_pass_over_shards_holds_each_sample_once_over_all_ranks_and_workers(folder, ranks, workers, monkeypatch):
     monkeypatch.setattr(shards_module, "SHUFFLED_TOGETHER", 7)  # with one sample a batch, blocks end with shards
@@ -269,6 +271,7 @@ def test_any_change_of_layout_keeps_a_pass_whole(folder, ranks, batch, cut, data
     assert len(set(before + rest)) == len(before) + len(rest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_shards_come_over_http_and_through_pipes(folder, workers):
     """Webdataset's own openers. What a server lacks is counted as a damaged shard is."""
@@ -391,6 +394,7 @@ def test_data_of_which_nothing_can_be_used_ends_in_words_not_in_a_hang(workers, 
         next(batches(tmp_path, ("laion",), num_workers=workers, max_skip_rate=0.05))
 
 
+@pytest.mark.slow
 def test_workers_can_be_spawned(folder, monkeypatch):
     """As on systems that don't fork."""
     monkeypatch.setattr(shards_module, "SHUFFLED_TOGETHER", 1000)  # a spawned process knows of no other

@@ -142,6 +142,7 @@ def named(caplog, name: str) -> None:
         assert any(re.search(reason, line) for line in lines), (reason, lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REASONS)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_training_goes_on_without_what_cannot_be_used(name, workers, datasets, parity_model, prompter, caplog):

@@ -117,6 +117,7 @@ def test_every_file_that_is_something_else_is_told(content, what, parity_config,
     assert f"model.llama_model: no causal LM in '{llm}': '{llm}/config.json' {what}" in problems(config)[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

@@ -24,6 +24,7 @@ def status_for(url: str, host: str) -> int:
     return httpx.get(f"{url}/", headers={"Host": host}, follow_redirects=True).status_code
 
 
+@pytest.mark.slow
 def test_another_host_is_refused(server):
     """A page of another site may have given its name this address."""
     for host in ("localhost", "localhost:1", "LocalHost:8000", "127.0.0.1", "[::1]", "[::1]:80", "localhost."):
@@ -93,6 +94,7 @@ MANY = MAX_VALUES + 1
 LONG = 1_000_001
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "words"),
     [

@@ -35,6 +35,7 @@ def test_of_a_folder_only_pictures_are_asked_about(predict, tmp_path):
     assert code == 0 and [r["id"] for r in lines(out)] == [str(tmp_path / "scene.JPG")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoding", [[], ["--do-sample", "--temperature", "2", "--seed", "5"], ["--num-beams", "2"]])
 def test_batches_answer_as_a_chat_about_each_alone(decoding, predict, mixed, tiny, video):
     def run(size: int) -> str:
@@ -102,6 +103,7 @@ def test_a_bar_shows_how_far_it_is_where_it_is_in_nobodys_way(predict, tmp_path,
     assert "4/4" in predict(*arguments, "--output", tmp_path / "out.jsonl")[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

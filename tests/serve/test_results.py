@@ -17,6 +17,7 @@ from tests.waiting import wait_for
 ANSWER = '{"id": "x", "text": "?", "answer": "y", "finish": "stop", "new_tokens": 2}\n'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [0, 5, 40, 4, None])
 def test_a_file_that_was_left_half_written_is_gone_on_with(cut, predict, mixed, tmp_path, monkeypatch, tiny):
     """Cut off at the end of the second line and some bytes behind; None: after all lines."""
@@ -106,6 +107,7 @@ def test_the_output_may_be_a_link_but_no_device(predict, tmp_path):
     assert device.is_fifo()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
@@ -158,6 +160,7 @@ def test_an_answer_that_lacks_only_its_line_break_is_kept(predict, tmp_path):
     assert predict(*arguments)[2].startswith("1 of 1 questions have answers") and arguments[-1].read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_killed_in_mid_run_it_goes_on_to_the_same_file(predict, tmp_path):
     records = [{"id": i, "image": str(SCENES[i % 4]), "text": COUNT} for i in range(12)]
     records[1]["image"], records[6]["image"] = "gone.jpg", "scene.jpg"

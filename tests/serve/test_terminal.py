@@ -53,6 +53,7 @@ def talk(terminal, capsys):
     return talk
 
 
+@pytest.mark.slow
 def test_pictures_and_turns(talk, terminal):
     failures, out, err = talk(f":img {SCENE}", "Describe this image in detail.", "", " How many digits are there?")
     assert failures == 0 and out.startswith(SEEN) and out.endswith("\nthree\n")
@@ -77,6 +78,7 @@ def test_an_empty_answer_is_told(talk, terminal, monkeypatch):
     assert talk("?") == (0, "\n", "The answer is empty.\n")
 
 
+@pytest.mark.slow
 def test_several_paths_spaces_and_quotes(talk, terminal, tmp_path):
     for name in ("a b.jpg", "c.jpg"):
         (tmp_path / name).write_bytes(SCENE.read_bytes())
@@ -135,6 +137,7 @@ def test_the_screen_is_cleared_where_there_is_one(talk, monkeypatch):
     assert "\x1b[2J" in screen.getvalue()
 
 
+@pytest.mark.slow
 def test_options_and_seed(talk, terminal):
     terminal.options = terminal.initial_options = AnswerOptions(max_new_tokens=20)
     sample = ":conf do_sample=true temperature=9 top_p=1"
@@ -182,6 +185,7 @@ def test_words_that_the_model_no_longer_reads_are_told(talk, terminal):
     assert err == "The chat is long: the model no longer reads its first 1 questions.\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beams", [1, 2])
 @pytest.mark.parametrize("presses", [1, 2])
 def test_ctrl_c_ends_the_answer_and_not_the_program(presses, beams, talk, terminal, tiny):
@@ -206,6 +210,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(presses, beams, talk, termin
         assert out.startswith(terminal.chat.turns[0].answer)
 
 
+@pytest.mark.slow
 def test_through_pipes_there_are_only_answers():
     lines = f":img {SCENE}\nHow many digits are there?\n:nix\n\xff\n".encode("latin-1")
     done = subprocess.run(COMMAND, cwd=ROOT, input=codecs.BOM_UTF8 + lines, capture_output=True, timeout=LIMIT)
@@ -214,6 +219,7 @@ def test_through_pipes_there_are_only_answers():
     assert done.stderr.startswith(b"The model sees 1 picture.\nerror: ':nix' is no command.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stream", "code", "complaint"),
     [
@@ -254,6 +260,7 @@ def test_through_pipes_a_command_that_is_put_right_lets_go_on(tiny, capsys):
     assert len(terminal.chat.turns) == 1 and terminal.options.num_beams == 2
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_piped_chat_while_it_answers():
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     # tests that a shell runs in the background ignore SIGINT, and so would the program
@@ -297,6 +304,7 @@ class Screen:
         return before
 
 
+@pytest.mark.slow
 def test_in_a_terminal(tmp_path):
     screen = Screen(COMMAND, tmp_path)
     assert screen.wait_for(WELCOME).strip() in ("", "Loading the model...")

@@ -62,6 +62,7 @@ def generate(parity_engines, generations):
     return generate_run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flavour", "run"), SAME)
 def test_generation_gives_the_recorded_tokens(flavour, run, generate):
     recorded, answers = run_of(flavour, run)[2], golden_json(f"3_{flavour}")["generate"]["runs"][run]["answers"]
@@ -82,6 +83,7 @@ class WithBos(RepetitionPenaltyLogitsProcessor):
         return super().__call__(torch.cat([torch.full((len(scores), 1), BOS), input_ids], dim=1), scores)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flavour", "run"), PENALTIES)
 def test_repetition_penalty_with_the_originals_bos(flavour, run, generate, monkeypatch):
     """Quirk 12, both values: a small penalty repeats what was said, the original's BOS too."""
@@ -100,6 +102,7 @@ def log_likelihood(engine: Engine, flavour: str, row: int, prompt: str, answer: 
     return logprobs[range(len(answer)), answer].sum().item()
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize(("flavour", "run"), BEAMS)
 def test_beams(flavour, run, parity_engines, generate):
@@ -127,6 +130,7 @@ def test_beams(flavour, run, parity_engines, generate):
     assert any(ours == theirs for ours, theirs in zip(found, recorded, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_stop_words_of_ones_own(flavour, parity_engines, generations):
     """Quirk 14, both values: the original keeps the stop word, and stops once all rows have one; here each row for
@@ -163,6 +167,7 @@ def vicuna_v0(parity_config, parity_llm, tmp_path_factory) -> Engine:
     return engine_of(replace(parity_config, llama_model=str(folder)))
 
 
+@pytest.mark.slow
 def test_vicuna_v0s_ids(vicuna_v0, generations, monkeypatch):
     """Quirk 13, both values: the original ends at the config's id 1, here an answer ends at the tokenizer's 2."""
     spec = golden_json("3_vicuna0")["generate_vicuna_v0_ids"]

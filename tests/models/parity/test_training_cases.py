@@ -66,6 +66,7 @@ def assert_inputs(flavour: str, case: str, batch: dict) -> None:
         assert data["regress_atts"][row].sum() == len(answer) - not_shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flavour", "case"), CASES)
 def test_prompts_inputs_and_labels(flavour, case, prepared):
     engine, spec, samples = prepared(flavour, case)
@@ -76,6 +77,7 @@ def test_prompts_inputs_and_labels(flavour, case, prepared):
             assert own.turns(sample)[0] == own.pair(own.parse(prompt, sample.pictures), "")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flavour", "case"), CASES)
 def test_loss_and_gradients(flavour, case, prepared):
     engine, spec, samples = prepared(flavour, case)
@@ -92,6 +94,7 @@ def test_loss_and_gradients(flavour, case, prepared):
         assert_gradients(model, f"3_{flavour}", case)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize(("flavour", "case"), PLAIN)
 def test_losses_of_batch_sample_and_token(flavour, case, prepared):
@@ -103,6 +106,7 @@ def test_losses_of_batch_sample_and_token(flavour, case, prepared):
 EMBEDDED = [(f, c) for f, c in CASES if f"{c}.logits_last" in golden(f"3_{f}")]
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize(("flavour", "case"), EMBEDDED)
 def test_embeddings_and_logits(flavour, case, prepared):
@@ -119,6 +123,7 @@ def test_embeddings_and_logits(flavour, case, prepared):
     assert_recorded(file, "last logits", logits, data[f"{case}.logits_last"], 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flavour", "case"), FIXED)
 def test_the_originals_losses_where_it_takes_text_for_padding(flavour, case, prepared):
     """Quirk 2, both values: with its mistake ours are the recorded ones (without it others: see above)."""

@@ -18,6 +18,7 @@ BEGUN = {"role": "assistant", "content": "It is"}
 FILE = {"type": "input_image", "file_id": "file-1", "image_url": ""}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("request_", "param", "words"),
     [
