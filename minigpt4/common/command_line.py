@@ -39,7 +39,7 @@ def add_serving(parser: argparse.ArgumentParser, port: int) -> None:
 def positive(text: str) -> int:
     """An argument's type: a whole number from 1 on."""
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on. Give one, for example 8.")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on. Give one, for example 8.")
     return int(text)
 
 

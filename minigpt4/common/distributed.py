@@ -37,7 +37,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(
-            f"run.device: '{name}' is no device. Set run.device=auto, cpu, cuda, cuda:N, mps or npu."
+            f"run.device: '{name}' is not a device. Set run.device=auto, cpu, cuda, cuda:N, mps or npu."
         ) from None
     if device.type == "cpu":
         return device

@@ -32,7 +32,7 @@ class Problems(list[str]):
 def first_line(error: BaseException) -> str:
     """An exception's message as one line; its type where it has no message."""
     if isinstance(error, UnpicklingError):  # torch advises to run what the file holds
-        return "this is no weights file"
+        return "this is not a weights file"
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 

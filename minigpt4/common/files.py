@@ -14,7 +14,7 @@ def regular_file(path: Path) -> Path:
     """
     file = Path(os.path.realpath(path))
     if file.exists() and not file.is_file():
-        raise OSError(errno.EINVAL, "it is no regular file")
+        raise OSError(errno.EINVAL, "it is not a regular file")
     return file
 
 

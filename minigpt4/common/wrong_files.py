@@ -15,7 +15,7 @@ _ARCHIVES = {
     b"Rar!": "rar",
 }
 _HEADER = 100_000_000  # bytes: safetensors itself reads no longer one
-_TEXT = 100_000  # bytes: longer texts are no error messages
+_TEXT = 100_000  # bytes: longer texts are not error messages
 
 
 def what_is_wrong(file: Path) -> str | None:

@@ -96,11 +96,11 @@ def _check_sizes(model: ModelConfig) -> None:
     for whole, part in pairs:
         size, divisor = attrgetter(whole)(model), attrgetter(part)(model)
         if size % divisor:
-            raise UserError(f"model.{whole}: {size} is no multiple of model.{part}, {divisor}. Change one of them.")
+            raise UserError(f"model.{whole}: {size} is not a multiple of model.{part}, {divisor}. Change one of them.")
 
 
 def values_of(node: Any, key: str = "", place: str = "") -> Iterator[tuple[str, str, Any]]:
-    """(key, its place as in `RANGES`, value) of each value that is no group or list."""
+    """(key, its place as in `RANGES`, value) of each value that is not a group or list."""
     if is_dataclass(node):
         for name, value in vars(node).items():
             yield from values_of(value, f"{key}.{name}".removeprefix("."), f"{place}.{name}".removeprefix("."))

@@ -227,7 +227,7 @@ class RunConfig:
     resume: str | None = None  # auto: from the newest complete checkpoint of output_dir; or a checkpoint's folder
     save_steps: int | None = None  # steps between checkpoints within an epoch; null: at its end only
     keep_last: int | None = None  # checkpoints kept besides the best; null: all
-    max_bad_steps: int = 10  # steps in a row with a loss that is no number, before training stops
+    max_bad_steps: int = 10  # steps in a row with a loss that is not a number, before training stops
     max_skip_rate: float = 0.01  # part of the samples that may be unusable
     cache_features: str | None = None  # folder where the frozen towers' outputs are kept
     wandb_log: bool = False

@@ -42,7 +42,7 @@ def check_values(config: Config) -> None:
     ckpt = config.model.ckpt
     paths = ckpt if isinstance(ckpt, list) else [ckpt or "none"]
     if not all(isinstance(path, str) and path for path in paths):
-        raise UserError(f"model.ckpt: {ckpt} is no path. Set it to a path, a list of paths, or null.")
+        raise UserError(f"model.ckpt: {ckpt} is not a path. Set it to a path, a list of paths, or null.")
     known = [*TEMPLATES, TOKENIZER]
     if (conversation := config.model.conversation) not in known:
         raise UserError(f"model.conversation: '{conversation}' is unknown.{did_you_mean(conversation, known)}")
@@ -53,7 +53,7 @@ def check_values(config: Config) -> None:
     except (LookupError, ValueError, AttributeError, TypeError):
         places = [[template]]
     if any(place not in (["", "", None], ["0", "", None]) for place in places):
-        raise UserError(f"model.prompt_template: '{template}' is no template. Write {{}} where the prompt goes.")
+        raise UserError(f"model.prompt_template: '{template}' is not a template. Write {{}} where the prompt goes.")
 
 
 def _check_trained(model: ModelConfig) -> None:

@@ -69,7 +69,7 @@ class Ending:
 
     def close(self) -> None:
         """There are no more tokens."""
-        if self.finish is None:  # an LLM may have an end that is no token of its own
+        if self.finish is None:  # an LLM may have an end that is not a token of its own
             self._finish("stop" if len(self.tokens) < self.limit else "length", self._decode(self.tokens))
 
     def stopped(self, tokens: list[int]) -> bool:

@@ -46,7 +46,7 @@ class AnswerOptions:
             if not equals:
                 raise UserError(f"'{setting}' has no value. Write key=value, for example num_beams=3.")
             if key not in types:
-                raise UserError(f"'{key}' is no option of an answer.{did_you_mean(key, types)}")
+                raise UserError(f"'{key}' is not an option of an answer.{did_you_mean(key, types)}")
             values[key] = _parse(key, value, types[key])
         options = replace(self, **values)
         options._check()

@@ -64,7 +64,7 @@ def from_json(text: str, room: Room, reader: Reader = here) -> tuple[list[Turn],
     try:
         saved = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"the saved conversation is no JSON: {error}. Choose another file.") from None
+        raise UserError(f"the saved conversation is not JSON: {error}. Choose another file.") from None
     version = saved.get("version") if isinstance(saved, dict) else None
     if isinstance(version, int) and version not in (1, _VERSION):
         raise UserError(

@@ -194,7 +194,7 @@ def check_lora(config: ModelConfig, llm: PreTrainedModel) -> None:
         if not any(f".{name}".endswith(f".{target}") for name in linear):
             known = {name.rpartition(".")[2] for name in linear}
             raise UserError(
-                f"model.lora_targets: '{target}' is no linear layer of this LLM.{did_you_mean(target, known)}"
+                f"model.lora_targets: '{target}' is not a linear layer of this LLM.{did_you_mean(target, known)}"
             )
 
 

@@ -36,7 +36,7 @@ def settings_folder(key: str, path: str, what: str) -> Path:
             reason = f", nor is there a model of that name on the hub ({first_line(error)})"
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"{key}: '{path}' is no folder with a config.json{reason}. Set it to the folder of a Hugging Face {what} "
+            f"{key}: '{path}' is not a folder with a config.json{reason}. Set it to the folder of a Hugging Face {what} "
             "or to a hub id; see README 'Real weights'."
         )
     return folder

@@ -1,4 +1,4 @@
-"""Nothing trains on garbage: losses that are no numbers, and losses of a model that learns nothing."""
+"""Nothing trains on garbage: losses that are not numbers, and losses of a model that learns nothing."""
 
 import logging
 import math
@@ -48,7 +48,7 @@ class Guard:
     def give_up(self, output_dir: Path) -> None:
         """Raises the error that ends the run."""
         raise UserError(
-            f"{self.bad_steps} steps in a row gave a loss or gradients that are no numbers, the last with the samples "
+            f"{self.bad_steps} steps in a row gave a loss or gradients that are not numbers, the last with the samples "
             f"{self.bad[-1]}. The state before them is saved in '{output_dir}'. Look at these samples, lower "
             "run.init_lr, set run.max_grad_norm=1.0, or run.amp_dtype=bf16 instead of fp16."
         )

@@ -51,7 +51,7 @@ def setup_logger() -> None:
 
 
 def to_json(record: dict[str, Any]) -> str:
-    """One line; what is no number is null, as JSON has no other word for it."""
+    """One line; what is not a number is null, as JSON has no other word for it."""
     bare = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
     return json.dumps(bare, allow_nan=False) + "\n"
 

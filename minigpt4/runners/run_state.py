@@ -100,7 +100,7 @@ def _what_it_is(folder: Path) -> str:
         return f"is a run's folder, not a checkpoint. Name one in it, such as {own[-1].name}."
     if any(folder.glob("*.safetensors")):
         return "holds weights but no training state. Set model.ckpt to it, or run.resume=auto."
-    return "is no checkpoint to continue from. Set it to auto or to a checkpoint folder of a run."
+    return "is not a checkpoint to continue from. Set it to auto or to a checkpoint folder of a run."
 
 
 def write_measures(folder: Path, epochs: float, measures: dict[str, float]) -> None:

@@ -172,7 +172,7 @@ class RunnerBase:
         when the run goes on.
 
         Raises:
-            UserError: the losses are no numbers, or too much of the data is unusable.
+            UserError: the losses are not numbers, or too much of the data is unusable.
         """
         processes, batch = distributed.world_size(), self.run.batch_size_train
         together = processes * batch * self.run.accum_grad_iters

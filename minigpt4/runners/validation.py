@@ -74,7 +74,7 @@ class Validation:
             known = {"overall", *conditions["trained"].question_types}
             if run.metric not in known:
                 raise UserError(
-                    f"run.metric: '{run.metric}' is no question type of evaluation_datasets.{name}."
+                    f"run.metric: '{run.metric}' is not a question type of evaluation_datasets.{name}."
                     + did_you_mean(run.metric, known)
                 )
 

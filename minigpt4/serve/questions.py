@@ -107,7 +107,7 @@ def read_questions(file: str, text: str | None, folder: str | None) -> list[Ques
 
 def _question(raw: Any, name: str | int, text: str | None, folder: Path) -> Question:
     if not isinstance(raw, dict):
-        raise UserError('the record is no object. Write {"image": ..., "text": ...}.')
+        raise UserError('the record is not an object. Write {"image": ..., "text": ...}.')
     images: list[Any] = []
     for key in ("image", "images"):
         value = raw.get(key) or []
@@ -125,7 +125,7 @@ def _check_text(key: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:  # JSON can write half a pair, and a shell any byte
-        raise UserError(f"{key} holds {text[error.start]!r}, which is no character. Take it out.") from None
+        raise UserError(f"{key} holds {text[error.start]!r}, which is not a character. Take it out.") from None
 
 
 def _is_data(name: str) -> bool:

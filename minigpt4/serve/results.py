@@ -30,7 +30,7 @@ class Results(ExitStack):
         path: None for stdout.
 
     Raises:
-        UserError: the file holds something else, is no regular file, can't be written, or another run writes to it.
+        UserError: the file holds something else, is not a regular file, can't be written, or another run writes to it.
     """
 
     def __init__(self, path: Path | None, questions: Sequence[Question]):
@@ -125,4 +125,4 @@ def _is_answer(found: Any) -> bool:
 
 
 def _foreign(path: Path, where: str) -> UserError:
-    return UserError(f"--output: {where} of '{path}' is no answer that predict wrote. Name another file.")
+    return UserError(f"--output: {where} of '{path}' is not an answer that predict wrote. Name another file.")

@@ -148,7 +148,7 @@ class Terminal:
     def _obey(self, line: str) -> None:
         name, rest = [*line.split(maxsplit=1), ""][:2]
         if name not in self.commands:
-            raise UserError(f"'{name}' is no command.{did_you_mean(name, self.commands)}")
+            raise UserError(f"'{name}' is not a command.{did_you_mean(name, self.commands)}")
         usage, _, command = self.commands[name]
         if rest and not usage:
             raise UserError(f"{name} takes nothing behind it, found '{rest}'.")
@@ -269,7 +269,7 @@ def _path(rest: str) -> Path:
 
 
 def _reason(error: OSError | ValueError) -> str:
-    return getattr(error, "strerror", None) or ("it is no text" if isinstance(error, UnicodeError) else str(error))
+    return getattr(error, "strerror", None) or ("it is not text" if isinstance(error, UnicodeError) else str(error))
 
 
 def _printable(text: str) -> str:

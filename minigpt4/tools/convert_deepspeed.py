@@ -29,7 +29,7 @@ def main(args: argparse.Namespace) -> None:
     """Converts a folder.
 
     Raises:
-        UserError: it is no checkpoint of DeepSpeed.
+        UserError: it is not a checkpoint of DeepSpeed.
     """
     from minigpt4.models.checkpoint import save_weights
 

@@ -51,7 +51,7 @@ def test_devices(kind, name, local_rank, device, machine, monkeypatch):
         (None, "cuda", "'cuda' is not available on this machine. Set run.device=auto"),
         ("cuda", "mps", "'mps' is not available"),
         ("cuda", "cuda:2", "needs 3 devices, this machine has 2"),
-        (None, "gpu", "'gpu' is no device. Set run.device=auto, cpu, cuda, cuda:N, mps or npu"),
+        (None, "gpu", "'gpu' is not a device. Set run.device=auto, cpu, cuda, cuda:N, mps or npu"),
         (None, "npu", "'npu' needs torch_npu. Install the one for your torch: pip install torch-npu"),
         (None, "npu:1", "'npu:1' needs torch_npu"),
     ],

@@ -35,6 +35,6 @@ def test_what_fails_leaves_the_old_file(tmp_path, monkeypatch):
 def test_only_regular_files_are_replaced(make, tmp_path):
     make(tmp_path / "it")
     for use in (regular_file, lambda path: replace_file(path, b"")):
-        with pytest.raises(OSError, match="is no regular file"):
+        with pytest.raises(OSError, match="is not a regular file"):
             use(tmp_path / "it")
     assert list(tmp_path.iterdir()) == [tmp_path / "it"]

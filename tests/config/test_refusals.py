@@ -22,7 +22,7 @@ def test_a_foreign_key_that_asks_for_what_there_is_not_is_refused(tmp_path):
 
 @pytest.mark.parametrize("text", ["3", "[a, null]", "[a, '']", "[[a]]", "{a: b}", "True"])
 def test_a_ckpt_that_is_no_path_is_refused(text):
-    with pytest.raises(UserError, match=r"^model.ckpt: .* is no path. Set it to a path, a list of paths, or null.$"):
+    with pytest.raises(UserError, match=r"^model.ckpt: .* is not a path. Set it to a path, a list of paths, or null.$"):
         load_config(STAGE1, [f"model.ckpt={text}"])
 
 
@@ -91,7 +91,7 @@ def test_a_ckpt_that_is_no_path_is_refused(text):
         ("model: {model_type: tiny}\nrun: {num_workers: 9999}", ["run.num_workers: 9999", "Set it to 0 to 1024."]),
         (
             "model: {model_type: tiny, image_size: 113}",
-            ["model.image_size: 113 is no multiple of model.vit"],
+            ["model.image_size: 113 is not a multiple of model.vit"],
         ),
         ("model: {model_type: tiny, vit: {depth: 0}}", ["model.vit.depth: 0 is out of range. Set it to 1 or more."]),
         (

@@ -199,7 +199,7 @@ SCHEMA += [(key, pa.list_(pa.struct([(k, pa.string()) for k in keys]))) for key,
         ("a.json", b"[]", "a.json: holds no records"),
         ("a.jsonl", b"\n", "a.jsonl: holds no records"),
         ("a.parquet", b"PAR", "a.parquet is not Parquet"),
-        ("other", b"", "k: '.*a.json' is no file"),
+        ("other", b"", "k: '.*a.json' is not a file"),
     ],
 )
 def test_files_that_hold_no_records(name, content, message, tmp_path):

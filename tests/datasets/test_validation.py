@@ -125,7 +125,7 @@ def test_the_configs_block_of_the_file_says_where_images_are(own, command, monke
 
 
 def test_mistakes_on_the_command_line(own, command):
-    assert "FILE: 'x.json' is no file" in command("x.json")[2]
+    assert "FILE: 'x.json' is not a file" in command("x.json")[2]
     code, _, err = command(own / "good.json", "--options", "model.max_txt_len=3")
     assert code == 2 and "Set --cfg-path too" in err
     code, _, err = command(own / "good.json", "--page", own)

@@ -29,7 +29,7 @@ def test_values_are_parsed_by_type():
     ("setting", "complaint"),
     [
         ("num_beams", "'num_beams' has no value. Write key=value"),
-        ("num_beam=3", "'num_beam' is no option of an answer. Did you mean 'num_beams'?"),
+        ("num_beam=3", "'num_beam' is not an option of an answer. Did you mean 'num_beams'?"),
         ("num_beams=2.5", "num_beams: '2.5' is not a whole number"),
         ("num_beams=__import__('os')", "is not a whole number"),
         ("do_sample=maybe", "do_sample: 'maybe' is not true or false"),

@@ -31,7 +31,7 @@ def url(file) -> str:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("[" * 200_000, "is no JSON"),
+        ("[" * 200_000, "is not JSON"),
         ('{"version": 3, "turns": {}}', 'has "version": 3; 1 and 2 can be read. Load it where it was saved'),
         (saved({"question": "\ud800", "answer": "a"}), "turn 1 .*: a character of it is only half there"),
         (saved({"question": "a", "answer": "a"}, {"question": "a", "answer": "\udfff"}), "turn 2 .* only half there"),
@@ -202,7 +202,7 @@ def test_a_book_is_not_encoded_to_know_that_it_must_be_forgotten(parity_engine, 
 @pytest.mark.parametrize(
     ("saved", "complaint"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not JSON"),
         ("[]", 'holds no "turns" of "version": 2'),
         (
             '{"version": 1, "turns": [{"question": 3}]}',

@@ -98,5 +98,5 @@ def test_damaged_files_are_one_line(parity_config, llm):
         assert "\n" not in str(error.value)
     file.unlink()
     (llm / "pytorch_model.bin").write_bytes(b"\xffgarbage" * 9)
-    with pytest.raises(UserError, match=r"no causal LM in '.*': this is no weights file$"):
+    with pytest.raises(UserError, match=r"no causal LM in '.*': this is not a weights file$"):
         load_llm(config, CPU)

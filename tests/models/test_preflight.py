@@ -135,7 +135,7 @@ def test_every_file_that_is_something_else_is_told(content, what, parity_config,
             lambda folder: (folder / "config.json").write_text('{"model_type": "llama", "hidden_size": 0}'),
             "no causal",
         ),
-        (lambda folder: (folder / "config.json").unlink(), "is no folder with a config.json"),
+        (lambda folder: (folder / "config.json").unlink(), "is not a folder with a config.json"),
     ],
 )
 def test_folders_that_hold_no_llm(spoil, message, parity_config, llm):
@@ -189,7 +189,7 @@ def test_a_hub_id_is_checked_and_read_like_a_folder(parity_config, hub, llm):
 def test_what_is_neither_folder_nor_on_the_hub_is_told_with_the_other_problems(name, parity_config, hub):
     told = problems(replace(parity_config, llama_model=name, vit_model="/no/vit"))
     assert told[0].startswith("model.vit_model: '/no/vit'")
-    assert told[1].startswith(f"model.llama_model: '{name}' is no folder with a config.json")
+    assert told[1].startswith(f"model.llama_model: '{name}' is not a folder with a config.json")
     assert ("on the hub" in told[1]) == (name == "ckpt/Qwen7B-chat")
     assert told[1].endswith("or to a hub id; see docs/weights.md.")
 

@@ -89,7 +89,7 @@ def test_what_cannot_train_is_refused_in_one_line(options, message):
 def test_unknown_layers_for_adapters_are_refused_before_weights_are_read(parity_config, monkeypatch):
     monkeypatch.setattr("minigpt4.models.minigpt4.load_llm", None)
     config = replace(parity_config, lora_r=2, lora_targets=["q_proj", "vproj"])
-    with pytest.raises(UserError, match="model.lora_targets: 'vproj' is no linear layer .* Did you mean 'v_proj'"):
+    with pytest.raises(UserError, match="model.lora_targets: 'vproj' is not a linear layer .* Did you mean 'v_proj'"):
         MiniGPT4.from_config(Config(model=config))
 
 

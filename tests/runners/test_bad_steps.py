@@ -1,4 +1,4 @@
-"""A loss or gradient that is no number, on one rank alone, leaves no trace with any strategy."""
+"""A loss or gradient that is not a number, on one rank alone, leaves no trace with any strategy."""
 
 import json
 from pathlib import Path

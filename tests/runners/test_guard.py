@@ -62,7 +62,7 @@ def test_a_good_step_begins_the_count_anew(tmp_path, caplog):
 def test_too_many_bad_steps_end_the_run_with_a_saved_state(tmp_path):
     model = Poisoned(set(range(4, 99)))
     runner = toy_runner(tmp_path, model=model, max_bad_steps=3)
-    with pytest.raises(UserError, match="3 steps in a row gave a loss or gradients that are no numbers") as error:
+    with pytest.raises(UserError, match="3 steps in a row gave a loss or gradients that are not numbers") as error:
         runner.train()
     assert all(name in str(error.value) for name in model.ids[-1])
     saved = load_file(tmp_path / "checkpoint_step_6" / "model.safetensors")

@@ -75,7 +75,7 @@ def test_gradients_that_overflow_at_any_scale_end_the_run(tmp_path):
     model = Poisoned(set(range(99)), "gradient")
     before = model.projection.weight.clone()
     runner = toy_runner(tmp_path, model=model, max_bad_steps=3, **FP16)
-    with pytest.raises(UserError, match="3 steps in a row gave a loss or gradients that are no numbers"):
+    with pytest.raises(UserError, match="3 steps in a row gave a loss or gradients that are not numbers"):
         runner.train()
     assert runner.step < 24 and torch.equal(model.projection.weight, before)
 

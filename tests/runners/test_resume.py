@@ -82,7 +82,7 @@ def test_a_run_of_before_is_not_written_over(tmp_path):
     toy_runner(tmp_path, max_epoch=1).train()
     with pytest.raises(UserError, match="holds checkpoint_0 of an earlier run. Set run.resume=auto"):
         toy_runner(tmp_path)
-    with pytest.raises(UserError, match="run.resume: '.*nowhere' is no checkpoint"):
+    with pytest.raises(UserError, match="run.resume: '.*nowhere' is not a checkpoint"):
         toy_runner(tmp_path / "b", resume=str(tmp_path / "nowhere"))
     other = toy_runner(tmp_path / "b", resume=str(tmp_path / "checkpoint_0"))
     assert other.step == 8

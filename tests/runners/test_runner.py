@@ -227,7 +227,7 @@ def test_gradients_are_clipped(parity_prompter, runner, model, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        ({"resume": "/no/such"}, "run.resume: '/no/such' is no checkpoint to continue from"),
+        ({"resume": "/no/such"}, "run.resume: '/no/such' is not a checkpoint to continue from"),
         ({"max_iters": 5}, "run.max_iters: runner_base counts epochs"),
         ({"metric": "overall"}, "run.metric: evaluation_datasets names none"),
         ({"evaluate": True}, "run.evaluate: True trains nothing"),

@@ -187,7 +187,7 @@ def test_the_metric_is_taken_each_epoch_and_decides(tmp_path, monkeypatch):
     [
         (
             {"metric": "overal"},
-            "run.metric: 'overal' is no question type of evaluation_datasets.x. Did you mean 'overall'",
+            "run.metric: 'overal' is not a question type of evaluation_datasets.x. Did you mean 'overall'",
         ),
         ({"metric": "overall", "strategy": "fsdp"}, "run.metric: a sharded model can't generate"),
         ({"metric": "overall", "cache_features": "x"}, "run.metric: it is taken on pictures"),

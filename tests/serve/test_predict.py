@@ -67,7 +67,7 @@ def test_failing_records_name_themselves(predict, mixed):
     assert failed.keys() == {"gone", "cut", "#7", "list", "number", "long"}
     assert "gone.jpg can't be read as a picture: No such file" in failed["gone"]
     assert "cut.jpg can't be read as a picture: image file is truncated" in failed["cut"]
-    assert "the record is no object" in failed["#7"]
+    assert "the record is not an object" in failed["#7"]
     assert "must be file names" in failed["list"] and '"text" is missing or no string' in failed["number"]
     assert "longer than the LLM can read" in failed["long"]
     url = next(result for result in lines(out) if result["id"] == "url")
@@ -110,11 +110,11 @@ def test_a_bar_shows_how_far_it_is_where_it_is_in_nobodys_way(predict, tmp_path,
         (["--image", "x.jpg"], "--text: is missing"),
         (["--image", SCENES[0], SCENES[0], "--text", "?"], "stands there 2 times. Name it once."),
         (["--image", "{tmp}", "--text", "?"], "the folder '{tmp}' holds no picture"),
-        (["--input", "{tmp}/none.jsonl"], "--input: '{tmp}/none.jsonl' is no file"),
+        (["--input", "{tmp}/none.jsonl"], "--input: '{tmp}/none.jsonl' is not a file"),
         (["--input", "{tmp}/twice.jsonl"], "--input: 'a' stands there 2 times. Give each its own id."),
         (["--input", "{tmp}/empty.jsonl"], "holds no records. Write a list of them, or one a line.\n"),
         (["--input", "{tmp}/broken.jsonl"], "line 2 is not JSON"),
-        (["--image", "x.jpg", "--text", "\udcff?"], "--text: holds '\\udcff', which is no character"),
+        (["--image", "x.jpg", "--text", "\udcff?"], "--text: holds '\\udcff', which is not a character"),
         (["--image", "x.jpg", "--text", "?", "--batch-size", "0"], "--batch-size: 0 is out of range"),
         (["--image", "x.jpg", "--text", "?", "--top-p", "2"], "top_p: 2.0 is out of range"),
         (["--image", "x.jpg", "--text", "?", "--temperature", "2", "--seed", "1"], "--temperature, --seed: without"),
@@ -154,7 +154,7 @@ def test_half_a_character_fails_its_own_record(size, predict, tmp_path):
     assert predict(*arguments)[1] == (tmp_path / "out.jsonl").read_text()
     good, bad, also_good, url = lines((tmp_path / "out.jsonl").read_text())
     assert good["id"] == "\ud801" and "answer" in good and "answer" in also_good
-    assert bad == {"id": "b", "error": "\"text\" holds '\\ud800', which is no character. Take it out."}
+    assert bad == {"id": "b", "error": "\"text\" holds '\\ud800', which is not a character. Take it out."}
     assert "data: URL" in url["error"]
 
 

@@ -103,7 +103,7 @@ def test_the_output_may_be_a_link_but_no_device(predict, tmp_path):
     assert link.is_symlink() and len(lines(file.read_text())) == 2
     os.mkfifo(device)
     code, _, err = predict("--image", SCENES[0], "--text", COUNT, "--output", device)
-    assert code == 2 and err.endswith(f"--output: '{device}': it is no regular file. Name another file.\n")
+    assert code == 2 and err.endswith(f"--output: '{device}': it is not a regular file. Name another file.\n")
     assert device.is_fifo()
 
 
@@ -111,18 +111,18 @@ def test_the_output_may_be_a_link_but_no_device(predict, tmp_path):
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("my notes\n", "line 1 of '{}' is no answer that predict wrote. Name another file."),
-        ("my notes", "its end of '{}' is no answer that predict wrote"),
+        ("my notes\n", "line 1 of '{}' is not an answer that predict wrote. Name another file."),
+        ("my notes", "its end of '{}' is not an answer that predict wrote"),
         (ANSWER, "line 1 of '{}' answers 'x', which is asked otherwise now, or not at all"),
         (ANSWER.replace('"x"', json.dumps(str(SCENES[0]))), "which is asked otherwise now"),
-        ('{"id": "x", "text": "?"}\n', "line 1 of '{}' is no answer that predict wrote"),
-        ('{"id": "x", "text": "?"}', "its end of '{}' is no answer that predict wrote"),
-        ('{"id": "x", "text": "?", "answer": "y"}\n', "line 1 of '{}' is no answer that predict wrote"),
-        ('{"id": "x", "image": "y.jpg", "error": "blurred"}\n', "line 1 of '{}' is no answer that predict wrote"),
-        ('{"id": "x", "text": "?", "error": 3}\n', "line 1 of '{}' is no answer that predict wrote"),
-        (ANSWER.replace('"x"', "[1]"), "line 1 of '{}' is no answer that predict wrote"),
-        ("[" * 100_000, "its end of '{}' is no answer that predict wrote"),
-        (None, "is no regular file"),
+        ('{"id": "x", "text": "?"}\n', "line 1 of '{}' is not an answer that predict wrote"),
+        ('{"id": "x", "text": "?"}', "its end of '{}' is not an answer that predict wrote"),
+        ('{"id": "x", "text": "?", "answer": "y"}\n', "line 1 of '{}' is not an answer that predict wrote"),
+        ('{"id": "x", "image": "y.jpg", "error": "blurred"}\n', "line 1 of '{}' is not an answer that predict wrote"),
+        ('{"id": "x", "text": "?", "error": 3}\n', "line 1 of '{}' is not an answer that predict wrote"),
+        (ANSWER.replace('"x"', "[1]"), "line 1 of '{}' is not an answer that predict wrote"),
+        ("[" * 100_000, "its end of '{}' is not an answer that predict wrote"),
+        (None, "is not a regular file"),
     ],
 )
 def test_a_file_of_others_is_left_alone(content, complaint, predict, tmp_path):

@@ -107,7 +107,7 @@ def test_history_is_shown_saved_loaded_and_forgotten(talk, terminal, tmp_path):
     )
     failures, _, err = talk(":load nix.json", f":load {SCENE}", f":save {tmp_path}", f":load {__file__}")
     assert failures == 4 and len(terminal.chat.turns) == 2
-    for words in ("No such file", "it is no text", "is no regular file", "is no JSON"):
+    for words in ("No such file", "it is not text", "is not a regular file", "is not JSON"):
         assert words in err
 
 
@@ -120,7 +120,7 @@ def test_a_file_that_can_not_be_saved_to_keeps_what_it_holds(talk, terminal, tmp
     terminal.chat.turns[0].question = "\ud800"  # which no file can hold
     failures, _, err = talk(f":save {file}", ":save \0", ":load \0")
     assert failures == 3 and file.read_bytes() == good
-    assert f"'{file}' can't be written: it is no text." in err and "null byte" in err
+    assert f"'{file}' can't be written: it is not text." in err and "null byte" in err
 
 
 def test_what_a_stranger_saved_does_not_steer_the_terminal(talk, terminal):
@@ -154,9 +154,9 @@ def test_options_and_seed(talk, terminal):
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        (":hsi", "':hsi' is no command. Did you mean ':his'? Known: :clear, :clh"),
-        (":", "':' is no command."),
-        (":conf temprature=1", "'temprature' is no option of an answer. Did you mean 'temperature'?"),
+        (":hsi", "':hsi' is not a command. Did you mean ':his'? Known: :clear, :clh"),
+        (":", "':' is not a command."),
+        (":conf temprature=1", "'temprature' is not an option of an answer. Did you mean 'temperature'?"),
         (":conf top_p=2", "top_p: 2.0 is out of range"),
         (":conf num_beams=exit()", "num_beams: 'exit()' is not a whole number"),
         (":seed x", "seed: 'x' is not a whole number"),
@@ -216,7 +216,7 @@ def test_through_pipes_there_are_only_answers():
     done = subprocess.run(COMMAND, cwd=ROOT, input=codecs.BOM_UTF8 + lines, capture_output=True, timeout=LIMIT)
     assert done.returncode == 1
     assert done.stdout.startswith(b"three\n") and b"\x1b" not in done.stdout + done.stderr
-    assert done.stderr.startswith(b"The model sees 1 picture.\nerror: ':nix' is no command.")
+    assert done.stderr.startswith(b"The model sees 1 picture.\nerror: ':nix' is not a command.")
 
 
 @pytest.mark.slow

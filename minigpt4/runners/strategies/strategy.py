@@ -65,7 +65,7 @@ class Strategy:
         """One step of the optimizer with the gradients since the last, clipped where the config says so.
 
         Returns:
-            False, and nothing is done, where gradients are no numbers. Not as long as a scaler can take care: that is
+            False, and nothing is done, where gradients are not numbers. Not as long as a scaler can take care: that is
             usual with it, and it lowers the scale.
         """
         self._set_lr(lr)

@@ -37,7 +37,7 @@ def _invalid(error: RequestValidationError) -> ApiError:
     # where one of several types would do, a wrong type says less than what is wrong within the right one
     worst = max(error.errors(), key=lambda own: (len(own["loc"]), not own["type"].endswith("_type")))
     if worst["type"] == "json_invalid":
-        return ApiError(400, "The body is no JSON.", code="invalid_json")
+        return ApiError(400, "The body is not JSON.", code="invalid_json")
     if isinstance(error.body, bytes):
         return ApiError(400, "The body was not sent as JSON. Send it with 'Content-Type: application/json'.")
     where = _place(worst["loc"], error.body)

@@ -98,14 +98,14 @@ async def download(url: str, hosts: Collection[str], max_bytes: int) -> bytes:
     except (TimeoutError, httpcore.TimeoutException):
         reason = f"it took more than {PATIENCE:.0f} s."
     except (httpcore.NetworkError, httpcore.ProtocolError, OSError, ValueError):
-        reason = "this is no answer of a web server."
+        reason = "this is not an answer of a web server."
     raise UserError(f"the picture '{url[:80]}' can't be fetched: {reason} Send it as a data: URL.")
 
 
 async def _get(pool: httpcore.AsyncConnectionPool, url: str, max_bytes: int) -> tuple[str, bytes]:
     """Where the answer redirects to, or its body."""
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-        raise UserError("it is no http(s) address.")
+        raise UserError("it is not an http(s) address.")
     async with pool.stream("GET", url, headers=_HEADERS) as response:
         headers = {name.lower(): value for name, value in response.headers}
         if 300 <= response.status < 400 and b"location" in headers:

@@ -173,7 +173,7 @@ class Service:
         scheme, colon, _ = url[:80].partition(":")
         if colon and scheme.lower() != "data":  # no colon: base64 alone
             if not self.limits.remote_images:
-                raise UserError(f"'{url[:40]}' is no data: URL, and this server fetches no others. Send one.")
+                raise UserError(f"'{url[:40]}' is not a data: URL, and this server fetches no others. Send one.")
             source = await remote.download(url, self.limits.remote_images, self.limits.max_bytes)
         return await to_thread.run_sync(self._pixels, source, decoder, limiter=self._hands, abandon_on_cancel=True)
 

@@ -191,7 +191,7 @@ class Handlers:
             try:
                 saved = Path(file).read_text(encoding="utf-8")
             except UnicodeDecodeError:
-                raise UserError("This is no saved conversation. Choose a JSON file that was saved here.") from None
+                raise UserError("This is not a saved conversation. Choose a JSON file that was saved here.") from None
             chat = self.sessions.open()  # another: while it can't be loaded, the answer under way goes on
             chat.load(saved, Decoder(chat.max_pixels))
             visitor.restart()

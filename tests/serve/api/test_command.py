@@ -74,7 +74,7 @@ def test_counts_are_from_one_on(monkeypatch, capsys, argument):
     with pytest.raises(SystemExit) as ended:
         run(monkeypatch, argument, "0")
     assert ended.value.code == 2
-    assert f"argument {argument}: '0' is no number from 1 on" in capsys.readouterr().err
+    assert f"argument {argument}: '0' is not a number from 1 on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argument", ["--allow-remote-images", "--allowed-hosts"])

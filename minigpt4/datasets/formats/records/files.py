@@ -31,7 +31,7 @@ def read_records(key: str, storage: str) -> list[Any]:
     """
     file = Path(storage)
     if not file.is_file():
-        raise UserError(f"{key}: '{storage}' is no file. Set it to a JSON, JSON lines or Parquet file of records.")
+        raise UserError(f"{key}: '{storage}' is not a file. Set it to a JSON, JSON lines or Parquet file of records.")
     records = _read_parquet(file) if file.suffix == ".parquet" else _read_json(file)
     if not records:
         raise UserError(f"{file}: holds no records. Write a list of them, or one a line.")
