@@ -31,7 +31,7 @@ from minigpt4.inference.engine import Engine  # noqa: E402
 from minigpt4.inference.loading import load_engine  # noqa: E402
 from minigpt4.inference.pictures import Picture  # noqa: E402
 from minigpt4.serve.address import bind  # noqa: E402
-from minigpt4.serve.api.batching import Ask  # noqa: E402
+from minigpt4.serve.api.batching import QueuedRequest  # noqa: E402
 from minigpt4.serve.api.routes import build_app  # noqa: E402
 from minigpt4.serve.api.service import Limits, Service  # noqa: E402
 from minigpt4.serve.http import Server  # noqa: E402
@@ -49,7 +49,7 @@ class Watch:
         self.waits: list[float] = []
         service.metrics.note_batch = self.note  # type: ignore[method-assign]
 
-    def note(self, batch: list[Ask], begun: float) -> None:
+    def note(self, batch: list[QueuedRequest], begun: float) -> None:
         self.seconds.append(time.perf_counter() - begun)
         self.sizes.append(len(batch))
         self.waits += [begun - ask.asked for ask in batch]

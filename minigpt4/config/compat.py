@@ -56,7 +56,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "run.deepspeed_config.train_batch_size": (None,),  # the product of the other two and the number of processes
 }
 # the original's keys that nothing reads here: torchrun says how many processes run, valid_splits what is validated
-IDLE = (
+DROPPED = (
     *("model.prompt", "datasets.*.data_type", "run.name", "run.train_splits", "run.test_splits", "run.world_size"),
     *("run.rank", "run.gpu", "run.dist_url", "run.dist_backend", "run.distributed"),
 )
@@ -91,7 +91,7 @@ def translate(source: str, layer: dict[str, Any]) -> dict[str, Any]:
     if _get(layer, "run.runner") == "deepspeed_runner" and _get(layer, "run.strategy") is None:
         _set(layer, "run.strategy", "deepspeed")
     get_lora = _get(layer, "model.get_lora")
-    for key in IDLE:
+    for key in DROPPED:
         _drop(layer, key.split("."))
     for key, names in NAMES.items():
         _rename(layer, key.split("."), names)

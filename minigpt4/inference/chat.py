@@ -15,10 +15,10 @@ from minigpt4.inference.decoding import Decoding
 from minigpt4.inference.engine import Answer, Engine, Request, raise_first
 from minigpt4.inference.forgetting import remembered, to_forget
 from minigpt4.inference.kept_cache import KeptCache
-from minigpt4.inference.pictures import Picture, Reader, Shown, Video, here, pictures_of
+from minigpt4.inference.pictures import Picture, Reader, Shown, Video, in_this_process, pictures_of
 from minigpt4.inference.saved import check_size, from_json, to_json
 from minigpt4.inference.streaming import Job
-from minigpt4.processors.picture_file import Room
+from minigpt4.processors.picture_file import PixelBudget
 
 
 class RestartedError(UserError):
@@ -34,7 +34,7 @@ class Chat:
     Args:
         engine: answers; it must have a processor.
         on_use: called with this session when a question is asked (see `Sessions`).
-        max_pixels: of a picture; see `Room` for what all may have together.
+        max_pixels: of a picture; see `PixelBudget` for what all may have together.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class Chat:
         """All that was shown, in order of appearance."""
         return [picture for turn in self.turns for picture in turn.pictures] + self._waiting
 
-    def room(self) -> Room:
+    def pixel_budget(self) -> PixelBudget:
         """What is left for more pictures: what is shown can be saved, and so must load again."""
-        return self._room(self.pictures)
+        return self._budget(self.pictures)
 
-    def _room(self, shown: Iterable[Picture]) -> Room:
-        return Room(self.max_pixels, [picture.image for picture in shown], self.engine.prompter.max_pictures)
+    def _budget(self, shown: Iterable[Picture]) -> PixelBudget:
+        return PixelBudget(self.max_pixels, [picture.image for picture in shown], self.engine.prompter.max_pictures)
 
     @property
     def reused_tokens(self) -> int:
@@ -85,7 +85,7 @@ class Chat:
         """Shows images; the next question is about them. They are encoded now, once, in one batch.
 
         Raises:
-            UserError: they are too many, or one, or all of the conversation's together, too large (see `Room`).
+            UserError: they are too many, or one, or all of the conversation's together, too large (see `PixelBudget`).
         """
         self._show(images)
 
@@ -112,11 +112,11 @@ class Chat:
                 pictures, or the conversation is too long to be loaded again.
             RestartedError: a restart came after this call and before the end.
         """
-        begun, parts, room = self._begun, list[Picture | str](), self.room()
+        begun, parts, budget = self._begun, list[Picture | str](), self.pixel_budget()
         given = [question] if isinstance(question, str) else question
-        room.expect(sum(not isinstance(part, str) for part in given))
+        budget.expect(sum(not isinstance(part, str) for part in given))
         for part in given:
-            parts += [part] if isinstance(part, str) else pictures_of(part, room)
+            parts += [part] if isinstance(part, str) else pictures_of(part, budget)
         return self._ask(begun, lambda: self.turns + turns_of(self._waiting, parts), options)
 
     def edit(self, index: int, question: str, **options: Any) -> Iterator[str]:
@@ -164,7 +164,7 @@ class Chat:
         answered = max((i for i, turn in enumerate(self.turns, start=1) if turn.answer is not None), default=0)
         return to_json(self.turns[:answered], self._waiting)
 
-    def load(self, saved: str, reader: Reader = here) -> None:
+    def load(self, saved: str, reader: Reader = in_this_process) -> None:
         """Takes up a conversation that `save` wrote, instead of this one.
 
         Args:
@@ -174,7 +174,7 @@ class Chat:
             UserError: it or a picture can't be read, it is too long, or the pictures are too many or too large. All is
                 as it was.
         """
-        turns, waiting = from_json(saved, self._room([]), reader)
+        turns, waiting = from_json(saved, self._budget([]), reader)
         self._encode([*Conversation(turns).pictures, *waiting])
         self._begin(turns, waiting)
 
@@ -189,9 +189,9 @@ class Chat:
             raise UserError("The previous question is still being answered. Wait for its answer, or stop it.")
 
     def _show(self, parts: Sequence[Image.Image | Picture | Video]) -> None:
-        begun, room = self._begun, self.room()
-        room.expect(len(parts))
-        pictures = [picture for part in parts for picture in pictures_of(part, room)]
+        begun, budget = self._begun, self.pixel_budget()
+        budget.expect(len(parts))
+        pictures = [picture for part in parts for picture in pictures_of(part, budget)]
         self._encode(pictures)
         with self._claim:
             if self._begun == begun:  # no restart came meanwhile

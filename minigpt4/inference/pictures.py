@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minigpt4.common.errors import UserError
 from minigpt4.config.schema import PreprocessConfig
-from minigpt4.processors.picture_file import Room, open_upright, opened
+from minigpt4.processors.picture_file import PixelBudget, open_upright, opened
 from minigpt4.processors.video import open_video
 
 _PNG = "data:image/png;base64,"
@@ -23,15 +23,15 @@ _FROM_URLS = str.maketrans("-_", "+/")  # base64url writes these
 Reader = Callable[..., list[Image.Image]]
 
 
-def here(opener: Reader, *args: Any) -> list[Image.Image]:
+def in_this_process(opener: Reader, *args: Any) -> list[Image.Image]:
     """Calls what opens a picture or a video, in this process; `serve.picture_decoding` in one that can be ended."""
     return opener(*args)
 
 
-def _read(reader: Reader, opener: Reader, *args: Any, room: Room) -> list[Image.Image]:
-    images = reader(opener, *args, copy(room))  # of which another process may have its own copy
+def _read(reader: Reader, opener: Reader, *args: Any, budget: PixelBudget) -> list[Image.Image]:
+    images = reader(opener, *args, copy(budget))  # of which another process may have its own copy
     for image in images:
-        room.take(*image.size)
+        budget.take(*image.size)
     return images
 
 
@@ -65,17 +65,17 @@ class Picture:
         return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
     @classmethod
-    def from_file(cls, file: Path, room: Room | None = None, reader: Reader = here) -> "Picture":
+    def from_file(cls, file: Path, budget: PixelBudget | None = None, reader: Reader = in_this_process) -> "Picture":
         """Reads a picture file.
 
         Args:
-            room: that of a conversation with no pictures yet, unless given.
+            budget: that of a conversation with no pictures yet, unless given.
             reader: opens it, here or in another process.
 
         Raises:
             UserError: it can't be read, or there is no room for it.
         """
-        (image,) = _read(reader, open_upright, file, room=room or Room())
+        (image,) = _read(reader, open_upright, file, budget=budget or PixelBudget())
         try:
             with file.open("rb") as opened_again:  # more than its pixels it does not keep
                 return cls(image, file=opened_again.read(3 * image.width * image.height + 1))
@@ -83,10 +83,10 @@ class Picture:
             raise UserError(f"{file} can't be read: {error.strerror}. Use another.") from None
 
     @classmethod
-    def from_url(cls, url: Any, room: Room | None = None, reader: Reader = here) -> "Picture":
+    def from_url(cls, url: Any, budget: PixelBudget | None = None, reader: Reader = in_this_process) -> "Picture":
         """Reads a `data:` URL of any picture format and media type, or the base64 alone; as `from_file`."""
         data = data_of(url)
-        (image,) = _read(reader, open_upright, io.BytesIO(data), room=room or Room())
+        (image,) = _read(reader, open_upright, io.BytesIO(data), budget=budget or PixelBudget())
         return cls(image, file=data)
 
 
@@ -114,25 +114,25 @@ class Video:
     path: Path
     frames: int = PreprocessConfig.n_frms
 
-    def pictures(self, room: Room | None = None, reader: Reader = here) -> list[Picture]:
+    def pictures(self, budget: PixelBudget | None = None, reader: Reader = in_this_process) -> list[Picture]:
         """Reads the frames; a shorter video has fewer. As `Picture.from_file`."""
         if not self.path.is_file():
             raise UserError(f"{self.path} does not exist.")
-        images = _read(reader, open_video, self.path, self.frames, room=room or Room())
+        images = _read(reader, open_video, self.path, self.frames, budget=budget or PixelBudget())
         return [Picture(image) for image in images]
 
 
 Shown = str | Image.Image | Picture | Video  # part of a message
 
 
-def pictures_of(part: Image.Image | Picture | Video, room: Room) -> Sequence[Picture]:
-    """The pictures of one part of a message, in order; they take their room.
+def pictures_of(part: Image.Image | Picture | Video, budget: PixelBudget) -> Sequence[Picture]:
+    """The pictures of one part of a message, in order; and takes them from the budget.
 
     Raises:
-        UserError: one is too large, there is not enough room, or a video can't be read.
+        UserError: one is too large, the budget is used up, or a video can't be read.
     """
     if isinstance(part, Video):
-        return part.pictures(room)
+        return part.pictures(budget)
     picture = part if isinstance(part, Picture) else Picture(part.convert("RGB"))
-    room.take(*picture.image.size)
+    budget.take(*picture.image.size)
     return [picture]

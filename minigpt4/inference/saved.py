@@ -9,8 +9,8 @@ from minigpt4.common.errors import UserError
 from minigpt4.common.limits import MAX_TEXT, MAX_TURNS
 from minigpt4.conversation.conversation import Part, Turn, joined
 from minigpt4.conversation.prompter import IMAGE_PLACEHOLDER
-from minigpt4.inference.pictures import Picture, Reader, here
-from minigpt4.processors.picture_file import Room
+from minigpt4.inference.pictures import Picture, Reader, in_this_process
+from minigpt4.processors.picture_file import PixelBudget
 
 T = TypeVar("T")
 _VERSION = 2
@@ -47,13 +47,13 @@ def to_json(turns: list[Turn], waiting: list[Picture]) -> str:
     return json.dumps(saved, ensure_ascii=False, indent=1)
 
 
-def from_json(text: str, room: Room, reader: Reader = here) -> tuple[list[Turn], list[Picture]]:
+def from_json(text: str, budget: PixelBudget, reader: Reader = in_this_process) -> tuple[list[Turn], list[Picture]]:
     """Reads what `to_json` wrote, and version 1. Sizes are checked before anything is made of it.
 
     In version 1 a question is one text, with `<Img><ImageHere></Img>` for each of the turn's `pictures`.
 
     Args:
-        room: that of a conversation with no pictures yet.
+        budget: that of a conversation with no pictures yet.
         reader: opens the pictures, here or in another process.
 
     Raises:
@@ -79,11 +79,11 @@ def from_json(text: str, room: Room, reader: Reader = here) -> tuple[list[Turn],
     raw = [_numbered(n, _parts, turn) for n, turn in enumerate(saved["turns"], start=1)]
     check_size([("".join(p for p in parts if isinstance(p, str)), answer or "") for parts, answer in raw])
     waiting = _urls(saved.get("pictures", []))
-    room.expect(len(waiting) + sum(not isinstance(part, str) for parts, _ in raw for part in parts))
-    turns = [_numbered(n, _turn, *turn, room, reader) for n, turn in enumerate(raw, start=1)]
+    budget.expect(len(waiting) + sum(not isinstance(part, str) for parts, _ in raw for part in parts))
+    turns = [_numbered(n, _turn, *turn, budget, reader) for n, turn in enumerate(raw, start=1)]
     if turns and turns[-1].answer is None:
         raise UserError("the last turn of the saved conversation has no answer. Remove it.")
-    return turns, [Picture.from_url(url, room, reader) for url in waiting]
+    return turns, [Picture.from_url(url, budget, reader) for url in waiting]
 
 
 def _saved(part: Part) -> Any:
@@ -122,8 +122,8 @@ def _version_1(question: str, urls: list[str]) -> list[Any]:
     return [first, *(part for url, text in zip(urls, texts, strict=True) for part in ({"picture": url}, text))]
 
 
-def _turn(parts: list[Any], answer: str | None, room: Room, reader: Reader) -> Turn:
-    opened = [part if isinstance(part, str) else Picture.from_url(part["picture"], room, reader) for part in parts]
+def _turn(parts: list[Any], answer: str | None, budget: PixelBudget, reader: Reader) -> Turn:
+    opened = [part if isinstance(part, str) else Picture.from_url(part["picture"], budget, reader) for part in parts]
     return Turn(joined(opened), answer)
 
 

@@ -36,8 +36,8 @@ def settings_folder(key: str, path: str, what: str) -> Path:
             reason = f", nor is there a model of that name on the hub ({first_line(error)})"
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"{key}: '{path}' is not a folder with a config.json{reason}. Set it to the folder of a Hugging Face {what} "
-            "or to a hub id; see README 'Real weights'."
+            f"{key}: '{path}' is not a folder with a config.json{reason}. Set it to the folder of a Hugging Face "
+            f"{what} or to a hub id; see docs/weights.md."
         )
     return folder
 

@@ -22,7 +22,7 @@ _START_OF_SCAN, _END = 0xDA, 0xD9
 _BARE = (0x01, 0xD8)  # markers without a length
 
 
-class Room:
+class PixelBudget:
     """What a conversation's pictures may be: of pixels, each has a limit and all together have; so has their number.
 
     Args:
@@ -54,7 +54,7 @@ class Room:
             )
 
     def take(self, width: int, height: int, count: int = 1) -> None:
-        """Takes the room of pictures of a size, before they are decoded.
+        """Takes pictures of a size from the budget, before they are decoded.
 
         Raises:
             UserError: one is too large, they are too many, or there is not enough left.
@@ -75,27 +75,27 @@ class Room:
         return UserError(f"the picture has more than {self._each / 1e6:g} megapixels. Make it smaller.")
 
 
-def open_image(file: Path | BinaryIO, room: Room | None = None, upright: bool = False) -> Image.Image:
+def open_image(file: Path | BinaryIO, budget: PixelBudget | None = None, upright: bool = False) -> Image.Image:
     """Reads a picture, of several in a file the first, as RGB.
 
     Args:
-        room: what there is room for; the picture takes its part. Without one, Pillow's own limit counts.
+        budget: from which the picture takes its pixels. Without one, Pillow's own limit counts.
         upright: turn it the way up that its camera meant.
 
     Raises:
         UserError: it is not a picture, it is damaged, or over a limit; the last is known before it is decoded.
     """
-    with opened(file, room) as image:
+    with opened(file, budget) as image:
         return rgb(ImageOps.exif_transpose(image) if upright else image)
 
 
-def open_upright(file: Path | BinaryIO, room: Room, side: int | None = None) -> list[Image.Image]:
+def open_upright(file: Path | BinaryIO, budget: PixelBudget, side: int | None = None) -> list[Image.Image]:
     """A list of one picture, as the eval processor is to see it, for readers such as `here`.
 
     Args:
         side: make it a square of so many pixels already, as the processor would.
     """
-    image = open_image(file, room, upright=True)
+    image = open_image(file, budget, upright=True)
     return [squared(image, side) if side else image]
 
 
@@ -105,7 +105,7 @@ def squared(image: Image.Image, side: int) -> Image.Image:
 
 
 @contextmanager
-def opened(file: Path | BinaryIO, room: Room | None = None) -> Iterator[Image.Image]:
+def opened(file: Path | BinaryIO, budget: PixelBudget | None = None) -> Iterator[Image.Image]:
     """Opens a picture file, and checks what its header says; what the block decodes is read then.
 
     Raises:
@@ -114,15 +114,15 @@ def opened(file: Path | BinaryIO, room: Room | None = None) -> Iterator[Image.Im
     where = f"{file}: " if isinstance(file, Path) else ""
     try:
         with Image.open(file, formats=FORMATS) as image:
-            if room is not None:
-                room.take(*image.size)
+            if budget is not None:
+                budget.take(*image.size)
             _check(image)
             yield image
     except UserError as error:
         raise UserError(f"{where}{error}") from None
     except Exception as error:  # Pillow's readers raise many kinds
-        if room is not None and isinstance(error, Image.DecompressionBombError):
-            raise UserError(f"{where}{room.too_large()}") from None
+        if budget is not None and isinstance(error, Image.DecompressionBombError):
+            raise UserError(f"{where}{budget.too_large()}") from None
         known = f"it is not one of {', '.join(FORMATS)}" if isinstance(error, Image.UnidentifiedImageError) else None
         reason = known or getattr(error, "strerror", None) or first_line(error).rstrip(".")
         name = str(file) if isinstance(file, Path) else "this"

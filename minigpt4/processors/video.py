@@ -6,14 +6,14 @@ from typing import BinaryIO
 from PIL import Image
 
 from minigpt4.common.errors import UserError, first_line
-from minigpt4.processors.picture_file import Room
+from minigpt4.processors.picture_file import PixelBudget
 
 
-def open_video(file: Path | BinaryIO, n_frms: int, room: Room | None = None) -> list[Image.Image]:
+def open_video(file: Path | BinaryIO, n_frms: int, budget: PixelBudget | None = None) -> list[Image.Image]:
     """Reads `n_frms` frames of a video, the first of each of as many equal parts, as LAVIS does; all, if it has fewer.
 
     Args:
-        room: what there is room for; the frames take their part before they are read.
+        budget: what there is room for; the frames take their part before they are read.
 
     Raises:
         UserError: decord is missing, it can't read the file, or the frames are over a limit.
@@ -31,9 +31,9 @@ def open_video(file: Path | BinaryIO, n_frms: int, room: Room | None = None) -> 
         # more threads would decode more frames ahead
         reader = VideoReader(str(file) if isinstance(file, Path) else file, num_threads=1)
         count = min(n_frms, len(reader))
-        if room is not None:
+        if budget is not None:
             height, width, _ = reader[0].shape  # a frame tells the size of all
-            room.take(width, height, count)
+            budget.take(width, height, count)
         frames = reader.get_batch([part * len(reader) // count for part in range(count)])
         return [Image.fromarray(frame) for frame in frames.asnumpy()]
     except UserError as error:

@@ -93,7 +93,7 @@ class RunnerBase:
         self.step = self.saved = 0
         self.ratio = Fraction(1)  # of an epoch's length to that before
         self.best = Best(config)
-        self.owed = False  # a validation that a signal or an error cut off
+        self.validation_due = False  # a validation that a signal or an error cut off
         self.epoch_loss = (0.0, 0)  # sum and number of this epoch's losses
         self.stopping = False  # all ranks know of one
         self.meter = Meter()
@@ -137,8 +137,8 @@ class RunnerBase:
             logger.warning("an epoch has %d steps now, %d before: step %d is %d", new, old, state["step"], self.step)
         self.epoch_loss = tuple(state["epoch_loss"])
         if state.get("ends_epoch"):
-            self.owed = run_state.read_measures(folder) is None
-            self.epoch_loss = self.epoch_loss if self.owed else (0.0, 0)
+            self.validation_due = run_state.read_measures(folder) is None
+            self.epoch_loss = self.epoch_loss if self.validation_due else (0.0, 0)
         self.best.resume(state["step"] / old)
         self.strategy.load(folder, state["engine"])
         same = state["processes"] == distributed.world_size()
@@ -186,7 +186,7 @@ class RunnerBase:
         if self.step >= self.total:
             logger.info("nothing is left to do: step %d of %d. Raise run.max_epoch to go on", self.step, self.total)
         with self.signals, closing(self.batches):
-            if self.owed:
+            if self.validation_due:
                 self._end_epoch((self.step - 1) // self.iters_per_epoch, time.perf_counter())
             while self.step < self.total and not self.stopping:
                 epoch = self.step // self.iters_per_epoch

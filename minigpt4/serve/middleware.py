@@ -57,7 +57,7 @@ class BodyLimit:
     def __init__(self, app: ASGIApp, max_bytes: int):
         self.app = app
         self.max_bytes = max_bytes
-        self._hands = CapacityLimiter(_AT_ONCE)
+        self._readers = CapacityLimiter(_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -82,7 +82,7 @@ class BodyLimit:
             message = await receive()
         body = b"".join([*pieces, message.get("body", b"")])
         if body:
-            await to_thread.run_sync(require_few_values, body, limiter=self._hands)
+            await to_thread.run_sync(require_few_values, body, limiter=self._readers)
         ready: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def again() -> Message:

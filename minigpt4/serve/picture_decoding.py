@@ -40,18 +40,18 @@ class Decoder:
 
     Args:
         max_pixels: of a picture; from it follows how much memory may be taken.
-        heed: called again and again while others or the process are waited for; what it raises ends the process.
+        check: called again and again while others or the process are waited for; what it raises ends the process.
         seconds: how long the process may take for all files together.
     """
 
     def __init__(
         self,
         max_pixels: int = MAX_IMAGE_PIXELS,
-        heed: Callable[[], None] = lambda: None,
+        check: Callable[[], None] = lambda: None,
         seconds: float = MAX_DECODE_SECONDS,
     ):
         self._memory = _BYTES + _BYTES_PER_PIXEL * max_pixels
-        self._heed, self._seconds, self._left = heed, seconds, seconds
+        self._check, self._seconds, self._left = check, seconds, seconds
 
     def __call__(self, opener: _Opener, *args: Any) -> list[Image.Image]:
         """Calls a function of a module, with arguments that can be pickled, in another process.
@@ -65,7 +65,7 @@ class Decoder:
             Thread(target=_ask, args=(process, (opener, args, self._memory), answer), daemon=True).start()
             try:
                 while not wait([answer], _HEED_EVERY).done:
-                    self._heed()
+                    self._check()
                     if time.monotonic() - start > self._left:
                         raise UserError(
                             f"the files take more than {self._seconds:g} s to decode. Make them smaller, or save them "
@@ -88,7 +88,7 @@ class Decoder:
     @contextmanager
     def _place(self) -> Iterator[None]:
         while not _places.acquire(timeout=_HEED_EVERY):
-            self._heed()
+            self._check()
         try:
             yield
         finally:

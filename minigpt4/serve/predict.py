@@ -120,10 +120,10 @@ class Row:
 
 def prepare(engine: "Engine", question: "Question", n_frms: int = PreprocessConfig.n_frms) -> Row:
     """Opens a question's files; of a video, `n_frms` pictures."""
-    from minigpt4.processors.picture_file import Room
+    from minigpt4.processors.picture_file import PixelBudget
 
     try:
-        turns = question.turns(Room(most=engine.prompter.max_pictures), n_frms)
+        turns = question.turns(PixelBudget(most=engine.prompter.max_pictures), n_frms)
         for turn in turns:
             turn.question = [part if isinstance(part, str) else engine.processor(part.image) for part in turn.question]
         return Row(question, Conversation(turns))

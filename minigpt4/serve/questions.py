@@ -14,7 +14,7 @@ from minigpt4.conversation.conversation import Turn
 from minigpt4.datasets.formats.records import BadLine, image_folder, read_records, record_id
 from minigpt4.inference.chat import turns_of
 from minigpt4.inference.pictures import Picture, Video
-from minigpt4.processors.picture_file import FORMATS, Room
+from minigpt4.processors.picture_file import FORMATS, PixelBudget
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Question:
         asked = {"images": images, "video": self.video, "text": self.text}
         return {"id": self.id} | {key: value for key, value in asked.items() if value}
 
-    def turns(self, room: Room, n_frms: int) -> list[Turn]:
+    def turns(self, budget: PixelBudget, n_frms: int) -> list[Turn]:
         """The dialogue that asks it: pictures, then the video's, then the words.
 
         Args:
-            room: what there is room for.
+            budget: what there is room for.
             n_frms: pictures taken of a video.
 
         Raises:
@@ -52,12 +52,12 @@ class Question:
         """
         if self.error:
             raise UserError(self.error)
-        room.expect(len(self.images) + bool(self.video))
+        budget.expect(len(self.images) + bool(self.video))
         pictures = [
-            Picture.from_url(name, room) if _is_data(name) else Picture.from_file(self.folder / name, room)
+            Picture.from_url(name, budget) if _is_data(name) else Picture.from_file(self.folder / name, budget)
             for name in self.images
         ]
-        pictures += Video(self.folder / self.video, n_frms).pictures(room) if self.video else []
+        pictures += Video(self.folder / self.video, n_frms).pictures(budget) if self.video else []
         return turns_of([], [*pictures, self.text])
 
 

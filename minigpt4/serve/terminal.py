@@ -177,9 +177,9 @@ class Terminal:
     def _show_images(self, rest: str) -> None:
         from minigpt4.inference.pictures import Picture
 
-        paths, room = _paths(rest), self.chat.room()
-        room.expect(len(paths))
-        self.chat.upload_img(*[Picture.from_file(path, room) for path in paths])
+        paths, budget = _paths(rest), self.chat.pixel_budget()
+        budget.expect(len(paths))
+        self.chat.upload_img(*[Picture.from_file(path, budget) for path in paths])
         self._tell_pictures()
 
     def _show_video(self, rest: str) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from minigpt4.common.errors import UserError
 from minigpt4.inference.pictures import Picture, Video
-from minigpt4.processors.picture_file import Room, open_image
+from minigpt4.processors.picture_file import PixelBudget, open_image
 from tests.picture_files import bomb, file_of, write_video
 
 LEVELS = np.array([[0, 255, 256, 32768, 65535]])
@@ -92,43 +92,43 @@ def test_a_file_that_is_larger_than_its_pixels_is_not_kept():
 
 
 def test_a_picture_may_have_as_many_pixels_as_allowed_and_none_more():
-    assert open_image(file_of(Image.new("RGB", (20, 10))), Room(200)).size == (20, 10)
+    assert open_image(file_of(Image.new("RGB", (20, 10))), PixelBudget(200)).size == (20, 10)
     with pytest.raises(UserError, match="more than 0.0002 megapixels. Make it smaller"):
-        open_image(file_of(Image.new("RGB", (67, 3))), Room(200))
+        open_image(file_of(Image.new("RGB", (67, 3))), PixelBudget(200))
 
 
 def test_all_pictures_of_a_conversation_have_a_limit_together():
     shown = [open_image(file_of(Image.new("RGB", (20, 10))))]
-    room = Room(200, shown)
+    budget = PixelBudget(200, shown)
     for _ in range(3):
-        open_image(file_of(Image.new("RGB", (10, 20))), room)
+        open_image(file_of(Image.new("RGB", (10, 20))), budget)
     with pytest.raises(UserError, match="with it, the conversation's pictures have more than 0.0008 megapixels"):
-        open_image(bomb(20, 10), room)
+        open_image(bomb(20, 10), budget)
 
 
 def test_a_video_has_the_limits_of_its_frames_before_they_are_read(tmp_path, monkeypatch):
     import decord
 
     file = write_video(tmp_path / "clip.mp4", [(0, 0, 9 * n) for n in range(20)])
-    assert len(Video(file, frames=4).pictures(Room(64 * 48))) == 4
+    assert len(Video(file, frames=4).pictures(PixelBudget(64 * 48))) == 4
     monkeypatch.delattr(decord.VideoReader, "get_batch")
     for frames, pixels, complaint in (
         (4, 64 * 48 - 1, "clip.mp4: the picture has more than 0.003071 megapixels"),
         (5, 64 * 48, "clip.mp4: with it, .* 0.012288 megapixels together"),
     ):
         with pytest.raises(UserError, match=complaint):
-            Video(file, frames).pictures(Room(pixels))
+            Video(file, frames).pictures(PixelBudget(pixels))
 
 
 @pytest.mark.parametrize("size", [(10_000, 10_000), (30_000, 30_000), (2**31 - 1, 2**31 - 1)])
 def test_a_bomb_is_known_by_its_header(size):
     with pytest.raises(UserError, match="more than 64 megapixels"):
-        open_image(bomb(*size), Room())
+        open_image(bomb(*size), PixelBudget())
 
 
 def test_pillows_own_limit_is_told_where_it_is_the_lower_one():
     with pytest.raises(UserError, match="more than 178.957 megapixels"):
-        open_image(bomb(30_000, 30_000), Room(10**12))
+        open_image(bomb(30_000, 30_000), PixelBudget(10**12))
 
 
 def test_no_other_program_is_asked_to_read_a_picture():
@@ -141,7 +141,7 @@ def test_no_other_program_is_asked_to_read_a_picture():
 def test_any_bytes_are_a_picture_or_an_error_in_words(noise, cut, kind):
     good = file_of(Image.new("RGB", (8, 8), "red"), kind).getvalue()
     try:
-        image = open_image(io.BytesIO(good[:cut] + noise), Room(10**6))
+        image = open_image(io.BytesIO(good[:cut] + noise), PixelBudget(10**6))
     except UserError as error:
         assert "\n" not in str(error)
     else:

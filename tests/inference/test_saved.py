@@ -13,7 +13,7 @@ from minigpt4.conversation.prompter import Prompter
 from minigpt4.inference.chat import Chat
 from minigpt4.inference.pictures import Picture
 from minigpt4.inference.saved import from_json, to_json
-from minigpt4.processors.picture_file import Room
+from minigpt4.processors.picture_file import PixelBudget
 from tests.inference.talking import IMAGE, picture, said, written
 from tests.picture_files import bomb, file_of
 
@@ -49,7 +49,7 @@ def url(file) -> str:
 )
 def test_what_would_break_the_page_is_refused(text, complaint):
     with pytest.raises(UserError, match=complaint):
-        from_json(text, Room(10**6))
+        from_json(text, PixelBudget(10**6))
 
 
 @pytest.mark.parametrize(
@@ -60,13 +60,13 @@ def test_what_would_break_the_page_is_refused(text, complaint):
     ],
 )
 def test_all_pictures_together_have_a_limit_and_none_over_it_is_decoded(version, of_four):
-    turns, waiting = from_json(saved(of_four, version=version), Room(100))
+    turns, waiting = from_json(saved(of_four, version=version), PixelBudget(100))
     assert len(turns[0].pictures) == 4 and not waiting
     for more in ([of_four, of_four], []), ([of_four], [url(bomb(10, 10))]):  # which could not be decoded
         with pytest.raises(UserError, match="with it, .* more than 0.0004 megapixels together. Show fewer"):
-            from_json(saved(*more[0], pictures=more[1], version=version), Room(100))
+            from_json(saved(*more[0], pictures=more[1], version=version), PixelBudget(100))
     with pytest.raises(UserError, match="turn 1 .*: the picture has more than 9.9e-05 megapixels"):
-        from_json(saved(of_four, version=version), Room(99))
+        from_json(saved(of_four, version=version), PixelBudget(99))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_version_1_is_read_as_what_it_was():
             {"question": "Sure?", "answer": "yes"},
             pictures=[blue],
         ),
-        Room(),
+        PixelBudget(),
     )
     assert written(turns) == [IMAGE, f"{IMAGE} What <Img> is it?", f"and {IMAGE}?", "Sure?"]
     assert [turn.answer for turn in turns] == [None, "a 7", "b", "yes"]
@@ -116,7 +116,7 @@ def test_version_2_holds_parts_in_their_order():
     turns = [Turn([part if isinstance(part, str) else Picture(part) for part in parts], "b")]
     text = to_json(turns, [Picture(picture("green"))])
     assert json.loads(text)["version"] == 2
-    read, waiting = from_json(text, Room())
+    read, waiting = from_json(text, PixelBudget())
     assert [part if isinstance(part, str) else part.image.getpixel((0, 0)) for part in read[0].question] == [
         (255, 0, 0),
         "a <ImageHere> or",
@@ -148,17 +148,17 @@ def test_turns_and_words_have_limits_before_anything_is_made_of_them(monkeypatch
         ([{"question": "a", "answer": "b" * (MAX_TEXT + 1)}], f"has more than {MAX_TEXT} characters"),
     ):
         with pytest.raises(UserError, match=complaint):
-            from_json(saved(*turns), Room())
+            from_json(saved(*turns), PixelBudget())
     monkeypatch.setattr("minigpt4.inference.saved.json.loads", None)
     for text in ("[" + "1," * 2 * MAX_TEXT, "[]," * 2 * MAX_TEXT, '{"a":' * 2 * MAX_TEXT):
         with pytest.raises(UserError, match="far more values than one that was saved here"):
-            from_json(text + ",[{", Room())
+            from_json(text + ",[{", PixelBudget())
 
 
 def test_text_in_many_parts_is_read_as_one():
     """In a time that does not grow with the square of their number."""
     many = {"question": ["a"] * MAX_TEXT, "answer": ""}
-    (turn,), _ = from_json(saved(many, version=2), Room())
+    (turn,), _ = from_json(saved(many, version=2), PixelBudget())
     assert turn.question == ["a" * MAX_TEXT]
 
 

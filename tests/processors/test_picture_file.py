@@ -13,7 +13,7 @@ import minigpt4
 from minigpt4.common.errors import UserError
 from minigpt4.common.limits import MAX_SCANS, MAX_SIDE
 from minigpt4.processors.image import Blip2ImageEvalProcessor
-from minigpt4.processors.picture_file import Room, open_image, open_upright
+from minigpt4.processors.picture_file import PixelBudget, open_image, open_upright
 from tests.picture_files import file_of, jpeg_of_scans
 
 PACKAGE = Path(minigpt4.__file__).parent
@@ -76,7 +76,7 @@ def test_words_that_unpack_to_much_are_not_unpacked(kind):
     body = b"a\0\0" + zlib.compress(bytes(70_000_000))
     chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
     try:
-        image = open_image(io.BytesIO(data[:33] + chunk + data[33:]), Room())
+        image = open_image(io.BytesIO(data[:33] + chunk + data[33:]), PixelBudget())
     except UserError as error:
         assert "too large" in str(error) or "Too much memory" in str(error)
     else:
@@ -92,16 +92,16 @@ def test_of_several_pictures_in_a_file_the_first_is_read(kind):
 
 def test_a_square_made_at_once_gives_the_same_pixels():
     file, processor = file_of(Image.effect_noise((300, 200), 90).convert("RGB")), Blip2ImageEvalProcessor(32)
-    ((whole,), (square,)) = open_upright(file, Room()), open_upright(file, Room(), 32)
+    ((whole,), (square,)) = open_upright(file, PixelBudget()), open_upright(file, PixelBudget(), 32)
     assert square.size == (32, 32) and processor(whole).equal(processor(square))
 
 
 def test_the_number_of_pictures_is_known_before_one_is_opened():
-    room = Room(shown=[Image.new("RGB", (1, 1))], most=3.5)
-    room.expect(2)
-    for refused in (lambda: room.expect(3), lambda: room.take(1, 1, 3)):
+    budget = PixelBudget(shown=[Image.new("RGB", (1, 1))], most=3.5)
+    budget.expect(2)
+    for refused in (lambda: budget.expect(3), lambda: budget.take(1, 1, 3)):
         with pytest.raises(UserError, match="would have 4 pictures; the model reads 3 at most. Show fewer"):
             refused()
-    room.take(1, 1, 2)
+    budget.take(1, 1, 2)
     with pytest.raises(UserError, match="would have 4 pictures"):
-        open_image(io.BytesIO(file_of(Image.new("RGB", (1, 1))).getvalue()), room)
+        open_image(io.BytesIO(file_of(Image.new("RGB", (1, 1))).getvalue()), budget)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from minigpt4.common.errors import UserError
-from minigpt4.runners.strategies.engine_files import data_alone, load_data
+from minigpt4.runners.strategies.engine_files import load_data, tensors_only
 
 
 class Evil:
@@ -40,7 +40,7 @@ def test_code_is_refused_and_named_and_does_not_run(file_format, tmp_path):
 def test_no_caller_of_torch_load_can_run_code(file_format, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     torch.save(Evil(tmp_path / "ran"), tmp_path / "x.pt", **file_format)
-    with data_alone(), pytest.raises(pickle.UnpicklingError):
+    with tensors_only(), pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / "x.pt", weights_only=False)
     assert not (tmp_path / "ran").exists()
     assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"

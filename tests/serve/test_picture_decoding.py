@@ -17,7 +17,7 @@ from PIL import Image
 
 from minigpt4.common.errors import UserError
 from minigpt4.inference.pictures import Picture, Video
-from minigpt4.processors.picture_file import Room, open_image, open_upright
+from minigpt4.processors.picture_file import PixelBudget, open_image, open_upright
 from minigpt4.processors.video import open_video
 from minigpt4.serve import picture_decoding
 from minigpt4.serve.api import service
@@ -48,14 +48,14 @@ class _GoneError(Exception):
 
 def test_pixels_are_those_of_this_process(tmp_path, video):
     file = file_of(Image.effect_noise((321, 200), 90).convert("RGB"), "jpeg")
-    (image,) = Decoder()(open_upright, io.BytesIO(file.getvalue()), Room())
+    (image,) = Decoder()(open_upright, io.BytesIO(file.getvalue()), PixelBudget())
     assert image.tobytes() == open_image(file).tobytes()
-    room = Room(most=21)
-    assert Picture.from_file(SCENES[0], room, Decoder()).image.tobytes() == open_image(SCENES[0]).tobytes()
-    frames = Video(video).pictures(room, Decoder())
+    budget = PixelBudget(most=21)
+    assert Picture.from_file(SCENES[0], budget, Decoder()).image.tobytes() == open_image(SCENES[0]).tobytes()
+    frames = Video(video).pictures(budget, Decoder())
     assert [frame.image.tobytes() for frame in frames] == [frame.tobytes() for frame in open_video(video, 8)]
     with pytest.raises(UserError, match="clip.mp4: .* would have 29 pictures; the model reads 21 at most"):
-        Video(video, 20).pictures(room, Decoder())  # what was read in the other process took its room in this one
+        Video(video, 20).pictures(budget, Decoder())  # what was read in the other process took its room in this one
 
 
 def test_what_is_refused_there_is_refused_here_and_the_process_goes_on():
@@ -64,7 +64,7 @@ def test_what_is_refused_there_is_refused_here_and_the_process_goes_on():
     with pytest.raises(UserError, match=r"^this can't be read as a picture: it is not one of JPEG"):
         Picture.from_url("data:image/png;base64,AAAA", reader=Decoder())
     with pytest.raises(UserError, match=r"^the picture has more than 0.0001 megapixels. Make it smaller.$"):
-        Decoder()(open_upright, file_of(Image.new("RGB", (11, 10))), Room(100))
+        Decoder()(open_upright, file_of(Image.new("RGB", (11, 10))), PixelBudget(100))
     assert Decoder()(process_id)[0].size == before.size
 
 
@@ -86,7 +86,7 @@ def test_a_process_that_takes_too_much_harms_no_other(opener, words):
 def test_who_leaves_ends_the_process():
     asked, left = threading.Event(), threading.Event()
 
-    def heed() -> None:
+    def check() -> None:
         asked.set()
         if left.is_set():
             raise _GoneError
@@ -98,20 +98,20 @@ def test_who_leaves_ends_the_process():
     threading.Thread(target=leave).start()
     before = works()
     with pytest.raises(_GoneError):
-        Decoder(heed=heed)(endless)
+        Decoder(check=check)(endless)
     assert works() <= before
 
 
 def test_a_client_that_leaves_ends_the_decoding_of_its_picture(api_url, monkeypatch):
-    began, heed = threading.Event(), service._heed
+    began, check = threading.Event(), service._check_client
 
     def note(gone: threading.Event) -> None:
         began.set()
-        heed(gone)
+        check(gone)
 
     monkeypatch.setattr(service, "open_upright", endless)
     monkeypatch.setattr(service, "Decoder", partial(Decoder, seconds=NEVER))
-    monkeypatch.setattr(service, "_heed", note)
+    monkeypatch.setattr(service, "_check_client", note)
     body = {"model": NAME, "messages": [user(SCENES[0], "What is it?")], "max_tokens": 1}
     content, address = json.dumps(body), urlsplit(api_url)
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length:"
@@ -128,16 +128,16 @@ def test_a_client_that_leaves_ends_the_decoding_of_its_picture(api_url, monkeypa
 
 def test_stop_ends_the_decoding_of_a_visitors_picture(url, picture, echo, monkeypatch):
     client, began = Client(url, verbose=False), threading.Event()
-    heed = visitor.Visitor.heed
+    check = visitor.Visitor.check
 
     def note(self, stopped: threading.Event, seconds: float = 0) -> None:
         began.set()
-        heed(self, stopped, seconds)
+        check(self, stopped, seconds)
 
     ask(client, "one")
     monkeypatch.setattr("minigpt4.inference.pictures.open_upright", endless)
     monkeypatch.setattr(visitor, "Decoder", partial(Decoder, seconds=NEVER))
-    monkeypatch.setattr(visitor.Visitor, "heed", note)
+    monkeypatch.setattr(visitor.Visitor, "check", note)
     job = client.submit(message("two", [picture("red")]), *OPTIONS, api_name="/ask")
     assert began.wait(LIMIT)
     client.predict(api_name="/stop")
@@ -149,14 +149,14 @@ def test_stop_ends_the_decoding_of_a_visitors_picture(url, picture, echo, monkey
 def test_no_more_than_two_files_are_decoded_at_once():
     idle, seen = threading.Event(), []
 
-    def heed() -> None:
+    def check() -> None:
         seen.append(len(works() - before))
         if idle.is_set():
             raise _GoneError
 
     def run() -> None:
         with pytest.raises(_GoneError):
-            Decoder(heed=heed)(endless)
+            Decoder(check=check)(endless)
 
     picture_decoding._idle.clear()
     before = works()

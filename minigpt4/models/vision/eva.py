@@ -84,7 +84,9 @@ def load_vit_weights(vit: Eva, path: str | Path) -> None:
     used = {key: value for key, value in state.items() if key not in unused}
     if used.keys() != built.keys():
         missing, unknown = sorted(built.keys() - used.keys())[:3], sorted(used.keys() - built.keys())[:3]
-        raise UserError(f"model.vit_model: {path} is not an EVA-ViT of depth {depth}: missing {missing}, unknown {unknown}")
+        raise UserError(
+            f"model.vit_model: {path} is not an EVA-ViT of depth {depth}: missing {missing}, unknown {unknown}"
+        )
     try:
         vit.load_state_dict({key: value.to(built[key].dtype) for key, value in used.items()}, assign=True)
     except RuntimeError as error:

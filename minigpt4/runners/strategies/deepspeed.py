@@ -14,7 +14,7 @@ from minigpt4.common.errors import Problems, UserError, first_line
 from minigpt4.config.schema import RunConfig
 from minigpt4.models.base_model import BaseModel
 from minigpt4.runners.optims import build_optimizer
-from minigpt4.runners.strategies.engine_files import check_engine_files, data_alone
+from minigpt4.runners.strategies.engine_files import check_engine_files, tensors_only
 from minigpt4.runners.strategies.strategy import Strategy, amp_dtype
 
 _TAG = "deepspeed"  # the engine's folder within a checkpoint
@@ -103,7 +103,7 @@ class DeepSpeed(Strategy):
         if told := all_gather(list(problems)):  # all ranks refuse what one has found
             raise UserError(f"run.resume: {told[0]} Use another checkpoint.")
         try:
-            with self._own_settings(), data_alone():
+            with self._own_settings(), tensors_only():
                 self.engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
         except (OSError, LookupError) as error:  # a file or a part of one is missing
             raise UserError(

@@ -26,7 +26,7 @@ _FORCED, _FORBIDDEN = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_O
 
 
 @contextmanager
-def data_alone() -> Iterator[None]:
+def tensors_only() -> Iterator[None]:
     """Within it `torch.load` runs no code that a file holds, whoever calls it: DeepSpeed asks for weights_only=False.
 
     torch's own switch overrules that. Besides tensors and plain data, DeepSpeed's classes are read.
@@ -54,7 +54,7 @@ def load_data(file: Path) -> Any:
         UserError: it holds more than data, or can't be read.
     """
     try:
-        with data_alone():
+        with tensors_only():
             return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
     except Exception as error:  # torch's reader raises many kinds
         if wrong := what_is_wrong(file):

@@ -24,7 +24,7 @@ class QueueFullError(Exception):
 
 
 @dataclass(eq=False)
-class Ask:
+class QueuedRequest:
     """One answer that is asked for, until it has ended.
 
     Attributes:
@@ -83,8 +83,8 @@ class Batcher:
         self.max_batch = max_batch
         self.queue = queue
         self._changed = Condition()
-        self._waiting: list[Ask] = []
-        self._at_work: list[Ask] = []
+        self._waiting: list[QueuedRequest] = []
+        self._at_work: list[QueuedRequest] = []
         self._closed = False
         self._batch_seconds = 1.0  # of the last one
         self._thread = Thread(target=self._run, name="batcher", daemon=True)
@@ -102,8 +102,8 @@ class Batcher:
         """Ends all answers at the next token, and the thread."""
         with self._changed:
             self._closed = True
-            for ask in (*self._waiting, *self._at_work):
-                self._leave(ask)
+            for item in (*self._waiting, *self._at_work):
+                self._leave(item)
             self._changed.notify()
         self._thread.join()
 
@@ -117,27 +117,27 @@ class Batcher:
             batches = math.ceil((len(self._waiting) + len(self._at_work)) / self.max_batch)
             raise QueueFullError(max(1, math.ceil(batches * self._batch_seconds)))
 
-    def submit(self, asks: Sequence[Ask]) -> None:
+    def submit(self, items: Sequence[QueuedRequest]) -> None:
         """Puts all of them into the queue, or none.
 
         Raises:
             QueueFullError: there is no room.
         """
         with self._changed:
-            self.require_room(len(asks))
-            self._waiting += asks
+            self.require_room(len(items))
+            self._waiting += items
             self._changed.notify()
 
-    def cancel(self, asks: Sequence[Ask]) -> None:
+    def cancel(self, items: Sequence[QueuedRequest]) -> None:
         """Nobody waits for these any more: they leave the queue, or end at the next token."""
         with self._changed:
-            for ask in asks:
-                self._leave(ask)
-            self._waiting = [ask for ask in self._waiting if not ask.gone]
+            for item in items:
+                self._leave(item)
+            self._waiting = [item for item in self._waiting if not item.gone]
 
-    def _leave(self, ask: Ask) -> None:
-        ask.gone = True
-        ask.request.interrupt.set()
+    def _leave(self, item: QueuedRequest) -> None:
+        item.gone = True
+        item.request.interrupt.set()
 
     def _run(self) -> None:
         while not self._closed:
@@ -148,12 +148,12 @@ class Batcher:
                 self._answer(batch)
             except Exception as error:  # the thread has to outlive any
                 logger.exception("a batch failed")
-                for ask in batch:
-                    ask.fail(error)
+                for item in batch:
+                    item.fail(error)
             self._batch_seconds = time.perf_counter() - start
             self.metrics.note_batch(batch, start)
 
-    def _next(self) -> list[Ask]:
+    def _next(self) -> list[QueuedRequest]:
         """The next batch; empty when those who asked have left."""
         with self._changed:
             self._at_work = []
@@ -161,11 +161,11 @@ class Batcher:
             # those whose answers just ended may ask again: without them two halves would take turns
             self._changed.wait_for(lambda: len(self._waiting) >= self.max_batch or self._closed, timeout=_GATHER)
             decoding = self._waiting[0].request.decoding if self._waiting else None
-            self._at_work = [ask for ask in self._waiting if ask.request.decoding == decoding][: self.max_batch]
-            self._waiting = [ask for ask in self._waiting if ask not in self._at_work]
+            self._at_work = [item for item in self._waiting if item.request.decoding == decoding][: self.max_batch]
+            self._waiting = [item for item in self._waiting if item not in self._at_work]
             return self._at_work
 
-    def _answer(self, batch: list[Ask]) -> None:
-        for answer in self.engine.answer([ask.request for ask in batch]):
+    def _answer(self, batch: list[QueuedRequest]) -> None:
+        for answer in self.engine.answer([item.request for item in batch]):
             if answer.error is not None:
                 logger.error("an answer failed", exc_info=answer.error)

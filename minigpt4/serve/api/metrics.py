@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 if TYPE_CHECKING:  # which imports this
-    from minigpt4.serve.api.batching import Ask
+    from minigpt4.serve.api.batching import QueuedRequest
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120)
 
@@ -38,19 +38,19 @@ class Metrics:
         self.requests.labels(status).inc()
         self.request_seconds.observe(time.perf_counter() - begun)
 
-    def note_batch(self, batch: Sequence["Ask"], begun: float) -> None:
+    def note_batch(self, batch: Sequence["QueuedRequest"], begun: float) -> None:
         """Counts a batch that is done."""
         self.batch_size.observe(len(batch))
-        for ask in batch:
-            self.queue_seconds.observe(begun - ask.asked)
-            if ask.first_token is not None:
-                self.first_token_seconds.observe(ask.first_token - ask.asked)
+        for item in batch:
+            self.queue_seconds.observe(begun - item.asked)
+            if item.first_token is not None:
+                self.first_token_seconds.observe(item.first_token - item.asked)
 
-    def note_tokens(self, asks: Sequence["Ask"]) -> None:
+    def note_tokens(self, items: Sequence["QueuedRequest"]) -> None:
         """Counts the tokens of the answers to one prompt, as a request's usage does."""
-        if any(ask.new_tokens for ask in asks):
-            self.tokens.labels("prompt").inc(asks[0].prompt_tokens)
-            self.tokens.labels("completion").inc(sum(ask.new_tokens for ask in asks))
+        if any(item.new_tokens for item in items):
+            self.tokens.labels("prompt").inc(items[0].prompt_tokens)
+            self.tokens.labels("completion").inc(sum(item.new_tokens for item in items))
 
     def text(self) -> bytes:
         """All of them in Prometheus' text format."""

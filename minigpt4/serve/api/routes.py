@@ -21,9 +21,9 @@ from starlette.types import Receive, Scope, Send
 
 from minigpt4.common.errors import UserError
 from minigpt4.inference.engine import Answer
-from minigpt4.serve.api.batching import Ask, QueueFullError
+from minigpt4.serve.api.access import CHAT, AccessControl
+from minigpt4.serve.api.batching import QueuedRequest, QueueFullError
 from minigpt4.serve.api.errors import as_api_error
-from minigpt4.serve.api.gate import CHAT, Gate
 from minigpt4.serve.api.protocol import ChatRequest, Health, ModelList
 from minigpt4.serve.api.service import Service
 from minigpt4.serve.errors import ErrorAnswer
@@ -54,7 +54,7 @@ def build_app(service: Service, api_key: str = "", hosts: Collection[str] = ("*"
     app = FastAPI(title="MiniGPT-4", lifespan=lifespan, docs_url=None, redoc_url=None)
     limits = service.limits
     app.add_middleware(BodyLimit, max_bytes=limits.max_bytes)
-    app.add_middleware(Gate, metrics=service.metrics, max_requests=limits.max_requests, api_key=api_key)
+    app.add_middleware(AccessControl, metrics=service.metrics, max_requests=limits.max_requests, api_key=api_key)
     app.add_middleware(KnownHosts, hosts=hosts)  # the last is the first to be asked
     for kind in (HTTPException, RequestValidationError, UserError, QueueFullError, Exception):
         app.add_exception_handler(kind, lambda _, error: as_api_error(error).response())
@@ -118,8 +118,8 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, Response]) ->
 
 
 async def _respond(service: Service, body: ChatRequest) -> Response:
-    asks = await service.read(body)
-    answers = service.answers(asks)
+    items = await service.read(body)
+    answers = service.answers(items)
     head: dict[str, Any] = {
         "id": f"chatcmpl-{secrets.token_hex(12)}",
         "created": int(time.time()),
@@ -128,7 +128,7 @@ async def _respond(service: Service, body: ChatRequest) -> Response:
     if body.stream:
         first = await anext(answers)  # until then an error is a status of its own
         usage = bool(body.stream_options and body.stream_options.include_usage)
-        return _Events(_events(head, asks, first, answers, usage), answers)
+        return _Events(_events(head, items, first, answers, usage), answers)
     done = {index: answer async for index, answer in answers if isinstance(answer, Answer)}
     choices = [
         chat_completion.Choice(
@@ -139,13 +139,13 @@ async def _respond(service: Service, body: ChatRequest) -> Response:
         )
         for index, answer in sorted(done.items())
     ]
-    whole = ChatCompletion(**head, object="chat.completion", choices=choices, usage=_usage(asks))
+    whole = ChatCompletion(**head, object="chat.completion", choices=choices, usage=_usage(items))
     return JSONResponse(whole.to_dict())
 
 
-def _usage(asks: list[Ask]) -> CompletionUsage:
+def _usage(items: list[QueuedRequest]) -> CompletionUsage:
     """An image counts as its rows, and the prompt once however many answers it gets."""
-    prompt, answers = asks[0].prompt_tokens, sum(ask.new_tokens for ask in asks)
+    prompt, answers = items[0].prompt_tokens, sum(item.new_tokens for item in items)
     return CompletionUsage(prompt_tokens=prompt, completion_tokens=answers, total_tokens=prompt + answers)
 
 
@@ -167,7 +167,7 @@ class _Events(StreamingResponse):
 
 async def _events(
     head: dict[str, Any],
-    asks: list[Ask],
+    items: list[QueuedRequest],
     first: tuple[int, str | Answer],
     answers: AsyncIterator[tuple[int, str | Answer]],
     with_usage: bool,
@@ -186,7 +186,7 @@ async def _events(
             return chunk(index, ChoiceDelta(), what.finish)
         return chunk(index, ChoiceDelta(content=what))
 
-    for index in range(len(asks)):
+    for index in range(len(items)):
         yield chunk(index, ChoiceDelta(role="assistant", content=""))
     yield told(*first)
     try:
@@ -196,7 +196,7 @@ async def _events(
         yield _event(as_api_error(error).body.model_dump())
         return
     if with_usage:
-        yield event([], usage=_usage(asks))
+        yield event([], usage=_usage(items))
     yield "data: [DONE]\n\n"
 
 

@@ -19,9 +19,9 @@ from minigpt4.conversation.conversation import Conversation
 from minigpt4.inference.decoding import LEAST_TEMPERATURE, Decoding
 from minigpt4.inference.engine import Answer, Engine, Request
 from minigpt4.inference.pictures import data_of
-from minigpt4.processors.picture_file import Room, open_upright
+from minigpt4.processors.picture_file import PixelBudget, open_upright
 from minigpt4.serve.api import remote
-from minigpt4.serve.api.batching import Ask, Batcher
+from minigpt4.serve.api.batching import Batcher, QueuedRequest
 from minigpt4.serve.api.dialogue import conversation_of
 from minigpt4.serve.api.errors import as_api_error
 from minigpt4.serve.api.metrics import Metrics
@@ -30,7 +30,7 @@ from minigpt4.serve.errors import ApiError
 from minigpt4.serve.picture_decoding import Decoder
 
 _ARRIVING = 16  # requests that may be read while all places of answers are taken
-_HANDS = 2  # requests whose words or pictures are read at once
+_READERS = 2  # requests whose words or pictures are read at once
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ class Service:
         self.limits = limits
         self.metrics = Metrics()
         self.batcher = Batcher(engine, self.metrics, limits.max_batch, limits.queue)
-        self._hands = CapacityLimiter(_HANDS)
+        self._readers = CapacityLimiter(_READERS)
 
-    async def read(self, request: ChatRequest) -> list[Ask]:
+    async def read(self, request: ChatRequest) -> list[QueuedRequest]:
         """What a request asks for: `n` answers to one prompt, with seeds that follow one another.
 
         Raises:
@@ -94,9 +94,9 @@ class Service:
         if count > self.limits.queue:
             raise ApiError(400, f"n: {count} is more than this server queues ({self.limits.queue}).", "n")
         self.batcher.require_room(count)  # before the work
-        conversation, length = await to_thread.run_sync(self._read_words, request, limiter=self._hands)
+        conversation, length = await to_thread.run_sync(self._read_words, request, limiter=self._readers)
         gone = Event()
-        decoder = Decoder(self.limits.max_image_pixels, partial(_heed, gone))
+        decoder = Decoder(self.limits.max_image_pixels, partial(_check_client, gone))
         try:
             for turn in conversation.turns:
                 turn.question = [
@@ -107,7 +107,7 @@ class Service:
             gone.set()
         seed = secrets.randbits(62) if request.seed is None else request.seed
         return [
-            Ask(
+            QueuedRequest(
                 Request(
                     conversation,
                     max_new_tokens=int(min(request.longest, self.engine.prompter.window - length)),
@@ -127,8 +127,8 @@ class Service:
             message = f"The model '{name[:80]}' is not here. Ask for '{self.name}'."
             raise ApiError(404, message, "model", "model_not_found")
 
-    async def answers(self, asks: Sequence[Ask]) -> AsyncIterator[tuple[int, str | Answer]]:
-        """Has asks answered; yields the index of one and, if it streams, each further piece, at its end its `Answer`.
+    async def answers(self, items: Sequence[QueuedRequest]) -> AsyncIterator[tuple[int, str | Answer]]:
+        """Queues requests; yields the index of one and, if it streams, each further piece, and at its end its `Answer`.
 
         To leave before the end is to interrupt what is under way.
 
@@ -142,11 +142,11 @@ class Service:
             with suppress(RuntimeError):  # the loop is closed, and nobody listens
                 loop.call_soon_threadsafe(told.put_nowait, (index, what))
 
-        for index, ask in enumerate(asks):
-            ask.tell = partial(tell, index)
-        self.batcher.submit(asks)
+        for index, item in enumerate(items):
+            item.tell = partial(tell, index)
+        self.batcher.submit(items)
         try:
-            left = len(asks)
+            left = len(items)
             while left:
                 index, what = await told.get()
                 if isinstance(what, Answer):
@@ -155,8 +155,8 @@ class Service:
                         raise as_api_error(what.error)
                 yield index, what
         finally:
-            self.batcher.cancel(asks)
-            self.metrics.note_tokens(asks)
+            self.batcher.cancel(items)
+            self.metrics.note_tokens(items)
 
     def _read_words(self, request: ChatRequest) -> tuple[Conversation, int]:
         """The conversation, its pictures not yet opened, and how many tokens and image rows its prompt has."""
@@ -175,7 +175,7 @@ class Service:
             if not self.limits.remote_images:
                 raise UserError(f"'{url[:40]}' is not a data: URL, and this server fetches no others. Send one.")
             source = await remote.download(url, self.limits.remote_images, self.limits.max_bytes)
-        return await to_thread.run_sync(self._pixels, source, decoder, limiter=self._hands, abandon_on_cancel=True)
+        return await to_thread.run_sync(self._pixels, source, decoder, limiter=self._readers, abandon_on_cancel=True)
 
     def _pixels(self, source: str | bytes, decoder: Decoder) -> Tensor:
         """Of base64, or a file's bytes."""
@@ -183,11 +183,11 @@ class Service:
         processor = self.engine.processor
         assert processor is not None
         side = getattr(processor, "image_size", None)  # a whole picture would have to come over
-        (image,) = decoder(open_upright, io.BytesIO(data), Room(self.limits.max_image_pixels), side)
+        (image,) = decoder(open_upright, io.BytesIO(data), PixelBudget(self.limits.max_image_pixels), side)
         return processor(image)
 
 
-def _heed(gone: Event) -> None:
+def _check_client(gone: Event) -> None:
     if gone.is_set():
         raise ConnectionAbortedError("the client has gone")
 

@@ -23,12 +23,12 @@ from minigpt4.inference.chat import Chat, RestartedError
 from minigpt4.inference.options import AnswerOptions
 from minigpt4.inference.pictures import Picture, Video
 from minigpt4.inference.sessions import Sessions
-from minigpt4.processors.picture_file import Room
+from minigpt4.processors.picture_file import PixelBudget
 from minigpt4.serve.picture_decoding import Decoder
 from minigpt4.serve.web.controls import decoding, labelled
 from minigpt4.serve.web.status import READING, Clock, waiting
 from minigpt4.serve.web.view import View, original_file, typed
-from minigpt4.serve.web.waiting import Line
+from minigpt4.serve.web.waiting import AnswerQueue
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class Visitor:
             stopped.set()
         self.chat.restart()
 
-    def heed(self, stopped: Event, seconds: float = 0) -> None:
+    def check(self, stopped: Event, seconds: float = 0) -> None:
         """Waits for what `asking` gave, and ends the question if that came.
 
         Raises:
@@ -113,17 +113,17 @@ class Handlers:
         self.sessions = sessions
         self.max_upload_mb = max_upload_mb
         self.n_frms = n_frms
-        self._line = Line(_ANSWERS_AT_ONCE)
+        self._queue = AnswerQueue(_ANSWERS_AT_ONCE)
 
     def ask(self, message: Message, *options_and_visitor: Any) -> Iterator[Shown]:
         """Asks about a message's pictures and videos, and streams the answer."""
         with failure_in_words():
             words = _checked(message["text"])
 
-        def prepare(chat: Chat, heed: Callable[[], None]) -> Asked:
-            room, decoder = chat.room(), Decoder(chat.max_pixels, heed)
-            room.expect(len(message["files"]))
-            pictures = [picture for file in message["files"] for picture in self._open(Path(file), room, decoder)]
+        def prepare(chat: Chat, check: Callable[[], None]) -> Asked:
+            budget, decoder = chat.pixel_budget(), Decoder(chat.max_pixels, check)
+            budget.expect(len(message["files"]))
+            pictures = [picture for file in message["files"] for picture in self._open(Path(file), budget, decoder)]
             return [*chat.turns, Turn([*pictures, words])], partial(chat.stream, [*pictures, words])
 
         yield from self._answer(prepare, options_and_visitor, message)
@@ -198,11 +198,11 @@ class Handlers:
             visitor.chat = chat
         return visitor.shown(_EMPTY, "The conversation was loaded.")
 
-    def _open(self, file: Path, room: Room, decoder: Decoder) -> list[Picture]:
+    def _open(self, file: Path, budget: PixelBudget, decoder: Decoder) -> list[Picture]:
         try:
             if str(mimetypes.guess_type(file)[0]).startswith("video/"):
-                return Video(file, self.n_frms).pictures(room, decoder)
-            return [Picture.from_file(file, room, decoder)]
+                return Video(file, self.n_frms).pictures(budget, decoder)
+            return [Picture.from_file(file, budget, decoder)]
         except RestartedError:
             raise
         except UserError as error:  # where we keep it is our business
@@ -223,19 +223,19 @@ class Handlers:
         visitor = self._visitor(known)
         with failure_in_words():
             options = decoding(*controls)
-            with visitor.asking() as stopped, self._line.join() as before:
+            with visitor.asking() as stopped, self._queue.join() as before:
                 box = _busy()
                 try:
                     while (others := before()) > 0:
                         yield visitor.view.messages(visitor.chat.turns), box, waiting(others), visitor
-                        visitor.heed(stopped, _TOLD_EVERY)
+                        visitor.check(stopped, _TOLD_EVERY)
                         box = gr.skip()
                     # gradio keeps the visitor with the first of these: until then neither stop nor restart finds him
                     box = _busy(None if message is None else _EMPTY)
                     yield visitor.view.messages(visitor.chat.turns), box, READING, visitor
-                    turns, stream = prepare(visitor.chat, partial(visitor.heed, stopped))
+                    turns, stream = prepare(visitor.chat, partial(visitor.check, stopped))
                     answers = stream(**options.kwargs())  # of a restart from here on, that tells
-                    visitor.heed(stopped)
+                    visitor.check(stopped)
                     yield from _stream(visitor, turns, answers, options, stopped)
                 except RestartedError:
                     yield visitor.shown()  # gradio shows the last value once more: it must not be the old history

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from minigpt4.inference.decoding import Decoding
 from minigpt4.inference.endings import cut
 from minigpt4.inference.engine import Answer, Engine, Request
-from minigpt4.serve.api.batching import Ask, Batcher, QueueFullError
+from minigpt4.serve.api.batching import Batcher, QueuedRequest, QueueFullError
 from minigpt4.serve.api.metrics import Metrics
 from tests.waiting import LIMIT
 
@@ -30,7 +30,7 @@ class Asked:
         self.ended = threading.Event()
         self.prompt = prompt or ("a dog",)
         request = Request(self.prompt, max_tokens, decoding, 5, stops)
-        self.ask = Ask(request, len(engine.prompter.layout(self.prompt)), stream, self.hear)
+        self.ask = QueuedRequest(request, len(engine.prompter.layout(self.prompt)), stream, self.hear)
 
     def hear(self, what: str | Answer) -> None:
         self.told.append(what)
@@ -111,8 +111,10 @@ def test_own_stops(data, parity_engine, batcher):
 
 
 def test_a_short_answer_does_not_wait_for_a_long_one(parity_engine, batcher, monkeypatch):
-    count, go = Ask._count, threading.Event()
-    monkeypatch.setattr(Ask, "_count", lambda self, tokens: count(self, tokens) or (tokens == 10 and go.wait(LIMIT)))
+    count, go = QueuedRequest._count, threading.Event()
+    monkeypatch.setattr(
+        QueuedRequest, "_count", lambda self, tokens: count(self, tokens) or (tokens == 10 and go.wait(LIMIT))
+    )
     parity_engine.stop_ids = []
     own, short, long = batcher(), Asked(parity_engine, max_tokens=2), Asked(parity_engine, max_tokens=100)
     own.start()
@@ -230,8 +232,10 @@ def test_nobody_waits_for_an_end_that_no_token_shows(parity_engine, batcher, mon
 
 def test_close_ends_what_is_under_way(parity_engine, batcher, monkeypatch):
     parity_engine.stop_ids = []
-    count, begun = Ask._count, threading.Event()
-    monkeypatch.setattr(Ask, "_count", lambda self, tokens: (begun.set(), time.sleep(0.01), count(self, tokens)))
+    count, begun = QueuedRequest._count, threading.Event()
+    monkeypatch.setattr(
+        QueuedRequest, "_count", lambda self, tokens: (begun.set(), time.sleep(0.01), count(self, tokens))
+    )
     own, each = batcher(), Asked(parity_engine, max_tokens=1000)
     own.start()
     own.submit([each.ask])

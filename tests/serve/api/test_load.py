@@ -19,7 +19,7 @@ from PIL import Image
 from minigpt4.conversation.conversation import Conversation, Turn, spaced
 from minigpt4.inference.engine import Decoding, Engine, Request
 from minigpt4.serve import middleware
-from minigpt4.serve.api.batching import Ask
+from minigpt4.serve.api.batching import QueuedRequest
 from minigpt4.serve.api.service import Limits, Service
 from minigpt4.serve.errors import ApiError
 from tests.serve.asking import NAME, SCENES, client_of, running, user
@@ -82,14 +82,14 @@ def go() -> threading.Event:
 @pytest.fixture
 def slow(parity_engine, monkeypatch, go):
     """A model that talks to no end; see `go`."""
-    count = Ask._count
+    count = QueuedRequest._count
 
     def slowly(self, tokens):
         count(self, tokens)
         while self.new_tokens == 20 and not (go.is_set() or self.request.interrupt.wait(0.01)):
             pass
 
-    monkeypatch.setattr(Ask, "_count", slowly)
+    monkeypatch.setattr(QueuedRequest, "_count", slowly)
     parity_engine.stop_ids = []
     monkeypatch.setattr(parity_engine.model.llm.generation_config, "eos_token_id", None)
     return parity_engine

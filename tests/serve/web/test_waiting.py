@@ -11,7 +11,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from minigpt4.serve.web import visitor as visitors
-from minigpt4.serve.web.waiting import Line
+from minigpt4.serve.web.waiting import AnswerQueue
 from tests.serve.visiting import OPTIONS, ask, message, texts
 from tests.waiting import LIMIT, wait_for
 
@@ -29,14 +29,14 @@ def begun(client: Client, text: str, outputs: int = 3, files: Sequence[Path] = (
 
 
 def test_first_come_first_served():
-    line = Line(2)
-    with ExitStack() as early, line.join() as third_before:
+    queue = AnswerQueue(2)
+    with ExitStack() as early, queue.join() as third_before:
         assert third_before() == 0
-        with line.join(), line.join() as late:
+        with queue.join(), queue.join() as late:
             assert late() == 1
-        first, second = (early.enter_context(line.join()) for _ in range(2))
+        first, second = (early.enter_context(queue.join()) for _ in range(2))
         assert [third_before(), first(), second()] == [0, 0, 1]
-    with line.join() as alone:
+    with queue.join() as alone:
         assert alone() == 0
 
 

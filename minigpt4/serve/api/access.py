@@ -13,7 +13,7 @@ from minigpt4.serve.errors import ApiError
 CHAT = "/v1/chat/completions"
 
 
-class Gate:
+class AccessControl:
     """Middleware that refuses early what would be of no use to read.
 
     That is, before its body is read, who has no key, and who asks for answers when `max_requests` of such requests
@@ -40,8 +40,8 @@ class Gate:
 
         self._under_way += asks
         try:
-            if scope["path"].startswith("/v1/") and not self._may_enter(dict(scope["headers"])):
-                await _STRANGER.response()(scope, receive, noted)
+            if scope["path"].startswith("/v1/") and not self._authorized(dict(scope["headers"])):
+                await _UNAUTHORIZED.response()(scope, receive, noted)
             elif asks and self._under_way > self.max_requests:
                 await as_api_error(QueueFullError(1)).response()(scope, receive, noted)
             else:
@@ -51,13 +51,13 @@ class Gate:
             if asks:
                 self.metrics.note_request(status, begun)
 
-    def _may_enter(self, headers: dict[bytes, bytes]) -> bool:
+    def _authorized(self, headers: dict[bytes, bytes]) -> bool:
         kind, _, key = headers.get(b"authorization", b"").partition(b" ")
         own = self.api_key.encode()
         return not own or (kind.lower() == b"bearer" and hmac.compare_digest(key.strip(), own))
 
 
-_STRANGER = ApiError(
+_UNAUTHORIZED = ApiError(
     401,
     "The API key is missing or wrong. Send the server's as 'Authorization: Bearer KEY'.",
     code="invalid_api_key",
