@@ -12,10 +12,11 @@ from minigpt4.common.errors import UserError
 from minigpt4.common.limits import MAX_IMAGE_PIXELS
 from minigpt4.conversation.conversation import Conversation, Turn, spaced
 from minigpt4.inference.decoding import Decoding
-from minigpt4.inference.engine import Answer, Engine, Request, raise_first
+from minigpt4.inference.engine import Engine
 from minigpt4.inference.forgetting import remembered, to_forget
 from minigpt4.inference.kept_cache import KeptCache
 from minigpt4.inference.pictures import Picture, Reader, Shown, Video, in_this_process, pictures_of
+from minigpt4.inference.requests import Answer, Request, raise_first
 from minigpt4.inference.saved import check_size, from_json, to_json
 from minigpt4.inference.streaming import Job
 from minigpt4.processors.picture_file import PixelBudget

@@ -10,7 +10,7 @@ from minigpt4.common.errors import UserError, did_you_mean
 from minigpt4.conversation.conversation import Conversation
 
 if TYPE_CHECKING:
-    from minigpt4.inference.engine import Request
+    from minigpt4.inference.requests import Request
 
 _LARGEST_SEED = 2**63 - 1  # of torch's generators
 

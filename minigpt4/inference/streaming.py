@@ -5,7 +5,7 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from threading import Event, Thread
 
-from minigpt4.inference.engine import Answer
+from minigpt4.inference.requests import Answer
 
 
 class Job:

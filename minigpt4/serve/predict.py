@@ -20,7 +20,8 @@ from minigpt4.inference.options import AnswerOptions, add_option_arguments, opti
 from minigpt4.serve.loading import quietly
 
 if TYPE_CHECKING:  # slow to import
-    from minigpt4.inference.engine import Answer, Engine
+    from minigpt4.inference.engine import Engine
+    from minigpt4.inference.requests import Answer
     from minigpt4.serve.questions import Question
 
 

@@ -20,7 +20,8 @@ from minigpt4.config.schema import EvaluationDatasetConfig
 from minigpt4.conversation.conversation import Conversation, Turn, spaced
 from minigpt4.datasets.formats.vqa import VQADataset
 from minigpt4.datasets.loading import collate
-from minigpt4.inference.engine import Engine, Request, raise_first
+from minigpt4.inference.engine import Engine
+from minigpt4.inference.requests import Request, raise_first
 from minigpt4.models.base_model import BaseModel
 from minigpt4.models.loading import load_prompter
 from minigpt4.models.minigpt4 import MiniGPT4

@@ -10,7 +10,7 @@ from minigpt4.conversation.conversation import Conversation, Turn, joined, space
 from minigpt4.conversation.prompter import Prompter
 from minigpt4.conversation.templates import Template, get_template
 from minigpt4.inference.chat import Chat
-from minigpt4.inference.engine import Answer, Request
+from minigpt4.inference.requests import Answer, Request
 from minigpt4.models.llm import load_tokenizer
 from tests.conftest import PARITY, golden_json
 from tests.conversation import PICTURE, SHOWN, turns_of

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minigpt4.inference.chat import Chat
-from minigpt4.inference.engine import Answer
+from minigpt4.inference.requests import Answer
 from tests.inference.talking import Call
 
 

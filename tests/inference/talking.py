@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from minigpt4.conversation.conversation import Turn
-from minigpt4.inference.engine import Answer, Decoding, Engine, Request
+from minigpt4.inference.engine import Engine
+from minigpt4.inference.requests import Answer, Decoding, Request
 
 IMAGE = "<Img><ImageHere></Img>"  # a picture of a conversation, in the prompt
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from minigpt4.common.errors import UserError
 from minigpt4.inference.chat import Chat
-from minigpt4.inference.engine import Answer, Decoding
 from minigpt4.inference.pictures import Video
+from minigpt4.inference.requests import Answer, Decoding
 from tests.inference.talking import IMAGE, picture, said, written
 from tests.picture_files import write_video
 

@@ -8,8 +8,8 @@ from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import Turn
 from minigpt4.conversation.prompter import Prompter
 from minigpt4.inference.chat import Chat, RestartedError
-from minigpt4.inference.engine import Answer
 from minigpt4.inference.pictures import Picture, Video
+from minigpt4.inference.requests import Answer
 from tests.inference.talking import IMAGE, picture, written
 from tests.waiting import LIMIT
 

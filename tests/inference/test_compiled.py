@@ -12,7 +12,8 @@ from transformers import MistralConfig
 from minigpt4.common.errors import UserError
 from minigpt4.inference.chat import Chat
 from minigpt4.inference.compiled import CompiledDecoding
-from minigpt4.inference.engine import Answer, Engine, raise_first
+from minigpt4.inference.engine import Engine
+from minigpt4.inference.requests import Answer, raise_first
 from tests.inference.talking import IMAGE, asked, picture
 from tests.llms import GROUPED, build
 from tests.waiting import LIMIT

@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from minigpt4.conversation.conversation import Conversation, Turn
-from minigpt4.inference.engine import Decoding, Engine, Request
+from minigpt4.inference.engine import Engine
 from minigpt4.inference.kept_cache import KeptCache
 from minigpt4.inference.pictures import Picture
+from minigpt4.inference.requests import Decoding, Request
 from tests.inference.talking import IMAGE, asked, facts, picture
 
 TEXT = st.text(st.sampled_from("abc dog 7.#é"), max_size=60)

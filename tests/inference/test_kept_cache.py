@@ -14,8 +14,9 @@ from minigpt4.config.loading import load_config
 from minigpt4.conversation.conversation import Conversation, Turn
 from minigpt4.conversation.prompter import IMAGE_ROW
 from minigpt4.inference.chat import Chat
-from minigpt4.inference.engine import Decoding, Engine, Request
+from minigpt4.inference.engine import Engine
 from minigpt4.inference.loading import load_engine
+from minigpt4.inference.requests import Decoding, Request
 from tests.inference.talking import picture, said
 from tests.llms import FAMILIES, GROUPED, build
 

@@ -17,9 +17,10 @@ from PIL import Image
 
 from minigpt4.config.finding import TINY
 from minigpt4.config.loading import load_config
-from minigpt4.inference.engine import Answer, Engine
+from minigpt4.inference.engine import Engine
 from minigpt4.inference.loading import load_engine
 from minigpt4.inference.pictures import Picture
+from minigpt4.inference.requests import Answer
 from minigpt4.inference.sessions import Sessions
 from minigpt4.serve.api.service import Limits, Service
 from minigpt4.serve.web import server as web_server

@@ -15,8 +15,8 @@ from minigpt4.config.schema import (
     RunConfig,
 )
 from minigpt4.conversation.conversation import Conversation, Turn
-from minigpt4.inference.engine import Request
 from minigpt4.inference.pictures import Picture
+from minigpt4.inference.requests import Request
 from minigpt4.processors import build_processor
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 from minigpt4.tasks.vqa import VQATask, normalize, score, table

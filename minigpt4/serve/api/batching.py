@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 
-from minigpt4.inference.engine import Answer, Engine, Request
+from minigpt4.inference.engine import Engine
+from minigpt4.inference.requests import Answer, Request
 from minigpt4.serve.api.metrics import Metrics
 
 logger = logging.getLogger(__name__)

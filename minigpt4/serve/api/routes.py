@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from minigpt4.common.errors import UserError
-from minigpt4.inference.engine import Answer
+from minigpt4.inference.requests import Answer
 from minigpt4.serve.api.access import CHAT, AccessControl
 from minigpt4.serve.api.batching import QueuedRequest, QueueFullError
 from minigpt4.serve.api.errors import as_api_error

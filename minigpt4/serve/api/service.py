@@ -17,8 +17,9 @@ from minigpt4.common.errors import UserError
 from minigpt4.common.limits import MAX_IMAGE_PIXELS
 from minigpt4.conversation.conversation import Conversation
 from minigpt4.inference.decoding import LEAST_TEMPERATURE, Decoding
-from minigpt4.inference.engine import Answer, Engine, Request
+from minigpt4.inference.engine import Engine
 from minigpt4.inference.pictures import data_of
+from minigpt4.inference.requests import Answer, Request
 from minigpt4.processors.picture_file import PixelBudget, open_upright
 from minigpt4.serve.api import remote
 from minigpt4.serve.api.batching import Batcher, QueuedRequest

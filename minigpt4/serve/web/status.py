@@ -3,8 +3,8 @@
 import time
 
 from minigpt4.inference.chat import Chat
-from minigpt4.inference.engine import Answer
 from minigpt4.inference.options import AnswerOptions
+from minigpt4.inference.requests import Answer
 
 READING = "Reading …"
 _SHOWN_EVERY = 0.05  # seconds; a browser that is sent more falls behind

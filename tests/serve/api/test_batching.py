@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from minigpt4.inference.decoding import Decoding
 from minigpt4.inference.endings import cut
-from minigpt4.inference.engine import Answer, Engine, Request
+from minigpt4.inference.engine import Engine
+from minigpt4.inference.requests import Answer, Request
 from minigpt4.serve.api.batching import Batcher, QueuedRequest, QueueFullError
 from minigpt4.serve.api.metrics import Metrics
 from tests.waiting import LIMIT

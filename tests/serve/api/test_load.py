@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from minigpt4.conversation.conversation import Conversation, Turn, spaced
-from minigpt4.inference.engine import Decoding, Engine, Request
+from minigpt4.inference.engine import Engine
+from minigpt4.inference.requests import Decoding, Request
 from minigpt4.serve import middleware
 from minigpt4.serve.api.batching import QueuedRequest
 from minigpt4.serve.api.service import Limits, Service

@@ -16,8 +16,8 @@ from minigpt4.common.errors import UserError
 from minigpt4.config.finding import TINY
 from minigpt4.config.loading import load_config
 from minigpt4.config.schema import Config
-from minigpt4.inference.engine import Answer
 from minigpt4.inference.options import AnswerOptions
+from minigpt4.inference.requests import Answer
 from minigpt4.serve.web import server
 from tests.picture_files import write_video
 from tests.serve.visiting import OPTIONS, ask, message, number_of, pictures, texts
