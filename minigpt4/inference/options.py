@@ -62,7 +62,8 @@ class AnswerOptions:
         Raises:
             UserError: an option is out of range.
         """
-        from minigpt4.inference.engine import Decoding, Request  # slow to import
+        from minigpt4.inference.decoding import Decoding  # slow to import
+        from minigpt4.inference.requests import Request
 
         ways = self.kwargs()
         most, seed = ways.pop("max_new_tokens"), ways.pop("seed")
