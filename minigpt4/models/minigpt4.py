@@ -37,11 +37,13 @@ class MiniGPT4(MiniGPTBase):
 
     @classmethod
     def from_config(cls, config: Config, towers: bool = True, problems: Problems | None = None) -> Self:
-        c = config.model
-        files = preflight(config, towers, problems)
+        c, vision, problems = config.model, None, Problems() if problems is None else problems
+        with problems.collect():
+            vision = build_vision(config, towers)
+        files = preflight(config, vision, problems)
+        assert vision is not None
         llm = add_lora(load_llm(c, pick_device(config.run.device)), c)
         tokenizer = load_tokenizer(files["model.llama_model"], c.trust_remote_code)
-        vision = build_vision(config, towers)
         projection = build_projection(c.projection.name, vision.width, llm)
         model = cls(vision, projection, llm, tokenizer, c)
         sources = {f"vision.{part}": source for part, source in vision.load(config, files).items()}

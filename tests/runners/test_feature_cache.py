@@ -14,7 +14,15 @@ from PIL import Image
 
 from minigpt4.common.errors import UserError
 from minigpt4.common.folder_lock import locked
-from minigpt4.config.schema import BuildInfo, Config, DatasetConfig, ProcessorConfig, ProcessorsConfig, RunConfig
+from minigpt4.config.schema import (
+    BuildInfo,
+    Config,
+    DatasetConfig,
+    ProcessorConfig,
+    ProcessorsConfig,
+    RunConfig,
+    VisionConfig,
+)
 from minigpt4.datasets.loading import collate
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.preflight import preflight
@@ -91,7 +99,7 @@ def test_training_pictures_are_those_of_evaluation_decoded_in_full(config):
     exact, reduced = (processor.load(file, reduced) for reduced in (False, True))
     assert not torch.equal(exact, reduced)
     vision = build_vision(config).eval()
-    vision.load(config, preflight(config, towers=False))
+    vision.load(config, preflight(config, vision))
     features = vision(exact.unsqueeze(0))[0]
     torch.testing.assert_close(dataset[3]["image_features"], features.bfloat16(), atol=1e-2, rtol=1e-2)
     assert torch.equal(dataset.dataset[3]["image"], exact)
@@ -108,7 +116,7 @@ def test_others_may_read_a_cache_as_the_umask_says(config):
 
 def test_a_full_cache_needs_no_towers(config, monkeypatch):
     first = cached(config)["train"]["cc_sbu_align"][3]
-    monkeypatch.setattr(feature_cache, "build_vision", None)
+    monkeypatch.setattr(feature_cache, "_fill", None)
     again = cached(config)["train"]["cc_sbu_align"][3]
     assert torch.equal(first.pop("image_features"), again.pop("image_features")) and first == again
 
@@ -218,6 +226,22 @@ def test_samples_with_no_picture_several_and_damaged_ones(config, monkeypatch, c
     marks = ["<ImageHere>", "", "<ImageHere><ImageHere>"]
     batch = {k: [dataset[i].get(k) for i in range(3)] for k in ("image_features", "answer")}
     assert model({**batch, "instruction_input": [f"{m} Hm?" for m in marks]})["tokens"] > 0
+
+
+def test_a_full_cache_is_enough_without_the_part_that_filled_it(config):
+    cached(config)
+    config.model = replace(config.model, ckpt=None, vit_model="/no/file", vision=VisionConfig("cached_features"))
+    with pytest.raises(UserError, match="model.vision: cached_features needs rows and width"):
+        cached(config)
+    config.model.vision.rows, config.model.vision.width = 8, 64
+    dataset = cached(config)["train"]["cc_sbu_align"]
+    model = MiniGPT4.from_config(config).eval()
+    assert model(collate([dataset[i] for i in range(2)]))["tokens"] > 0
+    with pytest.raises(UserError, match=r"cached features are \[8, 64\] here, and \[3, 56, 56\] was given"):
+        model.encode_img(torch.zeros(1, 3, 56, 56))
+    next(Path(config.run.cache_features).glob("train*.safetensors")).unlink()
+    with pytest.raises(UserError, match="model.vision.name: cached_features sees no pictures, and .* lacks 4 samples"):
+        cached(config)
 
 
 def test_what_a_cache_cannot_serve_is_refused(config):
