@@ -217,7 +217,7 @@ def load_checkpoints(
         trainable[name].data.copy_(value)
     for part in sorted(absent) if paths else ():
         logger.warning("model.ckpt holds no %s: they begin as built, from %s", part, origins[part])
-    as_built = {name.split(".")[0] for name in named if name not in weights}
+    as_built = {_part(name) for name in named if name not in weights}
     report.as_built = {part: origins.get(part, "its initial values") for part in sorted(as_built)}
     if sources is not None:
         logger.info("%s", report)
@@ -225,8 +225,9 @@ def load_checkpoints(
 
 
 def _part(name: str) -> str:
-    """The part that a weight belongs to: the first word of its name, or the LLM's adapters."""
-    return ADAPTERS if ".lora_" in name else name.split(".")[0]
+    """The part that a weight belongs to: the first word of its name in files, or the LLM's adapters."""
+    depth = 2 if name.startswith("vision.") else 1  # a part that the original does not have
+    return ADAPTERS if ".lora_" in name else ".".join(name.split(".")[:depth])
 
 
 def trained_weights(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:

@@ -34,12 +34,14 @@ class MiniGPT4(BaseModel):
 
     @classmethod
     def from_config(cls, config: Config, towers: bool = True, problems: Problems | None = None) -> Self:
-        c = config.model
-        files = preflight(config, towers, problems)
+        c, vision, problems = config.model, None, Problems() if problems is None else problems
+        with problems.collect():
+            vision = build_vision(config, towers)
+        files = preflight(config, vision, problems)
+        assert vision is not None
         llm = add_lora(load_llm(c, pick_device(config.run.device)), c)
         if c.use_grad_checkpoint:
             checkpoint_blocks(llm)
-        vision = build_vision(config, towers)
         model = cls(vision, build_projection(c.projection.name, vision.width, llm), llm)
         sources = {f"vision.{part}": source for part, source in vision.load(config, files).items()}
         sources |= {"llm": c.llama_model, ADAPTERS: "their initial values"}  # with which the LLM is as it was

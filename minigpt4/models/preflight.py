@@ -27,17 +27,17 @@ from minigpt4.models.llm import (
     quantization_of,
     window_of,
 )
-from minigpt4.models.pretrained import check_weight_files, reason_of
-from minigpt4.models.vision import VisionPart, build_vision, vision_class
+from minigpt4.models.pretrained import check_weight_files, reading
+from minigpt4.models.vision import VisionPart, vision_class
 
 logger = logging.getLogger(__name__)
 
 
-def preflight(config: Config, towers: bool = True, problems: Problems | None = None) -> dict[str, Path]:
+def preflight(config: Config, vision: VisionPart | None = None, problems: Problems | None = None) -> dict[str, Path]:
     """Checks all that a model's config names, logs what the weights will take, then downloads what is at a URL.
 
     Args:
-        towers: without them the vision part takes no memory; its files must be there.
+        vision: the part that will see, still without weights; None where it could not be built.
         problems: what was found elsewhere, to be told with the model's.
 
     Returns:
@@ -55,10 +55,8 @@ def preflight(config: Config, towers: bool = True, problems: Problems | None = N
         with problems.collect():
             check_path(key, path)
             sound.add(path)
-    vision = None
-    with problems.collect():
-        vision = build_vision(config, towers)
-        if sound.issuperset(sight.values()):
+    if vision is not None and sound.issuperset(sight.values()):
+        with problems.collect():
             vision.check(sight)
     prompted = replace(c, prompt_path="")  # with which all else is looked at
     with problems.collect():
@@ -79,10 +77,11 @@ def preflight(config: Config, towers: bool = True, problems: Problems | None = N
             check_lora(c, llm)
         with problems.collect():
             check_weight_files("model.llama_model", folder, llm)
-        for path in [path for path in c.ckpts if path in sound and vision is not None]:
+    if folder is not None and llm is not None and vision is not None:
+        for path in [path for path in c.ckpts if path in sound]:
             with problems.collect():
                 check_projection(c, vision, llm, path)
-        if device is not None and vision is not None:
+        if device is not None:
             with problems.collect():
                 check_memory(memory_of_devices(c, vision, llm, device), _holders(config.run))
     problems.tell()
@@ -109,13 +108,9 @@ def check_path(key: str, path: str) -> None:
 
 def llm_outline(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
     """The LLM of a folder without memory (on the meta device)."""
-    code = {"trust_remote_code": trust_remote_code}
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **code), **code)
-    except Exception as error:  # wrong values in it, and a folder's own code, raise many kinds
-        reason = wrong_file([folder / "config.json"]) or reason_of(error)
-        raise UserError(f"model.llama_model: no causal LM in '{folder}': {reason}") from error
+    with reading("model.llama_model", folder, "causal LM"), torch.device("meta"):
+        settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return AutoModelForCausalLM.from_config(settings, trust_remote_code=trust_remote_code)
 
 
 def check_tokenizer(config: ModelConfig, folder: Path, llm: PreTrainedModel, rows: int) -> None:

@@ -1,16 +1,21 @@
 """Folders and hub ids of Hugging Face models: their settings, and their weights or one line that says what is wrong."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from transformers import PreTrainedModel
+from transformers import AutoImageProcessor, PreTrainedModel
 
 from minigpt4.common.errors import UserError, first_line
 from minigpt4.common.wrong_files import wrong_file
 from minigpt4.models.checkpoint import shapes_of
+from minigpt4.processors.image import CLIP_MEAN, CLIP_STD
+
+logger = logging.getLogger(__name__)
 
 _SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]  # all but the weights
 
@@ -48,19 +53,73 @@ def reason_of(error: Exception) -> str:
     return first_line(error) + cure
 
 
-def load_pretrained(key: str, path: str, what: str, model_class: Any, **options: Any) -> PreTrainedModel:
-    """Loads a model of transformers with all its weights; see `settings_folder` for the arguments.
+def picture_settings(key: str, folder: Path, size: int, given: int) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation of pictures, as a folder's image processor makes them.
+
+    Args:
+        key: the config key that names the folder.
+        folder: without an image processor's config in it, CLIP's normalisation is taken, with a warning.
+        size: of pictures in pixels, where the image processor does not say.
+        given: the size that they have, `model.image_size`.
+
+    Raises:
+        UserError: the config can't be read, or asks for another size.
+    """
+    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+        logger.warning("%s: '%s' has no preprocessor_config.json: pictures are normalised as CLIP's", key, folder)
+        mean, std = CLIP_MEAN, CLIP_STD
+    else:
+        with reading(key, folder, "image processor"):
+            own = AutoImageProcessor.from_pretrained(folder)
+            box = dict((own.crop_size if getattr(own, "do_center_crop", None) else getattr(own, "size", None)) or {})
+            size = box.get("height") or box.get("shortest_edge") or size
+            mean, std = (own.image_mean, own.image_std) if own.do_normalize else ((0.0,) * 3, (1.0,) * 3)
+    if given != size:
+        raise UserError(f"model.image_size: {given}, but {key}='{folder}' sees pictures of {size}. Set it to {size}.")
+    return mean, std
+
+
+@contextmanager
+def reading(key: str, folder: Path, what: str) -> Iterator[None]:
+    """Around what reads a folder's settings and builds from them; see `settings_folder` for the arguments.
+
+    Raises:
+        UserError: in place of any other error.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # wrong values, and a folder's own code, raise many kinds
+        reason = wrong_file(sorted(folder.glob("*config.json"))) or reason_of(error)
+        raise UserError(f"{key}: no {what} in '{folder}': {reason}") from error
+
+
+def load_pretrained(
+    key: str, path: str, what: str, model_class: Any, whole: bool = True, **options: Any
+) -> PreTrainedModel:
+    """Loads a model of transformers with all its weights; see `settings_folder` for the first arguments.
+
+    Args:
+        whole: whether transformers warns of weights that stay unused. Else one line of the log names them.
 
     Raises:
         UserError: there is none, or weights are missing or have another shape than its config says.
     """
     # what does not fit is random otherwise, or refused without a name
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    report = logging.getLogger("transformers.modeling_utils")
+    if not whole:  # another level would make it check more, and warn of that
+        report.addFilter(_nothing)
     try:
         model, info = model_class.from_pretrained(path, **options)
     except Exception as error:  # readers of files and a folder's own code raise many kinds
         reason = wrong_file(weight_files(Path(path))) or reason_of(error)
         raise UserError(f"{key}: no {what} in '{path}': {reason}") from error
+    finally:
+        report.removeFilter(_nothing)
+    if not whole and (unused := sorted(info["unexpected_keys"])):
+        logger.info("%s: %d weights of '%s' are not the tower's, such as %s", key, len(unused), path, unused[0])
     if missing := sorted(info["missing_keys"]):
         raise UserError(
             f"{key}: '{path}' lacks {len(missing)} of the weights that its config.json asks for: {missing[:3]}. Put "
@@ -69,6 +128,10 @@ def load_pretrained(key: str, path: str, what: str, model_class: Any, **options:
     for name, found, own in sorted(info["mismatched_keys"]):
         _refuse_size(key, path, name, found, own)
     return model
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
 
 
 def check_weight_files(key: str, folder: Path, outline: PreTrainedModel) -> None:
@@ -86,9 +149,10 @@ def check_weight_files(key: str, folder: Path, outline: PreTrainedModel) -> None
             shapes = shapes_of(file)
         except UserError as error:
             raise UserError(f"{key}: {error}") from None
-        for name, shape in shapes.items():
-            if name in own and shape != list(own[name].shape):
-                _refuse_size(key, str(folder), name, shape, own[name].shape)
+        for name, shape in shapes.items():  # half a model may be named without its place in the whole
+            weight = own.get(name, own.get(name.removeprefix(f"{outline.base_model_prefix}.")))
+            if weight is not None and shape != list(weight.shape):
+                _refuse_size(key, str(folder), name, shape, weight.shape)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -155,7 +155,8 @@ def cached_datasets(config: Config, task: ImageTextPretrainTask) -> dict[str, di
                 f"{_KEY}: datasets.{name.partition('/')[2]} streams shards; a cache needs data with a length, "
                 f"such as cc_sbu_align or instruction. Set {_KEY}=null."
             )
-    files = preflight(config, towers=False)  # the vision part and the LLM are never in memory together
+    # the vision part and the LLM are never in memory together
+    files = preflight(config, build_vision(config, towers=False))
     with locked(_KEY, folder, _PATIENCE):
         if distributed.is_main():
             with writing(_KEY, folder):
@@ -231,6 +232,14 @@ def _without_pictures(sample: dict[str, Any]) -> dict[str, Any]:
 
 def fingerprint(config: Config, files: dict[str, Path], datasets: dict[str, Any]) -> dict[str, str]:
     """{config key: value, or a summary of files} of all that features and samples depend on."""
+    prints = {} if vision_class(config.model) is CachedFeatures else _vision_print(config, files)
+    for split_name, dataset in datasets.items():
+        split, _, name = split_name.partition("/")
+        prints[f"datasets.{name} ({split})"] = _data_print(config.datasets[name], split, len(dataset))
+    return _FORMAT | {key: json.dumps(value) for key, value in prints.items()}
+
+
+def _vision_print(config: Config, files: dict[str, Path]) -> dict[str, Any]:
     c, prints = config.model, dict[str, Any]()
     for key in ("image_size", "vit_precision", "vit", "has_qformer", "num_query_token", "qformer"):
         value = getattr(c, key)
@@ -238,11 +247,7 @@ def fingerprint(config: Config, files: dict[str, Path], datasets: dict[str, Any]
     prints["model.vision"] = {k: v for k, v in asdict(c.vision).items() if v is not None} | {"name": c.vision_kind}
     for key in vision_class(c).files(config):
         prints[key] = _weights_print(files[key])
-    prints["run.amp_dtype"] = str(amp_dtype(config.run, distributed.pick_device(config.run.device)))
-    for split_name, dataset in datasets.items():
-        split, _, name = split_name.partition("/")
-        prints[f"datasets.{name} ({split})"] = _data_print(config.datasets[name], split, len(dataset))
-    return _FORMAT | {key: json.dumps(value) for key, value in prints.items()}
+    return prints | {"run.amp_dtype": str(amp_dtype(config.run, distributed.pick_device(config.run.device)))}
 
 
 def _weights_print(path: Path) -> list[Any]:

@@ -15,6 +15,8 @@ NAMES = {
     "run.lr_sched": "linear_warmup_cosine_lr",
     "run.task": "image_text_pretrain",
     "run.runner": "runner_base",
+    "model.vision.name": "eva_patches",
+    "model.projection.name": "linear",
     "preprocess.vis_processor.eval.name": "blip2_image_eval",
     "preprocess.text_processor.train.name": "blip_caption",
     "datasets.cc_sbu.vis_processor.train.name": "blip2_image_train",
@@ -52,6 +54,14 @@ def test_a_typo_of_the_default_is_told_once_and_not_for_each_dataset():
 def test_a_key_that_the_processor_does_not_take_is_named():
     with pytest.raises(UserError, match="^datasets.cc_sbu.text_processor.train: processor blip_caption: .*'max_scale'"):
         check_names(load_config(STAGE1, ["datasets.cc_sbu.text_processor.train.max_scale=0.5"]))
+
+
+def test_a_key_that_the_vision_part_does_not_read_is_named():
+    options = ["model.vision.name=eva_patches", "model.vision.join=2", "model.vision.layer=-2", "model.vision.model=x"]
+    with pytest.raises(UserError) as error:
+        check_names(load_config(STAGE1, options))
+    told = [f"model.vision.{key}: eva_patches does not read it. Remove that key." for key in ("model", "layer")]
+    assert str(error.value).splitlines() == told
 
 
 def test_names_without_a_config_folder_are_refused_too():

@@ -97,6 +97,41 @@ def test_a_list_of_files_is_loaded_in_order_and_covers_all_together(tmp_path):
         load_checkpoints(target, files[:1])
 
 
+NAMES = {  # ours, and the original's
+    "vision.vit.blocks.0.attn.qkv.weight": "visual_encoder.blocks.0.attn.qkv.weight",
+    "vision.norm.bias": "ln_vision.bias",
+    "vision.queries": "query_tokens",
+    "vision.qformer.layernorm.weight": "Qformer.bert.embeddings.LayerNorm.weight",
+    "vision.qformer.encoder.layer.0.attention.attention.key.bias": (
+        "Qformer.bert.encoder.layer.0.attention.self.key.bias"
+    ),
+    "vision.qformer.encoder.layer.0.crossattention.attention.key.bias": (
+        "Qformer.bert.encoder.layer.0.crossattention.self.key.bias"
+    ),
+    "vision.qformer.encoder.layer.0.attention.output.dense.bias": (
+        "Qformer.bert.encoder.layer.0.attention.output.dense.bias"
+    ),
+    "projection.weight": "llama_proj.weight",
+    "projection.2.weight": "llama_proj.2.weight",
+    "llm.base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight": (
+        "llama_model.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    ),
+    "vision.tower.embeddings.class_embedding": "vision.tower.embeddings.class_embedding",  # the original has none
+}
+
+
+def test_files_have_the_originals_names():
+    assert {name: file_name(name) for name in NAMES} == NAMES
+    assert {file_name(name) for name in NAMES.values()} == set(NAMES.values())
+
+
+def test_names_of_the_first_files_with_a_trained_qformer_are_understood():
+    """They named the Q-Former's weights as transformers does."""
+    for own, original in NAMES.items():
+        if own.startswith("vision.qformer."):
+            assert file_name(own.replace("vision.qformer.", "Qformer.")) == original
+
+
 def test_other_spellings_of_the_same_weights_load(tmp_path):
     """MiniGPT4Qwen's names, and those that the original's peft gives to adapters and the LLM's head."""
     target = nn.Module()

@@ -84,7 +84,8 @@ def test_more_rows_than_ids_are_fine(parity_config, llm):
     weights = load_file(llm / "model.safetensors")
     rows = {name: torch.ones(481, 64) for name in ("lm_head.weight", "model.embed_tokens.weight")}
     save_file(weights | rows, llm / "model.safetensors")
-    files = preflight(Config(model=replace(parity_config, llama_model=str(llm))))
+    config = Config(model=replace(parity_config, llama_model=str(llm)))
+    files = preflight(config, build_vision(config))
     assert {key: str(file) for key, file in files.items()} == {
         "model.llama_model": str(llm),
         "model.vit_model": parity_config.vit_model,
@@ -176,7 +177,7 @@ def hub(llm, tmp_path, monkeypatch):
 
 def test_a_hub_id_is_checked_and_read_like_a_folder(parity_config, hub, llm):
     config = replace(parity_config, llama_model="owner/name")
-    folder = preflight(Config(model=config))["model.llama_model"]
+    folder = preflight(Config(model=config), build_vision(Config(model=config)))["model.llama_model"]
     assert folder == hub
     text = "###Human: <s> hi</s>"
     assert load_tokenizer(folder).encode(text) == load_tokenizer(llm).encode(text)
@@ -296,5 +297,6 @@ def test_sharded_weights_are_counted_once_for_all_processes(options, holders, pa
     told = []
     monkeypatch.setattr("minigpt4.models.preflight.world_size", lambda: 4)
     monkeypatch.setattr("minigpt4.models.preflight.check_memory", lambda devices, holders: told.append(holders))
-    preflight(Config(model=parity_config, run=RunConfig(device="cpu", **options)))
+    config = Config(model=parity_config, run=RunConfig(device="cpu", **options))
+    preflight(config, build_vision(config))
     assert told == [holders]

@@ -78,6 +78,15 @@ TINY = "train_configs/minigpt4_tiny_stage2_finetune.yaml"
         (["model.unfreeze=[llm]", "model.low_resource=True"], "model.unfreeze: llm, but .* in 8bit can't be trained"),
         (["model.unfreeze=[llm]", "model.lora_r=8"], "model.unfreeze: llm trains all its weights, model.lora_r=8"),
         (["model.unfreeze=[qformer]", "model.has_qformer=False"], "model.unfreeze: qformer, but model.has_qformer is"),
+        (
+            ["model.unfreeze=[qformer]", "model.vision.name=eva_patches"],
+            "model.vision.name is eva_patches",
+        ),
+        (
+            ["model.unfreeze=[vit]", "model.vision.name=huggingface"],
+            "unfreeze: vit, but .* stays frozen",
+        ),
+        (["model.freeze_vit=False", "model.vision.name=huggingface"], "model.freeze_vit: False, but .* stays frozen"),
     ],
 )
 def test_what_cannot_train_is_refused_in_one_line(options, message):

@@ -15,7 +15,15 @@ from PIL import Image
 
 from minigpt4.common.errors import UserError
 from minigpt4.common.locks import locked
-from minigpt4.config.schema import BuildInfo, Config, DatasetConfig, ProcessorConfig, ProcessorsConfig, RunConfig
+from minigpt4.config.schema import (
+    BuildInfo,
+    Config,
+    DatasetConfig,
+    ProcessorConfig,
+    ProcessorsConfig,
+    RunConfig,
+    VisionConfig,
+)
 from minigpt4.conversation.conversation import Conversation, Turn
 from minigpt4.models.loading import load_prompter
 from minigpt4.models.minigpt4 import MiniGPT4
@@ -103,7 +111,7 @@ def test_training_pictures_are_those_of_evaluation_decoded_in_full(config):
     exact, reduced = (processor.load(file, reduced) for reduced in (False, True))
     assert not torch.equal(exact, reduced)
     vision = build_vision(config).eval()
-    vision.load(config, preflight(config, towers=False))
+    vision.load(config, preflight(config, vision))
     features = vision(exact.unsqueeze(0))[0]
     torch.testing.assert_close(shown(dataset, 3), features.bfloat16(), atol=1e-2, rtol=1e-2)
     assert torch.equal(shown(dataset.dataset, 3), exact)
@@ -120,7 +128,7 @@ def test_others_may_read_a_cache_as_the_umask_says(config):
 
 def test_a_full_cache_needs_no_towers(config, monkeypatch):
     first = cached(config)["train"]["cc_sbu_align"]
-    monkeypatch.setattr(feature_cache, "build_vision", None)
+    monkeypatch.setattr(feature_cache, "_fill", None)
     again = cached(config)["train"]["cc_sbu_align"]
     assert torch.equal(shown(first, 3), shown(again, 3)) and first[3]["image_id"] == again[3]["image_id"] == "3"
     assert again[3]["conversation"] == Conversation([Turn([ANY], "a dog 3")], kind="caption")
@@ -250,6 +258,23 @@ def test_a_cache_of_an_earlier_version_is_refused_at_once(config, tmp_path):
     del prints["format"]
     file.write_text(json.dumps(prints))
     with pytest.raises(UserError, match=r"^run.cache_features: '.*cache' was filled by an earlier version. Delete the"):
+        cached(config)
+
+
+def test_a_full_cache_is_enough_without_the_part_that_filled_it(config):
+    cached(config)
+    config.model = replace(config.model, ckpt=None, vit_model="/no/file", vision=VisionConfig("cached_features"))
+    with pytest.raises(UserError, match="model.vision: cached_features needs rows and width"):
+        cached(config)
+    config.model.vision.rows, config.model.vision.width = 8, 64
+    dataset = cached(config)["train"]["cc_sbu_align"]
+    model = MiniGPT4.from_config(config).eval()
+    batch = batch_of(load_prompter(config.model), [dataset[i]["conversation"] for i in range(2)])
+    assert model(batch)["tokens"] > 0
+    with pytest.raises(UserError, match=r"cached features are \[8, 64\] here, and \[3, 56, 56\] was given"):
+        model.encode_img(torch.zeros(1, 3, 56, 56))
+    next(Path(config.run.cache_features).glob("train*.safetensors")).unlink()
+    with pytest.raises(UserError, match="model.vision.name: cached_features sees no pictures, and .* lacks 4 samples"):
         cached(config)
 
 

@@ -60,6 +60,16 @@ def test_groups_equal_the_recorded_ones(recorded_models):
             assert list(group["betas"]) == theirs["betas"]
 
 
+def test_the_order_of_weights_is_that_of_the_first_runs(parity_config):
+    """States of the optimizer in checkpoints go by position."""
+    config = replace(parity_config, lora_r=2, unfreeze=["vit", "qformer"])
+    model = MiniGPT4.from_config(Config(model=config))
+    names = {id(parameter): file_name(name) for name, parameter in model.named_parameters()}
+    decayed = [names[id(p)] for p in build_optimizer(model, RunConfig()).param_groups[0]["params"]]
+    parts = list(dict.fromkeys(name.split(".")[0] for name in decayed))
+    assert parts == ["query_tokens", "llama_model", "visual_encoder", "Qformer", "llama_proj"]
+
+
 def test_biases_and_vectors_get_no_weight_decay():
     model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
     groups = build_optimizer(model, RunConfig(weight_decay=0.1)).param_groups

@@ -51,8 +51,8 @@ def build_vit(config: VitConfig, image_size: int, drop_path_rate: float = 0.0) -
 
 
 def new_vit(config: ModelConfig) -> Eva:
-    """The config's tower, without memory and without random numbers for what a file replaces."""
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+    """The config's tower, without memory."""
+    with torch.device("meta"):
         vit = build_vit(config.vit, config.image_size, config.drop_path_rate)
     convert_weights(vit, tower_dtype(config))
     if config.use_grad_checkpoint:

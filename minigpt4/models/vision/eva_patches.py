@@ -27,7 +27,7 @@ class EvaPatches(VisionPart):
     @classmethod
     def shape(cls, config: Config) -> tuple[int, int]:
         c = config.model
-        return joined_shape((c.image_size // c.vit.patch_size) ** 2, c.vit.embed_dim, c.vision.join or _JOINED)
+        return joined_shape(c.image_size // c.vit.patch_size, c.vit.embed_dim, c.vision.join or _JOINED)
 
     @classmethod
     def files(cls, config: Config) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """What a vision part is: a frozen tower from pictures to the rows that the projection reads."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,12 +13,13 @@ from minigpt4.common.errors import UserError
 from minigpt4.config.schema import Config, ModelConfig
 from minigpt4.models.base_model import PartlyFrozen
 from minigpt4.models.llm import DTYPES
+from minigpt4.processors.image import CLIP_MEAN, CLIP_STD
 
 
 class VisionPart(PartlyFrozen):
     """Base of all kinds that `model.vision.name` may name.
 
-    A part is built without memory, on the meta device, and without random numbers; then `load` gives it its weights.
+    A part is built without memory, on the meta device, so that it can be looked at; then `load` gives it its weights.
     Its children carry names that mean something: `vision.<child>` is how reports name them.
 
     Attributes:
@@ -76,6 +77,23 @@ class VisionPart(PartlyFrozen):
         return torch.zeros(1, 3, self.image_size, self.image_size, device=device)
 
 
+class Normalised(nn.Module):
+    """Normalises pictures [B, 3, H, W] anew: from the mean and standard deviation of a config to a tower's own."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, config: Config, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        given = config.preprocess.vis_processor.eval
+        ours, theirs = torch.tensor([given.mean or CLIP_MEAN, given.std or CLIP_STD]), torch.tensor([mean, std])
+        self.register_buffer("scale", (ours[1] / theirs[1]).view(3, 1, 1), persistent=False)
+        self.register_buffer("shift", ((ours[0] - theirs[0]) / theirs[1]).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images * self.scale + self.shift
+
+
 def tower_dtype(config: ModelConfig) -> torch.dtype:
     """The dtype of a tower's conv and linear weights: `vit_precision`, or fp32 where they train."""
     return torch.float32 if "vit" in config.trained else DTYPES[config.vit_precision]
@@ -98,12 +116,13 @@ def joined(tokens: Tensor, number: int) -> Tensor:
     return tokens.reshape(len(tokens), -1, tokens.shape[2] * number)
 
 
-def joined_shape(patches: int, width: int, number: int) -> tuple[int, int]:
-    """`rows` and `width` of so many patch tokens of this width, joined.
+def joined_shape(side: int, width: int, number: int) -> tuple[int, int]:
+    """`rows` and `width` of `side` x `side` patch tokens of this width, where so many are joined into a row.
 
     Raises:
         UserError: one would be left over.
     """
+    patches = side * side
     if patches % number:
         raise UserError(f"model.vision.join: {patches} patches can't be joined by {number}. Set it to a divisor, or 1.")
     return patches // number, width * number
