@@ -219,7 +219,7 @@ def problems(parity_config: ModelConfig, folder: Path, **settings) -> list[str]:
 
 def test_what_is_not_such_a_tower_is_told_with_the_other_problems(parity_config, towers, tmp_path):
     (line,) = problems(parity_config, Path("/no/tower"))
-    assert line.startswith("model.vision.model: '/no/tower' is no folder with a config.json")
+    assert line.startswith("model.vision.model: '/no/tower' is not a folder with a config.json")
     (line,) = problems(parity_config, Path(parity_config.llama_model))
     assert line.startswith("model.vision.model: no vision transformer in") and "patch_size" in line
     (line,) = problems(parity_config, towers["clip"], join=3)
