@@ -1,10 +1,13 @@
-"""Fixtures: the golden data of the original, and a model of its sizes built through the product's own loading code."""
+"""Fixtures: the golden data of the original, and models of its sizes built through the product's own loading code.
+
+The golden set lies in tests/fixtures/parity, or where MINIGPT4_PARITY says: another set has other sizes and cases.
+"""
 
 import json
 import os
 import sys
 from copy import copy
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before it is imported: no test asks the network
@@ -25,7 +28,7 @@ from minigpt4.inference.engine import Engine
 from minigpt4.models.loading import load_prompter
 from minigpt4.models.minigpt4 import MiniGPT4
 
-PARITY = Path(__file__).parent / "fixtures" / "parity"
+PARITY = Path(os.environ.get("MINIGPT4_PARITY") or Path(__file__).parent / "fixtures" / "parity").absolute()
 torch.set_num_threads(2)
 
 
@@ -88,15 +91,24 @@ def minigpt4(monkeypatch, capsys):
     return run
 
 
+SIZES = golden_json("config")["spec"]
+SIZE, OTHER_SIZE, QUERIES = SIZES["img"], SIZES["img_alt"], SIZES["qf"]["nq"]
+VIT = VitConfig(**{field.name: golden_json("1_vit")["config"][field.name] for field in fields(VitConfig)})
+QFORMER = QformerConfig(
+    **{key: size for key, size in SIZES["qf"].items() if key != "nq"},
+    cross_attention_frequency=golden_json("2_qformer")["config"]["cross_attention_freq"],
+)
+
+
 @pytest.fixture(scope="session")
 def parity_config(parity_llm) -> ModelConfig:
     return ModelConfig(
-        image_size=56,
-        vit=VitConfig(patch_size=14, embed_dim=96, depth=3, num_heads=4),
+        image_size=SIZE,
+        vit=VIT,
         vit_precision="fp32",
         vit_model=str(PARITY / "weights" / "eva_vit.safetensors"),
-        qformer=QformerConfig(64, 4, 4, 160),
-        num_query_token=8,
+        qformer=QFORMER,
+        num_query_token=QUERIES,
         q_former_model=str(PARITY / "weights" / "blip2_qformer.safetensors"),
         llama_model=str(parity_llm),
         ckpt=str(PARITY / "weights" / "ckpt_vicuna0.safetensors"),
@@ -105,7 +117,7 @@ def parity_config(parity_llm) -> ModelConfig:
 
 def parity_processor(image: Image.Image) -> Tensor:
     """Pixels of the size that the parity models see."""
-    return torch.from_numpy(np.array(image.convert("RGB").resize((56, 56)))).permute(2, 0, 1) / 255
+    return torch.from_numpy(np.array(image.convert("RGB").resize((SIZE, SIZE)))).permute(2, 0, 1) / 255
 
 
 def engine_of(config: ModelConfig) -> Engine:
@@ -144,17 +156,15 @@ def _parity_engines(_parity_engine, parity_config, tmp_path_factory) -> dict[str
         ckpt=str(PARITY / "weights" / "ckpt_llama2.safetensors"),
         conversation="llama2",
     )
+    recorded = golden_json("3_v2")["model_cfg"]
+    same = ("image_size", "lora_r", "lora_alpha", "prompt_template", "max_txt_len", "end_sym")
     v2 = replace(
         llama2,
         arch="minigpt_v2",
-        image_size=84,
-        lora_r=4,
         lora_dropout=0.0,
         ckpt=str(PARITY / "weights" / "ckpt_v2.safetensors"),
         conversation="minigpt_v2",
-        prompt_template="[INST] {} [/INST]",
-        max_txt_len=64,
-        end_sym="</s>",
+        **{key: recorded[key] for key in same},
     )
     return {"vicuna0": _parity_engine, "llama2": engine_of(llama2), "v2": engine_of(v2)}
 

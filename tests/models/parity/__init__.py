@@ -15,7 +15,7 @@ from minigpt4.models.minigpt4 import MiniGPT4
 from tests.conftest import assert_recorded, golden, golden_json
 
 FLAVOURS = ["vicuna0", "llama2", "v2"]
-PAD_PIECE = 369  # "$$", which the original takes for padding (quirk 2)
+PAD_PIECE = golden_json("tokenizer_cases")["pad"]  # "$$", which the original takes for padding (quirk 2)
 
 
 def image(tensor: Tensor) -> Tensor:
@@ -36,6 +36,21 @@ def ids_of(example: Example) -> list[int]:
     return [i for i, _ in example]
 
 
+def images_in(prompts: list[str]) -> int:
+    """How many places for images the prompts have together."""
+    return "".join(prompts).count(IMAGE_PLACEHOLDER)
+
+
+def learns_pad_piece(file: str, case: str) -> bool:
+    """Whether an answer holds, in what is not cut off, the piece that the original takes for padding (quirk 2).
+
+    It hides it from the loss of an instruction's answer, and from the attention of a conversation.
+    """
+    data = {part: golden(file)[f"{case}.{part}"] for part in ("regress_layout", "regress_atts", "part_targets")}
+    kept = data["regress_atts"].bool() | (data["part_targets"] == PAD_PIECE)
+    return bool(((data["regress_layout"] == PAD_PIECE) & kept).any())
+
+
 def verbatim(prompter: Prompter, text: str, pictures: Iterator[Tensor]) -> list[Part]:
     """A recorded text, which has the tags around its pictures already, with the next pictures in their places."""
     return prompter.parse(text, list(islice(pictures, text.count(IMAGE_PLACEHOLDER))))
@@ -47,7 +62,8 @@ def conversations_of(flavour: str, case: str, prompter: Prompter) -> list[Conver
     count = len(spec.get("answer", spec.get("conv_q")))
     shown: list[list[Tensor]] = [[] for _ in range(count)]
     if "length" in spec:
-        groups = pictures(flavour)[:4].unflatten(0, (2, 2))
+        shape = len(spec["length"]), max(spec["length"])
+        groups = pictures(flavour)[: shape[0] * shape[1]].unflatten(0, shape)
         shown = [list(group[:length]) for group, length in zip(groups, spec["length"], strict=True)]
     elif spec["has_image"]:
         shown = [[picture] for picture in pictures(flavour)[:count]]

@@ -16,11 +16,15 @@ from minigpt4.models.llm import stop_ids
 from tests.conftest import assert_recorded, engine_of, golden, golden_json
 from tests.models.parity import FLAVOURS, layout_of, pictures
 
-BOS, EOS = 1, 2
+BOS, EOS = (golden_json("tokenizer_cases")[token] for token in ("bos", "eos"))
 RUNS = [(flavour, run) for flavour in FLAVOURS for run in golden_json(f"3_{flavour}")["generate"]["runs"]]
-BEAMS = [(flavour, run) for flavour, run in RUNS if "beam" in run]
-PENALTIES = [(flavour, run) for flavour, run in RUNS if "rep_penalty" in run]
-BOS_COUNTS = [(flavour, run) for flavour, run in PENALTIES if "0.05" in run]
+OPTIONS = {(flavour, run): golden_json(f"3_{flavour}")["generate"]["runs"][run]["kwargs"] for flavour, run in RUNS}
+BEAMS = [run for run in RUNS if "num_beams" in OPTIONS[run]]
+PENALTIES = [run for run in RUNS if "repetition_penalty" in OPTIONS[run]]
+BOS_COUNTS = [run for run in PENALTIES if OPTIONS[run]["repetition_penalty"] < 1]
+PLAIN = {  # a greedy run of each, of which the inputs are recorded too
+    flavour: run for flavour, run in RUNS if f"generate.{run}.inputs_layout" in golden(f"3_{flavour}")
+}
 SAME = [run for run in RUNS if run not in BEAMS + BOS_COUNTS]
 
 
@@ -71,8 +75,9 @@ def test_generation_gives_the_recorded_tokens(flavour, run, generate):
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_generation_reads_the_recorded_inputs(flavour, generate, generations):
-    generate(flavour, "greedy")
-    recorded, mask = (golden(f"3_{flavour}")[f"generate.greedy.{name}"] for name in ("inputs_layout", "attention_mask"))
+    generate(flavour, PLAIN[flavour])
+    start = f"generate.{PLAIN[flavour]}"
+    recorded, mask = (golden(f"3_{flavour}")[f"{start}.{name}"] for name in ("inputs_layout", "attention_mask"))
     assert torch.equal(generations[0].layout[generations[0].attention.bool()], layout_of(recorded)[mask.bool()])
 
 
@@ -136,11 +141,12 @@ def test_stop_words_of_ones_own(flavour, parity_engines, generations):
     """Quirk 14, both values: the original keeps the stop word, and stops once all rows have one; here each row for
     itself.
     """
-    engine, spec = parity_engines[flavour], golden_json(f"3_{flavour}")["chat"]["custom_stop_words"]
-    prompts = golden_json(f"3_{flavour}")["generate"]["prompts"]
+    engine, recorded = parity_engines[flavour], golden_json(f"3_{flavour}")
+    spec, prompts = next(case for case in recorded["chat"].values() if "stops" in case), recorded["generate"]["prompts"]
+    images = pictures(flavour)[: len(prompts)]
     assert spec["question"] in prompts[0]
     options = {"max_new_tokens": spec["kwargs"]["max_new_tokens"], "min_new_tokens": spec["kwargs"]["min_length"] - 1}
-    plain = engine.generate(pictures(flavour)[:3], prompts, **options)
+    plain = engine.generate(images, prompts, **options)
     recorded, shorter = spec["ids_without_stop_words"][1:], spec["ids"][1:]
     assert generations[0].tokens[0] == recorded
     assert plain[0] == spec["answer_without_stop_words"]
@@ -148,10 +154,10 @@ def test_stop_words_of_ones_own(flavour, parity_engines, generations):
     own = engine.prompter
     stop = own.tokenizer.decode(spec["stops"][1])
     engine.prompter = replace(own, template=replace(own.template, stop=(*own.template.stop, stop)))
-    alone = engine.generate(pictures(flavour)[:1], prompts[:1], **options)
+    alone = engine.generate(images[:1], prompts[:1], **options)
     assert generations[1].tokens[0] == shorter == recorded[: len(shorter)]
     assert alone == [spec["answer"].removesuffix(stop).strip()] != [spec["answer"]]
-    assert engine.generate(pictures(flavour)[:3], prompts, **options) == alone + plain[1:]
+    assert engine.generate(images, prompts, **options) == alone + plain[1:]
     assert until_end(generations[2].tokens[0])[: len(shorter)] == shorter
 
 
@@ -174,7 +180,8 @@ def test_vicuna_v0s_ids(vicuna_v0, generations, monkeypatch):
     picture = pictures("vicuna0")[spec["image_index"] : spec["image_index"] + 1]
     recorded = spec["ids"][0][1:]
     assert vicuna_v0.stop_ids == [EOS] and recorded[-1] == spec["config"]["eos_token_id"]
-    answer = vicuna_v0.generate(picture, [spec["prompt"]], max_new_tokens=24)
+    most = OPTIONS["vicuna0", PLAIN["vicuna0"]]["max_new_tokens"]
+    answer = vicuna_v0.generate(picture, [spec["prompt"]], max_new_tokens=most)
     assert generations[0].tokens[0] == [*recorded[:-1], EOS]
     assert answer == spec["answers"]
 
@@ -182,17 +189,17 @@ def test_vicuna_v0s_ids(vicuna_v0, generations, monkeypatch):
     swapped = head.data.clone()
     swapped[[BOS, EOS]] = swapped[[EOS, BOS]]
     monkeypatch.setattr(head, "data", swapped)
-    vicuna_v0.generate(picture, [spec["prompt"]], max_new_tokens=24)
-    assert generations[1].tokens[0][: len(recorded)] == recorded and len(generations[1].tokens[0]) == 24
+    vicuna_v0.generate(picture, [spec["prompt"]], max_new_tokens=most)
+    assert generations[1].tokens[0][: len(recorded)] == recorded and len(generations[1].tokens[0]) > len(recorded)
     monkeypatch.setattr(vicuna_v0, "stop_ids", [spec["config"]["eos_token_id"]])
-    vicuna_v0.generate(picture, [spec["prompt"]], max_new_tokens=24)
+    vicuna_v0.generate(picture, [spec["prompt"]], max_new_tokens=most)
     assert generations[2].tokens[0] == recorded
 
 
 def test_a_batch_under_vicuna_v0s_ids(vicuna_v0, generate):
     """Quirk 13: in the original a row that ends before another is padded with id -1, which raises."""
     assert any("pad id -1" in error for error in golden_json("3_vicuna0")["errors"])
-    assert generate("vicuna0", "greedy", vicuna_v0)[0] == run_of("vicuna0", "greedy")[2]
+    assert generate("vicuna0", PLAIN["vicuna0"], vicuna_v0)[0] == run_of("vicuna0", PLAIN["vicuna0"])[2]
 
 
 def test_vicuna_v0s_ids_are_told(parity_llm, vicuna_v0, caplog):
@@ -201,7 +208,7 @@ def test_vicuna_v0s_ids_are_told(parity_llm, vicuna_v0, caplog):
 
 
 def test_default_options_are_the_originals():
-    recorded = golden_json("3_vicuna0")["generate"]["runs"]["greedy"]["generate_kwargs"]
+    recorded = golden_json("3_vicuna0")["generate"]["runs"][PLAIN["vicuna0"]]["generate_kwargs"]
     ours = {name: p.default for name, p in inspect.signature(Decoding).parameters.items()}
     assert ours["min_new_tokens"] == recorded["min_length"] - 1  # the BOS counts
     same = ("num_beams", "length_penalty", "temperature", "do_sample", "top_p", "repetition_penalty")

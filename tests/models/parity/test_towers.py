@@ -5,15 +5,13 @@ import torch
 from torch import nn
 from transformers import Blip2QFormerModel
 
-from minigpt4.config.schema import QformerConfig, VitConfig
 from minigpt4.models.checkpoint import file_name
 from minigpt4.models.vision.eva import build_vit, interpolate_pos_embed, load_vit_weights
 from minigpt4.models.vision.part import convert_weights
 from minigpt4.models.vision.qformer import build_qformer, load_qformer_weights
-from tests.conftest import PARITY, assert_recorded, golden, golden_json
+from tests.conftest import OTHER_SIZE, PARITY, QFORMER, QUERIES, SIZE, SIZES, VIT, assert_recorded, golden, golden_json
 from tests.models.parity import FLAVOURS, image, pictures
 
-VIT = VitConfig(patch_size=14, embed_dim=96, depth=3, num_heads=4)
 VIT_FILE = PARITY / "weights" / "eva_vit.safetensors"
 
 
@@ -36,7 +34,7 @@ def outputs_of(modules: dict[str, nn.Module]) -> dict[str, torch.Tensor]:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize(("size", "prefix"), [(56, ""), (84, "alt.")])
+@pytest.mark.parametrize(("size", "prefix"), [(SIZE, ""), (OTHER_SIZE, "alt.")])
 def test_vit_tokens(size, prefix):
     data = golden("1_vit")
     tokens = vit(size)(image(data[f"{prefix}image_int8"]))
@@ -45,7 +43,7 @@ def test_vit_tokens(size, prefix):
 
 @torch.inference_mode()
 def test_vit_patches_and_blocks():
-    data, model = golden("1_vit"), vit(56)
+    data, model = golden("1_vit"), vit(SIZE)
     blocks = {f"block_out.{i}": block for i, block in enumerate(model.blocks)}
     outputs = outputs_of({"patch_embed": model.patch_embed, **blocks})
     model(image(data["image_int8"]))
@@ -56,7 +54,7 @@ def test_vit_patches_and_blocks():
 
 @torch.inference_mode()
 def test_vit_layer_norm_eps():
-    data, model = golden("1_vit"), vit(56)
+    data, model = golden("1_vit"), vit(SIZE)
     for name, parameter in model.named_parameters():
         if name in ("cls_token", "pos_embed") or name.startswith("patch_embed.proj"):
             parameter.mul_(1e-3)
@@ -64,21 +62,24 @@ def test_vit_layer_norm_eps():
     assert_recorded("1_vit", "tokens, LayerNorm eps probe", tokens, data["eps_probe.tokens"], 1e-4)
 
 
-@pytest.mark.parametrize(("size", "name"), [(28, "pos_embed_at_28"), (84, "alt.pos_embed"), (112, "pos_embed_at_112")])
+RESIZED = [(OTHER_SIZE, "alt.pos_embed"), *((size, f"pos_embed_at_{size}") for size in SIZES["img_more"])]
+
+
+@pytest.mark.parametrize(("size", "name"), RESIZED)
 def test_vit_position_embeddings_of_other_sizes(size, name):
-    resized = interpolate_pos_embed(vit(56).pos_embed.detach(), (size // 14, size // 14))
+    resized = interpolate_pos_embed(vit(SIZE).pos_embed.detach(), (size // VIT.patch_size, size // VIT.patch_size))
     assert_recorded("1_vit", "position embeddings", resized, golden("1_vit")[name], 1e-5)
 
 
 def test_vit_keys_of_the_file(caplog):
     caplog.set_level("INFO")
     spec = golden_json("1_vit")
-    assert {k: list(t.shape) for k, t in vit(56).state_dict().items()} == spec["state_dict"]
+    assert {k: list(t.shape) for k, t in vit(SIZE).state_dict().items()} == spec["state_dict"]
     assert f"unused: {sorted(spec['load_state_dict_strict_false']['unexpected_ignored'])}" in caplog.text
 
 
 def test_vit_half_precision_keeps_the_originals_dtypes():
-    model = vit(56)
+    model = vit(SIZE)
     convert_weights(model, torch.float16)
     recorded = golden_json("1_vit")["dtypes_after_precision_fp16"]
     assert {n: str(p.dtype) for n, p in model.named_parameters()} == recorded
@@ -86,8 +87,8 @@ def test_vit_half_precision_keeps_the_originals_dtypes():
 
 @pytest.fixture
 def qformer() -> tuple[Blip2QFormerModel, nn.Parameter, nn.LayerNorm]:
-    model, queries = build_qformer(QformerConfig(64, 4, 4, 160), 8, 96)
-    ln_vision = nn.LayerNorm(96)
+    model, queries = build_qformer(QFORMER, QUERIES, VIT.embed_dim)
+    ln_vision = nn.LayerNorm(VIT.embed_dim)
     load_qformer_weights(model.eval(), queries, ln_vision, PARITY / "weights" / "blip2_qformer.safetensors")
     return model, queries, ln_vision
 
@@ -105,7 +106,7 @@ def test_qformer_output(qformer, prefix):
     data, (model, queries, _) = golden("2_qformer"), qformer
     assert torch.equal(queries, data["query_tokens"])
     output = model(
-        query_embeds=queries.expand(3, -1, -1) * (1e-5 if prefix == "eps_probe." else 1),
+        query_embeds=queries.expand(len(data["image_tokens"]), -1, -1) * (1e-5 if prefix == "eps_probe." else 1),
         encoder_hidden_states=data["image_tokens"],
         encoder_attention_mask=data["masked.encoder_attention_mask"].long() if prefix == "masked." else None,
     ).last_hidden_state
@@ -118,7 +119,7 @@ def test_qformer_layers(qformer):
     data, (model, queries, _) = golden("2_qformer"), qformer
     layers = {f"hidden_states.{i + 1}": layer for i, layer in enumerate(model.encoder.layer)}
     outputs = outputs_of({"hidden_states.0": model.layernorm, **layers})
-    model(query_embeds=queries.expand(3, -1, -1), encoder_hidden_states=data["image_tokens"])
+    model(query_embeds=queries.expand(len(data["image_tokens"]), -1, -1), encoder_hidden_states=data["image_tokens"])
     assert outputs.keys() == {name for name in data if name.startswith("hidden_states")}
     for name, output in outputs.items():
         assert_recorded("2_qformer", "hidden_states", output, data[name], 2e-5)

@@ -21,23 +21,31 @@ from tests.models.parity import (
     batch_of,
     dialogue_of,
     ids_of,
+    images_in,
     layout_of,
+    learns_pad_piece,
     logits_of,
     pictures,
     verbatim,
 )
 
-CASES = [
-    (flavour, case)
-    for flavour in FLAVOURS
-    for case in golden_json(f"3_{flavour}")["cases"]
-    # quirks 8 and 9, which have tests of their own
-    if case not in ("two_placeholders_without_length", "stage2_max_context_len_20")
+SPECS = {(flavour, case): spec for flavour in FLAVOURS for case, spec in golden_json(f"3_{flavour}")["cases"].items()}
+CUT = [case for case, spec in SPECS.items() if "max_context_len" in spec]  # quirk 9
+TOO_FEW_IMAGES = [  # quirk 8
+    case
+    for case, spec in SPECS.items()
+    if spec["has_image"] and "length" not in spec and "instruction_input" in spec
+    if images_in(spec["instruction_input"]) > len(spec["answer"])
 ]
-FIXED = [  # those with $$ in what is not cut off
-    (f, c) for f, c in CASES if "$$" in str(golden_json(f"3_{f}")["cases"][c]) and c != "stage2_truncated_8"
-]
+CASES = [case for case in SPECS if case not in CUT + TOO_FEW_IMAGES]
+FIXED = [(flavour, case) for flavour, case in CASES if learns_pad_piece(f"3_{flavour}", case)]
 PLAIN = [case for case in CASES if case not in FIXED]
+WITH_INSTRUCTIONS = next(  # each about one image, in the chat template
+    case
+    for flavour, case in CASES
+    if flavour == "v2" and "instruction_input" in (spec := SPECS[flavour, case])
+    if spec["chat_template"] and spec["has_image"] and "length" not in spec
+)
 
 
 def assert_inputs(flavour: str, case: str, batch: dict) -> None:
@@ -46,7 +54,7 @@ def assert_inputs(flavour: str, case: str, batch: dict) -> None:
     Quirk 2: the original takes $$ for padding; an answer's loses its label, a conversation's its attention.
     """
     data = {k.removeprefix(f"{case}."): t for k, t in golden(f"3_{flavour}").items() if k.startswith(f"{case}.")}
-    conversation = "conv" in case
+    conversation = "conv_q" in SPECS[flavour, case]
     ids, mask, labels = batch["ids"], batch["mask"], batch["labels"]
     labels = labels if conversation else labels.masked_fill(labels == PAD_PIECE, IGNORE)
     layout, attention = layout_of(data["inputs_layout"]), data["attention_mask"].bool()
@@ -144,10 +152,9 @@ def test_the_originals_losses_where_it_takes_text_for_padding(flavour, case, pre
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("flavour", ["vicuna0", "llama2"])
-def test_the_originals_losses_where_it_cuts_a_prompt(flavour, prepared):
+@pytest.mark.parametrize(("flavour", "case"), CUT)
+def test_the_originals_losses_where_it_cuts_a_prompt(flavour, case, prepared):
     """Quirk 9, both values: with prompts cut to max_context_len ours are the recorded losses, without it others."""
-    case = "stage2_max_context_len_20"
     engine, spec, samples = prepared(flavour, case)
     whole = batch_of(engine.prompter, samples)
     pairs = [engine.prompter.turns(sample) for sample in samples]
@@ -159,23 +166,24 @@ def test_the_originals_losses_where_it_cuts_a_prompt(flavour, prepared):
 
 
 @torch.inference_mode()
-def test_the_originals_losses_where_images_are_too_few(prepared):
+@pytest.mark.parametrize(("flavour", "case"), TOO_FEW_IMAGES)
+def test_the_originals_losses_where_images_are_too_few(flavour, case, prepared):
     """Quirk 8, both values: a placeholder without an image is nothing to the original, here it is an error."""
-    case, spec = "two_placeholders_without_length", golden_json("3_v2")["cases"]["two_placeholders_without_length"]
+    spec = SPECS[flavour, case]
     with pytest.raises(UserError, match="the prompt holds 2 <ImageHere> but 1 images"):
-        prepared("v2", case)
-    engine, *_ = prepared("v2", "instr_chat_template")
+        prepared(flavour, case)
+    engine, *_ = prepared("v2", WITH_INSTRUCTIONS)
     own = replace(engine.prompter, **{name: spec[name] for name in ("max_txt_len", "end_sym")})
-    examples, left = [], iter(pictures("v2"))
+    examples, left = [], iter(pictures(flavour))
     for prompt, answer in zip(spec["prompts_passed_to_prompt_wrap"], spec["answer"], strict=True):
         first, *others = prompt.split(IMAGE_PLACEHOLDER, maxsplit=2)
         shown, learned = own.pair(verbatim(own, f"{first}{IMAGE_PLACEHOLDER}{others[0]}", left), answer)
         texts = [pair for text in others[1:] for pair in own.prompt([text])]  # each encoded by itself
         examples.append(tensors_of(shown + texts + learned))
     batch = collate(examples)
-    assert_inputs("v2", case, batch)
-    logits, labels = logits_of(engine.model, batch | {"pictures": pictures("v2")[: len(examples)]})
-    assert_losses("3_v2", case, logits, labels, " (quirk 8)")
+    assert_inputs(flavour, case, batch)
+    logits, labels = logits_of(engine.model, batch | {"pictures": pictures(flavour)[: len(examples)]})
+    assert_losses(f"3_{flavour}", case, logits, labels, " (quirk 8)")
 
 
 LISTED = [f for f in FLAVOURS if "prompt_list" in golden_json(f"3_{f}")]
@@ -188,7 +196,7 @@ def test_the_prompt_list_and_what_is_drawn_from_it(flavour, parity_engines, tmp_
     own = replace(parity_engines[flavour].prompter, prompts=read_prompts(str(file), spec["prompt_template"]))
     assert own.prompts == spec["prompt_list"]
     drawn = [c for c in spec["cases"].values() if isinstance(c["prompts_passed_to_prompt_wrap"], str)]
-    assert len(drawn) == 6
+    assert drawn
     for case in drawn:
         random.seed(case["python_random_seed"])
         prompt = own.parse(case["prompts_passed_to_prompt_wrap"], [None])
@@ -215,13 +223,14 @@ def test_prompts_around_images(flavour, tag, parity_engines):
 
 @torch.inference_mode()
 def test_embeddings_of_prompts_around_images(parity_engine):
-    prompts = golden_json("3_vicuna0")["prompt_wrap"]["list"]["prompts"]
-    model, own = parity_engine.model, parity_engine.prompter
-    data, images = golden("3_vicuna0"), model.encode_img(pictures("vicuna0")[: len(prompts)])
+    data, model, own = golden("3_vicuna0"), parity_engine.model, parity_engine.prompter
+    tag = next(tag for flavour, tag in WRAPPED if flavour == "vicuna0" and f"prompt_wrap.{tag}.embeds" in data)
+    prompts = golden_json("3_vicuna0")["prompt_wrap"][tag]["prompts"]
+    images = model.encode_img(pictures("vicuna0")[: len(prompts)])
     ids, mask = pad([own.layout(parts)[1:] for parts in own.parse_all(prompts, images)], 0)
-    assert torch.equal(mask, data["prompt_wrap.list.atts"].long())
+    assert torch.equal(mask, data[f"prompt_wrap.{tag}.atts"].long())
     embeds, kept = splice(ids, images, embedding_of(model.llm)), mask.bool()
-    recorded = data["prompt_wrap.list.embeds"]
+    recorded = data[f"prompt_wrap.{tag}.embeds"]
     assert_recorded("3_vicuna0", "embeddings of prompts", embeds[kept], recorded[kept], 2e-5)
 
 
@@ -239,7 +248,7 @@ ERRORS = [(f, name) for f in FLAVOURS for name in golden_json(f"3_{f}")["errors"
 def test_an_empty_text_beside_an_image(raising, prompt, place, prepared):
     """Quirk 3: it raises in the original, here it is legal."""
     assert ("v2", raising) in ERRORS
-    engine, _, samples = prepared("v2", "instr_chat_template")
+    engine, _, samples = prepared("v2", WITH_INSTRUCTIONS)
     own = replace(engine.prompter, chat_template=False)
     assert ids_of(own.prompt(own.parse(prompt, [None])))[place] == IMAGE_ROW
     for sample in samples:
@@ -250,7 +259,7 @@ def test_an_empty_text_beside_an_image(raising, prompt, place, prepared):
 def test_an_image_that_no_prompt_shows(prepared):
     """Quirk 8: an obscure error in the original, here one with both counts."""
     assert ("v2", "image given, no <ImageHere> in the prompt") in ERRORS
-    engine, *_ = prepared("v2", "instr_chat_template")
+    engine, *_ = prepared("v2", WITH_INSTRUCTIONS)
     with pytest.raises(UserError, match="the prompt holds 0 <ImageHere> but 1 images"):
         engine.prompter.parse("[INST] what? [/INST]", [pictures("v2")[0]])
 
@@ -258,7 +267,7 @@ def test_an_image_that_no_prompt_shows(prepared):
 def test_no_instruction_under_a_chat_template(prepared):
     """It raises in the original; here the image alone is the prompt, as in stage 1."""
     assert ("v2", "chat_template with no instruction at all") in ERRORS
-    engine, _, (sample, *_) = prepared("v2", "instr_chat_template")
+    engine, _, (sample, *_) = prepared("v2", WITH_INSTRUCTIONS)
     own, (answer,) = engine.prompter, [turn.answer for turn in sample.turns]
     assert own.chat_template
     caption = own.example(Conversation([Turn(sample.pictures, answer)], kind="caption"))
@@ -269,7 +278,8 @@ def test_no_instruction_under_a_chat_template(prepared):
 @pytest.mark.parametrize(("flavour", "raising"), [error for error in ERRORS if error[1].startswith("conversation")])
 def test_conversations_train_models_that_the_originals_cannot(flavour, raising, parity_engines):
     """Quirk 7: the original's MiniGPT-4 class has no prompt template."""
-    engine, spec = parity_engines[flavour], golden_json("3_v2")["cases"]["conv"]
-    texts = zip(spec["conv_q"], spec["conv_a"], spec["connect_sym"], pictures(flavour)[:3], strict=True)
+    engine = parity_engines[flavour]
+    spec = next(spec for (of, _), spec in SPECS.items() if of == "v2" and "conv_q" in spec)
+    texts = zip(spec["conv_q"], spec["conv_a"], spec["connect_sym"], pictures(flavour), strict=False)
     samples = [dialogue_of(engine.prompter, q.split(sym), a.split(sym), [own]) for q, a, sym, own in texts]
     assert engine.model(batch_of(engine.prompter, samples))["loss"].isfinite()
