@@ -1,11 +1,11 @@
 """The documents: their links lead somewhere, and the commands and files that they show exist."""
 
-import importlib
 import re
-import sys
 from pathlib import Path
 
 import pytest
+
+from minigpt4.cli import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -53,12 +53,12 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize(("words", "option"), sorted(COMMANDS))
-def test_commands_and_options_exist(words, option, monkeypatch, capsys):
+def test_commands_and_options_exist(words, option, capsys):
     program, *arguments = words.split()
-    module = importlib.import_module("minigpt4.cli" if program == "minigpt4" else program.removesuffix(".py"))
-    monkeypatch.setattr(sys, "argv", [program, *arguments, "--help"])
+    if program != "minigpt4":  # a shim of the command of this name
+        arguments = [program.removesuffix(".py")]
     with pytest.raises(SystemExit) as done:
-        module.main()
+        main([*arguments, "--help"])
     assert done.value.code == 0
     assert re.search(rf"{option}\b(?!-)", capsys.readouterr().out)
 

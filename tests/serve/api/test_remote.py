@@ -96,8 +96,8 @@ def test_pictures_are_fetched_and_redirects_followed(site):
         ("/missing", "the server answered 404"),
         ("/large", "larger than 50000 bytes"),
         ("/to//to//to//to//picture", "more than 3 redirects"),
-        ("/to/file:///etc/passwd", "no http"),
-        ("/to/ftp://127.0.0.1/x", "no http"),
+        ("/to/file:///etc/passwd", "not an http"),
+        ("/to/ftp://127.0.0.1/x", "not an http"),
     ],
 )
 def test_answers_that_are_no_picture(site, path, words):
@@ -303,7 +303,7 @@ def test_what_answers_is_no_web_server(monkeypatch, site):
             connection.close()
 
         threading.Thread(target=answer).start()
-        with pytest.raises(UserError, match="no answer of a web server"):
+        with pytest.raises(UserError, match="not an answer of a web server"):
             fetch(f"http://127.0.0.1:{server.getsockname()[1]}/")
 
 
@@ -319,7 +319,7 @@ def test_over_the_api(tiny, site, port):
         for address, words in (
             (f"http://127.0.0.2:{port}/picture", "has no public address"),
             (f"{site}/zeros", "can't be read as a picture"),
-            ("file:///etc/passwd", "no http"),
+            ("file:///etc/passwd", "not an http"),
             (f"http://localhost:{port}/picture", "this server fetches none from 'localhost'"),
         ):
             with pytest.raises(openai.BadRequestError, match=words):

@@ -32,7 +32,7 @@ def test_save_and_load(client, url, picture, echo, page_engine, tmp_path):
     assert texts(shown) == ["one", f"one {red}"] and pictures(shown) == 1
     assert ask(other, "two")[2:] == ["two", f"two {red}"]
 
-    for content, complaint in ((b"\xff\xfe", "no saved conversation"), (b"{}", 'holds no "turns"')):
+    for content, complaint in ((b"\xff\xfe", "not a saved conversation"), (b"{}", 'holds no "turns"')):
         (tmp_path / "bad.json").write_bytes(content)
         with pytest.raises(AppError, match=complaint):
             other.predict(handle_file(tmp_path / "bad.json"), api_name="/load")
