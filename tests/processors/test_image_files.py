@@ -194,15 +194,19 @@ def test_only_training_reads_jpegs_at_reduced_size(kind, tmp_path):
         (tmp_path / "filter_cap.json").write_text(json.dumps(annotations))
         (tmp_path / "own.json").write_text(json.dumps([{"image": "0.jpg", "instruction": "x", "output": "y"}]))
 
-    def read(training: bool) -> torch.Tensor:
+    def sample_of(training: bool) -> dict:
         if kind == "instruction":
             own = str(tmp_path / "own.json")
-            return InstructionDataset(**common, storage=own, training=training, images=None, n_frms=1)[0]["image"]
+            return InstructionDataset(**common, storage=own, training=training, images=None, n_frms=1)[0]
         if kind == "align":
-            return CCSBUAlignDataset(**common, storage=str(tmp_path), training=training)[0]["image"]
+            return CCSBUAlignDataset(**common, storage=str(tmp_path), training=training)[0]
         keys = {"image_keys": ["jpg"], "caption_keys": ["json:caption"]}
         [(_, sample)] = ShardedCaptionDataset(**common, **keys, storage=str(tmp_path), training=training)
-        return sample()["image"]
+        return sample()
+
+    def read(training: bool) -> torch.Tensor:
+        (shown,) = sample_of(training)["conversation"].pictures
+        return shown
 
     assert torch.equal(read(False), EVAL.load(io.BytesIO(picture), False))
     assert torch.equal(read(True), EVAL.load(io.BytesIO(picture), True))
