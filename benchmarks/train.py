@@ -14,6 +14,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,11 @@ from minigpt4.config.schema import (
     RunConfig,
     VitConfig,
 )
-from minigpt4.models import training
-from minigpt4.models.llm import load_tokenizer, pick_dtype
+from minigpt4.conversation.conversation import Conversation, Turn
+from minigpt4.conversation.prompter import Prompter
+from minigpt4.datasets.loading import Batch, LayOut, collate, to_device
+from minigpt4.models import minigpt4 as minigpt4_module
+from minigpt4.models.llm import load_tokenizer, pick_dtype, window_of
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.projection import build_projection
 from minigpt4.models.vision import VisionPart, build_vision
@@ -64,8 +68,8 @@ TOWERS = {
 }
 
 
-def build(size: str, device: torch.device) -> MiniGPT4:
-    """A model of that size with random weights, frozen but for its projection, as in stage 1."""
+def build(size: str, device: torch.device) -> tuple[MiniGPT4, Prompter]:
+    """A model of that size with random weights, frozen but for its projection, as in stage 1, and its prompter."""
     vit, qformer = TOWERS.get(size, (VitConfig(), QformerConfig()))
     dtype = pick_dtype("auto", device)
     precision: Any = "fp32" if dtype == torch.float32 else "bf16"
@@ -83,18 +87,17 @@ def build(size: str, device: torch.device) -> MiniGPT4:
         llm = LlamaForCausalLM._from_config(sizes, dtype=dtype).requires_grad_(False).eval()
         vision = build_vision(Config(model=config)).to_empty(device=device)
         projection = build_projection("linear", vision.width, llm)
-    model = MiniGPT4(vision, projection, llm, load_tokenizer(TINY), config)
+    model = MiniGPT4(vision, projection, llm)
     for parameter in vision.parameters():
         torch.nn.init.normal_(parameter.requires_grad_(False), std=0.02)
-    model.check_language = lambda: None  # type: ignore[method-assign]  # it speaks none
-    return model
+    return model, Prompter.of(config, load_tokenizer(TINY), vision.rows, window_of(sizes))
 
 
 def flops(model: MiniGPT4, positions: int, labels: int) -> float:
     """Of a training step and sample: forward through all, and back through the LLM to its input, not its weights."""
     vit, llm = model.vision.vit, model.llm
     towers = 2 * sum(p.numel() for p in vit.parameters()) * (vit.patch_embed.num_patches + 1)
-    queries = 2 * sum(p.numel() for p in model.vision.qformer.parameters()) * model.rows_per_image
+    queries = 2 * sum(p.numel() for p in model.vision.qformer.parameters()) * model.vision.rows
     head = llm.get_output_embeddings().weight.numel()
     body = sum(p.numel() for p in llm.parameters()) - head - llm.get_input_embeddings().weight.numel()
     return towers + queries + 4 * (body * positions + head * labels)
@@ -116,17 +119,16 @@ def timed(run: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def samples(model: MiniGPT4, batch: int, device: torch.device) -> dict[str, Any]:
+def samples(prompter: Prompter, batch: int, device: torch.device) -> Batch:
     """A batch of 96 positions a sample, of which 32 are labels."""
     word = "a "
-    prompt = "<ImageHere> "
-    while len(model.layout(prompt)) < 64:
-        prompt += word
-    return {
-        "image": torch.randn(batch, 3, 224, 224, device=device),
-        "instruction_input": [prompt] * batch,
-        "answer": [word * 64] * batch,
-    }
+    prompt = [torch.randn(3, 224, 224), " "]
+    while len(prompter.layout(prompt)) < 64:
+        prompt[1] += word
+    conversation = Conversation([Turn(prompt, word * 64)], kind="instruction")
+    sample = {"conversation": conversation, "image_id": ""}
+    laid_out = LayOut(replace(prompter, image_tags=("", "")), training=True)(sample)
+    return to_device(collate([laid_out] * batch), device)
 
 
 class PeakMemory(TorchDispatchMode):
@@ -162,12 +164,12 @@ class PeakMemory(TorchDispatchMode):
 @contextlib.contextmanager
 def full_logits() -> Iterator[None]:
     """All positions go through the LLM's head, as in the original."""
-    picked = training._head_reads
-    training._head_reads = lambda *_: contextlib.nullcontext()  # type: ignore[assignment]
+    picked = minigpt4_module._head_reads
+    minigpt4_module._head_reads = lambda *_: contextlib.nullcontext()  # type: ignore[assignment]
     try:
         yield
     finally:
-        training._head_reads = picked
+        minigpt4_module._head_reads = picked
 
 
 def step(model: MiniGPT4, batch: dict[str, Any], device: torch.device) -> float:
@@ -180,8 +182,8 @@ def step(model: MiniGPT4, batch: dict[str, Any], device: torch.device) -> float:
     return timed(run, device)
 
 
-def compare_heads(model: MiniGPT4, batch: int, rounds: int, device: torch.device) -> None:
-    data = samples(model, batch, device)
+def compare_heads(model: MiniGPT4, prompter: Prompter, batch: int, rounds: int, device: torch.device) -> None:
+    data = samples(prompter, batch, device)
 
     def full(run: Callable[[], float]) -> float:
         with full_logits():
@@ -201,11 +203,10 @@ def compare_heads(model: MiniGPT4, batch: int, rounds: int, device: torch.device
         print(row("ratio", ratios(both["labels"], both["all"]), "x"))
 
 
-def compare_cache(model: MiniGPT4, batch: int, rounds: int, device: torch.device) -> None:
-    live = samples(model, batch, device)
+def compare_cache(model: MiniGPT4, prompter: Prompter, batch: int, rounds: int, device: torch.device) -> None:
+    live = samples(prompter, batch, device)
     with torch.no_grad():
-        features = model.image_features(live["image"]).to(torch.bfloat16)
-    cached = {key: value for key, value in live.items() if key != "image"} | {"image_features": features}
+        cached = live | {"pictures": model.vision(live["pictures"]).to(torch.bfloat16)}
     blind = CachedFeatures(Config(), (model.vision.rows, model.vision.width))
     kinds = {"cached": (blind, cached), "live": (model.vision, live)}
 
@@ -220,7 +221,9 @@ def compare_cache(model: MiniGPT4, batch: int, rounds: int, device: torch.device
     print(row("ratio", ratios(both["cached"][1:], both["live"][1:]), "x"))
 
 
-def run_training(size: str, model: MiniGPT4, batch: int, steps: int, workers: int, device: torch.device) -> None:
+def run_training(
+    size: str, model: MiniGPT4, prompter: Prompter, batch: int, steps: int, workers: int, device: torch.device
+) -> None:
     """A run of the runner, whose own log has the figures."""
     images, text = ProcessorConfig("blip2_image_train", image_size=224), ProcessorConfig("blip_caption")
     both = ProcessorsConfig(images, images), ProcessorsConfig(text, text)
@@ -231,14 +234,14 @@ def run_training(size: str, model: MiniGPT4, batch: int, steps: int, workers: in
         block = DatasetConfig(build_info=BuildInfo(str(shards)), vis_processor=both[0], text_processor=both[1])
         run = RunConfig(batch_size_train=batch, num_workers=workers, iters_per_epoch=steps, log_freq=steps // 2)
         run.output_dir, run.device, run.amp = f"{name}/out", str(device), device.type != "cpu"
-        config = Config(datasets={"cc_sbu": block}, run=run)
+        config = Config(model=ModelConfig(plain_text=None), datasets={"cc_sbu": block}, run=run)  # it speaks none
         dataset = registry.get_builder_class("cc_sbu")("cc_sbu", block).build("train")
-        RunnerBase(config, ImageTextPretrainTask(config), model, {"train": {"cc_sbu": dataset}}).train()
+        RunnerBase(config, ImageTextPretrainTask(config), model, {"train": {"cc_sbu": dataset}}, prompter).train()
         lines = (Path(name) / "out" / "log.txt").read_text().splitlines()
     log = [record for record in map(json.loads, lines) if "samples_per_s" in record][-1]  # the first has the warm-up
     rate, labels = log["samples_per_s"], log["tokens_per_s"] / log["samples_per_s"]
     dtype = next(model.llm.parameters()).dtype
-    work = rate * flops(model, int(labels) + model.rows_per_image + 1, int(labels))
+    work = rate * flops(model, int(labels) + model.vision.rows + 1, int(labels))
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # in KiB on Linux
     memory = f"{log['memory_gb']:.1f} GB of the device" if "memory_gb" in log else f"{most:.1f} GB of the process"
     print(f"{size}: a run of {steps} steps, batch {batch}, {workers} workers")
@@ -259,11 +262,11 @@ def main() -> None:
     device = pick_device(args.device)
     print(machine())
     for size in args.models:
-        model = build(size, device).train()
-        run_training(size, model, args.batch, args.steps, args.workers, device)
+        model, prompter = build(size, device)
+        run_training(size, model.train(), prompter, args.batch, args.steps, args.workers, device)
         if size == "mid":
-            compare_heads(model, args.batch, args.rounds, device)
-            compare_cache(model, args.batch, args.rounds, device)
+            compare_heads(model, prompter, args.batch, args.rounds, device)
+            compare_cache(model, prompter, args.batch, args.rounds, device)
         del model
 
 

@@ -111,7 +111,7 @@ def test_credentials_are_a_user_and_a_password(wrong):
 @pytest.mark.parametrize("wrong", ["0", "-3", "1.5", "many", ""])
 def test_numbers_from_one_on(wrong):
     assert command_line.positive("12") == 12
-    with pytest.raises(argparse.ArgumentTypeError, match="no number from 1 on"):
+    with pytest.raises(argparse.ArgumentTypeError, match="not a number from 1 on"):
         command_line.positive(wrong)
 
 

@@ -137,6 +137,6 @@ def test_encode_img(flavour, parity_engines):
     model, data, images = parity_engines[flavour].model, golden(f"3_{flavour}"), pictures(flavour)[:4]
     rows, recorded = model.encode_img(images), data["encode_img.out"]
     assert_recorded(f"3_{flavour}", "encode_img", rows, recorded, 2e-5)
-    assert data["encode_img.atts"].long().sum(1).tolist() == [model.rows] * 4
+    assert data["encode_img.atts"].long().sum(1).tolist() == [model.vision.rows] * 4
     default = bool((model.vision.norm.weight == 1).all() and (model.vision.norm.bias == 0).all())
     assert default == golden_json(f"3_{flavour}")["ln_vision_is_default_init (weight 1, bias 0)"]  # quirk 16
