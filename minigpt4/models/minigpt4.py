@@ -30,7 +30,8 @@ class MiniGPT4(BaseModel):
 
     def __init__(self, vision: VisionPart, projection: nn.Module, llm: PreTrainedModel):
         super().__init__()
-        self.vision, self.projection, self.llm = vision, projection, llm
+        # in the order in which checkpoints hold the states of the optimizer
+        self.llm, self.vision, self.projection = llm, vision, projection
 
     @classmethod
     def from_config(cls, config: Config, towers: bool = True, problems: Problems | None = None) -> Self:

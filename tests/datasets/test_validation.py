@@ -131,7 +131,7 @@ def test_mistakes_on_the_command_line(own, command):
     code, _, err = command(own / "good.json", "--page", own)
     assert code == 2 and "--page" in err
     code, _, err = command(own / "good.json", "--tokenizer", own)
-    assert code == 2 and "no folder with a config.json" in err
+    assert code == 2 and "not a folder with a config.json" in err
 
 
 def test_the_length_of_a_video_that_is_gone_is_that_of_its_frames(own):

@@ -46,7 +46,7 @@ def test_files_of_another_size_are_refused(parity_config):
     with pytest.raises(UserError, match="model.vit_model: .* does not fit model.vit"):
         MiniGPT4.from_config(Config(model=replace(parity_config, vit=vit)))
     vit = replace(parity_config.vit, depth=5)
-    with pytest.raises(UserError, match="no EVA-ViT of depth 5: missing"):
+    with pytest.raises(UserError, match="not an EVA-ViT of depth 5: missing"):
         MiniGPT4.from_config(Config(model=replace(parity_config, vit=vit)))
     with pytest.raises(UserError, match="model.q_former_model: .* does not fit"):
         MiniGPT4.from_config(Config(model=replace(parity_config, num_query_token=9)))
