@@ -111,7 +111,7 @@ def test_only_a_conversation_that_loads_ends_the_answer_under_way(visitor, echo,
     asked = begun(client, "word " * 60)
     (tmp_path / "bad.json").write_text("{")
     (tmp_path / "good.json").write_text(json.dumps({"version": 1, "turns": [{"question": "one", "answer": "1"}]}))
-    with pytest.raises(AppError, match="no JSON"):
+    with pytest.raises(AppError, match="not JSON"):
         client.predict(handle_file(tmp_path / "bad.json"), api_name="/load")
     assert not echo.ended
     loaded = client.predict(handle_file(tmp_path / "good.json"), api_name="/load")
