@@ -197,7 +197,7 @@ def mixed(tmp_path, video) -> Path:
             {"id": "cut", "image": "cut.jpg", "text": COUNT},
             {"id": "clip", "video": str(video), "text": COUNT},
             {"image": str(SCENES[3])},
-            "not an object",
+            "no object",
             {"id": "list", "image": [3], "text": COUNT},
             {"id": "number", "image": "scene.jpg", "text": 3},
             {"id": "long", "image": "scene.jpg", "text": "digit " * 3000},
