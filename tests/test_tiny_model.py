@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 
 from minigpt4.config.loading import load_config
 from minigpt4.inference.chat import Chat
-from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.processors import build_processor
+from minigpt4.inference.loading import load_engine
 from minigpt4.tiny.data import write_all
 from tests.waiting import LIMIT
 
@@ -129,9 +128,7 @@ def test_the_shipped_model_sees_and_the_controls_do_not(data, tmp_path):
 
 
 def test_a_chat_of_several_turns(data):
-    config = load_config(ROOT / "eval_configs" / "minigpt4_tiny_eval.yaml")
-    model = MiniGPT4.from_config(config).eval()
-    chat = Chat(model, build_processor(config.preprocess.vis_processor.eval))
+    chat = Chat(load_engine(load_config(ROOT / "eval_configs" / "minigpt4_tiny_eval.yaml", ["run.device=cpu"])))
     questions = json.loads((data / "benchmark" / "benchmark.json").read_text())
     right = asked = 0
     for name in sorted({q["image"] for q in questions})[:6]:

@@ -68,7 +68,8 @@ def config_of(model: ModelConfig, **run) -> Config:
 def test_results_that_cannot_be_written_are_told(key, file, parity_model, parity_config, tmp_path):
     (tmp_path / file).mkdir()
     task = VQATask(config_of(parity_config, **{"output_dir": "unused", key.removeprefix("run."): str(tmp_path)}))
-    with pytest.raises(UserError, match=rf"^{key}: '{tmp_path}' can't be written \((Is a directory|it is not a regular file)\)"):
+    reason = r"\((Is a directory|it is not a regular file)\)"
+    with pytest.raises(UserError, match=rf"^{key}: '{tmp_path}' can't be written {reason}"):
         task.evaluate(parity_model, {})
 
 
