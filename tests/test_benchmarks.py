@@ -29,6 +29,7 @@ def figures(request, monkeypatch, capsys):
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("figures", [["chat", "--history", "64", "--repeats", "1", "--compile"]], indirect=True)
 def test_chat(figures):
     ratios = {name: figure for name, figure in figures.items() if "_over_" in name}
@@ -41,6 +42,7 @@ def test_a_ratio_says_how_many_times_as_long_the_slow_way_takes():
     assert ratio("gain", slow=(3.0, 8.0), fast=(1.0, 2.0)) == {"gain": 3.0, "gain_cpu": 4.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("figures", [["serve", "--requests", "8"]], indirect=True)
 def test_serve(figures):
     tiny, random = (own for own in figures.values() if isinstance(own, dict))

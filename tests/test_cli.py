@@ -46,6 +46,7 @@ def test_who_reads_the_output_may_leave(code):
     os.close(theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["", *TOOLS])
 def test_help_is_instant(name):
     command = [sys.executable, "-X", "importtime", "-m", "minigpt4", *name.split(), "--help"]

@@ -14,6 +14,7 @@ def keys_of(message: str) -> list[str]:
     return [line.split(": ")[0] for line in message.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "config", "options", "keys"),
     [
@@ -37,6 +38,7 @@ def test_all_problems_are_told_at_once(command, config, options, keys, minigpt4)
     assert keys_of(told.partition("error: ")[2]) == [KEYS[0], *keys, *KEYS[1:]]
 
 
+@pytest.mark.slow
 def test_the_demo_tells_its_address_too():
     with pytest.raises(UserError) as error:
         serve(load_config("minigpt4_tiny_eval", WRONG), port=-1)

@@ -56,12 +56,14 @@ def installed(site, tmp_path) -> Callable[..., str]:
     return lambda *words: run(tmp_path / "empty", sys.executable, "-m", "minigpt4", *words, PYTHONPATH=str(site))
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_package_and_the_folders_of_the_top_level(site):
     ours = files(ROOT, SOURCES)
     inside = {name if name.startswith("minigpt4/") else f"minigpt4/{name}": ours[name] for name in ours}
     assert files(site, ("minigpt4",)) == inside
 
 
+@pytest.mark.slow
 def test_all_commands_work_in_an_empty_folder(installed, site, tmp_path):
     folder = tmp_path / "empty"
     where = "import minigpt4; print(minigpt4.__file__)"

@@ -23,6 +23,7 @@ def test_what_is_public_is_there_and_nothing_else():
         minigpt4.load_modle  # noqa: B018
 
 
+@pytest.mark.slow
 def test_a_chat_with_the_bundled_model_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     chat = minigpt4.Chat(minigpt4.load_model(options=["run.device=cpu"]))

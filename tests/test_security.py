@@ -63,6 +63,7 @@ def test_what_is_safe_is_not(source):
     assert not unsafe(source)
 
 
+@pytest.mark.slow
 def test_nothing_in_the_source_unpickles_or_runs_text():
     assert len(SOURCES) > 100
     found = {str(file.relative_to(ROOT)): unsafe(file.read_text("utf-8")) for file in SOURCES}

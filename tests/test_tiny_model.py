@@ -91,6 +91,7 @@ def test_two_stages_on_two_processes_and_on_one(data, tmp_path):
         assert {"checkpoint_0", "checkpoint_1", "checkpoint_best", "loss.png"} <= {p.name for p in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_seed_reproduces_a_run(data, tmp_path, minigpt4):
     weights = []
     for name in "ab":
@@ -127,6 +128,7 @@ def test_the_shipped_model_sees_and_the_controls_do_not(data, tmp_path):
     assert json.loads(answers[0]).keys() == {"image_id", "question", "answer", "question_type", "prediction"}
 
 
+@pytest.mark.slow
 def test_a_chat_of_several_turns(data):
     chat = Chat(load_engine(load_config(ROOT / "eval_configs" / "minigpt4_tiny_eval.yaml", ["run.device=cpu"])))
     questions = json.loads((data / "benchmark" / "benchmark.json").read_text())

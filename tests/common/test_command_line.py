@@ -115,6 +115,7 @@ def test_numbers_from_one_on(wrong):
         command_line.positive(wrong)
 
 
+@pytest.mark.slow
 def test_the_demos_arguments_reach_the_page(monkeypatch, minigpt4):
     from minigpt4.serve.web import server
 

@@ -41,6 +41,7 @@ def hold(folder: Path, *more: str) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.slow
 def test_a_second_process_is_told_whose_the_folder_is_until_the_first_is_killed(tmp_path):
     folder = tmp_path / "new" / "run"
     process = hold(folder)
@@ -54,6 +55,7 @@ def test_a_second_process_is_told_whose_the_folder_is_until_the_first_is_killed(
         assert json.loads((folder / ".lock.json").read_text())["pid"] == os.getpid()
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_forked_is_waited_for(tmp_path):
     with hold(tmp_path, "fork") as process:
         process.kill()

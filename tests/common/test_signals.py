@@ -23,6 +23,7 @@ command_line.run(main)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("busy", ["free", "blocked"])
 def test_a_rank_ends_when_torchrun_is_killed(busy, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")

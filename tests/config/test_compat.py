@@ -94,6 +94,7 @@ def test_what_has_no_effect_is_said(key, caplog):
     assert f"x.yaml: {DEEPSPEED}: without effect here: {key.removeprefix(f'{DEEPSPEED}.')}" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 2])
 def test_deepspeeds_runner_and_stage_become_the_strategy(stage):
     config = load_config(COMPAT / f"minigpt4qwen__lavis__projects__deepspeed__train_zero{stage}_3090x4.yaml")

@@ -42,6 +42,7 @@ def test_every_config_has_a_name():
     assert sorted(run_configs().values()) == sorted(CONFIGS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["minigpt4_tiny_stage1_pretrain", "minigpt4_tiny_stage1_pretrain.yaml"])
 def test_a_name_is_found_from_anywhere_and_a_file_wins(name):
     assert find_config(name) == ROOT / "train_configs" / "minigpt4_tiny_stage1_pretrain.yaml"
@@ -65,6 +66,7 @@ def test_a_name_that_no_file_can_have_is_told_too():
     assert load_config("minigpt4_tiny_eval", [f"model.prompt_path={path}"]).model.prompt_path == path
 
 
+@pytest.mark.slow
 def test_prompts_come_along_and_own_ones_win():
     assert load_config("minigpt4_tiny_stage2_finetune").model.prompt_path == str(ROOT / "prompts" / "alignment.txt")
     for path in ("prompts/own.txt", "alignment.txt"):  # there are none
@@ -81,6 +83,7 @@ def test_folders_within_an_installed_package_come_first(tmp_path, monkeypatch):
     assert packaged("prompts") == tmp_path / "prompts"
 
 
+@pytest.mark.slow
 def test_a_saved_config_holds_from_any_folder_and_in_another_installation(tmp_path):
     Path("llm").mkdir()
     options = ["model.llama_model=llm", "model.vit_model=eva_clip_g", "model.q_former_model=not/there"]
@@ -95,6 +98,7 @@ def test_a_saved_config_holds_from_any_folder_and_in_another_installation(tmp_pa
     assert config.env.package_dir not in Path("config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_a_checkpoints_model_takes_the_place_of_a_configs(checkpoint):
     config = load_model_config("run/checkpoint_best", ["model.max_txt_len=5"], "minigpt4_tiny_benchmark")
     assert (config.model.lora_r, config.model.max_txt_len, config.preprocess.n_frms) == (4, 5, 3)
@@ -106,6 +110,7 @@ def test_a_checkpoints_model_takes_the_place_of_a_configs(checkpoint):
     assert load_model_config("minigpt4_tiny_eval") == load_config("minigpt4_tiny_eval")
 
 
+@pytest.mark.slow
 def test_a_mistake_is_told_with_the_file_that_holds_it(checkpoint):
     (checkpoint / "checksums.json").unlink()
     file = checkpoint / "config.yaml"
@@ -145,6 +150,7 @@ def test_a_folder_without_config_or_weights_is_told_with_its_cure(checkpoint):
         load_model_config(checkpoint)
 
 
+@pytest.mark.slow
 def test_arguments_name_a_config_or_a_model(checkpoint):
     def of_model(parser):
         add_model_arguments(parser, "minigpt4_tiny_eval")

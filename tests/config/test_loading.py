@@ -27,6 +27,7 @@ def test_every_config_loads_and_survives_saving(path, tmp_path, monkeypatch):
     assert load_config(tmp_path / "resolved.yaml") == config
 
 
+@pytest.mark.slow
 def test_order_default_model_dataset_file_options(tmp_path):
     path = write(tmp_path, "model: {model_type: tiny, max_txt_len: 7}\ndatasets: {laion: {}}\nrun: {seed: 1}\n")
     config = load_config(path, ["run.seed=2"])
@@ -38,6 +39,7 @@ def test_order_default_model_dataset_file_options(tmp_path):
     assert config.run.seed == 2  # --options
 
 
+@pytest.mark.slow
 def test_the_home_folder_is_expanded_in_paths(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     options = ["run.output_dir=~/out", "datasets.cc_sbu.build_info.storage=~/d/0.tar", "model.llama_model=~/llm"]
@@ -50,6 +52,7 @@ def test_the_home_folder_is_expanded_in_paths(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_options_may_be_spelt_as_pairs():
     assert load_config(STAGE1, ["run.seed", "3", "model.max_txt_len", "9"]).run.seed == 3
 
@@ -66,6 +69,7 @@ def test_ckpt_is_one_path_or_a_list(text, ckpts, tmp_path):
     assert load_config(tmp_path / "resolved.yaml") == config
 
 
+@pytest.mark.slow
 def test_datasets_take_the_models_processors_unless_they_name_another(tmp_path):
     text = "model: {model_type: tiny}\ndatasets:\n  laion: {}\n  cc_sbu: {vis_processor: {train: {max_scale: 0.9}}}\n"
     text += "  cc_sbu_align: {vis_processor: {train: {name: blip2_image_eval, image_size: 112}}}\n"
@@ -76,6 +80,7 @@ def test_datasets_take_the_models_processors_unless_they_name_another(tmp_path):
     assert align.kwargs() == {"image_size": 112}
 
 
+@pytest.mark.slow
 def test_minigpt4qwens_spellings_become_ours():
     one = load_config(COMPAT / "minigpt4qwen__lavis__projects__instruction_tuning__train.yaml")
     assert (one.model.arch, one.model.model_type, one.model.conversation) == ("mini_gpt4", "pretrain_qwen", "chatml")
@@ -97,6 +102,7 @@ def test_environment_variables_work_in_paths(tmp_path, monkeypatch):
     assert load_config(path).model.ckpt == "/mnt/w/p.pth"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", ['["${oc.env:WEIGHTS}/a", b]', "[${oc.env:WEIGHTS}/a,b]", "[ ${oc.env:WEIGHTS}/a , b]"]
 )
@@ -141,6 +147,7 @@ def test_keys_without_effect_are_not_saved(path, tmp_path):
     assert translate("config.yaml", copy.deepcopy(saved)) == saved  # which removes all of them
 
 
+@pytest.mark.slow
 def test_empty_groups_have_no_keys(tmp_path):
     config = load_config(
         write(tmp_path, "model: {model_type: tiny, vit: null}\nrun:\ndatasets: {laion: null}"), ["preprocess="]
@@ -148,6 +155,7 @@ def test_empty_groups_have_no_keys(tmp_path):
     assert config == load_config(write(tmp_path, "model: {model_type: tiny}\ndatasets: {laion: {}}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py", "demo.py"])
 def test_entry_points_help_is_instant_and_errors_exit_with_2(script):
     command = [sys.executable, "-X", "importtime", script, "--help"]

@@ -24,6 +24,7 @@ NAMES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS + sorted(COMPAT.glob("*.yaml")), ids=lambda p: p.name)
 def test_every_config_names_what_there_is(path):
     config = load_config(path)
@@ -33,6 +34,7 @@ def test_every_config_names_what_there_is(path):
     assert all(isinstance(named, type) for named in found)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.sets(st.sampled_from(sorted(NAMES)), min_size=1), st.integers(0, 9))
 def test_all_typos_are_told_in_one_line_each_with_key_and_cure(keys, cut):
@@ -45,17 +47,20 @@ def test_all_typos_are_told_in_one_line_each_with_key_and_cure(keys, cut):
         assert f"'{value}' is not a registered" in line and f"Did you mean '{NAMES[key]}'?" in line
 
 
+@pytest.mark.slow
 def test_a_typo_of_the_default_is_told_once_and_not_for_each_dataset():
     with pytest.raises(UserError) as error:
         check_names(load_config(STAGE1, ["preprocess.vis_processor.train.name=x", "datasets.laion.sample_ratio=1"]))
     assert str(error.value).count("not a registered") == 1
 
 
+@pytest.mark.slow
 def test_a_key_that_the_processor_does_not_take_is_named():
     with pytest.raises(UserError, match="^datasets.cc_sbu.text_processor.train: processor blip_caption: .*'max_scale'"):
         check_names(load_config(STAGE1, ["datasets.cc_sbu.text_processor.train.max_scale=0.5"]))
 
 
+@pytest.mark.slow
 def test_a_key_that_the_vision_part_does_not_read_is_named():
     options = ["model.vision.name=eva_patches", "model.vision.join=2", "model.vision.layer=-2", "model.vision.model=x"]
     with pytest.raises(UserError) as error:
@@ -71,6 +76,7 @@ def test_names_without_a_config_folder_are_refused_too():
         check_names(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["train", "evaluate", "demo"])
 @pytest.mark.parametrize("key", ["run.task", "preprocess.vis_processor.eval.name", "model.conversation"])
 def test_entry_points_check_names_before_device_data_and_weights(command, key, minigpt4):

@@ -112,11 +112,13 @@ def different(ours: str, theirs: str, options: list[str]) -> set[str]:
     return {key for key in found.keys() | recorded.keys() if found.get(key) != recorded.get(key)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ours", "theirs", "keys"), RECIPES, ids=lambda x: x if isinstance(x, str) else "")
 def test_recipes_are_the_originals(ours, theirs, keys):
     assert different(f"{ours}.yaml", theirs, []) == keys
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arch", "model_type", "theirs", "keys"), MODELS)
 def test_models_are_the_originals(arch, model_type, theirs, keys):
     options = [f"model.arch={arch}", f"model.model_type={model_type}"]

@@ -20,6 +20,7 @@ def test_a_foreign_key_that_asks_for_what_there_is_not_is_refused(tmp_path):
         load_config(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["3", "[a, null]", "[a, '']", "[[a]]", "{a: b}", "True"])
 def test_a_ckpt_that_is_no_path_is_refused(text):
     with pytest.raises(UserError, match=r"^model.ckpt: .* is not a path. Set it to a path, a list of paths, or null.$"):
@@ -181,6 +182,7 @@ def test_hostile_files_give_one_short_line(name, tmp_path):
     assert message in str(error.value) and len(str(error.value)) <= 500 and len(str(error.value).splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -213,6 +215,7 @@ def test_a_key_without_its_group_is_told_where_it_belongs(place):
         load_config(STAGE1, [f"{key}=1"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["model.ckpt=${oc.env:NO_SUCH}/a", "model.ckpt=[a,${oc.env:NO_SUCH}/a]"])
 def test_an_unset_variable_is_told_with_where_it_is_used(option, tmp_path):
     told = ": the environment variable NO_SUCH is not set. Set it, or write a path."

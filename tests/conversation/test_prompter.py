@@ -114,6 +114,7 @@ PARTS = st.lists(WORDS | st.just(PICTURE), max_size=6)
 TURNS = st.lists(st.builds(Turn, PARTS, st.none() | WORDS), min_size=1, max_size=4)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(turns=TURNS, most=st.integers(0, 90))
 def test_whatever_is_said_and_shown(turns, most, prompter):

@@ -100,6 +100,7 @@ def test_fields_that_the_config_names(files, keys, caption, tmp_path):
     assert read(tmp_path, {f"x.{field}": data for field, data in files.items()}, **keys) == [caption]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("files", "message"),
     [
@@ -128,6 +129,7 @@ def test_a_name_that_comes_twice_is_told(tmp_path):
     assert (dog, cat) == ("a dog", "a cat") and reason.startswith("/0.tar: x.JPG: duplicate file name in tar file jpg")
 
 
+@pytest.mark.slow
 def test_keys_in_a_config():
     recipe = "train_configs/minigpt4_tiny_stage1_pretrain.yaml"
     info = (

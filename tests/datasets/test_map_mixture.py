@@ -101,6 +101,7 @@ def test_the_number_of_workers_changes_nothing(workers):
         assert several.state_dict() == alone.state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("cut", [1, 8, 33])
 def test_it_goes_on_to_the_bit(cut, workers):

@@ -139,6 +139,7 @@ def asked(lay_out: LayOut, batches: Iterable[dict]) -> list[tuple[str, int]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("cc_sbu_align",), ("laion", "cc_sbu_align")])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_prompts_are_drawn_in_workers_and_the_same_after_a_resume(names, workers, folder, lay_out):
@@ -178,6 +179,7 @@ def test_validation_always_asks_with_the_first_prompt(name, workers, folder, lay
         assert [number for _, number in found] == [0] * (35 if name == "laion" else 20)
 
 
+@pytest.mark.slow
 def test_map_style_batches_are_the_same_with_any_number_of_workers(folder):
     names = ("cc_sbu_align",)
     assert drawn(batches(folder, names), 9) == drawn(batches(folder, names, num_workers=2), 9)
@@ -220,6 +222,7 @@ def test_shards_are_shuffled_across_and_within(folder):
     assert numbers[:6] != sorted(numbers[:6]) and numbers[:6] != list(range(6))
 
 
+@pytest.mark.slow
 def test_all_ranks_draw_the_same_dataset_in_proportion_to_the_ratios(folder):
     def sources(rank: int) -> list[str]:
         return [answers[0].split()[0] for answers, _ in drawn(batches(folder, rank=rank, ranks=2), 60)]
@@ -253,6 +256,7 @@ def test_another_number_of_workers_goes_on_after_the_shards_that_are_done(folder
     assert len(set(texts) & set(rest)) == 8  # of the shards that were not done
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(ranks=st.integers(1, 5), batch=st.integers(1, 6), cut=st.integers(0, 12), data=st.data())
 def test_any_change_of_layout_keeps_a_pass_whole(folder, ranks, batch, cut, data):
@@ -359,6 +363,7 @@ def test_a_shard_that_is_damaged_between_its_files_is_named(damage, compress, fo
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_cannot_be_used_is_skipped_counted_and_named(damaged, workers, caplog):
     found = batches(damaged, num_workers=workers, max_skip_rate=0.5)

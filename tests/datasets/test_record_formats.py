@@ -217,6 +217,7 @@ def test_a_record_that_half_a_character_spoils_is_shown_all_the_same(folder, min
     assert r"half \ud83d" in (folder / "x.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_model_learns_from_a_batch_of_all_formats(folder, parity_model, parity_prompter):
     samples = [sample_of(write(folder, record)[-1], 56)["conversation"] for _, _, record, _, _ in FORMATS]
     with torch.inference_mode():

@@ -34,6 +34,7 @@ TURNS = st.lists(st.tuples(WORDS, ANSWERS), min_size=1, max_size=4)
 FILES = st.lists(st.sampled_from(["a.jpg", "b/c.png", "data:;base64,eA=="]), max_size=3)
 
 
+@pytest.mark.slow
 @given(TURNS, FILES)
 def test_formats_that_say_the_same_agree(turns, files):
     questions, answers = map(list, zip(*turns, strict=True))
@@ -71,6 +72,7 @@ KEYS = ["image", "images", "video", "videos", "instruction", "output", "conversa
 KEYS += ["query", "response", "history", "system", "question", "answer", "input", "text"]
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(KEYS), JSON) | JSON)
 def test_whatever_a_file_holds_is_a_record_or_an_error_in_words(raw):
     assert record_id(raw, 7)

@@ -157,6 +157,7 @@ def test_training_goes_on_without_what_cannot_be_used(name, workers, datasets, p
     named(caplog, name)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize("name", REASONS)
 def test_so_does_validation(name, datasets, parity_model, prompter, caplog):
@@ -168,6 +169,7 @@ def test_so_does_validation(name, datasets, parity_model, prompter, caplog):
     named(caplog, name)
 
 
+@pytest.mark.slow
 def test_so_does_training_from_cached_features(datasets, parity_config, tmp_path, caplog):
     run = RunConfig(device="cpu", amp=False, num_workers=0, batch_size_train=2, max_skip_rate=1.0)
     run.cache_features = str(tmp_path / "cache")

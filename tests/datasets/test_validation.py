@@ -73,6 +73,7 @@ def command(minigpt4):
     return partial(minigpt4, "validate-data")
 
 
+@pytest.mark.slow
 def test_every_problem_is_counted_and_named(own, command):
     processor = "{name: base_instruction, max_words: 1000}"
     text = CONFIG.format(file=own / "all.json", images=own, train=processor)
@@ -109,6 +110,7 @@ def test_without_a_config_only_lengths_are_not_judged(own, command):
     assert code == 1 and "9 x missing file" in out
 
 
+@pytest.mark.slow
 def test_the_configs_block_of_the_file_says_where_images_are(own, command, monkeypatch, caplog):
     (own / "data").mkdir()
     (own / "good.json").rename(own / "data" / "good.json")

@@ -15,6 +15,7 @@ from tests.inference.talking import IMAGE, picture, said, written
 from tests.picture_files import write_video
 
 
+@pytest.mark.slow
 def test_stream_grows_to_the_answer(chat, parity_engine):
     options = {"max_new_tokens": 40, "min_new_tokens": 40}
     chat.upload_img(picture("red"))
@@ -52,6 +53,7 @@ def test_an_answer_without_a_word_before_its_end_does_not_hang(chat, parity_engi
     assert chat.answer("?") == "silent"
 
 
+@pytest.mark.slow
 def test_images_are_placed_where_they_were_shown(chat, script):
     calls = script("fine")
     chat.upload_img(picture("red"))
@@ -65,6 +67,7 @@ def test_images_are_placed_where_they_were_shown(chat, script):
     assert torch.equal(calls[2].images[:2], calls[0].images)
 
 
+@pytest.mark.slow
 def test_several_images_with_the_real_model(chat):
     chat.upload_img(picture("red"))
     chat.upload_img(picture("blue"))
@@ -146,6 +149,7 @@ def test_parts_of_a_failed_question_are_taken_back_and_uploads_wait_on(chat, scr
     assert (len(chat.pictures), chat.turns) == (1, [])
 
 
+@pytest.mark.slow
 def test_edit_and_regenerate_and_undo(chat, script):
     calls = script("fine")
     chat.upload_img(picture("red"), picture("blue"))
@@ -186,6 +190,7 @@ def test_what_was_not_asked_cannot_be_changed(chat, script):
             list(chat.edit(index, "Other?"))
 
 
+@pytest.mark.slow
 def test_a_saved_conversation_goes_on_as_it_would_have(chat, parity_engine):
     chat.upload_img(picture("red"), picture("blue"))
     chat.answer("Compare.", max_new_tokens=6)

@@ -193,6 +193,7 @@ def test_stop_ends_the_model_within_a_token_and_keeps_what_was_said(chat, parity
     assert chat.reused_tokens > 0
 
 
+@pytest.mark.slow
 def test_a_stopped_search_keeps_its_best_beam(chat):
     timer = threading.Timer(0.3, chat.stop)
     timer.start()

@@ -37,6 +37,7 @@ def test_of_a_too_long_chat_the_oldest_turns_lose_their_words_but_not_their_imag
     assert written(chat.turns) == [f"{IMAGE} One?", "Two?", "Three?", "Four?"]  # still on the page
 
 
+@pytest.mark.slow
 def test_a_full_window_is_made_free_for_several_turns_at_once(chat):
     """So that the turns after it find what the model has read where it was."""
     chat.engine.prompter = replace(chat.engine.prompter, window=330)
@@ -101,6 +102,7 @@ def test_a_message_that_cannot_fit_says_by_how_much(chat):
     assert isinstance(chat.answer("One?", max_new_tokens=2), str)  # the image is still there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flavour", ["vicuna0", "llama2", "v2"])
 def test_the_originals_answers_where_it_cuts_off_what_came_first(flavour, parity_engines, monkeypatch):
     """Quirk 9, both values: with the original's cut ours gives `chat.short_max_length`; ours says what is too long."""

@@ -46,6 +46,7 @@ def doing(engine: Engine, count: int, do: Callable[[], object], **options) -> li
     return answers
 
 
+@pytest.mark.slow
 def test_tokens_are_equal_and_one_graph_serves_many_lengths(parity_engine, graphs):
     torch.manual_seed(1)
     images = [torch.randn(n, 3, 56, 56) if (n := prompt.count(IMAGE)) else None for prompt in PROMPTS]
@@ -63,6 +64,7 @@ def test_tokens_are_equal_and_one_graph_serves_many_lengths(parity_engine, graph
     assert ours == answers()
 
 
+@pytest.mark.slow
 def test_a_longer_cache_is_another_graph(parity_engine, graphs):
     parity_engine.prompter = replace(parity_engine.prompter, window=2048)
     for longest in (8, 1200, 8, 1200):
@@ -79,6 +81,7 @@ def test_beams_and_batches_decode_as_usual(parity_engine, graphs):
     assert not graphs
 
 
+@pytest.mark.slow
 def test_each_session_keeps_its_own_cache(parity_engine, graphs):
     def course():
         ours, other = Chat(parity_engine), Chat(parity_engine)
@@ -96,6 +99,7 @@ def test_each_session_keeps_its_own_cache(parity_engine, graphs):
     assert compiled == list(course())
 
 
+@pytest.mark.slow
 def test_numbers_that_an_answer_left_reach_no_other(parity_engine, graphs):
     expected = parity_engine.generate(None, ["7"], **LENGTH)
     parity_engine.generate(None, ["dog " * 40], **LENGTH)
@@ -106,6 +110,7 @@ def test_numbers_that_an_answer_left_reach_no_other(parity_engine, graphs):
     assert parity_engine.generate(None, ["7"], **LENGTH) == expected
 
 
+@pytest.mark.slow
 def test_an_answer_beside_another_is_not_kept_waiting(parity_engine, graphs):
     expected = parity_engine.generate(None, ["dog"], **LENGTH)
     beside = []
@@ -119,6 +124,7 @@ def test_an_answer_beside_another_is_not_kept_waiting(parity_engine, graphs):
     assert beside == expected
 
 
+@pytest.mark.slow
 def test_a_failure_reaches_the_caller_and_the_next_answer_is_compiled(parity_engine, graphs):
     def fail():
         raise RuntimeError("no more")
@@ -131,6 +137,7 @@ def test_a_failure_reaches_the_caller_and_the_next_answer_is_compiled(parity_eng
     assert len(graphs) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch's compiler needs a C++ compiler on a CPU")
 def test_with_torchs_own_compiler(parity_engine, graphs):
     parity_engine.compiled.config.backend = "inductor"
@@ -139,6 +146,7 @@ def test_with_torchs_own_compiler(parity_engine, graphs):
     assert compiled == parity_engine.generate(None, ["dog " * 5], **LENGTH)
 
 
+@pytest.mark.slow
 def test_an_llm_that_forgets_is_refused(parity_config, tmp_path):
     engine = build(MistralConfig(**GROUPED, sliding_window=16), parity_config, tmp_path)
     with pytest.raises(UserError, match="model.compile: true needs an LLM that .* mistral .* Set it to false"):

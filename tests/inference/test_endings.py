@@ -132,6 +132,7 @@ def test_an_interrupt_is_heeded_at_the_next_token(tokenizer):
     assert rows[0].ends == [("a re", "interrupt", 4)] and not rows[1].ends
 
 
+@pytest.mark.slow
 def test_a_row_ends_at_the_token_that_ends_it(parity_engine):
     """The LLM does not read on to learn of it."""
     read = []

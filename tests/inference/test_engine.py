@@ -34,6 +34,7 @@ def request_layout(engine: Engine, prompt: str) -> list[int]:
     return engine.prompter.layout(engine.prompter.parse(prompt, [None] * prompt.count("<ImageHere>")))
 
 
+@pytest.mark.slow
 @LOOSE
 @given(prompts=st.lists(PROMPT, min_size=2, max_size=6), window=st.integers(30, 120), longest=st.integers(1, 24))
 def test_a_batch_gives_what_one_by_one_gives(prompts, window, longest, parity_engine):
@@ -51,6 +52,7 @@ PROMPTS = [f"{IMAGE} a dog?", "hello", f"a {IMAGE} and {IMAGE} compared, at leng
 SAMPLED = {"do_sample": True, "temperature": 1.5, "max_new_tokens": 12, "min_new_tokens": 12}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{"num_beams": 3}, {"num_beams": 2, "length_penalty": -1.0}, {"repetition_penalty": 1.5}],
@@ -62,6 +64,7 @@ def test_beams_and_penalties_in_a_batch(options, parity_engine):
     assert parity_engine.generate(images, PROMPTS, **options) == alone
 
 
+@pytest.mark.slow
 def test_seeds_give_the_same_in_any_batch_and_beside_any_thread(parity_engine):
     images, seeds = images_for(PROMPTS), [3, 4, 5, 6]
     alone = [
@@ -82,6 +85,7 @@ def test_seeds_give_the_same_in_any_batch_and_beside_any_thread(parity_engine):
     assert answers[6] == alone[3:] and len({tuple(a) for a in answers.values()}) == 3
 
 
+@pytest.mark.slow
 def test_seeds_of_sampled_beams_reproduce_and_leave_torchs_generator_alone(parity_engine):
     options = SAMPLED | {"num_beams": 2}
     torch.manual_seed(0)
@@ -115,6 +119,7 @@ def interrupted_at(request: Request, tokens: int) -> Request:
     return request
 
 
+@pytest.mark.slow
 def test_rows_are_streamed_and_interrupted_one_by_one(parity_engine):
     options = {"max_new_tokens": 30, "min_new_tokens": 30}
     whole = parity_engine.generate(None, ["hello", "a dog"], **options)
@@ -174,6 +179,7 @@ def test_a_beam_search_is_interrupted_in_the_middle(parity_engine, monkeypatch):
     assert facts(answers[1:]) == facts(whole[1:])
 
 
+@pytest.mark.slow
 def test_a_row_that_had_ended_is_not_interrupted_later(parity_engine):
     whole = parity_engine.generate(None, ["hello", "a dog"], max_new_tokens=30, min_new_tokens=30)
     first = parity_engine.prompter.encode(f" {whole[0]}")  # ends at a token that it says, and the other does not
@@ -189,6 +195,7 @@ def test_a_row_that_had_ended_is_not_interrupted_later(parity_engine):
     assert (answers[0], answers[0].new_tokens) == (alone, alone.new_tokens)
 
 
+@pytest.mark.slow
 def test_an_llm_without_an_end_of_its_own(parity_engine):
     """What pads a row behind a stop word or an interrupt is no part of its answer."""
     parity_engine.stop_ids = []
@@ -214,6 +221,7 @@ def test_reading_what_all_prompts_begin_with_makes_no_logits(parity_engine):
     assert rows and set(rows) == {1}
 
 
+@pytest.mark.slow
 @LOOSE
 @given(
     rows=st.lists(
@@ -235,6 +243,7 @@ def test_requests_of_any_kind_at_once_get_what_each_gets_alone(rows, parity_engi
     assert facts(parity_engine.answer(requests())) == facts(alone)
 
 
+@pytest.mark.slow
 def test_answers_to_one_conversation_share_its_pictures(parity_engine, monkeypatch):
     pixels, encoded, encode = torch.randn(3, 56, 56), [], parity_engine.model.encode_img
     monkeypatch.setattr(parity_engine.model, "encode_img", lambda own: encoded.append(len(own)) or encode(own))
@@ -247,6 +256,7 @@ def test_answers_to_one_conversation_share_its_pictures(parity_engine, monkeypat
     assert facts([alone]) == facts(answers[1:2])
 
 
+@pytest.mark.slow
 def test_embeddings_may_be_dropped_while_others_are_made(parity_engine, monkeypatch):
     red, blue = Picture(picture("red")), Picture(picture("blue"))
     expected = [own.clone() for own in parity_engine.embeddings([red, blue])]
@@ -283,6 +293,7 @@ def test_an_answer_ends_where_the_window_does(left, parity_engine):
         assert "a prompt is 1 tokens longer" in str(answer.error)
 
 
+@pytest.mark.slow
 def test_how_long_one_answer_may_be_does_not_change_another_search(parity_engine):
     def requests() -> list[Request]:
         return [

@@ -11,6 +11,7 @@ from minigpt4.inference.engine import Engine
 from tests.inference.talking import IMAGE, asked, facts
 
 
+@pytest.mark.slow
 def test_a_failing_row_names_itself_and_does_not_sink_the_others(parity_engine):
     parity_engine.prompter = replace(parity_engine.prompter, window=60)
     prompts = ["hello", "dog " * 60, f"{IMAGE} a dog", f"{IMAGE} 7"]
@@ -37,6 +38,7 @@ def test_as_many_pictures_as_places(parity_engine):
         parity_engine.generate(images[1], prompts)
 
 
+@pytest.mark.slow
 def test_a_row_on_which_the_llm_fails(parity_engine, monkeypatch):
     generate = parity_engine.model.llm.generate
 
@@ -73,6 +75,7 @@ def test_images_for_other_prompts(parity_engine):
         parity_engine.generate([None], ["hello", "7"])
 
 
+@pytest.mark.slow
 def test_what_no_tokenizer_takes_fails_alone(parity_engine):
     answers = parity_engine.answer(asked(parity_engine, ["hello", "\ud800", "a dog"]))
     assert "half there" in str(answers[1].error) and isinstance(answers[1].error, UserError)
@@ -108,6 +111,7 @@ def wrapped(forward, before):
     return run
 
 
+@pytest.mark.slow
 def test_what_had_ended_when_its_batch_failed_is_told_once_and_not_made_again(parity_engine, monkeypatch):
     limits = (2, 8, 3)
     expected = [parity_engine.generate(None, ["a dog"], max_new_tokens=most, min_new_tokens=1)[0] for most in limits]
@@ -122,6 +126,7 @@ def test_what_had_ended_when_its_batch_failed_is_told_once_and_not_made_again(pa
     assert [id(answer) for answer in told] == [id(answers[n]) for n in (0, 2, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_what_fails_after_the_last_answer_has_ended_changes_none(count, parity_engine, monkeypatch):
     expected, told = parity_engine.generate(None, ["a dog"] * count), []

@@ -1,5 +1,6 @@
 """A cache with room behind it holds what transformers' own holds."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(steps=STEPS)
 def test_it_holds_what_transformers_own_holds(steps):

@@ -62,6 +62,7 @@ def both(engine: Engine) -> Callable:
     return do
 
 
+@pytest.mark.slow
 def test_a_later_turn_reads_only_what_is_new(engine):
     do = both(engine)
     assert do(lambda chat: chat.answer([RED, "What is it?"], **LENGTH)) == 0
@@ -71,6 +72,7 @@ def test_a_later_turn_reads_only_what_is_new(engine):
     assert do(lambda chat: list(chat.regenerate(**LENGTH))[-1]) == do.kept.turns[-1].answer.prompt_tokens - 1
 
 
+@pytest.mark.slow
 def test_edits_drops_and_other_pictures_roll_it_back(engine):
     do = both(engine)
     do(lambda chat: chat.answer([RED, "What is it?"], **LENGTH))
@@ -99,12 +101,14 @@ def test_beams_reuse_nothing_and_say_so(parity_engine):
     assert chat.reused_tokens == 0
 
 
+@pytest.mark.slow
 def test_where_the_length_turns_all_keys_nothing_is_kept(parity_config, tmp_path):
     do = both(build(LONGROPE, parity_config, tmp_path))
     for question in ("hello", "Where is the small dog on the grass?", "hello"):
         assert do(lambda chat, question=question: chat.answer(question, **LENGTH)) == 0
 
 
+@pytest.mark.slow
 def test_where_the_length_turns_all_keys_a_batch_answers_as_one_by_one(parity_config, tmp_path):
     engine = build(LONGROPE, parity_config, tmp_path)
     asked = [Conversation([Turn([words])]) for words in ("hello", "the small dog " * 30, "Where?")]
@@ -112,6 +116,7 @@ def test_where_the_length_turns_all_keys_a_batch_answers_as_one_by_one(parity_co
     assert engine.answer(requests) == [engine.answer([request])[0] for request in requests]
 
 
+@pytest.mark.slow
 def test_the_tiny_model():
     config = load_config("eval_configs/minigpt4_tiny_eval.yaml")
     engine = load_engine(config)
@@ -169,6 +174,7 @@ ACTIONS = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(actions=st.lists(ACTIONS, min_size=2, max_size=7), window=st.integers(130, 330))
 def test_any_course_of_a_conversation(actions, window, parity_engine):

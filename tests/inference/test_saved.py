@@ -69,6 +69,7 @@ def test_all_pictures_together_have_a_limit_and_none_over_it_is_decoded(version,
         from_json(saved(of_four, version=version), PixelBudget(99))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("version", "turn"),
     [
@@ -137,6 +138,7 @@ def test_what_a_chat_was_shown_loads_again(parity_engine, monkeypatch):
     assert len(other.pictures) == 3
 
 
+@pytest.mark.slow
 def test_turns_and_words_have_limits_before_anything_is_made_of_them(monkeypatch):
     monkeypatch.setattr("minigpt4.inference.saved._turn", None)  # not even a turn
     said = {"question": "a", "answer": "b"}
@@ -155,6 +157,7 @@ def test_turns_and_words_have_limits_before_anything_is_made_of_them(monkeypatch
             from_json(text + ",[{", PixelBudget())
 
 
+@pytest.mark.slow
 def test_text_in_many_parts_is_read_as_one():
     """In a time that does not grow with the square of their number."""
     many = {"question": ["a"] * MAX_TEXT, "answer": ""}

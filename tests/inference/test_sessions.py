@@ -24,6 +24,7 @@ def test_sessions_share_nothing(parity_engine, script):
     assert (len(one.turns), len(two.turns), len(two.pictures)) == (0, 1, 1)
 
 
+@pytest.mark.slow
 def test_idle_sessions_drop_their_cache_then_their_embeddings_and_nobody_notices(parity_engine):
     sessions, alone = Sessions(parity_engine, max_sessions=1), Chat(parity_engine)
     chats = [sessions.open() for _ in range(6)]

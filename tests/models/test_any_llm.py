@@ -42,6 +42,7 @@ def batch(engine) -> Batch:
     return batch_of(engine.prompter, captioned(torch.randn(2, 3, 56, 56), ["a dog", "the small grass"]))
 
 
+@pytest.mark.slow
 def test_a_training_step_moves_only_the_projection(model, batch):
     before = {n: p.clone() for n, p in model.named_parameters()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
@@ -53,6 +54,7 @@ def test_a_training_step_moves_only_the_projection(model, batch):
     assert model(batch)["loss"] < first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", [["a dog", "the small grass"], [], ["", "a"]], ids=["both", "none", "one"])
 def test_label_positions_alone_give_the_loss_and_gradients_of_all(answers, engine, model):
     prompter = replace(engine.prompter, end_sym="")
@@ -119,6 +121,7 @@ def test_soft_tokens_begin_as_large_as_words(kind, model):
     assert 0.8 < (soft / words).item() < 1.25
 
 
+@pytest.mark.slow
 def test_batches_answer_as_one_by_one(engine):
     one, two = torch.randn(2, 3, 56, 56)
     dialogues = [

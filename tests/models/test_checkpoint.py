@@ -240,6 +240,7 @@ def test_a_failed_download_is_an_error_with_a_cure(tmp_path):
     assert local_files({"model.ckpt": str(tmp_path)}, "unused") == {"model.ckpt": tmp_path}
 
 
+@pytest.mark.slow
 def test_a_url_is_downloaded_once_into_the_cache(tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "w.safetensors").write_bytes(b"weights")

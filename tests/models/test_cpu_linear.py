@@ -36,6 +36,7 @@ def test_large_layers_alone_are_computed_by_onednn(monkeypatch):
     assert len(called) == 1
 
 
+@pytest.mark.slow
 @given(rows=st.lists(st.integers(1, 9), max_size=2), bias=st.booleans(), strided=st.booleans())
 @settings(max_examples=25, deadline=None)
 def test_results_are_those_of_pytorch(rows, bias, strided):

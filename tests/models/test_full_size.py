@@ -85,6 +85,7 @@ def build(files, monkeypatch):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_every_recorded_key_is_used_or_known_to_be_unused(name, build, caplog):
     caplog.set_level("INFO")
@@ -111,6 +112,7 @@ def test_every_recorded_key_is_used_or_known_to_be_unused(name, build, caplog):
     assert not any(t.is_meta for t in towers)
 
 
+@pytest.mark.slow
 def test_dtypes_of_other_precisions():
     half = {key for key, (_, dtype) in VIT.items() if dtype == "float16"}
     for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
@@ -122,6 +124,7 @@ def test_dtypes_of_other_precisions():
         }
 
 
+@pytest.mark.slow
 def test_a_7b_projection_does_not_fit_a_13b_llm(build):
     words = r"was trained with an LLM of width 4096 \(7B\); this LLM has 5120 \(13B\). Change the LLM or the checkpoint"
     with pytest.raises(UserError, match=r"\[4096, 768\], this model has \[5120, 768\]: it " + words):

@@ -41,6 +41,7 @@ def test_missing_files_are_named_before_anything_is_loaded(key, parity_config, m
         MiniGPT4.from_config(config)
 
 
+@pytest.mark.slow
 def test_files_of_another_size_are_refused(parity_config):
     vit = replace(parity_config.vit, embed_dim=48)
     with pytest.raises(UserError, match="model.vit_model: .* does not fit model.vit"):
@@ -54,6 +55,7 @@ def test_files_of_another_size_are_refused(parity_config):
         MiniGPT4.from_config(Config(model=replace(parity_config, conversation="vicuna_v9")))
 
 
+@pytest.mark.slow
 def test_batches_answer_as_one_by_one(parity_engine):
     torch.manual_seed(0)
     images = torch.randn(3, 3, 56, 56)
@@ -71,6 +73,7 @@ def test_batches_answer_as_one_by_one(parity_engine):
     assert batch == single
 
 
+@pytest.mark.slow
 def test_generation_stops_each_row_at_its_own_stop_string(parity_engine):
     texts = ["###Human: hello ###Assistant: ", "###Human: a dog ###Assistant: "]
     own = parity_engine.prompter
@@ -85,6 +88,7 @@ def test_generation_stops_each_row_at_its_own_stop_string(parity_engine):
     assert answers(stop) == [whole[0], whole[1].split(stop)[0].strip()]
 
 
+@pytest.mark.slow
 def test_a_seed_reproduces_sampling(parity_engine):
     def sample(seed: int) -> list[str]:
         torch.manual_seed(seed)
@@ -99,6 +103,7 @@ def test_answers_are_cut_at_the_stop_string(parity_prompter):
     assert cut("plain ", stops) == "plain"
 
 
+@pytest.mark.slow
 def test_another_projection_leaves_no_trace(parity_model):
     trained = parity_model.projection
     other = build_projection("linear", trained.in_features, parity_model.llm)
@@ -110,6 +115,7 @@ def test_another_projection_leaves_no_trace(parity_model):
     assert parity_model.projection is trained and torch.equal(parity_model.encode_img(picture), own)
 
 
+@pytest.mark.slow
 def test_the_window_limits_prompts_answers_and_training(parity_engine):
     own = parity_engine.prompter
     prompt = "###Human: hello ###Assistant: "

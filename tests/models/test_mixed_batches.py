@@ -36,6 +36,7 @@ def losses(model: MiniGPT4, batch: Batch) -> Tensor:
     return torch.zeros(len(batch["ids"])).index_add_(0, rows, each)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_each_sample_has_the_loss_that_it_has_alone(parity_model, parity_prompter):
     def of(samples: list[Conversation]) -> Tensor:
@@ -69,6 +70,7 @@ def test_text_alone_has_a_gradient_of_zeros(parity_model, parity_prompter):
         torch.testing.assert_close(result["loss"] * result["tokens"], losses(parity_model, batch).sum())
 
 
+@pytest.mark.slow
 def test_a_batch_without_labels_costs_nothing(parity_model, parity_prompter):
     """Of prompts alone there is nothing to learn; ranks still wait for their gradients."""
     batch = batch_of(parity_prompter, SAMPLES)

@@ -33,6 +33,7 @@ def warnings(caplog) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
 
 
+@pytest.mark.slow
 def test_the_bundled_llm_knows_its_own_paragraph_and_not_english(llm, caplog):
     own = load_config("train_configs/minigpt4_tiny_stage2_finetune.yaml").model.plain_text
     check_plain_text(llm, load_tokenizer(TINY), own)
@@ -41,6 +42,7 @@ def test_the_bundled_llm_knows_its_own_paragraph_and_not_english(llm, caplog):
     assert "wrong weights or tokenizer" in warnings(caplog)[0] and "set model.plain_text" in warnings(caplog)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["tokenizer", "weights", "not numbers"])
 def test_the_wrong_tokenizer_or_weights_are_reported(wrong, llm, parity_llm, caplog):
     own = load_config("train_configs/minigpt4_tiny_stage2_finetune.yaml").model.plain_text
@@ -67,6 +69,7 @@ def test_a_missing_file_is_refused(parity_config):
         MiniGPT4.from_config(Config(model=replace(parity_config, plain_text="/no/such")))
 
 
+@pytest.mark.slow
 def test_a_run_checks_its_llm_once_and_with_null_not_at_all(parity_config, parity_engine, tmp_path, caplog):
     for i, plain_text in enumerate((None, parity_config.plain_text)):
         run = RunConfig(output_dir=str(tmp_path / str(i)), device="cpu", amp=False, num_workers=0, batch_size_train=4)

@@ -250,6 +250,7 @@ def gigabytes(devices: dict) -> dict:
     return {str(d): {part: round(size / 1e9, 1) for part, size in parts.items()} for d, parts in devices.items()}
 
 
+@pytest.mark.slow
 def test_memory_of_vicuna_7b_in_8_bits(vicuna_7b):
     config = ModelConfig(low_resource=True, llm_dtype="fp16")
     vision = build_vision(Config(model=config))
@@ -259,6 +260,7 @@ def test_memory_of_vicuna_7b_in_8_bits(vicuna_7b):
     assert gigabytes(memory_of_devices(config, without, vicuna_7b, CPU)) == {"cpu": parts | {"vision": 0.0}}
 
 
+@pytest.mark.slow
 def test_a_device_map_spreads_the_llm(vicuna_7b, monkeypatch):
     monkeypatch.setattr("torch.accelerator.device_count", lambda: 2)
     config, card = ModelConfig(device_map="auto", llm_dtype="fp16"), torch.device("cuda", 1)

@@ -23,6 +23,7 @@ PROMPT = "###Human: <Img><ImageHere></Img> What is it? ###Assistant: "
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "weights", "tolerance"),
     [
@@ -67,6 +68,7 @@ def test_four_bits_train_after_they_have_answered(monkeypatch):
     assert gradient().equal(before) and before.any()
 
 
+@pytest.mark.slow
 def test_four_bits_are_packed_to_answer_only_and_where_they_fit(monkeypatch, parity_config):
     monkeypatch.setattr("bitsandbytes.functional.has_avx512bf16", lambda: True)
     config = Config(model=replace(parity_config, quantization="4bit"), run=RunConfig(device="cpu"))

@@ -34,6 +34,7 @@ def batch(parity_prompter) -> Batch:
     return batch_of(parity_prompter, CONVERSATIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_what_is_unfrozen_trains_in_fp32_and_is_saved(part, batch, parity_config, tmp_path, caplog):
     config = replace(parity_config, unfreeze=[part], vit_precision="bf16", llm_dtype="bf16")
@@ -102,6 +103,7 @@ def test_unknown_layers_for_adapters_are_refused_before_weights_are_read(parity_
         MiniGPT4.from_config(Config(model=config))
 
 
+@pytest.mark.slow
 def test_adapters_may_be_added_to_a_checkpoint_without_any(batch, parity_config, parity_model):
     config = replace(parity_config, lora_r=2, lora_targets=["o_proj", "mlp.down_proj"], lora_alpha=6)
     model = MiniGPT4.from_config(Config(model=config)).eval()
@@ -126,6 +128,7 @@ def saved_and_gradients(model: MiniGPT4, batch: Batch) -> tuple[int, torch.Tenso
     return sum(kept.values()), loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{}, {"unfreeze": ["vit"]}, {"lora_r": 2}], ids=["frozen", "vit", "lora"])
 def test_activations_computed_anew_change_nothing_but_memory(change, batch, parity_config):
     config = replace(parity_config, **change)
@@ -147,6 +150,7 @@ def test_activations_computed_anew_change_nothing_but_memory(change, batch, pari
     assert plain.llm.training is anew.llm.training is ("lora_r" in change)
 
 
+@pytest.mark.slow
 def test_no_dropout_in_a_frozen_llm_that_computes_activations_anew(batch, parity_config):
     """OPT's blocks drop out where they are in training mode, which transformers' own switch would need."""
     sizes = {"hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 64, "num_attention_heads": 4}

@@ -59,6 +59,7 @@ def test_processors_give_torchvisions_bits(width, height, seed, processor):
     assert torch.equal(drawn(seed, processor, noise), drawn(seed, THEIRS[processor], noise))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 2 * SIDE - 1), st.integers(1, 300), st.integers(0, 99), st.sampled_from([EVAL, TRAIN]))
 def test_a_jpeg_that_must_not_be_reduced_gives_the_bits_of_the_whole(width, height, seed, processor):
@@ -109,6 +110,7 @@ def sizes_decoded(monkeypatch) -> list[tuple[int, int]]:
     return seen
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(st.integers(448, 1500), st.integers(448, 1500), st.integers(0, 99))
 def test_a_reduced_jpeg_shows_the_same_region(width, height, seed):

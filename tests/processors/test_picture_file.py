@@ -20,6 +20,7 @@ PACKAGE = Path(minigpt4.__file__).parent
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
 
 
+@pytest.mark.slow
 def test_every_picture_is_opened_by_one_function():
     found = []
     for file in PACKAGE.rglob("*.py"):
@@ -70,6 +71,7 @@ def test_scans_of_a_thumbnail_and_of_what_follows_the_picture_do_not_count():
     assert open_image(io.BytesIO(data[:2] + segment + data[2:] + scans)).size == (40, 30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [b"zTXt", b"iCCP"])
 def test_words_that_unpack_to_much_are_not_unpacked(kind):
     data = file_of(Image.new("RGB", (4, 3))).getvalue()

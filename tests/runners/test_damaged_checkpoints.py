@@ -95,6 +95,7 @@ def test_checksums_are_those_of_all_files_and_of_the_best_weights_too(whole):
     assert noted.keys() == {"model.safetensors", "measures.json", "config.yaml"}
 
 
+@pytest.mark.slow
 def test_epochs_of_another_length_keep_the_checksums(tmp_path):
     toy_runner(tmp_path, max_epoch=2, keep_last=2).train()
     toy_runner(tmp_path, max_epoch=3, iters_per_epoch=4, resume="auto", keep_last=3).train()
@@ -118,6 +119,7 @@ def test_all_ranks_follow_the_first_ones_choice(whole, tmp_path):
     assert (folder / "checkpoint_1.abandoned").is_dir()
 
 
+@pytest.mark.slow
 def test_the_command_refuses_a_damaged_checkpoint_with_one_line(whole, tmp_path, minigpt4):
     write_all(tmp_path / "data", seed=1, scale=0.05)
     folder = shutil.copytree(whole, tmp_path / "run")

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 
@@ -14,6 +15,7 @@ from tests.runners.toy import toy_runner
 from tests.serve.predicting import COUNT, SCENES, lines
 
 
+@pytest.mark.slow
 def test_a_model_is_built_from_a_folder_though_what_training_began_with_is_gone(tmp_path, monkeypatch, minigpt4):
     write_all(tmp_path / "data", seed=1, scale=0.05)
     projection, prompts = tmp_path / "projection.safetensors", tmp_path / "prompts.txt"
@@ -41,6 +43,7 @@ def test_a_model_is_built_from_a_folder_though_what_training_began_with_is_gone(
     assert code == 2 and "set model.lora_r=2" in told
 
 
+@pytest.mark.slow
 def test_every_checkpoint_of_a_run_holds_the_config_as_it_was_then(tmp_path):
     toy_runner(tmp_path, max_epoch=1, save_steps=4).train()
     toy_runner(tmp_path, max_epoch=2, save_steps=4, init_lr=1e-3, resume="auto").train()
@@ -50,6 +53,7 @@ def test_every_checkpoint_of_a_run_holds_the_config_as_it_was_then(tmp_path):
     assert rates == dict.fromkeys(early, 0.01) | dict.fromkeys(late, 0.001)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_a_checkpoint_without_a_config(tmp_path):
     """An earlier version's, with the validation of its epoch still to be made."""
     toy_runner(tmp_path, max_epoch=1, valid=True).train()

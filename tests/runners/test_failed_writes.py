@@ -33,6 +33,7 @@ command_line.run(main)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "file"), [(8000, "checkpoint_1"), (1000, "log.txt")])
 def test_a_full_disk_ends_a_run_in_one_line_and_leaves_its_checkpoints(limit, file, tmp_path):
     command = [sys.executable, "-c", FULL, str(tmp_path), str(limit)]
@@ -50,6 +51,7 @@ def test_a_full_disk_ends_a_run_in_one_line_and_leaves_its_checkpoints(limit, fi
     assert steps == [*range(1, 9), 8, *range(9, 17), 16]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["config.yaml", "run_info.json", "log.txt", "tensorboard"])
 def test_a_folder_that_cannot_be_written_is_told_at_the_start(file, tmp_path):
     toy_runner(tmp_path, max_epoch=1).train()
@@ -68,6 +70,7 @@ def test_a_folder_that_cannot_be_written_is_told_at_the_start(file, tmp_path):
     assert found is not None and load_file(found[0] / "model.safetensors").keys() == weights.keys()
 
 
+@pytest.mark.slow
 def test_a_best_checkpoint_that_cannot_be_written_is_told(tmp_path):
     runner = toy_runner(tmp_path, max_epoch=1)
     (tmp_path / "checkpoint_best").write_text("")
@@ -76,6 +79,7 @@ def test_a_best_checkpoint_that_cannot_be_written_is_told(tmp_path):
     assert checkpoint_to_continue("auto", tmp_path) is not None
 
 
+@pytest.mark.slow
 def test_a_picture_that_cannot_be_written_ends_no_run(tmp_path, caplog):
     (tmp_path / "loss.png").mkdir()
     toy_runner(tmp_path, max_epoch=1).train()

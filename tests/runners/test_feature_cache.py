@@ -72,6 +72,7 @@ def shown(dataset, index: int) -> torch.Tensor:
     return picture
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_qformer", [True, False])
 def test_the_loss_is_that_of_the_towers_with_features_in_bf16(has_qformer, config, monkeypatch):
     if not has_qformer:
@@ -101,6 +102,7 @@ def test_the_loss_is_that_of_the_towers_with_features_in_bf16(has_qformer, confi
     assert not blind.projection.weight.grad.any()
 
 
+@pytest.mark.slow
 def test_training_pictures_are_those_of_evaluation_decoded_in_full(config):
     """A live run may decode a JPEG at a fraction of its size, which gives other pixels: a cache keeps none of those."""
     file = Path(config.datasets["cc_sbu_align"].build_info.storage) / "image" / "3.jpg"
@@ -118,6 +120,7 @@ def test_training_pictures_are_those_of_evaluation_decoded_in_full(config):
     assert config.datasets["cc_sbu_align"].vis_processor.train.name == "blip2_image_train"  # as the user wrote it
 
 
+@pytest.mark.slow
 def test_others_may_read_a_cache_as_the_umask_says(config):
     cached(config)
     (file,) = {f.stat().st_mode & 0o777 for f in Path(config.run.cache_features).iterdir()}
@@ -126,6 +129,7 @@ def test_others_may_read_a_cache_as_the_umask_says(config):
     assert file == 0o666 & ~umask
 
 
+@pytest.mark.slow
 def test_a_full_cache_needs_no_towers(config, monkeypatch):
     first = cached(config)["train"]["cc_sbu_align"]
     monkeypatch.setattr(feature_cache, "_fill", None)
@@ -134,6 +138,7 @@ def test_a_full_cache_needs_no_towers(config, monkeypatch):
     assert again[3]["conversation"] == Conversation([Turn([ANY], "a dog 3")], kind="caption")
 
 
+@pytest.mark.slow
 def test_filling_goes_on_where_it_was_cut_off(config, tmp_path, monkeypatch):
     whole = cached(config)["train"]["cc_sbu_align"]
     folder = tmp_path / "cache"
@@ -147,6 +152,7 @@ def test_filling_goes_on_where_it_was_cut_off(config, tmp_path, monkeypatch):
     assert all(torch.equal(shown(again, i), shown(whole, i)) for i in range(10))
 
 
+@pytest.mark.slow
 def test_a_split_may_be_added(config):
     config.run.valid_splits = []
     assert len(cached(config)) == 1
@@ -159,6 +165,7 @@ def touch(config: Config, name: str) -> None:
     os.utime(Path(config.datasets["cc_sbu_align"].build_info.storage) / name, (1, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -188,6 +195,7 @@ def write_picture_again(config: Config, name: str) -> None:
         file.write_text(file.read_text().replace("dog", "cat"))  # of the same size
 
 
+@pytest.mark.slow
 def test_damaged_shards_are_named(config, tmp_path):
     cached(config)
     (tmp_path / "cache" / "val-cc_sbu_align-0.safetensors").write_bytes(b"nonsense")
@@ -201,6 +209,7 @@ def read_all(config: Config) -> None:
             own["cc_sbu_align"][i]
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_and_a_damaged_fingerprint_are_found(config, tmp_path):
     read_all(config)
     shard = next((tmp_path / "cache").glob("*.safetensors"))
@@ -232,6 +241,7 @@ class Mixed:
         return {"conversation": Conversation(turns[i], system="Be brief."), "image_id": i}
 
 
+@pytest.mark.slow
 def test_samples_with_no_picture_several_and_damaged_ones(config, monkeypatch, caplog):
     monkeypatch.setattr(ImageTextPretrainTask, "build_datasets", lambda *_, **__: {"cc_sbu_align": Mixed()})
     dataset = cached(config)["train"]["cc_sbu_align"]
@@ -250,6 +260,7 @@ def test_samples_with_no_picture_several_and_damaged_ones(config, monkeypatch, c
     assert batch["pictures"].shape == (3, 8, 64) and model(batch)["tokens"] > 0
 
 
+@pytest.mark.slow
 def test_a_cache_of_an_earlier_version_is_refused_at_once(config, tmp_path):
     """Its samples were no conversations; read by the workers, each would be skipped as unusable."""
     cached(config)
@@ -261,6 +272,7 @@ def test_a_cache_of_an_earlier_version_is_refused_at_once(config, tmp_path):
         cached(config)
 
 
+@pytest.mark.slow
 def test_a_full_cache_is_enough_without_the_part_that_filled_it(config):
     cached(config)
     config.model = replace(config.model, ckpt=None, vit_model="/no/file", vision=VisionConfig("cached_features"))
@@ -311,6 +323,7 @@ KEYS = {"storage": "", "valid_storage": "_val"}
 KEYS_AT = ["stage2", "stage2_val"]
 
 
+@pytest.mark.slow
 def test_two_runs_do_not_fill_one_cache_at_once(config, monkeypatch):
     monkeypatch.setattr(feature_cache, "_PATIENCE", 0)
     folder = Path(config.run.cache_features)

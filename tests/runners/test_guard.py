@@ -13,6 +13,7 @@ from minigpt4.runners.guard import Guard
 from tests.runners.toy import Poisoned, Toy, toy_runner
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_bad_step_is_skipped_and_told_with_its_samples(where, tmp_path, caplog):
     model = Poisoned({3}, where)
@@ -38,6 +39,7 @@ def test_a_bad_batch_spoils_the_whole_accumulated_step(tmp_path):
     assert not torch.equal(model.projection.weight, before)
 
 
+@pytest.mark.slow
 def test_one_bad_batch_in_each_accumulated_step_ends_the_run(tmp_path, caplog):
     """No step of the optimizer is left, however many good batches there are between the bad ones."""
     model = Poisoned({1, 6, 11, 13, 18, 23, 24}, "loss")  # of each 4 the first, the second, the third; ...
@@ -50,6 +52,7 @@ def test_one_bad_batch_in_each_accumulated_step_ends_the_run(tmp_path, caplog):
     assert counts == sorted(counts) and (tmp_path / "checkpoint_step_12").is_dir()
 
 
+@pytest.mark.slow
 def test_a_good_step_begins_the_count_anew(tmp_path, caplog):
     runner = toy_runner(tmp_path, model=Poisoned({1, 2, 5, 6, 7, 8}), accum_grad_iters=2, max_bad_steps=3)
     runner.train()
@@ -59,6 +62,7 @@ def test_a_good_step_begins_the_count_anew(tmp_path, caplog):
     assert runner.guard.bad_steps == 0
 
 
+@pytest.mark.slow
 def test_too_many_bad_steps_end_the_run_with_a_saved_state(tmp_path):
     model = Poisoned(set(range(4, 99)))
     runner = toy_runner(tmp_path, model=model, max_bad_steps=3)
@@ -79,6 +83,7 @@ def test_a_run_that_learns_nothing_is_told_once(caplog):
     assert caplog.text.count("that of guessing among all words (10.37)") == 1
 
 
+@pytest.mark.slow
 def test_a_run_watches_its_own_losses(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("minigpt4.runners.guard._PATIENCE", 20)
     model = Toy()

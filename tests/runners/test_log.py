@@ -37,6 +37,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
 
 
+@pytest.mark.slow
 def test_tensorboard_holds_what_the_log_holds(tmp_path):
     toy_runner(tmp_path, max_epoch=2, valid=True).train()
     records, board = lines(tmp_path), scalars(tmp_path)
@@ -132,6 +133,7 @@ def wandb(monkeypatch) -> FakeWandb:
     return fake
 
 
+@pytest.mark.slow
 def test_wandb_gets_what_the_log_gets_where_asked(wandb, tmp_path):
     toy_runner(tmp_path / "unasked", max_epoch=1).train()
     assert not wandb.begun
@@ -212,6 +214,7 @@ for who in ("main", "other"):
 """
 
 
+@pytest.mark.slow
 def test_other_ranks_say_only_what_they_alone_know():
     done = subprocess.run([sys.executable, "-c", SPEAKERS], cwd=ROOT, capture_output=True, text=True, check=True)
     for name in ("minigpt4.models.llm", "minigpt4.models.checkpoint", "transformers.modeling_utils", "python"):

@@ -24,6 +24,7 @@ def test_bf16_is_the_default():
     assert amp_dtype(RunConfig(), torch.device("cpu")) == torch.bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("llm_dtype", ["fp32", "bf16"])
 def test_in_bf16_matrices_multiply_and_what_trains_stays_in_fp32(llm_dtype):
     pictures = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
@@ -51,6 +52,7 @@ def test_in_bf16_matrices_multiply_and_what_trains_stays_in_fp32(llm_dtype):
     assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[0] != losses[1]
 
 
+@pytest.mark.slow
 def test_an_overflow_in_fp16_skips_the_step_and_lowers_the_scale(tmp_path, caplog):
     model = Poisoned({3}, "gradient")
     runner = toy_runner(tmp_path, model=model, max_epoch=1, **FP16)
@@ -71,6 +73,7 @@ def test_an_overflow_in_fp16_skips_the_step_and_lowers_the_scale(tmp_path, caplo
     assert "the step is skipped" not in caplog.text  # it is usual
 
 
+@pytest.mark.slow
 def test_gradients_that_overflow_at_any_scale_end_the_run(tmp_path):
     model = Poisoned(set(range(99)), "gradient")
     before = model.projection.weight.clone()
@@ -80,6 +83,7 @@ def test_gradients_that_overflow_at_any_scale_end_the_run(tmp_path):
     assert runner.step < 24 and torch.equal(model.projection.weight, before)
 
 
+@pytest.mark.slow
 def test_the_scaler_is_continued_with_to_the_bit(tmp_path):
     toy_runner(tmp_path / "whole", model=Poisoned({3}, "gradient"), save_steps=5, **FP16).train()
     middle = tmp_path / "whole" / "checkpoint_step_5"
@@ -93,6 +97,7 @@ def test_the_scaler_is_continued_with_to_the_bit(tmp_path):
     assert all(torch.equal(weights[name], value) for name, value in same.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [None, 0.01])
 def test_gradients_are_clipped_as_they_are_without_the_scale(most, tmp_path, monkeypatch):
     norms = []

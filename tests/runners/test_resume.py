@@ -56,6 +56,7 @@ def whole(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 5, 8, 11, 31])
 def test_a_stopped_run_goes_on_to_the_bit(steps, whole, tmp_path):
     first = toy_runner(tmp_path, valid=True)
@@ -68,6 +69,7 @@ def test_a_stopped_run_goes_on_to_the_bit(steps, whole, tmp_path):
     assert_same_run(whole, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_finished_run_has_nothing_left_to_do(tmp_path):
     toy_runner(tmp_path, max_epoch=1).train()
     again = toy_runner(tmp_path, max_epoch=1, resume="auto")
@@ -78,6 +80,7 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path):
     assert longer.step == 16 and len(losses(tmp_path)) == 16
 
 
+@pytest.mark.slow
 def test_a_run_of_before_is_not_written_over(tmp_path):
     toy_runner(tmp_path, max_epoch=1).train()
     with pytest.raises(UserError, match="holds checkpoint_0 of an earlier run. Set run.resume=auto"):
@@ -88,6 +91,7 @@ def test_a_run_of_before_is_not_written_over(tmp_path):
     assert other.step == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", ["training_state_16.pt", "model.safetensors"])
 def test_a_damaged_checkpoint_is_passed_over(damaged, tmp_path, caplog):
     toy_runner(tmp_path, max_epoch=2).train()
@@ -99,6 +103,7 @@ def test_a_damaged_checkpoint_is_passed_over(damaged, tmp_path, caplog):
     assert "the one before it is used" in caplog.text
 
 
+@pytest.mark.slow
 def test_what_is_no_checkpoint_is_said_in_words(tmp_path):
     toy_runner(tmp_path, max_epoch=1).train()
     with pytest.raises(UserError, match="checkpoint_best' holds weights but no training state. Set model.ckpt to it"):
@@ -107,6 +112,7 @@ def test_what_is_no_checkpoint_is_said_in_words(tmp_path):
         toy_runner(tmp_path, resume=str(tmp_path))
 
 
+@pytest.mark.slow
 def test_weights_of_another_model_name_the_key_that_chose_them(tmp_path):
     toy_runner(tmp_path, max_epoch=1).train()
     other = Toy()
@@ -115,6 +121,7 @@ def test_weights_of_another_model_name_the_key_that_chose_them(tmp_path):
         toy_runner(tmp_path, model=other, resume="auto")
 
 
+@pytest.mark.slow
 def test_what_a_crash_left_does_not_stop_the_next_save(tmp_path):
     for left in (tmp_path / "checkpoint_0.old", tmp_path / "checkpoint_0"):
         left.mkdir()
@@ -124,6 +131,7 @@ def test_what_a_crash_left_does_not_stop_the_next_save(tmp_path):
     assert not (tmp_path / "checkpoint_0" / "file").exists()
 
 
+@pytest.mark.slow
 def test_a_branch_that_is_left_does_not_come_back(tmp_path, caplog):
     toy_runner(tmp_path, valid=True, keep_last=9).train()
     older = str(tmp_path / "checkpoint_1")
@@ -135,6 +143,7 @@ def test_a_branch_that_is_left_does_not_come_back(tmp_path, caplog):
     assert toy_runner(tmp_path, resume="auto").step == 20
 
 
+@pytest.mark.slow
 def test_the_best_of_a_branch_that_is_left_does_not_count(tmp_path):
     first = toy_runner(tmp_path, max_epoch=2)
     measures = iter([2.0, 0.0])
@@ -146,12 +155,14 @@ def test_the_best_of_a_branch_that_is_left_does_not_count(tmp_path):
     assert run_state.read_measures(tmp_path / "checkpoint_best") == {"epochs": 2.0, "val_loss": 1.0}
 
 
+@pytest.mark.slow
 def test_checkpoints_within_an_epoch_and_the_last_ones_kept(tmp_path):
     toy_runner(tmp_path, max_epoch=2, save_steps=3, keep_last=2, valid=True).train()
     names = {p.name for p in tmp_path.iterdir() if p.is_dir()}
     assert names == {"checkpoint_step_14", "checkpoint_1", "checkpoint_best", "tensorboard"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_training_after_the_step_with_a_checkpoint(number, tmp_path):
     runner, handler = toy_runner(tmp_path), signal.getsignal(number)
@@ -200,6 +211,7 @@ def test_kill_9_at_random_moments_loses_nothing_but_the_steps_since_the_last_sav
     assert_same_run(whole, tmp_path)
 
 
+@pytest.mark.slow
 def test_without_the_random_numbers_of_before_the_run_would_be_another(whole, tmp_path, monkeypatch):
     toy_runner(tmp_path, valid=True, save_steps=5).train()
     for name in ("checkpoint_1", "checkpoint_2", "checkpoint_3", *(f"checkpoint_step_{n}" for n in (13, 21, 29))):
@@ -253,6 +265,7 @@ def epochs(folder: Path) -> list[tuple[int, int]]:
 BY_DATA = {"iters_per_epoch": None, "keep_last": 2, "valid": True}  # of 50 samples
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after", "length"), [(4, 8, 6), (8, 4, 12)])
 def test_another_batch_size_leaves_the_epochs_that_are_left(before, after, length, tmp_path, caplog):
     toy_runner(tmp_path, max_epoch=2, batch_size_train=before, **BY_DATA).train()
@@ -269,6 +282,7 @@ def test_another_batch_size_leaves_the_epochs_that_are_left(before, after, lengt
     assert names == ["checkpoint_2", "checkpoint_3"]
 
 
+@pytest.mark.slow
 def test_another_batch_size_within_an_epoch_does_not_skip_its_end(tmp_path):
     runner = toy_runner(tmp_path, max_epoch=1, batch_size_train=4, **BY_DATA)
     stop_at(runner, 11)

@@ -21,11 +21,13 @@ def resumed(folder: Path, **run) -> list[dict]:
     return settings(runner)
 
 
+@pytest.mark.slow
 def test_changed_settings_of_the_optimizer_count(tmp_path):
     toy_runner(tmp_path, max_epoch=1).train()
     assert resumed(tmp_path, **OTHER) == [OTHER, OTHER | {"weight_decay": 0.0}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [("bf16", "fp16"), ("fp16", "bf16")])
 def test_fp16_may_follow_bf16_and_the_reverse(before, after, tmp_path):
     toy_runner(tmp_path, max_epoch=1, amp=True, amp_dtype=before).train()

@@ -78,6 +78,7 @@ def settings(spec: dict, **changed) -> dict:
     return {"weight_decay": config["weight_decay"], "init_lr": config["init_lr"], "betas": betas} | changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECORDED_UPDATES)
 def test_six_steps_equal_those_of_the_original(name, parity_prompter, runner, model, tmp_path):
     """The second run, quirk 19: it adds up two batches' gradients, undivided, and keeps those of an epoch's end."""
@@ -101,6 +102,7 @@ def test_six_steps_equal_those_of_the_original(name, parity_prompter, runner, mo
         assert ours["lr"] == spec["lr_used"][max(RECORDED_UPDATES[name])]
 
 
+@pytest.mark.slow
 def test_accumulation_differs_from_the_originals(parity_prompter, runner, model, tmp_path):
     """Quirk 19, both values (the recorded ones: see above): divided, and no gradient is carried to the next epoch."""
     (spec, data), fresh = recorded_run("vicuna0_stage1_accum2"), copy.deepcopy(model)
@@ -143,6 +145,7 @@ def test_the_originals_checkpoint_files_are_read(model, tmp_path):
     assert torch.equal(model.projection.weight, data["final.llama_proj.weight"])
 
 
+@pytest.mark.slow
 def test_a_run_writes_log_plot_config_and_trainable_weights_only(runner, model, tmp_path):
     frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
     before = model.projection.weight.clone()
@@ -178,6 +181,7 @@ def test_a_run_writes_log_plot_config_and_trainable_weights_only(runner, model, 
     assert "max_epoch: 2" in (tmp_path / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_frozen_parts_stay_in_eval_mode_without_graphs_after_validation_too(runner, model, tmp_path):
     seen = []
     for name in ("vision.vit", "vision.qformer", "llm"):
@@ -198,6 +202,7 @@ def test_frozen_parts_stay_in_eval_mode_without_graphs_after_validation_too(runn
     assert trained.strategy.optimizer.state.keys() == set(model.projection.parameters())
 
 
+@pytest.mark.slow
 def test_accumulated_batches_equal_one_large_batch(parity_prompter, runner, model, tmp_path):
     other = copy.deepcopy(model)
     pictures = torch.stack([Pictures(8)[i]["conversation"].pictures[0] for i in range(4)])
@@ -213,6 +218,7 @@ def test_accumulated_batches_equal_one_large_batch(parity_prompter, runner, mode
     torch.testing.assert_close(model.projection.weight, other.projection.weight, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_gradients_are_clipped(parity_prompter, runner, model, tmp_path, monkeypatch):
     seen = []
     trained = runner(model, tmp_path, max_grad_norm=0.01)

@@ -28,6 +28,7 @@ def whole(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_it_ends_at_its_number_and_validates_between(whole):
     assert [r["step"] for r in records(whole) if "train_loss" in r] == list(range(1, 21))
     assert [(r["epoch"], r["step"]) for r in records(whole) if "val_loss" in r] == [(0, 8), (1, 16), (2, 20)]
@@ -42,6 +43,7 @@ def test_the_schedule_is_that_of_the_iterations(whole, tmp_path):
     assert rates == pytest.approx([by_epochs.lr(step) for step in range(20)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["checkpoint_step_13", "checkpoint_1"])
 def test_it_goes_on_to_the_bit(name, whole, tmp_path):
     runner = toy_runner(tmp_path, resume=str(whole / name), **ITERATIONS)
@@ -52,6 +54,7 @@ def test_it_goes_on_to_the_bit(name, whole, tmp_path):
     assert ours[-1] == theirs[-1]
 
 
+@pytest.mark.slow
 def test_a_longer_run_goes_on_within_the_piece_that_was_last(whole, tmp_path):
     runner = toy_runner(tmp_path, resume=str(whole / "checkpoint_2"), **ITERATIONS | {"max_iters": 30})
     assert runner.step == 20

@@ -24,6 +24,7 @@ def weights(folder, name: str) -> torch.Tensor:
     return load_file(folder / name / "model.safetensors")["llama_proj.weight"]
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_mean_over_label_tokens_however_they_are_batched(tmp_path):
     runner = toy_runner(tmp_path, valid=True, batch_size_eval=3)
     samples = [Numbers(7)[i] for i in range(7)]
@@ -34,6 +35,7 @@ def test_the_loss_is_the_mean_over_label_tokens_however_they_are_batched(tmp_pat
     assert runner.validation.measure() == {"val_loss": pytest.approx(expected, abs=1e-6)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [False, True], ids=["at once", "in parts"])
 @pytest.mark.parametrize(
     ("metric", "measures", "best"),
@@ -79,6 +81,7 @@ def whole(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_validation_that_fails_costs_no_training_and_is_made_up_for(tmp_path, whole, monkeypatch):
     runner = toy_runner(tmp_path, max_epoch=2, valid=True)
     monkeypatch.setattr(runner.validation, "loss", lambda: 1 / 0)
@@ -92,6 +95,7 @@ def test_a_validation_that_fails_costs_no_training_and_is_made_up_for(tmp_path, 
         assert torch.equal(weights(tmp_path, name), weights(whole, name))
 
 
+@pytest.mark.slow
 def test_a_crash_before_the_best_is_noted_does_not_lose_it(tmp_path, whole, monkeypatch):
     runner = toy_runner(tmp_path, max_epoch=2, valid=True)
     with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
@@ -101,6 +105,7 @@ def test_a_crash_before_the_best_is_noted_does_not_lose_it(tmp_path, whole, monk
     assert torch.equal(weights(tmp_path, "checkpoint_best"), weights(whole, "checkpoint_best"))
 
 
+@pytest.mark.slow
 def test_a_signal_ends_validation_at_once(tmp_path, whole, monkeypatch):
     runner = toy_runner(tmp_path, max_epoch=2, valid=True, batch_size_eval=1)
     seen = []
@@ -152,6 +157,7 @@ def test_fewer_samples_than_processes_of_a_sharded_model_are_refused_before_trai
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["['numbers']"] * 2
 
 
+@pytest.mark.slow
 def test_the_metric_is_taken_each_epoch_and_decides(tmp_path, monkeypatch):
     """The bundled model sees; learning rates that grow a thousandfold blind it in the second epoch."""
     monkeypatch.chdir(ROOT)

@@ -27,6 +27,7 @@ def test_how_urls_write_them():
     assert [in_url(host) for host in ("::1", "127.0.0.1", "localhost")] == ["[::1]", "127.0.0.1", "localhost"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["::1", "localhost"])
 def test_the_page_listens_there_too(host):
     with bind(host, 0) as place:

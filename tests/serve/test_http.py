@@ -52,6 +52,7 @@ def works(url: str) -> bool:
     return httpx.get(f"{url}/", timeout=LIMIT).status_code in (200, 404)
 
 
+@pytest.mark.slow
 def test_headers_that_never_end_are_given_up(server, monkeypatch):
     monkeypatch.setattr(http, "HEADERS_WITHIN", 0.3)
     with ExitStack() as later:
@@ -63,6 +64,7 @@ def test_headers_that_never_end_are_given_up(server, monkeypatch):
     assert works(server)
 
 
+@pytest.mark.slow
 def test_a_second_request_has_the_same_deadline(server, monkeypatch):
     monkeypatch.setattr(http, "HEADERS_WITHIN", 0.3)
     with ExitStack() as later:
@@ -72,6 +74,7 @@ def test_a_second_request_has_the_same_deadline(server, monkeypatch):
         drip(client, b"X-Header: 1\r\n")
 
 
+@pytest.mark.slow
 def test_so_has_the_rest_of_a_request_that_was_answered(server, monkeypatch):
     monkeypatch.setattr(http, "HEADERS_WITHIN", 0.3)
     with ExitStack() as later:
@@ -89,6 +92,7 @@ def test_hundreds_of_open_connections_keep_nobody_out(server, monkeypatch):
         assert all(ended(client) for client in clients[:200])
 
 
+@pytest.mark.slow
 def test_a_connection_with_a_request_under_way_is_kept(monkeypatch):
     monkeypatch.setattr(http, "MOST_CONNECTIONS", 10)
     begun, go = threading.Event(), threading.Event()
@@ -110,6 +114,7 @@ def test_a_connection_with_a_request_under_way_is_kept(monkeypatch):
         assert asking.recv(15) == b"HTTP/1.1 200 OK"
 
 
+@pytest.mark.slow
 def test_who_does_not_read_an_answer_is_given_up(monkeypatch):
     monkeypatch.setattr(http, "READ_WITHIN", 0.3)
     left = threading.Event()

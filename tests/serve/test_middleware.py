@@ -59,6 +59,7 @@ def test_which_hosts_are_known():
     assert is_among("any.example", ["*"])
 
 
+@pytest.mark.slow
 def test_a_page_may_be_asked_for_by_its_public_link(monkeypatch):
     monkeypatch.setattr(networking, "setup_tunnel", lambda **_: "https://abc.gradio.live")
     with gr.Blocks() as page:
@@ -161,6 +162,7 @@ def test_no_error_repeats_megabytes(api_url, name):
     assert answer.status_code in (400, 404) and len(answer.content) < 2000
 
 
+@pytest.mark.slow
 def test_large_pictures_and_long_conversations_are_no_such_bodies():
     picture = base64.b64encode(bytes(range(256)) * 60_000).decode()  # 20 MB
     escaped = picture.replace("+", "\\u002B").replace("/", "\\/")  # as .NET and PHP write it

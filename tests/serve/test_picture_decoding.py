@@ -68,6 +68,7 @@ def test_what_is_refused_there_is_refused_here_and_the_process_goes_on():
     assert Decoder()(process_id)[0].size == before.size
 
 
+@pytest.mark.slow
 def test_all_files_of_a_question_have_a_deadline_together():
     decoder = Decoder(seconds=0.5)
     for _ in range(2):  # nothing is left of it for the second
@@ -83,6 +84,7 @@ def test_a_process_that_takes_too_much_harms_no_other(opener, words):
     assert Decoder()(process_id)
 
 
+@pytest.mark.slow
 def test_who_leaves_ends_the_process():
     asked, left = threading.Event(), threading.Event()
 
@@ -102,6 +104,7 @@ def test_who_leaves_ends_the_process():
     assert works() <= before
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_ends_the_decoding_of_its_picture(api_url, monkeypatch):
     began, check = threading.Event(), service._check_client
 
@@ -126,6 +129,7 @@ def test_a_client_that_leaves_ends_the_decoding_of_its_picture(api_url, monkeypa
     assert answer.status_code == 200
 
 
+@pytest.mark.slow
 def test_stop_ends_the_decoding_of_a_visitors_picture(url, picture, echo, monkeypatch):
     client, began = Client(url, verbose=False), threading.Event()
     check = visitor.Visitor.check
@@ -146,6 +150,7 @@ def test_stop_ends_the_decoding_of_a_visitors_picture(url, picture, echo, monkey
     assert ask(client, "three", picture("red"))[2].startswith("three")
 
 
+@pytest.mark.slow
 def test_no_more_than_two_files_are_decoded_at_once():
     idle, seen = threading.Event(), []
 

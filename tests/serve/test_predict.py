@@ -11,6 +11,7 @@ from minigpt4.inference.pictures import Picture, Video
 from tests.serve.predicting import COUNT, DESCRIBE, EXAMPLES, SCENES, lines, write
 
 
+@pytest.mark.slow
 def test_one_image(predict):
     code, out, err = predict("--image", SCENES[0], "--text", DESCRIBE)
     assert code == 0 and err == ""
@@ -19,6 +20,7 @@ def test_one_image(predict):
     assert result["answer"].startswith("The image shows three handwritten digits.") and result["finish"] == "stop"
 
 
+@pytest.mark.slow
 def test_many_images_and_folders(predict, tmp_path):
     code, out, _ = predict("--image", SCENES[1], SCENES[0], "--image", SCENES[2], "--text", COUNT)
     assert code == 0 and [r["id"] for r in lines(out)] == [str(SCENES[i]) for i in (1, 0, 2)]
@@ -26,6 +28,7 @@ def test_many_images_and_folders(predict, tmp_path):
     assert code == 0 and [r["answer"] for r in lines(out)] == ["three", "three", "two", "one"]
 
 
+@pytest.mark.slow
 def test_of_a_folder_only_pictures_are_asked_about(predict, tmp_path):
     (tmp_path / "scene.JPG").write_bytes(SCENES[0].read_bytes())
     (tmp_path / "sub.jpg").mkdir()
@@ -60,6 +63,7 @@ def test_batches_answer_as_a_chat_about_each_alone(decoding, predict, mixed, tin
         assert answers[name] == Chat(tiny).answer(parts, **options)
 
 
+@pytest.mark.slow
 def test_failing_records_name_themselves(predict, mixed):
     code, out, err = predict("--input", mixed, "--batch-size", 4, "--text", COUNT)
     assert code == 1 and err.startswith("6 of 12 questions failed")
@@ -74,6 +78,7 @@ def test_failing_records_name_themselves(predict, mixed):
     assert url["answer"] == "three" and url["images"][0].startswith("data:") and len(url["images"][0]) < 30
 
 
+@pytest.mark.slow
 def test_a_failing_model_fails_the_row_it_fails_at(predict, tiny, monkeypatch):
     encode = tiny.model.encode_img
     bad = tiny.processor(Picture.from_file(SCENES[1]).image)
@@ -94,6 +99,7 @@ def test_a_failing_model_fails_the_row_it_fails_at(predict, tiny, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_a_bar_shows_how_far_it_is_where_it_is_in_nobodys_way(predict, tmp_path, monkeypatch):
     arguments = ["--image", EXAMPLES, "--text", COUNT, "--batch-size", 2]
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -130,6 +136,7 @@ def test_wrong_arguments_are_one_line_before_anything_is_loaded(arguments, compl
     assert code == 2 and err.count("\n") == 1 and complaint.format(tmp=tmp_path) in err
 
 
+@pytest.mark.slow
 def test_file_names_that_are_no_text(predict, tmp_path):
     folder = os.fsencode(tmp_path / "bad")
     os.mkdir(folder)
@@ -143,6 +150,7 @@ def test_file_names_that_are_no_text(predict, tmp_path):
     assert predict(*arguments)[1] == (tmp_path / "out.jsonl").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 8])
 def test_half_a_character_fails_its_own_record(size, predict, tmp_path):
     records = [{"id": "\ud801", "text": COUNT}, {"id": "b", "text": "\ud800 hi"}, {"id": "c", "text": COUNT}]
@@ -158,6 +166,7 @@ def test_half_a_character_fails_its_own_record(size, predict, tmp_path):
     assert "data: URL" in url["error"]
 
 
+@pytest.mark.slow
 def test_timing(predict):
     code, _, err = predict("--image", EXAMPLES, "--text", COUNT, "--timing")
     pattern = r"loading \d+\.\d\d s; 4 answers in (\S+) s, \S+ s of them .*: (\S+) s per answer, (\S+) images/s, "
@@ -165,6 +174,7 @@ def test_timing(predict):
     assert each == pytest.approx(total / 4, abs=0.01) and images == pytest.approx(4 / total, rel=0.2)
 
 
+@pytest.mark.slow
 def test_timing_without_an_answer(predict, tmp_path):
     arguments = ["--image", SCENES[0], "--text", COUNT, "--output", tmp_path / "out.jsonl", "--timing"]
     predict(*arguments)

@@ -34,6 +34,7 @@ def test_a_file_that_was_left_half_written_is_gone_on_with(cut, predict, mixed, 
     assert sum(asked) == (1 if cut is None else 5)  # "long" fails in the model
 
 
+@pytest.mark.slow
 def test_what_failed_is_asked_again_and_lands_in_its_place(predict, mixed, tmp_path):
     output = tmp_path / "out.jsonl"
     arguments = ["--input", mixed, "--text", COUNT, "--output", output]
@@ -50,6 +51,7 @@ def test_what_failed_is_asked_again_and_lands_in_its_place(predict, mixed, tmp_p
     assert [r for r in after if r["id"] != "gone"] == [r for r in before if r["id"] != "gone"]
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_when_all_is_answered(predict, tmp_path, monkeypatch):
     arguments = ["--image", EXAMPLES, "--text", COUNT, "--output", tmp_path / "out.jsonl"]
     assert predict(*arguments)[0] == 0
@@ -58,6 +60,7 @@ def test_nothing_is_loaded_when_all_is_answered(predict, tmp_path, monkeypatch):
     assert predict(*arguments, "--num-beams", "2") == (0, "", told)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_a_later_run_goes_on(predict, tmp_path):
     arguments = ["--image", EXAMPLES, "--text", COUNT, "--batch-size", 1]
     output, whole = tmp_path / "out.jsonl", predict(*arguments)[1]
@@ -73,6 +76,7 @@ def test_a_full_disk_is_one_line_and_a_later_run_goes_on(predict, tmp_path):
     assert output.read_text() == whole
 
 
+@pytest.mark.slow
 def test_stdout_that_is_full_or_closed_is_one_line(predict, monkeypatch, tmp_path):
     arguments = ["--image", SCENES[0], "--text", COUNT]
     with open("/dev/full", "w") as full:
@@ -84,6 +88,7 @@ def test_stdout_that_is_full_or_closed_is_one_line(predict, monkeypatch, tmp_pat
     assert predict(*arguments, "--output", tmp_path / "out.jsonl")[0] == 0
 
 
+@pytest.mark.slow
 def test_two_runs_do_not_write_to_one_file(predict, tmp_path):
     arguments = ["--image", SCENES[0], "--text", COUNT, "--output", tmp_path / "out.jsonl"]
     link = tmp_path / "link.jsonl"
@@ -96,6 +101,7 @@ def test_two_runs_do_not_write_to_one_file(predict, tmp_path):
     assert predict(*arguments)[0] == predict(*arguments[:-1], link)[0] == 0
 
 
+@pytest.mark.slow
 def test_the_output_may_be_a_link_but_no_device(predict, tmp_path):
     link, file, device = (tmp_path / name for name in ("link.jsonl", "out.jsonl", "pipe"))
     link.symlink_to(file)
@@ -144,6 +150,7 @@ def test_questions_are_no_place_for_answers(link, predict, tmp_path):
     assert file.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_question_that_lost_its_picture_is_another_one(predict, tmp_path):
     file, output = tmp_path / "q.jsonl", tmp_path / "out.jsonl"
     write(file, [{"id": "a", "image": str(SCENES[0]), "text": COUNT}])
@@ -152,6 +159,7 @@ def test_a_question_that_lost_its_picture_is_another_one(predict, tmp_path):
     assert "line 1 of" in predict("--input", file, "--output", output)[2]
 
 
+@pytest.mark.slow
 def test_an_answer_that_lacks_only_its_line_break_is_kept(predict, tmp_path):
     arguments = ["--image", SCENES[0], "--text", COUNT, "--output", tmp_path / "out.jsonl"]
     predict(*arguments)

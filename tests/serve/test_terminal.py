@@ -61,6 +61,7 @@ def test_pictures_and_turns(talk, terminal):
     assert [turn.question for turn in terminal.chat.turns][1:] == [["How many digits are there?"]]
 
 
+@pytest.mark.slow
 def test_answers_are_printed_as_they_grow(talk, terminal, monkeypatch):
     words = []
     monkeypatch.setattr("minigpt4.serve.terminal._say", lambda text, end="\n": words.append(text + end))
@@ -250,6 +251,7 @@ def test_through_pipes_no_question_is_asked_from_a_failed_command_to_the_next_pi
     assert err.count(told % ":img nix.jpg") == 2 and err.count(told % ":his 3") == 1
 
 
+@pytest.mark.slow
 def test_through_pipes_a_command_that_is_put_right_lets_go_on(tiny, capsys):
     lines = iter([":img nix.jpg", ":conf num_bems=2", "A?", ":conf num_beams=2", "B?", f":img {SCENE}", "C?"])
     terminal = Terminal(Chat(tiny), AnswerOptions(), interactive=False)

@@ -77,6 +77,7 @@ def clip(tmp_path_factory):
     return write_video(tmp_path_factory.mktemp("clip") / "clip.mp4", [(9 * n,) * 3 for n in range(25)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_frms", [1, 3, 8, 40])
 def test_a_video_gives_the_same_frames_to_training_and_to_every_door(n_frms, clip, tiny, tmp_path, monkeypatch):
     processor = tiny.processor
@@ -107,6 +108,7 @@ def test_frames_are_the_first_of_equal_parts(clip):
         Video(clip, 0).pictures()
 
 
+@pytest.mark.slow
 def test_the_number_of_frames_is_the_configs(tmp_path):
     def frames(*options: str, block: str = "") -> tuple[int, int]:
         file = tmp_path / "train.yaml"
@@ -123,6 +125,7 @@ def test_the_number_of_frames_is_the_configs(tmp_path):
             frames(f"{key}.n_frms=0")
 
 
+@pytest.mark.slow
 def test_pictures_that_are_too_tall_are_refused_by_every_door(url, client, tiny, tmp_path, echo):
     Image.new("L", (1, 70_000)).save(tmp_path / "tall.png")
     words = "longer side has 70000 pixels; 65535 are the most"

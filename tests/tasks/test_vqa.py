@@ -73,6 +73,7 @@ def test_results_that_cannot_be_written_are_told(key, file, parity_model, parity
         task.evaluate(parity_model, {})
 
 
+@pytest.mark.slow
 def test_each_question_is_a_conversation_about_its_picture(parity_engine, parity_config, tmp_path):
     """Whatever the question says: only the picture shows one. In a batch each has the answer that it has alone."""
     questions = ["What?", "Is this <ImageHere> a picture?", "And <Img><ImageHere></Img>?", "Why {}?"]

@@ -2,6 +2,7 @@ import io
 import json
 from pathlib import Path
 
+import pytest
 import webdataset
 from PIL import Image
 
@@ -13,6 +14,7 @@ def all_files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_data_sets(tmp_path: Path) -> None:
     write_all(tmp_path / "a", seed=0, scale=0.01)
 

@@ -75,6 +75,7 @@ def test_commands_import_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0  # noqa: S603
 
 
+@pytest.mark.slow
 def test_pretrain_is_deterministic_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (pretrain_llm, pretrain_vision, pretrain_qformer):
         monkeypatch.setattr(module, "VALIDATION_SCENES", 4)

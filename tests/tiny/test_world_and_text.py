@@ -24,6 +24,7 @@ def test_splits_share_no_handwriting() -> None:
     assert sum(map(len, ranges)) == len(set.union(*ranges)) == 1797
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", world.SPLITS)
 def test_scene_stays_in_its_split_and_shows_its_digits(split: str) -> None:
     first, last = world.SPLITS[split]

@@ -54,6 +54,7 @@ def test_inputs_and_labels(case, batch):
         assert torch.equal(labels, targets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SPEC["cases"])
 def test_losses_and_gradients(case, parity_model, batch):
     logits, labels = logits_of(parity_model, batch)
@@ -66,6 +67,7 @@ def test_losses_and_gradients(case, parity_model, batch):
     assert_gradients(parity_model, FILE, case)
 
 
+@pytest.mark.slow
 def test_what_the_two_versions_learn_differs_by_quirk_2():
     """The final version takes $$ for padding in answers; ours learns it, as the first version."""
     for case, spec in SPEC["cases"].items():
@@ -79,6 +81,7 @@ def test_what_the_two_versions_learn_differs_by_quirk_2():
             assert (learned == spec["n_label_tokens_final"]) is (spec["loss"] == final["loss"]) is alike
 
 
+@pytest.mark.slow
 def test_the_chat(parity_engine, generations):
     """Both values: the first version leaves </s> in an answer, and so in the next prompt; here it is cut off."""
     own = parity_engine.prompter

@@ -73,6 +73,7 @@ def test_generation_gives_the_recorded_tokens(flavour, run, generate):
     assert generate(flavour, run) == (recorded, shown(recorded, answers))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_generation_reads_the_recorded_inputs(flavour, generate, generations):
     generate(flavour, PLAIN[flavour])
@@ -196,6 +197,7 @@ def test_vicuna_v0s_ids(vicuna_v0, generations, monkeypatch):
     assert generations[2].tokens[0] == recorded
 
 
+@pytest.mark.slow
 def test_a_batch_under_vicuna_v0s_ids(vicuna_v0, generate):
     """Quirk 13: in the original a row that ends before another is padded with id -1, which raises."""
     assert any("pad id -1" in error for error in golden_json("3_vicuna0")["errors"])

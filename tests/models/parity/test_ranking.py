@@ -24,6 +24,7 @@ def case(request, parity_engines):
     return flavour, engine, own.parse_all(texts, pictures(flavour)[: len(candidates)]), candidates
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_losses_behind_the_ranks(case):
     flavour, engine, prompts, candidates = case
@@ -33,12 +34,14 @@ def test_losses_behind_the_ranks(case):
         assert_recorded(f"3_{flavour}", "losses behind ranks", losses, recorded, 2e-5)
 
 
+@pytest.mark.slow
 def test_ranks(case):
     flavour, engine, prompts, candidates = case
     recorded = golden_json(f"3_{flavour}")["multi_select"]["ranks"]
     assert rank(engine, prompts, candidates, "original") == recorded
 
 
+@pytest.mark.slow
 def test_ranks_of_candidates_that_differ_in_number(case):
     """Quirk 11, both values: the original pads with the fillers of prompts that have fewer, here they have none."""
     flavour, engine, prompts, candidates = case

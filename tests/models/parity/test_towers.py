@@ -33,6 +33,7 @@ def outputs_of(modules: dict[str, nn.Module]) -> dict[str, torch.Tensor]:
     return outputs
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize(("size", "prefix"), [(SIZE, ""), (OTHER_SIZE, "alt.")])
 def test_vit_tokens(size, prefix):

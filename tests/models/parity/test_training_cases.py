@@ -151,6 +151,7 @@ def test_the_originals_losses_where_it_takes_text_for_padding(flavour, case, pre
     assert_gradients(model, f"3_{flavour}", case, " (quirk 2)")
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize(("flavour", "case"), CUT)
 def test_the_originals_losses_where_it_cuts_a_prompt(flavour, case, prepared):

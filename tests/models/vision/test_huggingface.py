@@ -94,6 +94,7 @@ def picture() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8))
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize("name", TOWERS)
 def test_features_are_the_patches_of_what_its_own_library_computes(name, towers):
@@ -109,6 +110,7 @@ def test_features_are_the_patches_of_what_its_own_library_computes(name, towers)
     torch.testing.assert_close(below, expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip", "siglip", "siglip2", "dinov2"])
 def test_half_precision_is_close_and_leaves_the_rest_in_full(name, towers):
     images = torch.randn(2, 3, SIZE, SIZE)
@@ -122,6 +124,7 @@ def test_half_precision_is_close_and_leaves_the_rest_in_full(name, towers):
         torch.testing.assert_close(features, exact, atol=0.15, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_pictures_that_were_normalised_otherwise_come_out_the_same(towers):
     config = config_of(towers["siglip"])
     mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
@@ -144,6 +147,7 @@ def train(monkeypatch, config: str, *options: str) -> None:
     runpy.run_path("train.py", run_name="__main__")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -191,6 +195,7 @@ def test_both_stages_a_cache_a_checkpoint_and_a_chat(
 EXAMPLE = "train_configs/minigpt4_huggingface_stage1_pretrain.yaml"
 
 
+@pytest.mark.slow
 def test_the_example_is_a_yaml_that_names_the_tower(towers, parity_config):
     config = load_config(EXAMPLE, [f"model.vision.model={towers['clip']}", f"model.image_size={SIZE}"])
     check_names(config)

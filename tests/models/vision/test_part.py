@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import timm
 import torch
 from omegaconf import OmegaConf
@@ -17,6 +18,7 @@ from minigpt4.models.minigpt4 import MiniGPT4
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.mark.slow
 def test_a_tower_is_one_file_and_one_yaml(tmp_path, monkeypatch):
     text = (ROOT / "docs" / "extend.md").read_text().partition("## A vision tower")[2]
     code, yaml = (re.search(rf"```{kind}\n(.*?)```", text, re.DOTALL)[1] for kind in ("python", "yaml"))

@@ -75,6 +75,7 @@ def alone(engine: Engine, *prompt, max_tokens=12, decoding=GREEDY) -> Answer:
     return answer
 
 
+@pytest.mark.slow
 @LOOSE
 @given(
     rows=st.lists(st.tuples(st.text("abc dog 7.#é", max_size=30), st.integers(1, 12)), min_size=1, max_size=4),
@@ -94,6 +95,7 @@ def test_what_is_told_is_what_the_engine_returns(rows, decoding, stream, parity_
         assert "".join(each.told[:-1]) == (expected if stream else "")
 
 
+@pytest.mark.slow
 @LOOSE
 @given(data=st.data())
 def test_own_stops(data, parity_engine, batcher):
@@ -111,6 +113,7 @@ def test_own_stops(data, parity_engine, batcher):
         assert each.answer.finish == "stop"
 
 
+@pytest.mark.slow
 def test_a_short_answer_does_not_wait_for_a_long_one(parity_engine, batcher, monkeypatch):
     count, go = QueuedRequest._count, threading.Event()
     monkeypatch.setattr(
@@ -168,6 +171,7 @@ def test_who_has_left_is_not_answered(parity_engine, batcher, batches):
     assert not asked[1].told
 
 
+@pytest.mark.slow
 def test_all_of_a_gathered_batch_may_leave(parity_engine, batcher, monkeypatch):
     monkeypatch.setattr("minigpt4.serve.api.batching._GATHER", 0.2)
     own, gone, stays = batcher(), Asked(parity_engine), Asked(parity_engine)

@@ -137,6 +137,7 @@ BODIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BODIES)
 def test_what_clients_send_is_answered(api_url, name):
     body = {**BODIES[name], "seed": 1}
@@ -158,6 +159,7 @@ def test_what_changes_nothing_is_ignored(client):
     assert ask(client, user("hello"), extra_body=anything) == ask(client, user("hello"))
 
 
+@pytest.mark.slow
 def test_a_system_message_is_read(client):
     question = user(SCENES[0], DESCRIBE)
     system = {"role": "system", "content": HELPFUL}
@@ -167,6 +169,7 @@ def test_a_system_message_is_read(client):
     assert "7" in ask(client, system, question)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
     [
@@ -187,6 +190,7 @@ def test_ways_to_show_a_picture(client, part):
     assert answer == ask(client, user(SCENES[0], DESCRIBE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [2, 9])
 def test_a_last_answer_is_continued(client, words):
     question = user(SCENES[0], DESCRIBE)
@@ -204,6 +208,7 @@ def test_a_last_answer_is_continued(client, words):
         assert ask(client, *messages, stop=last) == rest[: rest.index(last)].rstrip()
 
 
+@pytest.mark.slow
 def test_a_complete_answer_is_continued_by_nothing(client):
     question = user(SCENES[0], DESCRIBE)
     whole = ask(client, question)

@@ -22,6 +22,7 @@ def run(monkeypatch, *arguments: str) -> None:
     cli.main()
 
 
+@pytest.mark.slow
 def test_it_serves_until_it_is_told_to_stop():
     environment = os.environ | {"MINIGPT4_API_KEY": "secret", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([*COMMAND, "--port", "0"], stderr=subprocess.PIPE, text=True, env=environment) as process:
@@ -41,6 +42,7 @@ def test_it_serves_until_it_is_told_to_stop():
         assert process.wait(LIMIT) in (0, -signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_all_problems_are_told_at_once(monkeypatch, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as ended:
         port = str(taken.getsockname()[1])
@@ -51,6 +53,7 @@ def test_all_problems_are_told_at_once(monkeypatch, capsys):
     assert keys[-4:] == ["--max-body-mb", f"--host 127.0.0.1 --port {port}", "model.vit_model", "run.device"]
 
 
+@pytest.mark.slow
 def test_arguments_reach_the_server(monkeypatch, tiny):
     made = []
     monkeypatch.setattr("minigpt4.inference.loading.load_engine", lambda *_: tiny)
@@ -88,6 +91,7 @@ def test_hosts_are_written_alone(monkeypatch, capsys, argument, host):
     assert f"argument {argument}: {host!r} is not a host. Write it alone" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_hosts_of_remote_pictures_are_named(monkeypatch, capsys, tiny):
     monkeypatch.setattr("minigpt4.inference.loading.load_engine", lambda _, problems: problems.tell())
     with pytest.raises(SystemExit) as ended:

@@ -53,6 +53,7 @@ def assistant(text: str | None) -> dict:
     return {"role": "assistant", "content": text}
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     parts=st.lists(st.lists(PART, min_size=1, max_size=4), min_size=1, max_size=3),

@@ -64,6 +64,7 @@ def ask(client, number: int) -> str:
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
 
 
+@pytest.mark.slow
 def test_32_clients_at_once_get_what_each_would_get_alone(tiny):
     service = Service(tiny, NAME, Limits(max_batch=8, queue=32))
     with running(service) as url, ThreadPoolExecutor(32) as clients:
@@ -122,6 +123,7 @@ def connect(url: str) -> socket.socket:
     return socket.create_connection((host, int(port)), timeout=LIMIT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_ends_its_generation(slow, stream):
     service = Service(slow, NAME, Limits())
@@ -138,6 +140,7 @@ def test_a_client_that_leaves_ends_its_generation(slow, stream):
             wait_for(lambda: value("minigpt4_requests_total", {"status": "499"}) == 1)
 
 
+@pytest.mark.slow
 def test_others_of_the_batch_go_on(slow, go, monkeypatch):
     monkeypatch.setattr("minigpt4.serve.api.batching._GATHER", LIMIT)
     service = Service(slow, NAME, Limits(max_batch=2))
@@ -151,6 +154,7 @@ def test_others_of_the_batch_go_on(slow, go, monkeypatch):
         wait_for(lambda: idle(service))
 
 
+@pytest.mark.slow
 def test_a_full_queue_says_when_to_come_again(slow, go):
     service = Service(slow, NAME, Limits(max_batch=1, queue=2))
     with running(service) as url, ThreadPoolExecutor(3) as others:
@@ -169,6 +173,7 @@ def test_a_full_queue_says_when_to_come_again(slow, go):
         client.chat.completions.create(**REQUEST | {"max_tokens": 1})  # there is room again
 
 
+@pytest.mark.slow
 def test_who_leaves_the_queue_makes_room(slow, go):
     service = Service(slow, NAME, Limits(max_batch=1, queue=1))
     with running(service) as url, ThreadPoolExecutor(1) as others:
@@ -190,6 +195,7 @@ def half_sent(url: str, later: ExitStack) -> socket.socket:
     return connection
 
 
+@pytest.mark.slow
 def test_only_so_many_requests_are_read_at_once(tiny):
     service = Service(tiny, NAME, Limits(max_batch=1, queue=1))
     with running(service) as url, ExitStack() as later:
@@ -207,6 +213,7 @@ def test_only_so_many_requests_are_read_at_once(tiny):
         assert value("minigpt4_requests_total", {"status": "400"}) is None
 
 
+@pytest.mark.slow
 def test_a_request_must_arrive_in_time(tiny, monkeypatch):
     monkeypatch.setattr(middleware, "PATIENCE", 0.5)
     service = Service(tiny, NAME, Limits())
@@ -256,6 +263,7 @@ def test_an_upload_has_time_by_its_size(monkeypatch):
     assert len(received) == 2
 
 
+@pytest.mark.slow
 def test_the_end_of_the_server_ends_the_answers(slow):
     service = Service(slow, NAME, Limits())
     with ExitStack() as later:  # the client stays
@@ -266,6 +274,7 @@ def test_the_end_of_the_server_ends_the_answers(slow):
     assert service.metrics.registry.get_sample_value("minigpt4_tokens_total", {"kind": "completion"}) < 400
 
 
+@pytest.mark.slow
 def test_health_knows_when_nobody_answers(tiny):
     service = Service(tiny, NAME, Limits())
     with running(service) as url:

@@ -38,6 +38,7 @@ def operations(tiny):
         yield {operation.ok().label: operation.ok() for operation in document.get_all_operations()}
 
 
+@pytest.mark.slow
 def test_all_are_in_the_document(operations):
     assert list(operations) == OPERATIONS
 
@@ -53,6 +54,7 @@ def make_sense(body: dict) -> None:
                 part["image_url"] = data_url(SCENES[0]) if as_text else {"url": data_url(SCENES[0])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("label", "mode"),
     [*((label, GenerationMode.POSITIVE) for label in OPERATIONS), (OPERATIONS[0], GenerationMode.NEGATIVE)],

@@ -124,12 +124,14 @@ def test_what_is_no_data_url(client, address, words):
         client.chat.completions.create(messages=messages, **GREEDY)
 
 
+@pytest.mark.slow
 def test_a_models_name_may_hold_slashes(tiny):
     with running(Service(tiny, "org/tiny", Limits())) as url:
         assert client_of(url).models.retrieve("org/tiny").id == "org/tiny"
         assert httpx.get(f"{url}/v1/models/org/tiny").json()["id"] == "org/tiny"
 
 
+@pytest.mark.slow
 def test_other_models_and_addresses(client, api_url):
     assert [card.id for card in client.models.list()] == [NAME]
     assert client.models.retrieve(NAME).id == NAME
@@ -185,6 +187,7 @@ def test_where_there_is_nothing_it_says_where_the_api_is(api_url, path):
     assert answer.status_code == 404 and "The API is below /v1" in answer.json()["error"]["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2_000_000, 40_000_000])
 @pytest.mark.parametrize("chunked", [False, True])
 def test_too_large_a_body(api_url, chunked, size):
@@ -195,6 +198,7 @@ def test_too_large_a_body(api_url, chunked, size):
     assert answer.json()["error"]["message"] == "The request is larger than 2000000 bytes."
 
 
+@pytest.mark.slow
 def test_a_key_is_asked_for(tiny):
     with running(Service(tiny, NAME, Limits()), api_key="secret") as url:
         assert [card.id for card in client_of(url, "secret").models.list()] == [NAME]

@@ -105,6 +105,7 @@ def test_answers_that_are_no_picture(site, path, words):
         fetch(site + path)
 
 
+@pytest.mark.slow
 def test_slow_answers(site, monkeypatch):
     monkeypatch.setattr(remote, "PATIENCE", 0.5)
     with pytest.raises(UserError, match="it took more than"):
@@ -307,6 +308,7 @@ def test_what_answers_is_no_web_server(monkeypatch, site):
             fetch(f"http://127.0.0.1:{server.getsockname()[1]}/")
 
 
+@pytest.mark.slow
 def test_over_the_api(tiny, site, port):
     with running(Service(tiny, NAME, Limits(remote_images=("127.0.0.1", "127.0.0.2")))) as url:
         client = client_of(url)

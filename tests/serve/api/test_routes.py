@@ -45,6 +45,7 @@ def streamed(client, **request) -> tuple[list[list[str]], list[str], object]:
     return pieces, ends, chunk
 
 
+@pytest.mark.slow
 def test_an_answer_is_the_chats(client, chat):
     show(chat, 0)
     answer = client.chat.completions.create(messages=[user(SCENES[0], DESCRIBE)], **GREEDY)
@@ -57,6 +58,7 @@ def test_an_answer_is_the_chats(client, chat):
     assert answer.model == NAME
 
 
+@pytest.mark.slow
 def test_later_turns_and_several_pictures_are_the_chats(client, chat):
     show(chat, 1)
     messages = [user(SCENES[1], "How many digits are there?")]
@@ -71,6 +73,7 @@ def test_later_turns_and_several_pictures_are_the_chats(client, chat):
     assert text_of(client.chat.completions.create(messages=messages, **GREEDY)) == expected
 
 
+@pytest.mark.slow
 def test_a_stream_is_the_same_answer_in_pieces(client):
     request = {"messages": [user(SCENES[0], DESCRIBE)], **GREEDY}
     plain = client.chat.completions.create(**request)
@@ -95,6 +98,7 @@ def test_what_a_stream_looks_like(api_url):
     assert all("usage" not in chunk for chunk in chunks)
 
 
+@pytest.mark.slow
 def test_bodies_hold_no_more_than_is_meant(api_url):
     """OpenAI's types know many fields that this server never sets."""
     request = {"messages": [user(DESCRIBE)], "max_tokens": 2, **GREEDY}
@@ -120,6 +124,7 @@ def test_bodies_hold_no_more_than_is_meant(api_url):
     assert httpx.get(f"{api_url}/v1/models/{NAME}").json() == card
 
 
+@pytest.mark.slow
 def test_seeds_reproduce_whatever_else_is_asked(client):
     def answers(n: int = 1, **more) -> list[str]:
         return [choice.message.content for choice in client.chat.completions.create(n=n, **SAMPLED, **more).choices]
@@ -132,6 +137,7 @@ def test_seeds_reproduce_whatever_else_is_asked(client):
     assert len({answers()[0] for _ in range(8)}) > 1  # no seed, no repetition
 
 
+@pytest.mark.slow
 def test_the_default_temperature_is_1(client):
     request = {"model": NAME, "messages": [user(DESCRIBE)], "seed": 3}
     set_to = ({}, {"temperature": 1}, {"temperature": 2})
@@ -153,6 +159,7 @@ def test_longest_answer(client, limit):
     assert answer.usage.completion_tokens == 5
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_stops_are_cut_and_their_halves_never_shown(data, client):
@@ -172,6 +179,7 @@ def test_stops_are_cut_and_their_halves_never_shown(data, client):
         assert text_of(client.chat.completions.create(stop=stops[0], **request)) == expected
 
 
+@pytest.mark.slow
 def test_what_asks_for_nothing_is_taken(client):
     nothing = {"logprobs": False, "tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "user": "me"}
     nothing |= {"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "stop": None, "modalities": ["text"]}
@@ -184,6 +192,7 @@ def test_what_asks_for_nothing_is_taken(client):
     assert again.usage.prompt_tokens > first.usage.prompt_tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "write",
     [
@@ -202,6 +211,7 @@ def test_ways_to_write_a_picture(client, write):
     assert answers[0] == answers[1]
 
 
+@pytest.mark.slow
 def test_a_top_p_of_0_takes_the_likeliest_token(client):
     request = {"model": NAME, "messages": [user(DESCRIBE)], "max_tokens": 20}
     likeliest = client.chat.completions.create(temperature=0, **request)
@@ -210,6 +220,7 @@ def test_a_top_p_of_0_takes_the_likeliest_token(client):
         assert text_of(drawn) == text_of(likeliest)
 
 
+@pytest.mark.slow
 def test_an_answer_may_have_been_nothing(client):
     said = [{"role": "assistant", "content": nothing} for nothing in (None, "")]
     answers = [
@@ -226,6 +237,7 @@ def test_extreme_sampling(client, temperature, more):
     assert answer.choices[0].finish_reason in ("stop", "length") and 1 <= answer.usage.completion_tokens <= 5
 
 
+@pytest.mark.slow
 def test_pictures_are_read_the_way_up_that_the_camera_meant(client, tmp_path):
     """And in any mode."""
     with Image.open(SCENES[0]) as scene:
@@ -243,6 +255,7 @@ def test_pictures_are_read_the_way_up_that_the_camera_meant(client, tmp_path):
     assert answers[0] == answers[1]
 
 
+@pytest.mark.slow
 def test_metrics(tiny):
     service = Service(tiny, NAME, Limits())
     with running(service) as url:
@@ -264,6 +277,7 @@ def test_metrics(tiny):
     assert "minigpt4_queue_length 0.0" in service.metrics.text().decode()
 
 
+@pytest.mark.slow
 def test_answers_to_one_request_share_its_pictures_and_count_them_once(client, tiny, monkeypatch):
     encoded, encode = [], tiny.model.encode_img
     monkeypatch.setattr(tiny.model, "encode_img", lambda own: encoded.append(len(own)) or encode(own))
@@ -276,6 +290,7 @@ def test_answers_to_one_request_share_its_pictures_and_count_them_once(client, t
     assert three.usage.completion_tokens == sum(own.usage.completion_tokens for own in alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["<ImageHere>", "<Img><ImageHere></Img>"])
 def test_what_looks_like_a_picture_is_words(client, tiny, words):
     messages = [user(words), {"role": "assistant", "content": words}, user(words)]
@@ -284,6 +299,7 @@ def test_what_looks_like_a_picture_is_words(client, tiny, words):
     assert answer.usage.prompt_tokens > 4 * len(tiny.prompter.encode(words))
 
 
+@pytest.mark.slow
 def test_a_stop_string_of_which_the_limit_leaves_half_takes_nothing_away(client):
     request = {"messages": [user(SCENES[0], DESCRIBE)], "max_tokens": 6, **GREEDY}
     whole = text_of(client.chat.completions.create(**request))

@@ -39,6 +39,7 @@ def test_a_box_is_drawn_where_it_is_said_to_be():
     assert image.getbbox() is None  # the original is as it was
 
 
+@pytest.mark.slow
 @given(
     st.tuples(st.integers(1, 300), st.integers(1, 300)),
     st.lists(st.integers(0, 100), min_size=4, max_size=4).map(sorted),

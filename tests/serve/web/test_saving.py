@@ -18,6 +18,7 @@ def client(url) -> Client:
     return Client(url, verbose=False)
 
 
+@pytest.mark.slow
 def test_save_and_load(client, url, picture, echo, page_engine, tmp_path):
     with pytest.raises(AppError, match="nothing to save"):
         client.predict(api_name="/save")
@@ -39,6 +40,7 @@ def test_save_and_load(client, url, picture, echo, page_engine, tmp_path):
     assert len(ask(other, "three")) == 6
 
 
+@pytest.mark.slow
 def test_what_is_saved_can_be_loaded(client, url, echo, tmp_path):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (600, 600, 3), np.uint8))  # a PNG of 1.1 MB
     image.save(tmp_path / "photo.jpg", quality=90)
@@ -59,6 +61,7 @@ def test_what_is_saved_can_be_loaded(client, url, echo, tmp_path):
     assert Path(client.predict(api_name="/save")).read_bytes() == Path(saved).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_saved_conversation_may_hold_no_larger_pictures_either(client, tmp_path, page_engine):
     chat = Chat(page_engine)
     chat.upload_img(Image.new("RGB", (2001, 2000)))

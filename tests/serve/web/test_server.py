@@ -29,6 +29,7 @@ def client(url) -> Client:
     return Client(url, verbose=False)
 
 
+@pytest.mark.slow
 def test_several_turns_and_pictures_in_any_of_them(client, picture, echo, page_engine):
     assert ask(client, "none yet") == ["none yet", "none yet no picture"]
     red = f"one {number_of(page_engine, 'red')}"
@@ -38,11 +39,13 @@ def test_several_turns_and_pictures_in_any_of_them(client, picture, echo, page_e
     assert pictures(shown) == 2  # the second message's two are on one sheet
 
 
+@pytest.mark.slow
 def test_a_video_is_asked_about_by_its_frames(client, tmp_path, echo):
     video = write_video(tmp_path / "v.mp4", [(12 * n,) * 3 for n in range(20)])
     assert ask(client, "how many", video)[1].startswith("how many 8 ")
 
 
+@pytest.mark.slow
 def test_answer_is_streamed(client, picture, echo):
     echo.go.clear()
     job = client.submit(message("a question of several words", [picture("red")]), *OPTIONS, api_name="/ask")
@@ -54,6 +57,7 @@ def test_answer_is_streamed(client, picture, echo):
     assert texts(outputs[0])[1] == "…"
 
 
+@pytest.mark.slow
 def test_status_line(client, echo):
     *_, status = client.predict(message("one two three"), *OPTIONS, api_name="/ask")
     said = r"First token after \d+\.\d\d s · \d+\.\d tokens/s · 15 of \d+ tokens used \(5 in the answer\)"
@@ -66,6 +70,7 @@ def test_status_line_of_an_empty_answer(client, page_engine, monkeypatch):
     assert " · the answer is empty · " in status
 
 
+@pytest.mark.slow
 def test_a_visitor_is_told_what_is_forgotten(client, echo, page_engine, monkeypatch):
     told = []
     monkeypatch.setattr(gr, "Info", told.append)
@@ -81,6 +86,7 @@ def test_a_visitor_is_told_what_is_forgotten(client, echo, page_engine, monkeypa
     assert f"first {forgotten[-1]} questions forgotten" in status
 
 
+@pytest.mark.slow
 def test_two_visitors_at_once_never_mix(url, picture, echo, page_engine, monkeypatch):
     both, answer = threading.Barrier(2), page_engine.answer
 
@@ -101,6 +107,7 @@ def test_two_visitors_at_once_never_mix(url, picture, echo, page_engine, monkeyp
             assert texts(job.result()) == expected
 
 
+@pytest.mark.slow
 def test_stop_ends_the_model_and_keeps_what_it_said(client, echo):
     echo.go.clear()
     job = client.submit(message("word " * 200), *OPTIONS, api_name="/ask")
@@ -111,12 +118,14 @@ def test_stop_ends_the_model_and_keeps_what_it_said(client, echo):
     assert 0 < len(texts(shown)[1].split()) <= 5 and shown[-1].endswith("· stopped")
 
 
+@pytest.mark.slow
 def test_restart_forgets_words_and_pictures(client, picture, echo):
     ask(client, "one", picture("red"))
     assert texts(client.predict(api_name="/restart")) == []
     assert ask(client, "two") == ["two", "two no picture"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["Greedy", "Beams"])
 def test_restart_mid_answer_ends_the_model(client, echo, mode):
     echo.go.clear()
@@ -127,6 +136,7 @@ def test_restart_mid_answer_ends_the_model(client, echo, mode):
     assert echo.ended == ["interrupt"]
 
 
+@pytest.mark.slow
 def test_undo_gives_the_question_back_with_its_pictures(client, picture, echo, page_engine):
     ask(client, "one", picture("red"))
     shown = client.predict(api_name="/undo")
@@ -139,6 +149,7 @@ def test_undo_gives_the_question_back_with_its_pictures(client, picture, echo, p
         client.predict(api_name="/undo")
 
 
+@pytest.mark.slow
 def test_edit_asks_again_about_the_same_picture(client, picture, echo, page_engine):
     ask(client, "one", picture("red"))
     ask(client, "two")
@@ -151,6 +162,7 @@ def test_edit_asks_again_about_the_same_picture(client, picture, echo, page_engi
             client.predict(index, words, *OPTIONS, api_name="/edit")
 
 
+@pytest.mark.slow
 def test_regenerate_asks_the_last_question_again(client, echo):
     with pytest.raises(AppError, match="Nothing was asked yet"):
         client.predict(*OPTIONS, api_name="/regenerate")
@@ -161,11 +173,13 @@ def test_regenerate_asks_the_last_question_again(client, echo):
     assert texts(shown) == ["one", "one no picture", "two", "another answer"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["Greedy", "Sample", "Beams"])
 def test_modes_with_the_real_model(client, picture, mode):
     assert len(ask(client, "What is this?", picture("red"), options=[mode, *OPTIONS[1:]])) == 2
 
 
+@pytest.mark.slow
 def test_options_reach_the_model(client, echo):
     for options in (
         ["Greedy", 5, 1, 0.9, 1, 1, 0, 5, -1],
@@ -197,6 +211,7 @@ def test_options_out_of_range_in_words(client, options, complaint):
         ask(client, "?", options=options)
 
 
+@pytest.mark.slow
 def test_an_emptied_field_is_the_default(client, echo):
     ask(client, "?", options=["Greedy", 5, 1, 0.9, 1, 1, None, None, -1])
     *_, status = client.predict(message("?"), "Sample", 5, 1, 0.9, 1, 1, None, None, None, api_name="/ask")
@@ -204,6 +219,7 @@ def test_an_emptied_field_is_the_default(client, echo):
     assert AnswerOptions(**echo.options[1]) == AnswerOptions(do_sample=True, seed=int(status.rpartition("seed ")[2]))
 
 
+@pytest.mark.slow
 def test_bad_files_in_words_and_the_session_goes_on(client, echo, picture, bad_files, tmp_path):
     ask(client, "one", picture("red"))
     with pytest.raises(AppError, match="The question is empty"):
@@ -220,6 +236,7 @@ def test_a_file_over_the_limit_is_refused(url):
     assert answer.status_code == 413
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["Greedy", "Beams"])
 def test_failure_of_the_model_in_words_and_the_session_goes_on(client, picture, echo, page_engine, monkeypatch, mode):
     before = ask(client, "one", picture("red"))
@@ -248,6 +265,7 @@ def test_files_of_the_server_cannot_be_named(url, picture):
     assert "event: error" in answer and "not uploaded by a user" in answer
 
 
+@pytest.mark.slow
 def test_only_who_knows_the_password_comes_in(example):
     from minigpt4.serve.web.page import build_page
     from minigpt4.serve.web.visitor import Handlers
@@ -267,17 +285,20 @@ def test_only_who_knows_the_password_comes_in(example):
         page.close()
 
 
+@pytest.mark.slow
 def test_address_in_use_is_one_line():
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="--port .* in use"):
         server.serve(Config(), port=taken.getsockname()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 70000), ("no.such.host.invalid", 7860)])
 def test_address_that_cannot_be_is_one_line(host, port):
     with pytest.raises(UserError, match="Choose another"):
         server.serve(Config(), host=host, port=port)
 
 
+@pytest.mark.slow
 def test_any_port_will_do(tiny, monkeypatch):
     pages = []
 

@@ -31,6 +31,7 @@ def client(url) -> Client:
     return Client(url, verbose=False)
 
 
+@pytest.mark.slow
 def test_all_pictures_of_a_conversation_together_have_a_limit(client, picture, echo, page_engine):
     large = [picture(color, (2000, 2000)) for color in ("red", "green", "blue")]
     small = picture("white", (1, 1))
@@ -43,6 +44,7 @@ def test_all_pictures_of_a_conversation_together_have_a_limit(client, picture, e
     assert ask(client, "two", large[0])[3].startswith("two 4 ")
 
 
+@pytest.mark.slow
 def test_a_video_of_large_frames_is_refused(client, tmp_path, echo):
     video = write_video(tmp_path / "large.mp4", [(0, 0, 0)] * 3, 2400, 2000)
     with pytest.raises(AppError, match="^large.mp4: the picture has more than 4 megapixels. Make it smaller."):
@@ -50,6 +52,7 @@ def test_a_video_of_large_frames_is_refused(client, tmp_path, echo):
     assert ask(client, "two") == ["two", "two no picture"]
 
 
+@pytest.mark.slow
 def test_a_message_is_no_html(client, echo, page_engine, tmp_path, monkeypatch):
     picture = "<img src=//evil.invalid/a>"
     (tmp_path / "bad.json").write_text(json.dumps({"version": 1, "turns": [], "pictures": [picture]}))
@@ -72,6 +75,7 @@ def test_half_a_character_is_no_question(url):
     assert "event: error" in answer and "only half there" in answer
 
 
+@pytest.mark.slow
 def test_a_failure_to_save_is_told_in_words(client, echo, monkeypatch):
     def fail(_: Chat) -> str:
         raise OSError("disk full")
@@ -107,6 +111,7 @@ def another_host(folder, monkeypatch):
             server.shutdown()
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched_from_an_address(url, client, echo, picture, tmp_path, monkeypatch):
     picture("red")
     (tmp_path / "saved.json").write_text('{"version": 1, "turns": []}')
@@ -129,6 +134,7 @@ def test_nothing_is_fetched_from_an_address(url, client, echo, picture, tmp_path
     assert not asked
 
 
+@pytest.mark.slow
 def test_the_page_is_no_relay(url, monkeypatch):
     fetched = []
 
@@ -143,6 +149,7 @@ def test_the_page_is_no_relay(url, monkeypatch):
     assert not fetched
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seconds", "max_sessions", "left"), [(999, 1, 4), (1, 99, 0)])
 def test_conversations_of_the_page_do_not_pile_up(page_engine, echo, monkeypatch, seconds, max_sessions, left):
     opened, sessions = [], Sessions(page_engine)

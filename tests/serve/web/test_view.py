@@ -64,6 +64,7 @@ def said(turns: list[Turn]) -> list[str]:
     return [message["content"][-1] for message in View().messages(turns)]
 
 
+@pytest.mark.slow
 @given(HOSTILE, HOSTILE)
 def test_no_html_is_live(question, answer):
     shown_question, shown_answer = said([Turn([question], answer)])
@@ -131,6 +132,7 @@ def test_boxes_are_drawn_on_the_last_picture_and_only_once(monkeypatch):
     assert Path(view.messages(turns)[3]["content"][0]["path"]).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 16, 17, 293, 6000])
 def test_a_sheet_of_many_pictures_is_one_that_browsers_show(count):
     sheet = _sheet([Image.new("RGB", (20, 10), "red")] * count)

@@ -40,6 +40,7 @@ def test_first_come_first_served():
         assert alone() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["stop", "restart"])
 def test_a_question_that_waits_can_be_given_up(visitor, echo, way):
     echo.go.clear()
@@ -56,6 +57,7 @@ def test_a_question_that_waits_can_be_given_up(visitor, echo, way):
     assert ask(third, "one") == ["one", "one no picture"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["stop", "restart"])
 def test_the_first_question_can_be_given_up_while_its_pictures_are_read(visitor, echo, picture, monkeypatch, way):
     read, go, client = visitors.Handlers._open, threading.Event(), visitor()
@@ -75,6 +77,7 @@ def test_the_first_question_can_be_given_up_while_its_pictures_are_read(visitor,
     assert ask(client, "one") == ["one", "one no picture"]
 
 
+@pytest.mark.slow
 def test_there_is_nothing_to_save_before_the_first_answer(visitor, echo):
     echo.go.clear()
     client = visitor()
@@ -86,6 +89,7 @@ def test_there_is_nothing_to_save_before_the_first_answer(visitor, echo):
     assert client.predict(api_name="/save")
 
 
+@pytest.mark.slow
 def test_a_question_that_waits_is_answered_when_its_turn_comes(visitor, echo):
     echo.go.clear()
     jobs = [begun(visitor(), "word " * 20), begun(visitor(), "word " * 20), begun(visitor(), "one", 1)]
@@ -93,6 +97,7 @@ def test_a_question_that_waits_is_answered_when_its_turn_comes(visitor, echo):
     assert texts(jobs[2].result()) == ["one", "one no picture"]
 
 
+@pytest.mark.slow
 def test_a_second_question_at_once_is_refused_and_the_page_stays_as_it_is(visitor, echo):
     echo.go.clear()
     client = visitor()
@@ -105,6 +110,7 @@ def test_a_second_question_at_once_is_refused_and_the_page_stays_as_it_is(visito
     assert len(texts(first.result())[1].split()) == 22
 
 
+@pytest.mark.slow
 def test_only_a_conversation_that_loads_ends_the_answer_under_way(visitor, echo, tmp_path):
     echo.go.clear()
     client = visitor()
