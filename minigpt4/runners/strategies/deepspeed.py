@@ -32,6 +32,8 @@ class DeepSpeed(Strategy):
             raise UserError(
                 "run.strategy: deepspeed is not installed. pip install deepspeed, or set run.strategy=fsdp"
             ) from error
+        # its faster exchange between processes on a CPU: compiling it takes minutes, and needs a compiler
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.model, self.run, self.device = model, run, device
         self.sharded = run.zero_stage == 3
         self.amp_dtype = amp_dtype(run, device)
