@@ -18,7 +18,7 @@ demo: install
 	$(BIN)/python demo.py $(ARGS)
 
 test: lint
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --cov=minigpt4 --cov-report=term:skip-covered
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --cov=minigpt4 --cov-report=term:skip-covered
 
 lint: install
 	$(BIN)/ruff check .

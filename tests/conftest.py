@@ -6,6 +6,7 @@ The golden set lies in tests/fixtures/parity, or where MINIGPT4_PARITY says: ano
 import json
 import os
 import sys
+from collections import Counter
 from copy import copy
 from dataclasses import fields, replace
 from pathlib import Path
@@ -41,6 +42,15 @@ def assert_recorded(file: str, what: str, ours: Tensor, recorded: Tensor, atol: 
     seen, _ = DIFFERENCES.get((file, what), (0.0, 0.0))
     DIFFERENCES[file, what] = (max(seen, difference), atol)
     torch.testing.assert_close(ours.detach(), recorded, atol=atol, rtol=0)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that none is left for one worker at the end (with --no-loadscope-reorder)."""
+    weights = {"distributed": 20, "browser": 5, "slow": 1}
+    work = Counter[Path]()
+    for item in items:
+        work[item.path] += max((weights[mark.name] for mark in item.iter_markers() if mark.name in weights), default=0)
+    items.sort(key=lambda item: -work[item.path])
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -1,11 +1,8 @@
-"""Training batches: the same again from any position, by any number of workers; what can't be used is counted."""
+"""Training batches: the same again from any position, by any number of workers."""
 
-import gzip
-import io
 import json
 import multiprocessing
 import random
-import tarfile
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import closing
@@ -13,95 +10,21 @@ from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
-from pathlib import Path
 from threading import Thread
-from unittest.mock import patch
 
-import numpy as np
 import pytest
 import torch
-import webdataset as wds
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from minigpt4.common.errors import UserError
-from minigpt4.common.registry import registry
-from minigpt4.config.schema import BuildInfo, Config, DatasetConfig, ProcessorConfig, ProcessorsConfig, RunConfig
 from minigpt4.conversation.prompter import IGNORE
-from minigpt4.datasets import streams
 from minigpt4.datasets.formats import shards as shards_module
 from minigpt4.datasets.loading import LayOut, build_valid_loader
-from minigpt4.datasets.mixture import TrainBatches
 from minigpt4.datasets.streams import seeded
+from tests.datasets.mixing import batches, captions, dataset, drawn
 
-NOISE = np.random.default_rng(0).integers(0, 255, (40, 36, 3), dtype=np.uint8)  # each crop of it is another
-
-
-def jpeg(value: int) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(NOISE ^ np.uint8(value)).save(file, "JPEG")
-    return file.getvalue()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """5 shards of 7 samples, and an align folder of 20."""
-    path = tmp_path_factory.mktemp("data")
-    (path / "shards").mkdir()
-    for shard in range(5):
-        with wds.TarWriter(str(path / "shards" / f"{shard}.tar")) as tar:
-            for i in range(shard * 7, shard * 7 + 7):
-                tar.write({"__key__": f"{i:03d}", "jpg": jpeg(i), "json": json.dumps({"caption": f"shard {i}"})})
-    (path / "image").mkdir()
-    for i in range(20):
-        (path / "image" / f"{i}.jpg").write_bytes(jpeg(100 + i))
-    annotations = [{"image_id": str(i), "caption": f"align {i}"} for i in range(20)]
-    (path / "filter_cap.json").write_text(json.dumps({"annotations": annotations}))
-    return path
-
-
-def dataset(name: str, storage: Path):
-    images = ProcessorConfig("blip2_image_train", image_size=8)  # crops at random
-    text = ProcessorConfig("blip_caption")
-    config = DatasetConfig(
-        build_info=BuildInfo(str(storage)),
-        vis_processor=ProcessorsConfig(images, images),
-        text_processor=ProcessorsConfig(text, text),
-    )
-    return registry.get_builder_class(name)(name, config).build("train")
-
-
-def batches(
-    folder: Path, names=("laion", "cc_sbu_align"), state=None, rank=0, ranks=1, storage=None, lay_out=None, **run
-) -> TrainBatches:
-    """Of a mixture 1 : 2, for one rank of several; of conversations, unless they are laid out."""
-    settings = {"batch_size_train": 3, "num_workers": 0, "seed": 5} | run
-    ratios = {"laion": 1.0, "cc_sbu": 1.0, "cc_sbu_align": 2.0}
-    config = Config({}, {name: DatasetConfig(sample_ratio=ratios[name]) for name in names}, run=RunConfig(**settings))
-    places = {"cc_sbu_align": folder, "laion": storage or folder / "shards"}
-    with patch.multiple(streams, rank=lambda: rank, world_size=lambda: ranks):
-        datasets = {name: dataset(name, places.get(name, folder / "shards")) for name in names}
-        found = TrainBatches(datasets, config, lay_out)
-    if state:
-        found.load_state_dict(state)
-    return found
-
-
-def captions(batch: dict) -> list[str]:
-    return [turn.answer for own in batch["conversation"] for turn in own.turns]
-
-
-def drawn(found: TrainBatches, number: int) -> list[tuple[list[str], float]]:
-    taken = [next(found) for _ in range(number)]
-    assert all(batch.keys() == {"conversation", "image_id"} for batch in taken)
-    pixels = [torch.stack([p for own in batch["conversation"] for p in own.pictures]) for batch in taken]
-    return [(captions(batch), shown.double().sum().item()) for batch, shown in zip(taken, pixels, strict=True)]
-
-
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
-    monkeypatch.setattr(shards_module, "SHUFFLED_TOGETHER", 6)
+pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
 @pytest.mark.slow
@@ -305,98 +228,6 @@ def test_too_few_shards_are_refused_with_the_cure(folder):
         batches(folder, ("laion",), ranks=6)
     with pytest.raises(UserError, match="run.batch_size_train: 11 is more than the 10 samples that each of 2"):
         batches(folder, ("cc_sbu_align",), batch_size_train=11, ranks=2)
-
-
-@pytest.fixture
-def damaged(folder, tmp_path) -> Path:
-    """The data with a truncated JPEG, a missing image, a missing caption, two broken shards and an empty one."""
-    (tmp_path / "shards").mkdir()
-    for shard in range(5):
-        data = bytearray((folder / "shards" / f"{shard}.tar").read_bytes())
-        if shard == 3:
-            data = data[: len(data) // 2]
-        (tmp_path / "shards" / f"{shard}.tar").write_bytes(data if shard != 4 else b"no tar at all")
-    tarfile.open(tmp_path / "shards" / "5.tar", "w").close()
-    with wds.TarWriter(str(tmp_path / "shards" / "6.tar")) as tar:
-        tar.write({"__key__": "truncated", "jpg": jpeg(0)[:300], "json": json.dumps({"caption": "x"})})
-        tar.write({"__key__": "unsaid", "jpg": jpeg(0), "json": json.dumps({"text": "x"})})
-        tar.write({"__key__": "unseen", "json": json.dumps({"caption": "x"})})
-        tar.write({"__key__": "no_json", "jpg": jpeg(0)})
-        tar.write({"__key__": "bad_json", "jpg": jpeg(0), "json": b"{"})
-    (tmp_path / "image").mkdir()
-    for i in range(1, 20):
-        (tmp_path / "image" / f"{i}.jpg").write_bytes(jpeg(i)[: 300 if i == 2 else None])
-    records = json.loads((folder / "filter_cap.json").read_text())
-    records["annotations"][3]["caption"] = None
-    (tmp_path / "filter_cap.json").write_text(json.dumps(records))
-    return tmp_path
-
-
-def cut_header(data: bytes, at: int) -> bytes:
-    return data[: at + 100]
-
-
-def cut_boundary(data: bytes, at: int) -> bytes:
-    return data[:at]
-
-
-def bad_header(data: bytes, at: int) -> bytes:
-    return data[:at] + b"x" * 512 + data[at + 512 :]
-
-
-def zero_header(data: bytes, at: int) -> bytes:
-    return data[:at] + bytes(512) + data[at + 512 :]
-
-
-@pytest.mark.parametrize("damage", [cut_header, cut_boundary, bad_header, zero_header])
-@pytest.mark.parametrize("compress", [bytes, gzip.compress])
-def test_a_shard_that_is_damaged_between_its_files_is_named(damage, compress, folder, tmp_path):
-    """tarfile takes each of these for the end of the archive."""
-    with tarfile.open(folder / "shards" / "0.tar") as tar:
-        at = tar.getmembers()[6].offset
-    data = damage((folder / "shards" / "0.tar").read_bytes(), at)
-    (tmp_path / "0.tar").write_bytes(compress(data))
-    *samples, last = shards_module._samples(str(tmp_path / "0.tar"))
-    assert [sample["__key__"] for sample in samples] == ["000", "001", "002"]
-    assert str(last["__error__"]).startswith("damaged at byte") and str(last["__error__"]).endswith(
-        "the rest of it is lost"
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-def test_what_cannot_be_used_is_skipped_counted_and_named(damaged, workers, caplog):
-    found = batches(damaged, num_workers=workers, max_skip_rate=0.5)
-    drawn(found, 40)
-    for name in (
-        "0.jpg",
-        "2.jpg",
-        "3: no caption",
-        "3.tar",
-        "4.tar",
-        "5.tar: no samples",
-        "truncated: this can't be read",
-    ):
-        assert name in caplog.text
-    for name in ("unsaid: no caption", "unseen: no picture", "no_json: no caption", "bad_json: "):
-        assert f"6.tar/{name}" in caplog.text
-
-
-@pytest.mark.parametrize("names", [("laion",), ("cc_sbu_align",)])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_too_much_that_cannot_be_used_stops_the_run_with_the_list(names, workers, damaged):
-    found = batches(damaged, names, num_workers=workers)
-    with pytest.raises(UserError, match=rf"(?s)datasets.{names[0]}: 1\d of \d+ .*max_skip_rate=0.01 allows.*can't be"):
-        for _ in range(200):
-            next(found)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_data_of_which_nothing_can_be_used_ends_in_words_not_in_a_hang(workers, tmp_path):
-    (tmp_path / "shards").mkdir()
-    (tmp_path / "shards" / "0.tar").write_bytes(b"no tar")
-    with pytest.raises(UserError, match="datasets.laion: .*\n  .*0.tar: "):
-        next(batches(tmp_path, ("laion",), num_workers=workers, max_skip_rate=0.05))
 
 
 @pytest.mark.slow
