@@ -1,4 +1,4 @@
-"""What hostile request bodies do to the API: python benchmarks/bodies.py [--mb 20] [NAME ...]
+"""What hostile request bodies do to the API: python benchmarks/bodies.py [--mb 10] [NAME ...]
 
 Starts `minigpt4 serve` with the bundled tiny model and sends it one body after the other. While one is read, /health
 is asked every 50 ms. Prints one JSON line for each body: its size, the status and the time of its answer, the longest
@@ -174,7 +174,7 @@ def measure(server: Server, body: bytes) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="bodies whose name holds one of these (default: all)")
-    parser.add_argument("--mb", type=float, default=20.0, help="size of each body (default: %(default)s)")
+    parser.add_argument("--mb", type=float, default=10.0, help="size of each body; 20 takes 5 minutes (default: %(default)s)")
     options = parser.parse_args()
     size = int(options.mb * MB) - 500
     names = [name for name in BODIES if not options.names or any(part in name for part in options.names)]
