@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from minigpt4.common import distributed
 from minigpt4.common.errors import UserError, first_line, writing
+from minigpt4.common.files import replace_file
 from minigpt4.common.locks import locked
 from minigpt4.config.schema import Config, DatasetConfig
 from minigpt4.conversation.conversation import Conversation, Turn
@@ -300,6 +301,4 @@ def _check_fingerprint(folder: Path, own: dict[str, str]) -> None:
                 f"{_KEY}: '{folder}' was filled with another {key} ({found[key][:80]}, this run has {own[key][:80]}). "
                 f"Delete the folder to fill it anew, or set {_KEY} to another."
             )
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(found | own, indent=2) + "\n")
-    os.replace(temporary, file)
+    replace_file(file, (json.dumps(found | own, indent=2) + "\n").encode())

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import subprocess
 import sys
 import threading
@@ -22,7 +21,7 @@ import torch
 from torch import nn
 
 from minigpt4.common.distributed import is_main, world_size
-from minigpt4.common.errors import UserError, writing
+from minigpt4.common.errors import writing
 from minigpt4.common.files import replace_file
 from minigpt4.config.schema import Config
 
@@ -74,9 +73,8 @@ class RunLog:
         lines = self.file.read_text().splitlines(keepends=True) if resumed and self.file.is_file() else []
         records = [json.loads(line) for line in lines if line.endswith("\n")]
         records = [r | {"step": int(r["step"] * ratio)} for r in records]
-        temporary = self.file.with_suffix(".tmp")  # cut off while it writes, a run leaves all lines
-        temporary.write_text("".join(to_json(r) for r in records if r["step"] <= resumed))
-        os.replace(temporary, self.file)
+        # cut off while it writes, a run leaves all lines
+        replace_file(self.file, "".join(to_json(r) for r in records if r["step"] <= resumed).encode())
         threading.excepthook = partial(_but_tensorboards, threading.excepthook)
         self._board: Any = SummaryWriter(str(self.folder / "tensorboard"), purge_step=resumed + 1)
         if config.run.wandb_log:
@@ -125,12 +123,9 @@ def _but_tensorboards(hook: Callable[[threading.ExceptHookArgs], Any], failed: t
 
 
 def _start_wandb(config: Config) -> Any:
+    import wandb  # `RunnerBase.check` has looked for it
     from omegaconf import OmegaConf
 
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError("run.wandb_log: wandb is not installed. pip install wandb, or set it to False.") from error
     plain = OmegaConf.to_container(OmegaConf.structured(config))
     name = config.run.job_name or Path(config.run.output_dir).name
     return wandb.init(project="minigpt4", name=name, dir=config.run.output_dir, config=plain)  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from torch import nn
 from minigpt4.common.checksums import check_checksums, rename_checked, write_checksums
 from minigpt4.common.distributed import all_gather, barrier, is_main
 from minigpt4.common.errors import UserError, first_line
+from minigpt4.common.files import replace_file
 from minigpt4.models.checkpoint import check_weights, load_checkpoints
 from minigpt4.runners.log import to_json
 
@@ -105,9 +106,7 @@ def _what_it_is(folder: Path) -> str:
 
 def write_measures(folder: Path, epochs: float, measures: dict[str, float]) -> None:
     """Notes in a checkpoint of an epoch's end what validation found, after so many epochs."""
-    temporary = folder / (_MEASURES + _UNFINISHED)
-    temporary.write_text(to_json({"epochs": epochs, **measures}))
-    os.replace(temporary, folder / _MEASURES)
+    replace_file(folder / _MEASURES, to_json({"epochs": epochs, **measures}).encode())
 
 
 def read_measures(folder: Path) -> dict[str, float] | None:

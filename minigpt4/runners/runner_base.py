@@ -1,4 +1,4 @@
-"""The runner by epochs: data, strategy, schedule, the loop, validation, checkpoints to continue from, the log."""
+"""The runner: data, strategy, schedule, the loop, validation, checkpoints to continue from, the log."""
 
 import logging
 import math
@@ -39,9 +39,11 @@ from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 logger = logging.getLogger(__name__)
 
 
-@registry.register_runner("runner_base")
+@registry.register_runner("runner_base", "runner_iter")
 class RunnerBase:
-    """Trains for `run.max_epoch` epochs. Everything is built here, in order; the methods only run it.
+    """Trains for `run.max_epoch` epochs, runner_iter for `run.max_iters` batches in pieces of `run.iters_per_epoch`.
+
+    Everything is built here, in order; the methods only run it.
 
     Attributes:
         step: batches that each process has trained with, over all epochs.
@@ -88,7 +90,7 @@ class RunnerBase:
         prepare = LayOut(prompter, training=False) if prompter else None
         self.validation = Validation(config, task, self.strategy, datasets, self.signals, prepare)
         self.iters_per_epoch = run.iters_per_epoch or self.batches.length or _no_length()
-        self.total = self._total_iters()
+        self.total = run.max_iters or run.max_epoch * self.iters_per_epoch
         self.schedule = build_schedule(run, self.iters_per_epoch)
         self.step = self.saved = 0
         self.ratio = Fraction(1)  # of an epoch's length to that before
@@ -102,9 +104,6 @@ class RunnerBase:
             self._restore(*resumed)
         self.log = self._begin_output(fresh=resumed is None)
 
-    def _total_iters(self) -> int:
-        return self.run.max_epoch * self.iters_per_epoch
-
     @staticmethod
     def check(config: Config) -> None:
         """Refuses, before anything is loaded, what this runner can't do.
@@ -117,6 +116,8 @@ class RunnerBase:
             raise UserError("run.evaluate: True trains nothing. Use minigpt4 evaluate, or set run.evaluate=False.")
         if run.max_iters is not None and run.runner == "runner_base":
             raise UserError("run.max_iters: runner_base counts epochs. Set run.max_epoch, or run.runner=runner_iter.")
+        if run.max_iters is None and run.runner == "runner_iter":
+            raise UserError("run.max_iters: not set. Set it to the number of batches, or run.runner=runner_base.")
         if run.cache_features and (trained := config.model.trained & {"vit", "qformer"}):
             raise UserError(
                 f"run.cache_features: features change while {' and '.join(sorted(trained))} train. Set it to null, or "
@@ -206,7 +207,7 @@ class RunnerBase:
         done, quiet = self.step - first, not distributed.is_main()
         with tqdm(total=end - first, initial=done, desc=f"epoch {epoch}", disable=quiet) as bar:
             while self.step < end:
-                update, lr = self._updates(self.step - first, end - first), self.schedule.lr(self.step)
+                update, lr = self._updates(self.step - first, end - first), self.schedule(self.step)
                 batch = self._next_batch()
                 loss, good = self._train_iteration(batch, lr, update)
                 self.step += 1

@@ -67,13 +67,14 @@ def read_deepspeed(folder: Path, everything: bool = False) -> "dict[str, Tensor]
 
 def _of_shards(tag: Path) -> "dict[str, Tensor]":
     """ZeRO's weights in full precision."""
-    from minigpt4.runners.strategies.engine_files import check_engine_files, tensors_only
+    from minigpt4.runners.strategies.engine_files import load_data, tensors_only
 
     try:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
     except ImportError as error:
         raise UserError("the checkpoint is in shards. To join them: pip install deepspeed") from error
-    check_engine_files(sorted(tag.glob("*.pt")))
+    for file in sorted(tag.glob("*.pt")):
+        load_data(file)  # for its error alone
     with tensors_only():
         state = get_fp32_state_dict_from_zero_checkpoint(str(tag.parent), tag.name, exclude_frozen_parameters=True)
     return {name: value.clone() for name, value in state.items()}

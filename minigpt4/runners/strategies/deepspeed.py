@@ -14,7 +14,7 @@ from minigpt4.common.errors import Problems, UserError, first_line
 from minigpt4.config.schema import RunConfig
 from minigpt4.models.base_model import BaseModel
 from minigpt4.runners.optims import build_optimizer
-from minigpt4.runners.strategies.engine_files import check_engine_files, tensors_only
+from minigpt4.runners.strategies.engine_files import load_data, tensors_only
 from minigpt4.runners.strategies.strategy import Strategy, amp_dtype
 
 _TAG = "deepspeed"  # the engine's folder within a checkpoint
@@ -26,12 +26,8 @@ class DeepSpeed(Strategy):
     def __init__(self, model: BaseModel, run: RunConfig, device: torch.device):
         if device.type == "cpu":  # else it picks what it finds
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        try:
-            import deepspeed
-        except ImportError as error:
-            raise UserError(
-                "run.strategy: deepspeed is not installed. pip install deepspeed, or set run.strategy=fsdp"
-            ) from error
+        import deepspeed  # `RunnerBase.check` has looked for it
+
         # its faster exchange between processes on a CPU: compiling it takes minutes, and needs a compiler
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.model, self.run, self.device = model, run, device
@@ -101,9 +97,10 @@ class DeepSpeed(Strategy):
         files = sorted((folder / _TAG).glob("*.pt"))
         problems = Problems()
         with problems.collect():
-            check_engine_files(files[rank() :: world_size()])
-        if told := all_gather(list(problems)):  # all ranks refuse what one has found
-            raise UserError(f"run.resume: {told[0]} Use another checkpoint.")
+            for file in files[rank() :: world_size()]:
+                load_data(file)  # for its error alone
+        if found := all_gather(list(problems)):  # all ranks refuse what one has found
+            raise UserError(f"run.resume: {found[0]} Use another checkpoint.")
         try:
             with self._own_settings(), tensors_only():
                 self.engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
