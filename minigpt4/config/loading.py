@@ -11,11 +11,7 @@ from minigpt4.common.errors import UserError, did_you_mean
 from minigpt4.common.files import replace_file
 from minigpt4.config.compat import NAMES, translate
 from minigpt4.config.finding import TINY, find_config, find_prompts, read_checkpoint
-from minigpt4.config.schema import (
-    Config,
-    EnvConfig,
-    ModelConfig,
-)
+from minigpt4.config.schema import Config, EnvConfig, ModelConfig
 from minigpt4.config.values import check_values, expand_home
 from minigpt4.config.yaml_files import one_line, read_options, read_yaml, shortened
 
