@@ -40,7 +40,7 @@ def locked(key: str, folder: Path, patience: float = _PATIENCE) -> Iterator[None
     if is_main():
         with problems.collect():
             _acquire_folder(lock, key, folder, patience)
-    Problems(all_gather(list(problems))).tell()
+    Problems(all_gather(list(problems))).raise_all()
     try:
         yield
     finally:

@@ -86,10 +86,10 @@ class TokenizerTemplate:
             UserError: the template refuses the dialogue, or drops the system text or a picture.
         """
         turns = conversation.turns
-        said = "".join(
+        texts = "".join(
             [conversation.system or "", *(text for turn in turns for text in (turn.words, turn.answer or ""))]
         )
-        marker = next(m for m in (f"<picture {n}>" for n in count()) if m not in said)
+        marker = next(m for m in (f"<picture {n}>" for n in count()) if m not in texts)
         messages = [{"role": "system", "content": conversation.system}] if conversation.system else []
         asked = list[str]()
         for turn in turns:

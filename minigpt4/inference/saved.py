@@ -17,7 +17,7 @@ _VERSION = 2
 _PLACE = re.compile(f"(?:<Img>)?{IMAGE_PLACEHOLDER}(?:</Img>)?")  # of a picture in a question of version 1
 
 
-def check_size(said: Sequence[tuple[str, str]]) -> None:
+def check_size(turns: Sequence[tuple[str, str]]) -> None:
     """Refuses a conversation, of questions and answers, that is so long that it would hold up others.
 
     The last answer is not added to the rest, so that what could be asked can be saved and loaded again.
@@ -25,8 +25,8 @@ def check_size(said: Sequence[tuple[str, str]]) -> None:
     Raises:
         UserError: it has more than `MAX_TURNS` turns or `MAX_TEXT` characters.
     """
-    _check_turns(len(said))
-    lengths = [len(text) for turn in said for text in turn]
+    _check_turns(len(turns))
+    lengths = [len(text) for turn in turns for text in turn]
     if max(sum(lengths[:-1]), *lengths[-1:], 0) > MAX_TEXT:
         raise UserError(f"the conversation has more than {MAX_TEXT} characters. Begin another.")
 
@@ -42,8 +42,8 @@ def to_json(turns: list[Turn], waiting: list[Picture]) -> str:
     `{"version": 2, "turns": [{"question": [part, ...], "answer"}, ...], "pictures": [data: URL, ...]}`, where a part is
     a text or `{"picture": data: URL}`.
     """
-    said = [{"question": [_saved(part) for part in joined(t.question)], "answer": t.answer} for t in turns]
-    saved = {"version": _VERSION, "turns": said, "pictures": [p.to_url() for p in waiting]}
+    dialogue = [{"question": [_saved(part) for part in joined(t.question)], "answer": t.answer} for t in turns]
+    saved = {"version": _VERSION, "turns": dialogue, "pictures": [p.to_url() for p in waiting]}
     return json.dumps(saved, ensure_ascii=False, indent=1)
 
 

@@ -78,8 +78,8 @@ def load_tokenizer(folder: str | Path, trust_remote_code: bool = False) -> PreTr
         if wrong := wrong_file(Path(folder) / name for name in (*_TOKENIZERS, "tokenizer_config.json", "config.json")):
             raise UserError(f"model.llama_model: no tokenizer in '{folder}': {wrong}.") from error
         # without a file to read, transformers speaks of all that could be installed
-        told = "trust_remote_code" in str(error) or any((Path(folder) / name).is_file() for name in _TOKENIZERS)
-        raise UserError(_no_tokenizer(folder, reason_of(error) if told else "it has no file of the kind")) from error
+        known = "trust_remote_code" in str(error) or any((Path(folder) / name).is_file() for name in _TOKENIZERS)
+        raise UserError(_no_tokenizer(folder, reason_of(error) if known else "it has no file of the kind")) from error
     if not tokenizer.encode("hello world", add_special_tokens=False):  # a class without a vocabulary
         raise UserError(_no_tokenizer(folder, "its tokenizer turns text into nothing"))
     if tokenizer.pad_token is None:

@@ -84,7 +84,7 @@ def preflight(config: Config, vision: VisionPart | None = None, problems: Proble
         if device is not None:
             with problems.collect():
                 check_memory(memory_of_devices(c, vision, llm, device), _holders(config.run))
-    problems.tell()
+    problems.raise_all()
     assert folder is not None
     return {**local_files(sight | paths, config.env.cache_root), "model.llama_model": folder}
 
@@ -182,16 +182,16 @@ def check_memory(devices: dict[torch.device, dict[str, float]], holders: int = 1
         parts = {part: size / holders for part, size in whole.items()}
         needed, free = ranks * sum(parts.values()), _free_memory(device)
         sizes = ", ".join(f"{part} {size / 1e9:.2f}" for part, size in parts.items())
-        told = f"{device}: the weights take {needed / 1e9:.2f} GB ({sizes}) of {free / 1e9:.2f} GB that are free"
+        message = f"{device}: the weights take {needed / 1e9:.2f} GB ({sizes}) of {free / 1e9:.2f} GB that are free"
         if needed <= free:
-            logger.info(told)
+            logger.info(message)
             continue
         cure = "Set model.quantization=8bit or 4bit, model.device_map=auto for several devices, or a smaller LLM; in "
         cure += "training, run.strategy=fsdp shares it out to several processes."
-        told += ". " + (cure if holders == 1 else "Start more processes on further devices, or set a smaller LLM.")
+        message += ". " + (cure if holders == 1 else "Start more processes on further devices, or set a smaller LLM.")
         if device.type != "cpu" and len(devices) == 1:
-            raise UserError(told)
-        logger.warning(told)
+            raise UserError(message)
+        logger.warning(message)
 
 
 def _free_memory(device: torch.device) -> float:

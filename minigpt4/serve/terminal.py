@@ -180,15 +180,15 @@ class Terminal:
         paths, budget = _paths(rest), self.chat.pixel_budget()
         budget.expect(len(paths))
         self.chat.upload_img(*[Picture.from_file(path, budget) for path in paths])
-        self._tell_pictures()
+        self._report_pictures()
 
     def _show_video(self, rest: str) -> None:
         from minigpt4.inference.pictures import Video
 
         self.chat.upload_video(Video(_path(rest), self.n_frms))
-        self._tell_pictures()
+        self._report_pictures()
 
-    def _tell_pictures(self) -> None:
+    def _report_pictures(self) -> None:
         count = len(self.chat.pictures)
         _note(f"The model sees {count} picture{'s' * (count != 1)}.")
 

@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
             if cached := bool(config.run.cache_features):
                 from minigpt4.runners.feature_cache import cached_datasets
 
-                problems.tell()
+                problems.raise_all()
                 datasets = cached_datasets(config, task)
             else:
                 datasets = {}

@@ -31,29 +31,29 @@ class QueuedRequest:
     Attributes:
         prompt_tokens: of the prompt, image rows included.
         stream: tell each further piece of the answer.
-        tell: called by the model's thread with each further piece, if `stream`, and at the end with the `Answer`.
+        send: called by the model's thread with each further piece, if `stream`, and at the end with the `Answer`.
     """
 
     request: Request
     prompt_tokens: int
     stream: bool = False
-    tell: Callable[["str | Answer"], None] = lambda _: None
+    send: Callable[["str | Answer"], None] = lambda _: None
     gone: bool = False  # nobody waits for it any more
     asked: float = field(default_factory=time.perf_counter)
     first_token: float | None = None
     new_tokens: int = 0  # of the answer so far, with the one that ended it
     answer: Answer | None = None
-    _told: str = ""
+    _sent: str = ""
 
     def __post_init__(self) -> None:
         self.request.on_token, self.request.on_end = self._count, self.finish
-        self.request.on_text = self._tell_text if self.stream else None
+        self.request.on_text = self._send_text if self.stream else None
 
     def finish(self, answer: Answer) -> None:
         """Tells the answer, or that there will be none."""
         if self.answer is None:
             self.answer = answer
-            self.tell(answer)
+            self.send(answer)
 
     def fail(self, error: Exception) -> None:
         """Tells that there will be no answer."""
@@ -63,10 +63,10 @@ class QueuedRequest:
         self.new_tokens = tokens
         self.first_token = self.first_token or time.perf_counter()
 
-    def _tell_text(self, text: str) -> None:
-        if new := text[len(self._told) :]:
-            self._told = text
-            self.tell(new)
+    def _send_text(self, text: str) -> None:
+        if new := text[len(self._sent) :]:
+            self._sent = text
+            self.send(new)
 
 
 class Batcher:

@@ -137,19 +137,19 @@ class Service:
             QueueFullError: there is no room for them.
             ApiError: one failed.
         """
-        loop, told = asyncio.get_running_loop(), asyncio.Queue[tuple[int, str | Answer]]()
+        loop, parts = asyncio.get_running_loop(), asyncio.Queue[tuple[int, str | Answer]]()
 
-        def tell(index: int, what: str | Answer) -> None:
+        def put(index: int, what: str | Answer) -> None:
             with suppress(RuntimeError):  # the loop is closed, and nobody listens
-                loop.call_soon_threadsafe(told.put_nowait, (index, what))
+                loop.call_soon_threadsafe(parts.put_nowait, (index, what))
 
         for index, item in enumerate(items):
-            item.tell = partial(tell, index)
+            item.send = partial(put, index)
         self.batcher.submit(items)
         try:
             left = len(items)
             while left:
-                index, what = await told.get()
+                index, what = await parts.get()
                 if isinstance(what, Answer):
                     left -= 1
                     if what.error is not None:

@@ -38,7 +38,7 @@ Asked = tuple[list[Turn], Callable[..., Iterator[str]]]  # the turns with a new 
 Prepare = Callable[[Chat, Callable[[], None]], Asked]  # it calls the second now and then, which raises to end it
 
 _ANSWERS_AT_ONCE = 2
-_TOLD_EVERY = 0.2  # seconds, who waits
+_REPORT_EVERY = 0.2  # seconds, who waits
 _EMPTY: Message = {"text": "", "files": []}
 
 
@@ -228,7 +228,7 @@ class Handlers:
                 try:
                     while (others := before()) > 0:
                         yield visitor.view.messages(visitor.chat.turns), box, waiting(others), visitor
-                        visitor.check(stopped, _TOLD_EVERY)
+                        visitor.check(stopped, _REPORT_EVERY)
                         box = gr.skip()
                     # gradio keeps the visitor with the first of these: until then neither stop nor restart finds him
                     box = _busy(None if message is None else _EMPTY)

@@ -26,7 +26,7 @@ _SHOWN = 10  # keys that an error names
 
 
 @dataclass
-class Said:
+class Parsed:
     """What a record says.
 
     Attributes:
@@ -42,7 +42,7 @@ class Said:
     videos: list[str] = field(default_factory=list)
 
 
-def read(raw: dict[str, Any]) -> Said:
+def read(raw: dict[str, Any]) -> Parsed:
     """Finds out what a record says, whatever its format.
 
     Raises:
@@ -53,18 +53,18 @@ def read(raw: dict[str, Any]) -> Said:
     pairs = [(question, answer) for question, answer in _PAIRS.items() if question in raw and answer in raw]
     captions = [key for key in _CAPTIONS if key in raw and (images or videos)]
     if lists:
-        said = Said(lists[0], _system(raw) + _listed(raw[lists[0]]))
+        parsed = Parsed(lists[0], _system(raw) + _listed(raw[lists[0]]))
     elif pairs:
-        said = Said(", ".join(pairs[0]), _system(raw) + _history(raw) + _paired(raw, *pairs[0]))
+        parsed = Parsed(", ".join(pairs[0]), _system(raw) + _history(raw) + _paired(raw, *pairs[0]))
     elif captions:
-        said = Said(f"image, {captions[0]}", [("user", ""), ("assistant", raw[captions[0]])])
+        parsed = Parsed(f"image, {captions[0]}", [("user", ""), ("assistant", raw[captions[0]])])
     else:
         raise unknown(f"it has the keys {', '.join(map(str, list(raw)[:_SHOWN]))}")
-    said.turns = [(role, _content(role, content, said)) for role, content in said.turns]
-    if (images or videos) and (said.images or said.videos):
+    parsed.turns = [(role, _content(role, content, parsed)) for role, content in parsed.turns]
+    if (images or videos) and (parsed.images or parsed.videos):
         raise RecordError("unknown format", "pictures are named within its turns and beside them. Do one of both")
-    said.images, said.videos = said.images or images, said.videos or videos
-    return said
+    parsed.images, parsed.videos = parsed.images or images, parsed.videos or videos
+    return parsed
 
 
 def unknown(why: str) -> RecordError:
@@ -108,22 +108,22 @@ def _either(turn: dict[str, Any], one: str, other: str) -> str:
     return other if turn.get(one) is None else one  # Parquet fills what a turn lacks
 
 
-def _content(role: str, content: Any, said: Said) -> Any:
+def _content(role: str, content: Any, parsed: Parsed) -> Any:
     """The text of a turn, with a placeholder for each picture that it names: among its parts, or as Qwen-VL does."""
     if isinstance(content, list):
-        return " ".join(_part(part, said) for part in _objects(content))
+        return " ".join(_part(part, parsed) for part in _objects(content))
     if role == "user" and isinstance(content, str):
-        said.images += re.findall(_NAMED, content)
+        parsed.images += re.findall(_NAMED, content)
         return re.sub(_NAMED, "<image>", content)
     return content
 
 
-def _part(part: dict[str, Any], said: Said) -> str:
+def _part(part: dict[str, Any], parsed: Parsed) -> str:
     """A part's text, or the placeholder of its picture, which may be named beside the turns."""
     kind = str(part.get("type")).removesuffix("_url").removeprefix("input_").removeprefix("output_")
     if kind == "text" and isinstance(part.get("text"), str):
         return part["text"]
-    for known, files, marker in (("image", said.images, IMAGE), ("video", said.videos, VIDEO)):
+    for known, files, marker in (("image", parsed.images, IMAGE), ("video", parsed.videos, VIDEO)):
         values = (part.get(key) for key in (f"{known}_url", known, "url", "path"))
         found = _files(next(filter(None, values), None)) if kind == known else []
         if kind == known and len(found) <= 1:

@@ -19,9 +19,10 @@ def parse_record(raw: Any) -> Record:
         raise RecordError("unreadable line", raw.reason)
     if not isinstance(raw, dict):
         raise formats.unknown(f"expected an object, found {short(raw)}")
-    said = formats.read({key: value for key, value in raw.items() if value is not None})  # Parquet fills what it lacks
-    record = Record([], [], said.images, said.videos, said.format)
-    _add_turns(record, said.turns)
+    # Parquet fills what a record lacks
+    parsed = formats.read({key: value for key, value in raw.items() if value is not None})
+    record = Record([], [], parsed.images, parsed.videos, parsed.format)
+    _add_turns(record, parsed.turns)
     for marker, files in ((f"(<Img>)?{IMAGE_PLACEHOLDER}(</Img>)?", record.images), (VIDEO, record.videos)):
         if len(files) == 1:
             record.questions = _once(marker, record.questions)
