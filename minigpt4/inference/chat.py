@@ -39,10 +39,7 @@ class Chat:
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        on_use: Callable[["Chat"], None] = lambda _: None,
-        max_pixels: int = MAX_IMAGE_PIXELS,
+        self, engine: Engine, on_use: Callable[["Chat"], None] = lambda _: None, max_pixels: int = MAX_IMAGE_PIXELS
     ):
         self.engine = engine
         self.max_pixels = max_pixels
@@ -82,17 +79,19 @@ class Chat:
         """How many tokens and image rows of the last prompt the model did not have to read again."""
         return self._kept.reused
 
-    def upload_img(self, *images: Image.Image | Picture) -> None:
-        """Shows images; the next question is about them. They are encoded now, once, in one batch.
+    def upload_img(self, *parts: Image.Image | Picture | Video) -> None:
+        """Shows images, and videos as images; the next question is about them. They are encoded now, in one batch.
 
         Raises:
             UserError: they are too many, or one, or all of the conversation's together, too large (see `PixelBudget`).
         """
-        self._show(images)
-
-    def upload_video(self, video: Video) -> None:
-        """Shows a video's frames as images, which are encoded in one batch; raises as `upload_img`."""
-        self._show([video])
+        begun, budget = self._begun, self.pixel_budget()
+        budget.expect(len(parts))
+        pictures = [picture for part in parts for picture in pictures_of(part, budget)]
+        self._encode(pictures)
+        with self._claim:
+            if self._begun == begun:  # no restart came meanwhile
+                self._waiting = self._waiting + pictures
 
     def answer(self, question: str | Sequence[Shown], **options: Any) -> str:
         """Asks and returns the whole answer. `options` are `max_new_tokens` (300), `seed`, and those of `Decoding`."""
@@ -188,15 +187,6 @@ class Chat:
     def _require_idle(self) -> None:
         if self.turns and self.turns[-1].answer is None:
             raise UserError("The previous question is still being answered. Wait for its answer, or stop it.")
-
-    def _show(self, parts: Sequence[Image.Image | Picture | Video]) -> None:
-        begun, budget = self._begun, self.pixel_budget()
-        budget.expect(len(parts))
-        pictures = [picture for part in parts for picture in pictures_of(part, budget)]
-        self._encode(pictures)
-        with self._claim:
-            if self._begun == begun:  # no restart came meanwhile
-                self._waiting = self._waiting + pictures
 
     def _encode(self, pictures: Sequence[Picture]) -> None:
         """Encodes what is not yet encoded, in one batch."""

@@ -24,12 +24,7 @@ class Sessions:
             half precision for a LLaMA of 7B.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        max_sessions: int = MAX_SESSIONS,
-        max_pixels: int = MAX_IMAGE_PIXELS,
-    ):
+    def __init__(self, engine: Engine, max_sessions: int = MAX_SESSIONS, max_pixels: int = MAX_IMAGE_PIXELS):
         if max_sessions < 1:
             raise UserError(f"max_sessions: {max_sessions} is out of range. Set it to 1 or more.")
         self.engine = engine

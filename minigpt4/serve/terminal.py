@@ -90,7 +90,7 @@ class Terminal:
             ":img": ("PATH...", "show pictures; the next question is about them", self._show_images),
             ":video": ("PATH", f"show a video, as {n_frms} picture{'s' * (n_frms > 1)}", self._show_video),
             ":his": ("", "what was said", self._history),
-            ":clh": ("", "forget what was said and shown", self._forget),
+            ":clh": ("", "forget what was said and shown", lambda _: self.chat.restart()),
             ":clear": ("", "clear the screen", self._clear_screen),
             ":seed": ("[N]", "the seed of sampling, or set it", self._seed),
             ":conf": ("[KEY=VALUE...]", "how answers are made, or change it", self._configure),
@@ -185,7 +185,7 @@ class Terminal:
     def _show_video(self, rest: str) -> None:
         from minigpt4.inference.pictures import Video
 
-        self.chat.upload_video(Video(_path(rest), self.n_frms))
+        self.chat.upload_img(Video(_path(rest), self.n_frms))
         self._report_pictures()
 
     def _report_pictures(self) -> None:
@@ -198,9 +198,6 @@ class Terminal:
             _say(f"> {_printable(question)}")
             if turn.answer is not None:
                 _say(_printable(turn.answer))
-
-    def _forget(self, _: str) -> None:
-        self.chat.restart()
 
     def _clear_screen(self, _: str) -> None:
         if sys.stdout.isatty():
