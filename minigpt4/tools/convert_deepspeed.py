@@ -15,8 +15,6 @@ if TYPE_CHECKING:  # slow to import
 
 logger = logging.getLogger(__name__)
 
-_TRAINED = ("llama_proj.", "llm_proj.", "lora_")  # what the recipes train
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(main=main)
@@ -83,7 +81,7 @@ def _of_shards(tag: Path) -> "dict[str, Tensor]":
 def _of_files(files: list[Path], everything: bool) -> "dict[str, Tensor]":
     from torch import Tensor
 
-    from minigpt4.models.checkpoint import file_name
+    from minigpt4.models.checkpoint import TRAINED, file_name
     from minigpt4.runners.strategies.engine_files import load_data
 
     weights: dict[str, Tensor] = {}
@@ -91,6 +89,6 @@ def _of_files(files: list[Path], everything: bool) -> "dict[str, Tensor]":
         state = load_data(file)
         for name, value in state.get("module", state).items():
             # a pipeline names its stage first (visionpipe.llm_proj.weight)
-            if isinstance(value, Tensor) and (everything or any(part in file_name(name) for part in _TRAINED)):
+            if isinstance(value, Tensor) and (everything or any(part in file_name(name) for part in TRAINED)):
                 weights[name.removeprefix("visionpipe.")] = value.clone()
     return weights
