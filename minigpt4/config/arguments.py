@@ -19,11 +19,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, default: str | None = 
         help=f"YAML file of the run, or a name that `minigpt4 configs` lists{default_note}",
     )
     parser.add_argument(
-        "--options",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override keys, e.g. run.max_epoch=2",
+        "--options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys, e.g. run.max_epoch=2"
     )
     parser.set_defaults(model=None, default_config=default)
 

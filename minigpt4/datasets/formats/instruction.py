@@ -9,13 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from minigpt4.common.errors import UserError
-from minigpt4.datasets.formats.records import (
-    image_folder,
-    load_pictures,
-    parse_record,
-    read_records,
-    record_id,
-)
+from minigpt4.datasets.formats.records import image_folder, load_pictures, parse_record, read_records, record_id
 from minigpt4.processors.video import open_video
 
 

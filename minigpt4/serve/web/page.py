@@ -53,6 +53,7 @@ HEAD = """<script>
     });
 </script>"""
 KEPT = 4 * 3600  # seconds for which the conversation of a visitor who does nothing is kept
+_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}  # events that are no API
 _DOWNLOAD = "() => setTimeout(() => document.querySelector('#saved').click(), 100)"
 
 
@@ -159,11 +160,7 @@ def _chat_side(guide: Guide) -> tuple[gr.Chatbot, gr.MultimodalTextbox, gr.Markd
         type="index",
     )
     questions.click(
-        lambda chosen, old: {**old, "text": guide.questions[chosen]},
-        [questions, message],
-        message,
-        api_visibility="private",
-        show_progress="hidden",
+        lambda chosen, old: {**old, "text": guide.questions[chosen]}, [questions, message], message, **_PRIVATE
     )
     return chat, message, status
 
@@ -178,11 +175,7 @@ def _picture_side(examples: list[Path], message: gr.MultimodalTextbox) -> None:
             elem_id="examples",
         )
         pictures.click(
-            lambda chosen, old: _with_file(old, str(examples[chosen])),
-            [pictures, message],
-            message,
-            api_visibility="private",
-            show_progress="hidden",
+            lambda chosen, old: _with_file(old, str(examples[chosen])), [pictures, message], message, **_PRIVATE
         )
     with gr.Accordion("Take a picture", open=False):
         # image_mode: gradio would decode a file of another mode, whatever its size
@@ -193,8 +186,7 @@ def _picture_side(examples: list[Path], message: gr.MultimodalTextbox) -> None:
         lambda photo, old: (None, _with_file(old, photo) if photo else old),
         [camera, message],
         [camera, message],
-        api_visibility="private",
-        show_progress="hidden",
+        **_PRIVATE,
     )
 
 
@@ -227,8 +219,7 @@ def _options() -> list[Any]:
         lambda chosen: [gr.update(visible=chosen == of) for of in controls.values()],
         mode,
         list(controls),
-        api_visibility="private",
-        show_progress="hidden",
+        **_PRIVATE,
     )
     return [mode, beams, temperature, top_p, repetition, length_penalty, shortest, longest, seed]
 

@@ -213,10 +213,7 @@ class Handlers:
         return visitor or Visitor(self.sessions.open())
 
     def _answer(
-        self,
-        prepare: Prepare,
-        options_and_visitor: Sequence[Any],
-        message: Message | None = None,
+        self, prepare: Prepare, options_and_visitor: Sequence[Any], message: Message | None = None
     ) -> Iterator[Shown]:
         """Waits for its turn, prepares, and streams the answer; if that fails, `message` goes back into its box."""
         *controls, known = options_and_visitor
