@@ -29,6 +29,15 @@ class Problems(list[str]):
             raise UserError("\n".join(self))
 
 
+@contextmanager
+def prefixed(prefix: str) -> Iterator[None]:
+    """Puts a prefix, such as the place of a record, before the message of a `UserError`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{prefix}{error}") from None
+
+
 def first_line(error: BaseException) -> str:
     """An exception's message as one line; its type where it has no message."""
     if isinstance(error, UnpicklingError):  # torch advises to run what the file holds

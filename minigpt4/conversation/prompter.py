@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
-from minigpt4.common.errors import UserError
+from minigpt4.common.errors import UserError, prefixed
 from minigpt4.conversation.conversation import Conversation, Part, Turn, joined
 from minigpt4.conversation.templates import Template, TokenizerTemplate, get_template
 
@@ -135,10 +135,8 @@ class Prompter:
             raise UserError(f"images were given for {len(pictures)} prompts, and there are {len(texts)}.")
         parsed = []
         for number, (text, own) in enumerate(zip(texts, pictures, strict=True), start=1):
-            try:
+            with prefixed(f"prompt {number} of {len(texts)}: " if len(texts) > 1 else ""):
                 parsed.append(self.parse(text, [] if own is None else list(own)))
-            except UserError as error:
-                raise UserError(f"prompt {number} of {len(texts)}: {error}" if len(texts) > 1 else str(error)) from None
         return parsed
 
     def text(self, parts: Sequence[Part]) -> str:

@@ -202,14 +202,12 @@ def add_lora(llm: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
     """Adds trainable low-rank adapters to `lora_targets` (LoRA: Hu et al. 2021); `lora_r` 0 adds none.
 
     Raises:
-        UserError: peft is missing, or refuses these layers.
+        UserError: peft refuses these layers.
     """
     if config.lora_r <= 0:
         return llm
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise UserError("model.lora_r: needs peft. Install it: pip install peft, or set model.lora_r=0") from error
+    from peft import LoraConfig, get_peft_model  # slow to import
+
     lora = LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
