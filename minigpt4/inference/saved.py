@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from minigpt4.common.errors import UserError
+from minigpt4.common.errors import UserError, prefixed
 from minigpt4.common.limits import MAX_TEXT, MAX_TURNS
 from minigpt4.conversation.conversation import Part, Turn, joined
 from minigpt4.conversation.prompter import IMAGE_PLACEHOLDER
@@ -92,10 +92,8 @@ def _saved(part: Part) -> Any:
 
 def _numbered(number: int, read: Callable[..., T], *args: Any) -> T:
     """`read(*args)`, whose error names the turn."""
-    try:
+    with prefixed(f"turn {number} of the saved conversation: "):
         return read(*args)
-    except UserError as error:
-        raise UserError(f"turn {number} of the saved conversation: {error}") from None
 
 
 def _parts(saved: Any) -> tuple[list[Any], str | None]:

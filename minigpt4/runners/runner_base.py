@@ -89,7 +89,11 @@ class RunnerBase:
         self.signals = StopSignals()  # to this rank
         prepare = LayOut(prompter, training=False) if prompter else None
         self.validation = Validation(config, task, self.strategy, datasets, self.signals, prepare)
-        self.iters_per_epoch = run.iters_per_epoch or self.batches.length or _no_length()
+        self.iters_per_epoch = run.iters_per_epoch or self.batches.length or 0
+        if not self.iters_per_epoch:
+            raise UserError(
+                "run.iters_per_epoch: not set, and shards have no length. Set it to the batches of an epoch."
+            )
         self.total = run.max_iters or run.max_epoch * self.iters_per_epoch
         self.schedule = build_schedule(run, self.iters_per_epoch)
         self.step = self.saved = 0
@@ -221,12 +225,12 @@ class RunnerBase:
                 if self.step % self.run.log_freq == 0 or self.step == end:
                     self._report(bar, window, lr)
                     window = []
-                if update and self.stopping and self.step < end:
+                due = self.run.save_steps and self.step - self.saved >= self.run.save_steps
+                if update and self.step < end and (self.stopping or due):
                     self._save(f"checkpoint_step_{self.step}")
-                    logger.warning("stopped by a signal; run.resume=auto goes on from step %d", self.step)
-                    return False
-                if update and self.run.save_steps and self.step - self.saved >= self.run.save_steps and self.step < end:
-                    self._save(f"checkpoint_step_{self.step}")
+                    if self.stopping:
+                        logger.warning("stopped by a signal; run.resume=auto goes on from step %d", self.step)
+                        return False
         return True
 
     def _updates(self, i: int, length: int) -> bool:
@@ -334,7 +338,3 @@ class RunnerBase:
                 run_state.prune(self.output_dir, self.run.keep_last)
             plot_loss(self.output_dir)
         distributed.barrier()
-
-
-def _no_length() -> int:
-    raise UserError("run.iters_per_epoch: not set, and shards have no length. Set it to the batches of an epoch.")
