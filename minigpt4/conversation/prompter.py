@@ -227,9 +227,8 @@ class Prompter:
         templates = {"prompt_path": self.prompts, "prompt_template": [self.prompt_template.format("")]}
         for key, texts in templates.items():
             for text in texts:
-                if (
-                    tokens := len(self.layout(self.parse(text, [None] * text.count(IMAGE_PLACEHOLDER))))
-                ) >= self.window:
+                tokens = len(self.layout(self.parse(text, [None] * text.count(IMAGE_PLACEHOLDER))))
+                if tokens >= self.window:
                     raise UserError(
                         f"model.{key}: '{text[:60]}...' has {tokens} tokens, and the LLM reads {self.window} at once. "
                         "Shorten it."

@@ -34,7 +34,6 @@ class Sessions:
         self._used: list[weakref.ref[Chat]] = []  # the last one is the last that asked
 
     def open(self) -> Chat:
-        """A new session."""
         return Chat(self.engine, self._note, self.max_pixels)
 
     def _note(self, chat: Chat) -> None:

@@ -31,7 +31,6 @@ def build_optimizer(model: nn.Module, run: RunConfig) -> Optimizer:
 
 
 def build_schedule(run: RunConfig, iters_per_epoch: int) -> Schedule:
-    """Builds the schedule that `run.lr_sched` names."""
     return partial(registry.get_lr_scheduler_class(run.lr_sched), run, iters_per_epoch)
 
 

@@ -22,6 +22,7 @@ from minigpt4.serve.loading import quietly
 
 if TYPE_CHECKING:  # slow to import
     from minigpt4.inference.chat import Chat
+    from minigpt4.inference.pictures import Picture, Video
 
 _SETTLES = (":img", ":video", ":load", ":clh")  # after these, it is clear again what a question is about
 WELCOME = "Show a picture with :img PATH, then ask about it. :help tells more, :q leaves."
@@ -179,16 +180,15 @@ class Terminal:
 
         paths, budget = _paths(rest), self.chat.pixel_budget()
         budget.expect(len(paths))
-        self.chat.upload_img(*[Picture.from_file(path, budget) for path in paths])
-        self._report_pictures()
+        self._show(*[Picture.from_file(path, budget) for path in paths])
 
     def _show_video(self, rest: str) -> None:
         from minigpt4.inference.pictures import Video
 
-        self.chat.upload_img(Video(_path(rest), self.n_frms))
-        self._report_pictures()
+        self._show(Video(_path(rest), self.n_frms))
 
-    def _report_pictures(self) -> None:
+    def _show(self, *parts: "Picture | Video") -> None:
+        self.chat.upload_img(*parts)
         count = len(self.chat.pictures)
         _note(f"The model sees {count} picture{'s' * (count != 1)}.")
 

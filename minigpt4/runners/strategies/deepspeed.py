@@ -40,7 +40,6 @@ class DeepSpeed(Strategy):
                 "run.zero_stage: on a CPU stage 3 mixes no fp16 weights with bf16. Set model.vit_precision=bf16 and "
                 "model.llm_dtype=bf16, or run.strategy=fsdp."
             )
-        mixed = {"enabled": True, "dtype": str(self.amp_dtype).removeprefix("torch.")}
         settings: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": run.batch_size_train,
             "gradient_accumulation_steps": run.accum_grad_iters,
@@ -51,7 +50,7 @@ class DeepSpeed(Strategy):
             "steps_per_print": 10**9,
         }
         if self.amp_dtype != torch.float32:
-            settings["torch_autocast"] = mixed
+            settings["torch_autocast"] = {"enabled": True, "dtype": str(self.amp_dtype).removeprefix("torch.")}
         optimizer = build_optimizer(model, run)  # first: it looks at shapes, which stage 3 takes away
         if self.sharded:  # weight by weight: the whole may not fit the device
             deepspeed.zero.Init(module=model, config_dict_or_path=settings)
@@ -60,8 +59,10 @@ class DeepSpeed(Strategy):
         self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
         self.wrapped: nn.Module = self.engine
 
-    def accumulating(self, last: bool) -> Any:
-        return _at_boundary(self.engine, last)
+    @contextmanager
+    def accumulating(self, last: bool) -> Iterator[None]:
+        self.engine.set_gradient_accumulation_boundary(is_boundary=last)
+        yield
 
     def backward(self, loss: Tensor, last: bool) -> None:
         self.engine.backward(loss, scale_wrt_gas=False)  # the loop has divided it
@@ -108,9 +109,3 @@ class DeepSpeed(Strategy):
             raise UserError(
                 f"run.resume: DeepSpeed can't read '{folder / _TAG}' ({first_line(error)}). Use another checkpoint."
             ) from error
-
-
-@contextmanager
-def _at_boundary(engine: Any, last: bool) -> Iterator[None]:
-    engine.set_gradient_accumulation_boundary(is_boundary=last)
-    yield

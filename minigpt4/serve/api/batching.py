@@ -57,7 +57,7 @@ class QueuedRequest:
 
     def fail(self, error: Exception) -> None:
         """Tells that there will be no answer."""
-        self.finish(Answer.failed(error))
+        self.finish(Answer(finish="error", error=error))
 
     def _count(self, tokens: int) -> None:
         self.new_tokens = tokens

@@ -123,7 +123,6 @@ class Service:
         ]
 
     def require_model(self, name: str) -> None:
-        """Refuses another model's name."""
         if name != self.name:
             message = f"The model '{name[:80]}' is not here. Ask for '{self.name}'."
             raise ApiError(404, message, "model", "model_not_found")
