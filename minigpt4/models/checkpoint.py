@@ -123,11 +123,7 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def _own_names(file: Path, state: Any) -> dict[str, Tensor]:
-    """The weights in what a file holds, without wrappers around them and in their names.
-
-    Raises:
-        UserError: there are none.
-    """
+    """The weights in what a file holds, without wrappers around them and in their names; nothing else will do."""
     for _ in _WRAPPERS:
         inner = next((key for key in _WRAPPERS if isinstance(state, dict) and isinstance(state.get(key), dict)), None)
         state = state[inner] if inner else state

@@ -279,11 +279,7 @@ def _data_print(block: DatasetConfig, split: str, length: int) -> list[Any]:
 
 
 def _check_fingerprint(folder: Path, own: dict[str, str]) -> None:
-    """Compares with what the cache was filled from, and adds what it lacks, such as a split.
-
-    Raises:
-        UserError: they differ.
-    """
+    """Refuses a cache that was filled from something else, and adds what it lacks, such as a split."""
     file = folder / _FINGERPRINT
     try:
         found = json.loads(file.read_text()) if file.is_file() else {}

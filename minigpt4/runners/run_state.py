@@ -177,11 +177,7 @@ def newest(output_dir: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def _whole_state(folder: Path) -> dict[str, Any]:
-    """A checkpoint's training state, once all its files are found to be as they were written.
-
-    Raises:
-        UserError: one is not.
-    """
+    """A checkpoint's training state, once all its files are found to be as they were written; else it is refused."""
     check_checksums(folder)
     state = read_state(folder)
     shapes_of(folder / WEIGHTS)  # whole, as header and size say

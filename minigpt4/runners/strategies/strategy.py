@@ -17,7 +17,7 @@ from minigpt4.common.distributed import is_main, world_size
 from minigpt4.common.errors import UserError
 from minigpt4.config.schema import RunConfig
 from minigpt4.models.base_model import BaseModel
-from minigpt4.models.llm import DTYPES, pick_dtype
+from minigpt4.models.llm import pick_dtype
 from minigpt4.runners.optims import build_optimizer
 
 logger = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ def amp_dtype(run: RunConfig, device: torch.device) -> torch.dtype:
         return torch.float32
     if run.amp_dtype == "auto" and device.type == "cpu":
         return torch.bfloat16
-    return DTYPES[run.amp_dtype] if run.amp_dtype != "auto" else pick_dtype("auto", device)
+    return pick_dtype(run.amp_dtype, device)
 
 
 def _whole(value: Any) -> Any:

@@ -180,11 +180,9 @@ class Service:
     def _pixels(self, source: str | bytes, decoder: Decoder) -> Tensor:
         """Of base64, or a file's bytes."""
         data = data_of(source) if isinstance(source, str) else source
-        processor = self.engine.processor
-        assert processor is not None
-        side = getattr(processor, "image_size", None)  # a whole picture would have to come over
+        side = getattr(self.engine.processor, "image_size", None)  # a whole picture would have to come over
         (image,) = decoder(open_upright, io.BytesIO(data), PixelBudget(self.limits.max_image_pixels), side)
-        return processor(image)
+        return self.engine.processor(image)
 
 
 def _check_client(gone: Event) -> None:
