@@ -55,10 +55,6 @@ class QueuedRequest:
             self.answer = answer
             self.send(answer)
 
-    def fail(self, error: Exception) -> None:
-        """Tells that there will be no answer."""
-        self.finish(Answer(finish="error", error=error))
-
     def _count(self, tokens: int) -> None:
         self.new_tokens = tokens
         self.first_token = self.first_token or time.perf_counter()
@@ -150,7 +146,7 @@ class Batcher:
             except Exception as error:  # the thread has to outlive any
                 logger.exception("a batch failed")
                 for item in batch:
-                    item.fail(error)
+                    item.finish(Answer(finish="error", error=error))
             self._batch_seconds = time.perf_counter() - start
             self.metrics.note_batch(batch, start)
 
