@@ -232,6 +232,11 @@ class RunConfig:
     evaluate: bool = False  # legal in the original's files; True is for evaluate.py
 
     @property
+    def shards_weights(self) -> bool:
+        """Whether each of several processes holds a share of the weights."""
+        return self.strategy == "fsdp" or (self.strategy == "deepspeed" and self.zero_stage == 3)
+
+    @property
     def results(self) -> tuple[str, Path]:
         """The key and the folder that say where evaluation writes."""
         return ("run.save_path", Path(self.save_path)) if self.save_path else ("run.output_dir", Path(self.output_dir))

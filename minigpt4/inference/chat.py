@@ -1,9 +1,11 @@
 """One visitor's conversation: what was said and shown, and what the model still holds of it."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
-from threading import Event, RLock
+from queue import SimpleQueue
+from threading import Event, RLock, Thread
 from typing import Any
 
 from PIL import Image
@@ -18,7 +20,6 @@ from minigpt4.inference.kept_cache import KeptCache
 from minigpt4.inference.pictures import Picture, Reader, Shown, Video, in_this_process, pictures_of
 from minigpt4.inference.requests import Answer, Request, raise_first
 from minigpt4.inference.saved import check_size, from_json, to_json
-from minigpt4.inference.streaming import Job
 from minigpt4.processors.picture_file import PixelBudget
 
 
@@ -235,9 +236,7 @@ class Chat:
             raise_first(answers)
             return answers[0]
 
-        with Job(interrupt, make) as job:
-            yield from job
-        yield job.result()
+        yield from _in_a_thread(interrupt, make)
 
     def _read(self, turns: list[Turn], max_new_tokens: int) -> Conversation:
         """The dialogue as the model reads it, without what it has no room for."""
@@ -263,6 +262,34 @@ class Chat:
             if self.turns is turns:  # no restart came
                 self.forgotten = forgotten
         return Conversation(left)
+
+
+def _in_a_thread(interrupt: Event, make: Callable[[Callable[[str], None]], Answer]) -> Iterator[str]:
+    """Makes an answer in a thread of its own; yields its text so far, which `make` gives its argument, and the answer.
+
+    To leave before the end is to interrupt the answer, and to wait for the token it is at.
+    """
+    texts, answer = SimpleQueue[str | None](), Future[Answer]()
+
+    def run() -> None:
+        try:
+            answer.set_result(make(texts.put))
+        except BaseException as error:  # noqa: B036 raised below
+            answer.set_exception(error)
+        finally:
+            texts.put(None)
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while (text := texts.get()) is not None:
+            yield text
+    except BaseException:
+        interrupt.set()
+        raise
+    finally:
+        thread.join()
+    yield answer.result()
 
 
 def turns_of(waiting: list[Picture], parts: Sequence[Picture | str]) -> list[Turn]:

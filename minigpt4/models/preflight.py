@@ -15,7 +15,7 @@ from minigpt4.common.distributed import pick_device, world_size
 from minigpt4.common.errors import Problems, UserError
 from minigpt4.common.registry import registry
 from minigpt4.common.wrong_files import wrong_file
-from minigpt4.config.schema import Config, ModelConfig, RunConfig
+from minigpt4.config.schema import Config, ModelConfig
 from minigpt4.conversation.prompter import Prompter, read_prompts
 from minigpt4.models.checkpoint import check_shape, file_name, is_url, local_files, trained_weights
 from minigpt4.models.llm import (
@@ -83,7 +83,8 @@ def preflight(config: Config, vision: VisionPart | None = None, problems: Proble
                 check_projection(c, vision, llm, path)
         if device is not None:
             with problems.collect():
-                check_memory(memory_of_devices(c, vision, llm, device), _holders(config.run))
+                holders = world_size() if config.run.shards_weights else 1
+                check_memory(memory_of_devices(c, vision, llm, device), holders)
     problems.raise_all()
     assert folder is not None
     return {**local_files(sight | paths, config.env.cache_root), "model.llama_model": folder}
@@ -163,11 +164,6 @@ def memory_of_devices(
         devices += [torch.device(device.type, i) for i in range(torch.accelerator.device_count()) if i != device.index]
     llm_share = {part: size / len(devices)}
     return {d: parts | llm_share if d == device else llm_share for d in devices}
-
-
-def _holders(run: RunConfig) -> int:
-    """How many processes share one copy of the weights."""
-    return world_size() if run.strategy == "fsdp" or (run.strategy, run.zero_stage) == ("deepspeed", 3) else 1
 
 
 def check_memory(devices: dict[torch.device, dict[str, float]], holders: int = 1) -> None:

@@ -77,8 +77,7 @@ class RunnerBase:
         if resumed:
             run_state.load_weights(model, resumed[0])
         if resumed is None:
-            # FSDP and ZeRO-3 fill the device bit by bit
-            if run.strategy != "fsdp" and (run.strategy, run.zero_stage) != ("deepspeed", 3):
+            if not run.shards_weights:  # else the device is filled bit by bit
                 model.place(self.device)
             if distributed.is_main() and prompter and config.model.plain_text:
                 check_plain_text(cast(MiniGPT4, model).llm, prompter.tokenizer, config.model.plain_text)
