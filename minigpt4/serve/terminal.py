@@ -5,15 +5,16 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from minigpt4.common.command_line import StdoutError, require_open, say
 from minigpt4.common.errors import UserError, did_you_mean, first_line
 from minigpt4.common.files import replace_file
+from minigpt4.common.signals import first_signal
 from minigpt4.config.arguments import add_model_arguments, read_config
 from minigpt4.config.finding import TINY
 from minigpt4.config.schema import PreprocessConfig
@@ -161,7 +162,7 @@ class Terminal:
         """Prints the answer as it grows. Ctrl-C ends it, and a second one takes the question back."""
         shown, forgotten = "", self.chat.forgotten
         try:
-            with _interrupts(self.chat.stop) if self.interactive else nullcontext():
+            with first_signal(self.chat.stop, signal.SIGINT) if self.interactive else nullcontext():
                 for answer in self.chat.stream(question, **self.options.kwargs()):
                     if not answer.startswith(shown):  # a tokenizer may change its mind about a space
                         shown = ""
@@ -280,18 +281,3 @@ def _say(text: str, end: str = "\n") -> None:
 
 def _note(text: str) -> None:
     sys.stderr.write(f"{text}\n")
-
-
-@contextmanager
-def _interrupts(stop: Callable[[], None]) -> Iterator[None]:
-    """Turns the first Ctrl-C into `stop`; a second one does what it always did."""
-
-    def obey(*_: Any) -> None:
-        signal.signal(signal.SIGINT, earlier)
-        stop()
-
-    earlier = signal.signal(signal.SIGINT, obey)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, earlier)
