@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from minigpt4.common.errors import UserError, prefixed
 from minigpt4.common.limits import MAX_TEXT, MAX_TURNS
-from minigpt4.conversation.conversation import Part, Turn, joined
+from minigpt4.conversation.conversation import Turn, joined
 from minigpt4.conversation.prompter import IMAGE_PLACEHOLDER
 from minigpt4.inference.pictures import Picture, Reader, in_this_process
 from minigpt4.processors.picture_file import PixelBudget
@@ -42,7 +42,10 @@ def to_json(turns: list[Turn], waiting: list[Picture]) -> str:
     `{"version": 2, "turns": [{"question": [part, ...], "answer"}, ...], "pictures": [data: URL, ...]}`, where a part is
     a text or `{"picture": data: URL}`.
     """
-    dialogue = [{"question": [_saved(part) for part in joined(t.question)], "answer": t.answer} for t in turns]
+    dialogue = []
+    for turn in turns:
+        parts = [part if isinstance(part, str) else {"picture": part.to_url()} for part in joined(turn.question)]
+        dialogue.append({"question": parts, "answer": turn.answer})
     saved = {"version": _VERSION, "turns": dialogue, "pictures": [p.to_url() for p in waiting]}
     return json.dumps(saved, ensure_ascii=False, indent=1)
 
@@ -84,10 +87,6 @@ def from_json(text: str, budget: PixelBudget, reader: Reader = in_this_process) 
     if turns and turns[-1].answer is None:
         raise UserError("the last turn of the saved conversation has no answer. Remove it.")
     return turns, [Picture.from_url(url, budget, reader) for url in waiting]
-
-
-def _saved(part: Part) -> Any:
-    return part if isinstance(part, str) else {"picture": part.to_url()}
 
 
 def _numbered(number: int, read: Callable[..., T], *args: Any) -> T:

@@ -282,10 +282,6 @@ def write_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, st
     """Writes a safetensors file atomically, for all whom the umask lets read: safetensors' own are private."""
     temporary = file.with_suffix(".tmp")
     save_file(tensors, temporary, metadata)
-    temporary.chmod(0o666 & ~_umask())
-    os.replace(temporary, file)
-
-
-def _umask() -> int:
     os.umask(mask := os.umask(0o077))  # the only way to read it
-    return mask
+    temporary.chmod(0o666 & ~mask)
+    os.replace(temporary, file)

@@ -127,11 +127,8 @@ def _by_step(output_dir: Path) -> list[tuple[int, Path]]:
     # not Path.glob, which fails where a run that goes on deletes an old one meanwhile
     states = map(Path, glob(f"{escape(str(output_dir))}/*/{_STATE.format('*')}"))
     passed_over = (_UNFINISHED, _ABANDONED)
-    return sorted((_step(file), file.parent) for file in states if file.parent.suffix not in passed_over)
-
-
-def _step(file: Path) -> int:
-    return int(file.stem.rpartition("_")[2])
+    found = [file for file in states if file.parent.suffix not in passed_over]
+    return sorted((int(file.stem.rpartition("_")[2]), file.parent) for file in found)
 
 
 def line_up(output_dir: Path, step: int, iters_per_epoch: int | None) -> None:

@@ -105,8 +105,10 @@ class Strategy:
         """
         if "optimizer" not in state:
             self._refuse(folder, state)
+        saved, parameters = state["optimizer"], [p for group in self.optimizer.param_groups for p in group["params"]]
+        saved["state"] = {i: {k: _as(parameters[i], v) for k, v in s.items()} for i, s in saved["state"].items()}
         with self._own_settings():
-            self._load_optimizer(state["optimizer"])
+            self.optimizer.load_state_dict(saved)
         if state["scaler"]:  # empty without fp16
             self.scaler.load_state_dict(state["scaler"])
 
@@ -130,11 +132,6 @@ class Strategy:
         yield
         for group, settings in zip(self.optimizer.param_groups, own, strict=True):
             group.update(settings)
-
-    def _load_optimizer(self, saved: dict[str, Any]) -> None:
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        saved["state"] = {i: {k: _as(parameters[i], v) for k, v in s.items()} for i, s in saved["state"].items()}
-        self.optimizer.load_state_dict(saved)
 
 
 def amp_dtype(run: RunConfig, device: torch.device) -> torch.dtype:
