@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from minigpt4.common.distributed import is_main, world_size
-from minigpt4.common.errors import writing
+from minigpt4.common.distributed import distributed, is_main, pick_device, world_size
+from minigpt4.common.errors import Problems, writing
 from minigpt4.common.files import replace_file
 from minigpt4.config.schema import Config
 
@@ -47,6 +47,20 @@ def setup_logger() -> None:
 
     of_transformers.set_verbosity_error()
     of_transformers.disable_progress_bar()
+
+
+@contextmanager
+def run_on(device_name: str) -> Iterator[tuple[torch.device, Problems]]:
+    """Joins torchrun's processes for the duration of a run, and sets up the log.
+
+    Gives the device, and the problems found so far, to be raised with others before anything is loaded.
+    """
+    device, problems = torch.device("cpu"), Problems()
+    with problems.collect():
+        device = pick_device(device_name)
+    with distributed(device):
+        setup_logger()
+        yield device, problems
 
 
 def to_json(record: dict[str, Any]) -> str:
