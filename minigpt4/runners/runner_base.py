@@ -76,7 +76,7 @@ class RunnerBase:
         distributed.seed_everything(run.seed + distributed.rank())  # ranks draw different prompts
         if resumed:
             run_state.load_weights(model, resumed[0])
-        if resumed is None:
+        else:
             if not run.shards_weights:  # else the device is filled bit by bit
                 model.place(self.device)
             if distributed.is_main() and prompter and config.model.plain_text:
@@ -146,10 +146,9 @@ class RunnerBase:
         self.best.resume(state["step"] / old)
         self.strategy.load(folder, state["engine"])
         same = state["processes"] == distributed.world_size()
-        own = state["ranks"][distributed.rank() if same else 0]
         self.batches.load_state_dict([state["data"] for state in state["ranks"]])
         if same:
-            run_state.set_rng_state(own["rng"], self.device)
+            run_state.set_rng_state(state["ranks"][distributed.rank()]["rng"], self.device)
         logger.info("continuing from %s: step %d of %d", folder, self.step, self.total)
 
     def _begin_output(self, fresh: bool) -> RunLog:
