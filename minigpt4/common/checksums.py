@@ -87,11 +87,7 @@ def _write(folder: Path, known: dict[str, dict[str, Any]]) -> None:
 
 
 def _read(folder: Path) -> dict[str, dict[str, Any]] | None:
-    """A folder's checksums; None where it has none.
-
-    Raises:
-        UserError: they are damaged.
-    """
+    """A folder's checksums; None where it has none. Damaged ones are refused."""
     file = folder / _CHECKSUMS
     try:
         known = json.loads(file.read_bytes())

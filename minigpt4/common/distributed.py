@@ -70,7 +70,6 @@ def distributed(device: torch.device) -> Iterator[None]:
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds Python's, NumPy's and torch's random numbers."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

@@ -13,7 +13,7 @@ class UserError(Exception):
 
 
 class Problems(list[str]):
-    """The messages of failed checks, to be told together."""
+    """The messages of failed checks, to be raised together."""
 
     @contextmanager
     def collect(self) -> Iterator[None]:
@@ -23,10 +23,19 @@ class Problems(list[str]):
         except UserError as error:
             self.extend(line for line in str(error).splitlines() if line not in self)
 
-    def tell(self) -> None:
+    def raise_all(self) -> None:
         """Raises what was noted, if anything."""
         if self:
             raise UserError("\n".join(self))
+
+
+@contextmanager
+def prefixed(prefix: str) -> Iterator[None]:
+    """Puts a prefix, such as the place of a record, before the message of a `UserError`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{prefix}{error}") from None
 
 
 def first_line(error: BaseException) -> str:

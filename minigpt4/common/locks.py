@@ -40,7 +40,7 @@ def locked(key: str, folder: Path, patience: float = _PATIENCE) -> Iterator[None
     if is_main():
         with problems.collect():
             _acquire_folder(lock, key, folder, patience)
-    Problems(all_gather(list(problems))).tell()
+    Problems(all_gather(list(problems))).raise_all()
     try:
         yield
     finally:
@@ -68,13 +68,10 @@ def locked_file(key: str, path: Path) -> Iterator[None]:
 
 
 def _acquire_folder(lock: FileLock, key: str, folder: Path, patience: float) -> None:
-    def in_use() -> str:
-        cure = f"Wait until it ends, end it, or set {key} to another folder."
-        return f"'{folder}' is in use by {_holder(folder)}. {cure}"
-
     make_folder(key, folder)
+    cure = f"Wait until it ends, end it, or set {key} to another folder."
     with writing(key, folder / _LOCK):
-        _acquire(lock, key, folder, patience, in_use)
+        _acquire(lock, key, folder, patience, lambda: f"'{folder}' is in use by {_holder(folder)}. {cure}")
         own = {"host": socket.gethostname(), "pid": os.getpid(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
         (folder / _HOLDER).write_text(json.dumps(own) + "\n")
 

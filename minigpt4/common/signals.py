@@ -5,7 +5,9 @@ import os
 import signal
 import threading
 import time
-from types import FrameType, TracebackType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -13,8 +15,26 @@ logger = logging.getLogger(__name__)
 _GRACE = 30.0  # seconds, as torchrun allows its ranks
 
 
+@contextmanager
+def first_signal(obey: Callable[[], None], *numbers: int) -> Iterator[None]:
+    """Calls `obey` at the first of each of these signals; a second one does what it always did."""
+
+    def handle(number: int, _: FrameType | None) -> None:
+        signal.signal(number, earlier[number])
+        obey()
+
+    earlier: dict[int, Any] = {}
+    for number in numbers:
+        earlier[number] = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
 class StopSignals:
-    """Notes the first SIGTERM or SIGINT while it is entered; a second one does what it always did.
+    """Notes a SIGTERM or SIGINT while it is entered.
 
     Attributes:
         received: whether one came.
@@ -22,19 +42,16 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received = False
-        self._earlier: dict[int, Any] = {}
 
     def __enter__(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._earlier[number] = signal.signal(number, self._note)
+        self._noting = first_signal(self._note, signal.SIGTERM, signal.SIGINT)
+        self._noting.__enter__()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self) -> None:
         self.received = True
-        signal.signal(number, self._earlier[number])
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._earlier.items():
-            signal.signal(number, handler)
+    def __exit__(self, *error: Any) -> None:
+        self._noting.__exit__(*error)
 
 
 def end_with_parent() -> None:

@@ -11,19 +11,15 @@ from minigpt4.config.schema import Config
 
 def add_config_arguments(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     """Gives a parser `--cfg-path`, which is required unless it has a default, and `--options`."""
-    told = f" (default: {default})" if default else ""
+    default_note = f" (default: {default})" if default else ""
     parser.add_argument(
         "--cfg-path",
         required=default is None,
         metavar="CONFIG",
-        help=f"YAML file of the run, or a name that `minigpt4 configs` lists{told}",
+        help=f"YAML file of the run, or a name that `minigpt4 configs` lists{default_note}",
     )
     parser.add_argument(
-        "--options",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override keys, e.g. run.max_epoch=2",
+        "--options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys, e.g. run.max_epoch=2"
     )
     parser.set_defaults(model=None, default_config=default)
 

@@ -1,6 +1,7 @@
 """Other projects' spellings of our config keys and names, translated in each YAML layer before it is checked."""
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 from minigpt4.common.errors import UserError, did_you_mean
@@ -56,7 +57,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "run.deepspeed_config.train_batch_size": (None,),  # the product of the other two and the number of processes
 }
 # the original's keys that nothing reads here: torchrun says how many processes run, valid_splits what is validated
-DROPPED = (
+UNUSED = (
     *("model.prompt", "datasets.*.data_type", "run.name", "run.train_splits", "run.test_splits", "run.world_size"),
     *("run.rank", "run.gpu", "run.dist_url", "run.dist_backend", "run.distributed"),
 )
@@ -91,10 +92,12 @@ def translate(source: str, layer: dict[str, Any]) -> dict[str, Any]:
     if _get(layer, "run.runner") == "deepspeed_runner" and _get(layer, "run.strategy") is None:
         _set(layer, "run.strategy", "deepspeed")
     get_lora = _get(layer, "model.get_lora")
-    for key in DROPPED:
-        _drop(layer, key.split("."))
+    for key in UNUSED:
+        for group, name in _places(layer, key):
+            del group[name]
     for key, names in NAMES.items():
-        _rename(layer, key.split("."), names)
+        for group, name in _places(layer, key):
+            group[name] = names.get(group[name], group[name]) if isinstance(group[name], str) else group[name]
     origin: dict[str, str] = {}
     for key, ours in KEYS.items():
         value, own = _pop(layer, key), _get(layer, ours)
@@ -141,33 +144,22 @@ def _check_keys(source: str, place: str, node: Any, known: list[str]) -> None:
         _check_keys(source, f"{place}.{name}", value, known)
 
 
-def _drop(node: Any, place: list[str]) -> None:
-    """Removes what stands at a place; * in it stands for any key."""
-    head, *rest = place
-    for key in [key for key in node if head in ("*", key)] if isinstance(node, dict) else []:
+def _places(node: Any, key: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """(group, name in it) of what stands at a dotted key, in which * stands for any name."""
+    head, _, rest = key.partition(".")
+    for name in [name for name in node if head in ("*", name)] if isinstance(node, dict) else []:
         if rest:
-            _drop(node[key], rest)
+            yield from _places(node[name], rest)
         else:
-            del node[key]
-
-
-def _rename(node: Any, place: list[str], names: dict[str, str]) -> None:
-    """Translates the names that stand at a place; * in it stands for any key."""
-    head, *rest = place
-    if not isinstance(node, dict):
-        return
-    for key in list(node) if head == "*" else [head] if head in node else []:
-        if rest:
-            _rename(node[key], rest, names)
-        elif isinstance(node[key], str):
-            node[key] = names.get(node[key], node[key])
+            yield node, name
 
 
 def _get(layer: dict[str, Any], key: str) -> Any:
-    node: Any = layer
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, dict) else None
-    return node
+    return next((group[name] for group, name in _places(layer, key)), None)
+
+
+def _pop(layer: dict[str, Any], key: str, default: Any = None) -> Any:
+    return next((group.pop(name) for group, name in _places(layer, key)), default)
 
 
 def _set(layer: dict[str, Any], key: str, value: Any) -> None:
@@ -175,9 +167,3 @@ def _set(layer: dict[str, Any], key: str, value: Any) -> None:
     for part in parents:
         layer = layer.setdefault(part, {})
     layer[last] = value
-
-
-def _pop(layer: dict[str, Any], key: str, default: Any = None) -> Any:
-    *parents, last = key.split(".")
-    node = _get(layer, ".".join(parents))
-    return node.pop(last, default) if isinstance(node, dict) else default

@@ -11,11 +11,7 @@ from minigpt4.common.errors import UserError, did_you_mean
 from minigpt4.common.files import replace_file
 from minigpt4.config.compat import NAMES, translate
 from minigpt4.config.finding import TINY, find_config, find_prompts, read_checkpoint
-from minigpt4.config.schema import (
-    Config,
-    EnvConfig,
-    ModelConfig,
-)
+from minigpt4.config.schema import Config, EnvConfig, ModelConfig
 from minigpt4.config.values import check_values, expand_home
 from minigpt4.config.yaml_files import one_line, read_options, read_yaml, shortened
 
@@ -54,8 +50,8 @@ def load_model_config(model: str | Path, options: list[str] | None = None, base:
 
 
 def _load(file: Path, options: list[str], checkpoint: Path | None) -> Config:
-    path, said = str(file), _said(file, options, checkpoint)
-    asked = _merge(OmegaConf.create(), said)
+    path, given = str(file), _given_layers(file, options, checkpoint)
+    asked = _merge(OmegaConf.create(), given)
     model, datasets = _group(path, asked, "model"), _group(path, asked, "datasets")
     arch = _name("model.arch", model.get("arch", ModelConfig.arch))
     model_type = _name("model.model_type", model.get("model_type", ModelConfig.model_type))
@@ -65,7 +61,7 @@ def _load(file: Path, options: list[str], checkpoint: Path | None) -> Config:
     layers.append(("preprocess.n_frms", OmegaConf.create({"datasets": frames})))
     layers += [_dataset_layer(_name("datasets", name)) for name in datasets]
 
-    config = _merge(OmegaConf.structured(Config), layers + said)
+    config = _merge(OmegaConf.structured(Config), layers + given)
     try:
         for dataset in config.datasets.values():
             for kind in ("vis_processor", "text_processor"):
@@ -75,7 +71,7 @@ def _load(file: Path, options: list[str], checkpoint: Path | None) -> Config:
         OmegaConf.structured(checked)  # as it will be saved: this looks into lists, too
     except Exception as error:
         place = str(getattr(error, "full_key", None) or "").partition("[")[0]
-        source = next((source for source, layer in reversed(said) if place in _leaves(layer)), path)
+        source = next((source for source, layer in reversed(given) if place in _leaves(layer)), path)
         raise UserError(f"{source}: {one_line(error)}") from None
     check_values(checked)
     expand_home(checked)
@@ -83,15 +79,15 @@ def _load(file: Path, options: list[str], checkpoint: Path | None) -> Config:
     return checked
 
 
-def _said(file: Path, options: list[str], checkpoint: Path | None) -> list[tuple[str, Any]]:
+def _given_layers(file: Path, options: list[str], checkpoint: Path | None) -> list[tuple[str, Any]]:
     """What the user says, as (source, layer): the file, without what a checkpoint says instead, and the options."""
-    said = [(str(file), _translated(str(file), read_yaml(file)))]
+    given = [(str(file), _translated(str(file), read_yaml(file)))]
     if checkpoint:
         source, own = read_checkpoint(checkpoint)
         for key in own:
-            said[0][1].pop(key, None)
-        said.append((source, _translated(source, own)))
-    return [*said, ("--options", _translated("--options", read_options(options)))]
+            given[0][1].pop(key, None)
+        given.append((source, _translated(source, own)))
+    return [*given, ("--options", _translated("--options", read_options(options)))]
 
 
 def save_config(config: Config, path: str | Path) -> None:

@@ -1,6 +1,6 @@
 """Names of registered classes, checked before anything is loaded. Not in `load_config`: it imports the classes."""
 
-from minigpt4.common.errors import UserError
+from minigpt4.common.errors import Problems, prefixed
 from minigpt4.common.registry import registry
 from minigpt4.config.schema import Config, ModelConfig, ProcessorConfig
 
@@ -22,21 +22,16 @@ def check_names(config: Config) -> None:
         **{f"datasets.{name}": ("builder", name) for name in config.datasets},
         **{f"{place}.name": ("processor", processor.name) for place, processor in processors.items()},
     }
-    problems = []
+    problems = Problems()
     for key, (kind, name) in names.items():
-        try:
+        with problems.collect(), prefixed(f"{key}: "):
             registry.get(kind, name)
-        except UserError as error:
-            problems.append(f"{key}: {error}")
     if not problems:
         problems += _unread(config.model)
     for place, processor in processors.items() if not problems else ():
-        try:
+        with problems.collect(), prefixed(f"{place}: "):
             registry.build("processor", processor.name, **processor.kwargs())
-        except UserError as error:
-            problems.append(f"{place}: {error}")
-    if problems:
-        raise UserError("\n".join(problems))
+    problems.raise_all()
 
 
 def _unread(model: ModelConfig) -> list[str]:

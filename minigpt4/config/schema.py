@@ -104,7 +104,6 @@ class ModelConfig:
 
     @property
     def ckpts(self) -> list[str]:
-        """`ckpt` as a list."""
         return [self.ckpt] if isinstance(self.ckpt, str) and self.ckpt else list(self.ckpt or [])
 
     @property
@@ -221,9 +220,7 @@ class RunConfig:
     valid_splits: list[Literal["val"]] = field(default_factory=list)
     # what evaluation repeats with sight taken away
     controls: list[Literal["untrained_projection", "shuffled_images", "blank_images"]] = field(default_factory=list)
-    metric: str | None = (
-        None  # evaluated on evaluation_datasets each epoch, decides the best checkpoint; null: val_loss
-    )
+    metric: str | None = None  # of evaluation_datasets, each epoch: decides the best checkpoint; null: val_loss
     resume: str | None = None  # auto: from the newest complete checkpoint of output_dir; or a checkpoint's folder
     save_steps: int | None = None  # steps between checkpoints within an epoch; null: at its end only
     keep_last: int | None = None  # checkpoints kept besides the best; null: all
@@ -233,6 +230,11 @@ class RunConfig:
     wandb_log: bool = False
     job_name: str = ""  # of wandb's run; empty: the last part of output_dir
     evaluate: bool = False  # legal in the original's files; True is for evaluate.py
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether each of several processes holds a share of the weights."""
+        return self.strategy == "fsdp" or (self.strategy == "deepspeed" and self.zero_stage == 3)
 
     @property
     def results(self) -> tuple[str, Path]:

@@ -30,7 +30,7 @@ def read_yaml(path: Path) -> DictConfig:
     Raises:
         UserError: it can't be read, is too large, or not such a file.
     """
-    with told(f"{path} is not valid YAML"):
+    with readable_errors(f"{path} is not valid YAML"):
         if path.stat().st_size > _MOST_BYTES:
             raise ValueError(f"it has more than {_MOST_BYTES} bytes. Set --cfg-path to the file of a run")
         _check_text(path.read_text(encoding="utf-8"))
@@ -55,7 +55,7 @@ def read_options(options: list[str]) -> DictConfig:
         key, equals, value = option.partition("=")
         if not equals:
             raise UserError(f"--options: '{option}' has no value. Write key=value, for example run.max_epoch=2.")
-        with told("--options", key):
+        with readable_errors("--options", key):
             value = _IN_LIST.sub(r'"\g<0>"', value) if value.startswith("[") else value
             _check_text(value)
             layer.merge_with_dotlist([f"{key}={value}"])
@@ -78,7 +78,7 @@ def _check_text(text: str) -> None:
 
 
 @contextmanager
-def told(source: str, key: str = "") -> Iterator[None]:
+def readable_errors(source: str, key: str = "") -> Iterator[None]:
     """Around PyYAML and OmegaConf, which raise many kinds of errors: each becomes one line with the source and key."""
     try:
         yield

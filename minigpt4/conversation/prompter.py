@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
-from minigpt4.common.errors import UserError
+from minigpt4.common.errors import UserError, prefixed
 from minigpt4.conversation.conversation import Conversation, Part, Turn, joined
 from minigpt4.conversation.templates import Template, TokenizerTemplate, get_template
 
@@ -135,10 +135,8 @@ class Prompter:
             raise UserError(f"images were given for {len(pictures)} prompts, and there are {len(texts)}.")
         parsed = []
         for number, (text, own) in enumerate(zip(texts, pictures, strict=True), start=1):
-            try:
+            with prefixed(f"prompt {number} of {len(texts)}: " if len(texts) > 1 else ""):
                 parsed.append(self.parse(text, [] if own is None else list(own)))
-            except UserError as error:
-                raise UserError(f"prompt {number} of {len(texts)}: {error}" if len(texts) > 1 else str(error)) from None
         return parsed
 
     def text(self, parts: Sequence[Part]) -> str:
@@ -229,9 +227,8 @@ class Prompter:
         templates = {"prompt_path": self.prompts, "prompt_template": [self.prompt_template.format("")]}
         for key, texts in templates.items():
             for text in texts:
-                if (
-                    tokens := len(self.layout(self.parse(text, [None] * text.count(IMAGE_PLACEHOLDER))))
-                ) >= self.window:
+                tokens = len(self.layout(self.parse(text, [None] * text.count(IMAGE_PLACEHOLDER))))
+                if tokens >= self.window:
                     raise UserError(
                         f"model.{key}: '{text[:60]}...' has {tokens} tokens, and the LLM reads {self.window} at once. "
                         "Shorten it."

@@ -12,7 +12,7 @@ from minigpt4.conversation.conversation import Conversation, Part
 if TYPE_CHECKING:  # slow to import
     from transformers import PreTrainedTokenizerBase
 
-_SYSTEM = (
+SYSTEM = (  # the original demo's
     "Give the following image: <Img>ImageContent</Img>. "
     "You will be able to see the image once I provide it to you. Please answer my questions."
 )
@@ -86,10 +86,10 @@ class TokenizerTemplate:
             UserError: the template refuses the dialogue, or drops the system text or a picture.
         """
         turns = conversation.turns
-        said = "".join(
+        texts = "".join(
             [conversation.system or "", *(text for turn in turns for text in (turn.words, turn.answer or ""))]
         )
-        marker = next(m for m in (f"<picture {n}>" for n in count()) if m not in said)
+        marker = next(m for m in (f"<picture {n}>" for n in count()) if m not in texts)
         messages = [{"role": "system", "content": conversation.system}] if conversation.system else []
         asked = list[str]()
         for turn in turns:
@@ -125,15 +125,15 @@ class TokenizerTemplate:
 
 
 TEMPLATES = {
-    "vicuna_v0": Template(_SYSTEM + "###", "Human: ", "###Assistant: ", "###", ("###",), own_system="{}###"),
+    "vicuna_v0": Template(SYSTEM + "###", "Human: ", "###Assistant: ", "###", ("###",), own_system="{}###"),
     # the first version, of May 2023: no space where the answer is to begin
     "vicuna_v0_2023_05": Template(
-        _SYSTEM + "###", "Human: ", "###Assistant:", "###", ("###",), before_answer=" ", own_system="{}###"
+        SYSTEM + "###", "Human: ", "###Assistant:", "###", ("###",), before_answer=" ", own_system="{}###"
     ),
     "vicuna_v1.1": Template(
         _VICUNA_SYSTEM + " ", "USER: ", " ASSISTANT:", "</s>", ("</s>",), before_answer=" ", own_system="{} "
     ),
-    "llama2": Template(_SYSTEM, "<s>[INST] ", " [/INST] ", "", ("</s>",), own_system="{}"),
+    "llama2": Template(SYSTEM, "<s>[INST] ", " [/INST] ", "", ("</s>",), own_system="{}"),
     "minigpt_v2": Template("", "<s>[INST] ", " [/INST]", "", ("</s>",)),
     "chatml": Template(
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from minigpt4.common.distributed import rank, world_size
-from minigpt4.common.errors import UserError, first_line
+from minigpt4.common.errors import UserError, first_line, prefixed
 from minigpt4.conversation.conversation import Conversation
 from minigpt4.conversation.prompter import IGNORE, Example, Prompter
 
@@ -171,10 +171,8 @@ class UsableSamples(Dataset):
         sample = self.dataset[index]
         if self.prepare is None:
             return sample
-        try:
+        with prefixed(f"{sample['image_id']}: "):
             return self.prepare(sample)
-        except UserError as error:
-            raise UserError(f"{sample['image_id']}: {error}") from None
 
 
 class UsableStream(IterableDataset):

@@ -86,7 +86,6 @@ class TrainBatches:
         return iter(loader)
 
     def close(self) -> None:
-        """Ends the workers."""
         self._batches = {}
 
     def state_dict(self) -> dict[str, Any]:

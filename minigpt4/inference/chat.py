@@ -1,9 +1,11 @@
 """One visitor's conversation: what was said and shown, and what the model still holds of it."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
-from threading import Event, RLock
+from queue import SimpleQueue
+from threading import Event, RLock, Thread
 from typing import Any
 
 from PIL import Image
@@ -18,7 +20,6 @@ from minigpt4.inference.kept_cache import KeptCache
 from minigpt4.inference.pictures import Picture, Reader, Shown, Video, in_this_process, pictures_of
 from minigpt4.inference.requests import Answer, Request, raise_first
 from minigpt4.inference.saved import check_size, from_json, to_json
-from minigpt4.inference.streaming import Job
 from minigpt4.processors.picture_file import PixelBudget
 
 
@@ -39,10 +40,7 @@ class Chat:
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        on_use: Callable[["Chat"], None] = lambda _: None,
-        max_pixels: int = MAX_IMAGE_PIXELS,
+        self, engine: Engine, on_use: Callable[["Chat"], None] = lambda _: None, max_pixels: int = MAX_IMAGE_PIXELS
     ):
         self.engine = engine
         self.max_pixels = max_pixels
@@ -82,17 +80,19 @@ class Chat:
         """How many tokens and image rows of the last prompt the model did not have to read again."""
         return self._kept.reused
 
-    def upload_img(self, *images: Image.Image | Picture) -> None:
-        """Shows images; the next question is about them. They are encoded now, once, in one batch.
+    def upload_img(self, *parts: Image.Image | Picture | Video) -> None:
+        """Shows images, and videos as images; the next question is about them. They are encoded now, in one batch.
 
         Raises:
             UserError: they are too many, or one, or all of the conversation's together, too large (see `PixelBudget`).
         """
-        self._show(images)
-
-    def upload_video(self, video: Video) -> None:
-        """Shows a video's frames as images, which are encoded in one batch; raises as `upload_img`."""
-        self._show([video])
+        begun, budget = self._begun, self.pixel_budget()
+        budget.expect(len(parts))
+        pictures = [picture for part in parts for picture in pictures_of(part, budget)]
+        self._encode(pictures)
+        with self._claim:
+            if self._begun == begun:  # no restart came meanwhile
+                self._waiting = self._waiting + pictures
 
     def answer(self, question: str | Sequence[Shown], **options: Any) -> str:
         """Asks and returns the whole answer. `options` are `max_new_tokens` (300), `seed`, and those of `Decoding`."""
@@ -189,15 +189,6 @@ class Chat:
         if self.turns and self.turns[-1].answer is None:
             raise UserError("The previous question is still being answered. Wait for its answer, or stop it.")
 
-    def _show(self, parts: Sequence[Image.Image | Picture | Video]) -> None:
-        begun, budget = self._begun, self.pixel_budget()
-        budget.expect(len(parts))
-        pictures = [picture for part in parts for picture in pictures_of(part, budget)]
-        self._encode(pictures)
-        with self._claim:
-            if self._begun == begun:  # no restart came meanwhile
-                self._waiting = self._waiting + pictures
-
     def _encode(self, pictures: Sequence[Picture]) -> None:
         """Encodes what is not yet encoded, in one batch."""
         if any(picture.embedding is None for picture in pictures):
@@ -245,9 +236,7 @@ class Chat:
             raise_first(answers)
             return answers[0]
 
-        with Job(interrupt, make) as job:
-            yield from job
-        yield job.result()
+        yield from _in_a_thread(interrupt, make)
 
     def _read(self, turns: list[Turn], max_new_tokens: int) -> Conversation:
         """The dialogue as the model reads it, without what it has no room for."""
@@ -273,6 +262,34 @@ class Chat:
             if self.turns is turns:  # no restart came
                 self.forgotten = forgotten
         return Conversation(left)
+
+
+def _in_a_thread(interrupt: Event, make: Callable[[Callable[[str], None]], Answer]) -> Iterator[str]:
+    """Makes an answer in a thread of its own; yields its text so far, which `make` gives its argument, and the answer.
+
+    To leave before the end is to interrupt the answer, and to wait for the token it is at.
+    """
+    texts, answer = SimpleQueue[str | None](), Future[Answer]()
+
+    def run() -> None:
+        try:
+            answer.set_result(make(texts.put))
+        except BaseException as error:  # noqa: B036 raised below
+            answer.set_exception(error)
+        finally:
+            texts.put(None)
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while (text := texts.get()) is not None:
+            yield text
+    except BaseException:
+        interrupt.set()
+        raise
+    finally:
+        thread.join()
+    yield answer.result()
 
 
 def turns_of(waiting: list[Picture], parts: Sequence[Picture | str]) -> list[Turn]:

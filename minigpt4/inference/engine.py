@@ -17,7 +17,7 @@ from minigpt4.conversation.conversation import Conversation, Part
 from minigpt4.conversation.prompter import Prompter
 from minigpt4.inference.compiled import CompiledDecoding
 from minigpt4.inference.decoding import Decoding, draw_seeds
-from minigpt4.inference.endings import Ending, Endings, Finish
+from minigpt4.inference.endings import Ending, Endings
 from minigpt4.inference.growing_cache import new_cache
 from minigpt4.inference.kept_cache import shared_prefix, turns_with_length
 from minigpt4.inference.pictures import Picture
@@ -49,15 +49,14 @@ class _Row:
     def ended(self) -> None:
         """Makes the answer of what was followed."""
         ending = cast(Ending, self.ending)
-        self.answer = Answer(ending.text)
-        self.answer.finish = cast(Finish, ending.finish)
-        self.answer.prompt_tokens, self.answer.new_tokens = len(self.layout), len(ending.tokens)
+        tokens = {"prompt_tokens": len(self.layout), "new_tokens": len(ending.tokens)}
+        self.answer = Answer(ending.text, finish=ending.finish, **tokens)
         self.request.on_end(self.answer)
 
     def fail(self, error: Exception) -> None:
         clear_frames(error.__traceback__)  # their tensors
         if self.answer is None:  # else it was told before
-            self.answer = Answer.failed(error)
+            self.answer = Answer(finish="error", error=error)
             self.request.on_end(self.answer)
 
 

@@ -28,7 +28,6 @@ class KeptCache:
         self._read: Tensor | None = None  # [T, D], what the cache holds
 
     def __len__(self) -> int:
-        """How many embeddings it holds."""
         return 0 if self._read is None else len(self._read)
 
     @contextmanager

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Event
+from typing import Any
 
 from typing_extensions import Self
 
@@ -25,11 +26,9 @@ class Answer(str):
     finish: Finish = "stop"
     error: Exception | None = None
 
-    @classmethod
-    def failed(cls, error: Exception) -> Self:
-        """What stands in the place of an answer that failed."""
-        answer = cls()
-        answer.finish, answer.error = "error", error
+    def __new__(cls, text: str = "", **about: Any) -> Self:
+        answer = super().__new__(cls, text)
+        vars(answer).update(about)
         return answer
 
 

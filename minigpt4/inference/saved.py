@@ -5,9 +5,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from minigpt4.common.errors import UserError
+from minigpt4.common.errors import UserError, prefixed
 from minigpt4.common.limits import MAX_TEXT, MAX_TURNS
-from minigpt4.conversation.conversation import Part, Turn, joined
+from minigpt4.conversation.conversation import Turn, joined
 from minigpt4.conversation.prompter import IMAGE_PLACEHOLDER
 from minigpt4.inference.pictures import Picture, Reader, in_this_process
 from minigpt4.processors.picture_file import PixelBudget
@@ -17,7 +17,7 @@ _VERSION = 2
 _PLACE = re.compile(f"(?:<Img>)?{IMAGE_PLACEHOLDER}(?:</Img>)?")  # of a picture in a question of version 1
 
 
-def check_size(said: Sequence[tuple[str, str]]) -> None:
+def check_size(turns: Sequence[tuple[str, str]]) -> None:
     """Refuses a conversation, of questions and answers, that is so long that it would hold up others.
 
     The last answer is not added to the rest, so that what could be asked can be saved and loaded again.
@@ -25,8 +25,8 @@ def check_size(said: Sequence[tuple[str, str]]) -> None:
     Raises:
         UserError: it has more than `MAX_TURNS` turns or `MAX_TEXT` characters.
     """
-    _check_turns(len(said))
-    lengths = [len(text) for turn in said for text in turn]
+    _check_turns(len(turns))
+    lengths = [len(text) for turn in turns for text in turn]
     if max(sum(lengths[:-1]), *lengths[-1:], 0) > MAX_TEXT:
         raise UserError(f"the conversation has more than {MAX_TEXT} characters. Begin another.")
 
@@ -42,8 +42,11 @@ def to_json(turns: list[Turn], waiting: list[Picture]) -> str:
     `{"version": 2, "turns": [{"question": [part, ...], "answer"}, ...], "pictures": [data: URL, ...]}`, where a part is
     a text or `{"picture": data: URL}`.
     """
-    said = [{"question": [_saved(part) for part in joined(t.question)], "answer": t.answer} for t in turns]
-    saved = {"version": _VERSION, "turns": said, "pictures": [p.to_url() for p in waiting]}
+    dialogue = []
+    for turn in turns:
+        parts = [part if isinstance(part, str) else {"picture": part.to_url()} for part in joined(turn.question)]
+        dialogue.append({"question": parts, "answer": turn.answer})
+    saved = {"version": _VERSION, "turns": dialogue, "pictures": [p.to_url() for p in waiting]}
     return json.dumps(saved, ensure_ascii=False, indent=1)
 
 
@@ -86,16 +89,10 @@ def from_json(text: str, budget: PixelBudget, reader: Reader = in_this_process) 
     return turns, [Picture.from_url(url, budget, reader) for url in waiting]
 
 
-def _saved(part: Part) -> Any:
-    return part if isinstance(part, str) else {"picture": part.to_url()}
-
-
 def _numbered(number: int, read: Callable[..., T], *args: Any) -> T:
     """`read(*args)`, whose error names the turn."""
-    try:
+    with prefixed(f"turn {number} of the saved conversation: "):
         return read(*args)
-    except UserError as error:
-        raise UserError(f"turn {number} of the saved conversation: {error}") from None
 
 
 def _parts(saved: Any) -> tuple[list[Any], str | None]:

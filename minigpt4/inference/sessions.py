@@ -24,12 +24,7 @@ class Sessions:
             half precision for a LLaMA of 7B.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        max_sessions: int = MAX_SESSIONS,
-        max_pixels: int = MAX_IMAGE_PIXELS,
-    ):
+    def __init__(self, engine: Engine, max_sessions: int = MAX_SESSIONS, max_pixels: int = MAX_IMAGE_PIXELS):
         if max_sessions < 1:
             raise UserError(f"max_sessions: {max_sessions} is out of range. Set it to 1 or more.")
         self.engine = engine
@@ -39,7 +34,6 @@ class Sessions:
         self._used: list[weakref.ref[Chat]] = []  # the last one is the last that asked
 
     def open(self) -> Chat:
-        """A new session."""
         return Chat(self.engine, self._note, self.max_pixels)
 
     def _note(self, chat: Chat) -> None:

@@ -1,4 +1,4 @@
-"""What every model shares: construction from a config, frozen parts that stay frozen, counting."""
+"""What every model shares: construction from a config, frozen parts that stay frozen."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -73,11 +73,6 @@ class BaseModel(PartlyFrozen):
         """Sets eval mode for good: what makes answers faster, but gradients wrong, is allowed from here on."""
         pack_4bit(self, allowed=True)
         return self.eval()
-
-    def count_parameters(self) -> tuple[int, int]:
-        """Returns (trainable, all)."""
-        sizes = [(p.numel(), p.requires_grad) for p in self.parameters()]
-        return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:

@@ -22,7 +22,7 @@ from minigpt4.common.wrong_files import what_is_wrong
 
 logger = logging.getLogger(__name__)
 
-_WEIGHTS = "model.safetensors"  # in a checkpoint folder
+WEIGHTS = "model.safetensors"  # in a checkpoint folder
 # the original's name of each weight, which files keep: (our part or another spelling, its name), applied in this order
 _FILE_NAMES = [
     (re.compile(pattern), name)
@@ -42,6 +42,11 @@ _FILE_NAMES = [
         (r"^(Qformer\..*\.(?:cross)?attention)\.attention\.", r"\1.self."),
     )
 ]
+TRAINED = ("llama_proj.", "llm_proj.", "lora_")  # what the original's recipes train
+QFORMER_UNUSED = re.compile(  # in BLIP-2's files, but not in a Q-Former that reads images only
+    r"^(t5_proj|llm_proj|opt_proj|vision_proj|text_proj|itm_head|temp|Qformer\.cls)\b"
+    r"|\.position_ids$|embeddings\.(word|position)_embeddings|\.layer\.\d+\.(intermediate|output)\.|^visual_encoder\."
+)
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "module")  # what others keep the weights under, nested too
 # what DataParallel, torch.compile, FSDP and activation checkpointing put before or between the names
 _WRAPPED = re.compile(r"^(module\.)+|_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
@@ -76,23 +81,23 @@ def local_files(paths: dict[str, str], cache_root: str) -> dict[str, Path]:
     Raises:
         UserError: a file could not be downloaded.
     """
-    return {key: _fetch(key, path, cache_root) for key, path in paths.items()}
+    files: dict[str, Path] = {}
+    for key, path in paths.items():
+        try:
+            files[key] = Path(path).expanduser()
+            if is_url(path):
+                logger.info("%s: %s", key, path)
+                files[key] = Path(_manager.get_local_path(path, cache_dir=os.path.expanduser(cache_root)))
+        except OSError as error:
+            raise UserError(
+                f"{key}: {path} can't be downloaded ({first_line(error)}). Get the file by other means and set {key} "
+                "to it."
+            ) from error
+    return files
 
 
 def is_url(path: str) -> bool:
     return path.startswith(("http://", "https://"))
-
-
-def _fetch(key: str, path: str, cache_root: str) -> Path:
-    if not is_url(path):
-        return Path(path).expanduser()
-    logger.info("%s: %s", key, path)
-    try:
-        return Path(_manager.get_local_path(path, cache_dir=os.path.expanduser(cache_root)))
-    except OSError as error:
-        raise UserError(
-            f"{key}: {path} can't be downloaded ({first_line(error)}). Get the file by other means and set {key} to it."
-        ) from error
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -104,9 +109,9 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
         UserError: the file is something else or damaged, or holds more than tensors.
     """
     path = Path(path)
-    file = path / _WEIGHTS if path.is_dir() else path
-    if file.name == _WEIGHTS:  # other files' checksums are other programs'
-        check_checksums(file.parent, [_WEIGHTS])
+    file = path / WEIGHTS if path.is_dir() else path
+    if file.name == WEIGHTS:  # other files' checksums are other programs'
+        check_checksums(file.parent, [WEIGHTS])
     try:
         if file.suffix == ".safetensors":
             state = load_file(file)
@@ -118,11 +123,7 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def _own_names(file: Path, state: Any) -> dict[str, Tensor]:
-    """The weights in what a file holds, without wrappers around them and in their names.
-
-    Raises:
-        UserError: there are none.
-    """
+    """The weights in what a file holds, without wrappers around them and in their names; nothing else will do."""
     for _ in _WRAPPERS:
         inner = next((key for key in _WRAPPERS if isinstance(state, dict) and isinstance(state.get(key), dict)), None)
         state = state[inner] if inner else state
@@ -138,15 +139,6 @@ def _own_names(file: Path, state: Any) -> dict[str, Tensor]:
 def _unreadable(file: Path, error: Exception) -> UserError:
     wrong = what_is_wrong(file)
     return UserError(f"{file} can't be read as weights: {f'it {wrong}' if wrong else first_line(error)}.")
-
-
-def check_weights(folder: Path) -> None:
-    """Looks whether a checkpoint's weights are whole, by their header and size.
-
-    Raises:
-        UserError: they are not.
-    """
-    shapes_of(folder / _WEIGHTS)
 
 
 def shapes_of(file: Path) -> dict[str, list[int]]:
@@ -280,7 +272,7 @@ def save_weights(weights: Mapping[str, Tensor], folder: str | Path) -> None:
 
     There they have the original's names.
     """
-    file = Path(folder) / _WEIGHTS
+    file = Path(folder) / WEIGHTS
     file.parent.mkdir(parents=True, exist_ok=True)
     drop_checksums(file.parent)
     write_tensors({file_name(name): w.contiguous() for name, w in weights.items()}, file)
@@ -290,10 +282,6 @@ def write_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, st
     """Writes a safetensors file atomically, for all whom the umask lets read: safetensors' own are private."""
     temporary = file.with_suffix(".tmp")
     save_file(tensors, temporary, metadata)
-    temporary.chmod(0o666 & ~_umask())
-    os.replace(temporary, file)
-
-
-def _umask() -> int:
     os.umask(mask := os.umask(0o077))  # the only way to read it
-    return mask
+    temporary.chmod(0o666 & ~mask)
+    os.replace(temporary, file)

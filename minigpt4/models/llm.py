@@ -78,8 +78,8 @@ def load_tokenizer(folder: str | Path, trust_remote_code: bool = False) -> PreTr
         if wrong := wrong_file(Path(folder) / name for name in (*_TOKENIZERS, "tokenizer_config.json", "config.json")):
             raise UserError(f"model.llama_model: no tokenizer in '{folder}': {wrong}.") from error
         # without a file to read, transformers speaks of all that could be installed
-        told = "trust_remote_code" in str(error) or any((Path(folder) / name).is_file() for name in _TOKENIZERS)
-        raise UserError(_no_tokenizer(folder, reason_of(error) if told else "it has no file of the kind")) from error
+        known = "trust_remote_code" in str(error) or any((Path(folder) / name).is_file() for name in _TOKENIZERS)
+        raise UserError(_no_tokenizer(folder, reason_of(error) if known else "it has no file of the kind")) from error
     if not tokenizer.encode("hello world", add_special_tokens=False):  # a class without a vocabulary
         raise UserError(_no_tokenizer(folder, "its tokenizer turns text into nothing"))
     if tokenizer.pad_token is None:
@@ -202,14 +202,12 @@ def add_lora(llm: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
     """Adds trainable low-rank adapters to `lora_targets` (LoRA: Hu et al. 2021); `lora_r` 0 adds none.
 
     Raises:
-        UserError: peft is missing, or refuses these layers.
+        UserError: peft refuses these layers.
     """
     if config.lora_r <= 0:
         return llm
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise UserError("model.lora_r: needs peft. Install it: pip install peft, or set model.lora_r=0") from error
+    from peft import LoraConfig, get_peft_model  # slow to import
+
     lora = LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,

@@ -24,9 +24,13 @@ from minigpt4.models.splice import splice
 from minigpt4.models.vision import VisionPart, build_vision
 
 
-@registry.register_model("mini_gpt4", "minigpt4")
+@registry.register_model("mini_gpt4", "minigpt4", "minigpt_v2")
 class MiniGPT4(BaseModel):
-    """MiniGPT-4 (Zhu et al. 2023, arXiv:2304.10592, section 3). Only the projection trains by default."""
+    """MiniGPT-4 (Zhu et al. 2023, arXiv:2304.10592, section 3). Only the projection trains by default.
+
+    What differs in MiniGPT-v2 (Chen et al. 2023, arXiv:2310.09478) is in its YAML: 448 px, `has_qformer` False, LoRA of
+    rank 64 on the LLM, templates wrapped around every instruction.
+    """
 
     def __init__(self, vision: VisionPart, projection: nn.Module, llm: PreTrainedModel):
         super().__init__()
@@ -56,7 +60,6 @@ class MiniGPT4(BaseModel):
 
     @property
     def vocabulary(self) -> int:
-        """How many words the LLM chooses from."""
         return embedding_of(self.llm).num_embeddings
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -137,11 +140,3 @@ def _head_reads(llm: PreTrainedModel, rows: Tensor, positions: Tensor) -> Iterat
         yield
     finally:
         hook.remove()
-
-
-@registry.register_model("minigpt_v2")
-class MiniGPTv2(MiniGPT4):
-    """MiniGPT-v2 (Chen et al. 2023, arXiv:2310.09478): 448 px, no Q-Former, LoRA on the LLM.
-
-    What differs is in its YAML: `has_qformer` False, `lora_r` 64, templates wrapped around every instruction.
-    """

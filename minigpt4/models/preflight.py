@@ -15,7 +15,7 @@ from minigpt4.common.distributed import pick_device, world_size
 from minigpt4.common.errors import Problems, UserError
 from minigpt4.common.registry import registry
 from minigpt4.common.wrong_files import wrong_file
-from minigpt4.config.schema import Config, ModelConfig, RunConfig
+from minigpt4.config.schema import Config, ModelConfig
 from minigpt4.conversation.prompter import Prompter, read_prompts
 from minigpt4.models.checkpoint import check_shape, file_name, is_url, local_files, trained_weights
 from minigpt4.models.llm import (
@@ -83,8 +83,9 @@ def preflight(config: Config, vision: VisionPart | None = None, problems: Proble
                 check_projection(c, vision, llm, path)
         if device is not None:
             with problems.collect():
-                check_memory(memory_of_devices(c, vision, llm, device), _holders(config.run))
-    problems.tell()
+                holders = world_size() if config.run.shards_weights else 1
+                check_memory(memory_of_devices(c, vision, llm, device), holders)
+    problems.raise_all()
     assert folder is not None
     return {**local_files(sight | paths, config.env.cache_root), "model.llama_model": folder}
 
@@ -165,11 +166,6 @@ def memory_of_devices(
     return {d: parts | llm_share if d == device else llm_share for d in devices}
 
 
-def _holders(run: RunConfig) -> int:
-    """How many processes share one copy of the weights."""
-    return world_size() if run.strategy == "fsdp" or (run.strategy, run.zero_stage) == ("deepspeed", 3) else 1
-
-
 def check_memory(devices: dict[torch.device, dict[str, float]], holders: int = 1) -> None:
     """Logs what the weights, of which each of so many processes holds a share, take of each device's free memory.
 
@@ -182,16 +178,16 @@ def check_memory(devices: dict[torch.device, dict[str, float]], holders: int = 1
         parts = {part: size / holders for part, size in whole.items()}
         needed, free = ranks * sum(parts.values()), _free_memory(device)
         sizes = ", ".join(f"{part} {size / 1e9:.2f}" for part, size in parts.items())
-        told = f"{device}: the weights take {needed / 1e9:.2f} GB ({sizes}) of {free / 1e9:.2f} GB that are free"
+        message = f"{device}: the weights take {needed / 1e9:.2f} GB ({sizes}) of {free / 1e9:.2f} GB that are free"
         if needed <= free:
-            logger.info(told)
+            logger.info(message)
             continue
         cure = "Set model.quantization=8bit or 4bit, model.device_map=auto for several devices, or a smaller LLM; in "
         cure += "training, run.strategy=fsdp shares it out to several processes."
-        told += ". " + (cure if holders == 1 else "Start more processes on further devices, or set a smaller LLM.")
+        message += ". " + (cure if holders == 1 else "Start more processes on further devices, or set a smaller LLM.")
         if device.type != "cpu" and len(devices) == 1:
-            raise UserError(told)
-        logger.warning(told)
+            raise UserError(message)
+        logger.warning(message)
 
 
 def _free_memory(device: torch.device) -> float:

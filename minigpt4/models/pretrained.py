@@ -10,7 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoImageProcessor, PreTrainedModel
 
-from minigpt4.common.errors import UserError, first_line
+from minigpt4.common.errors import UserError, first_line, prefixed
 from minigpt4.common.wrong_files import wrong_file
 from minigpt4.models.checkpoint import shapes_of
 from minigpt4.processors.image import CLIP_MEAN, CLIP_STD
@@ -145,10 +145,8 @@ def check_weight_files(key: str, folder: Path, outline: PreTrainedModel) -> None
         return
     own = outline.state_dict()
     for file in [file for file in weight_files(folder) if file.suffix == ".safetensors"]:
-        try:
+        with prefixed(f"{key}: "):
             shapes = shapes_of(file)
-        except UserError as error:
-            raise UserError(f"{key}: {error}") from None
         for name, shape in shapes.items():  # half a model may be named without its place in the whole
             weight = own.get(name, own.get(name.removeprefix(f"{outline.base_model_prefix}.")))
             if weight is not None and shape != list(weight.shape):

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from minigpt4.common import distributed
 from minigpt4.common.errors import UserError, first_line, writing
+from minigpt4.common.files import replace_file
 from minigpt4.common.locks import locked
 from minigpt4.config.schema import Config, DatasetConfig
 from minigpt4.conversation.conversation import Conversation, Turn
@@ -29,7 +30,7 @@ from minigpt4.models.checkpoint import write_tensors
 from minigpt4.models.cpu_linear import use_onednn
 from minigpt4.models.preflight import preflight
 from minigpt4.models.pretrained import weight_files
-from minigpt4.models.vision import VisionPart, build_vision, vision_class
+from minigpt4.models.vision import build_vision, vision_class
 from minigpt4.models.vision.cached_features import CachedFeatures
 from minigpt4.runners.strategies.strategy import amp_dtype
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
@@ -199,8 +200,12 @@ def _fill(cache: FeatureCache, attempts: list[_Attempt], config: Config, files: 
         loader = DataLoader(attempt, run.batch_size_eval, num_workers=run.num_workers, collate_fn=list)
         for batch in tqdm(loader, desc=f"features of {attempt.name}", disable=not distributed.is_main()):
             images = {key: s["conversation"].pictures for key, s in batch if s and s["conversation"].pictures}
-            with autocast:
-                features = dict(zip(images, _encode(vision, list(images.values()), device), strict=True))
+            features: dict[str, Tensor] = {}  # [n, rows, width] of a sample's n pictures
+            if images:
+                pixels = torch.stack([picture for own in images.values() for picture in own]).to(device)
+                with autocast:
+                    rows = vision(pixels).split([len(own) for own in images.values()])
+                features = dict(zip(images, rows, strict=True))
             shard |= {
                 key: (features.get(key), _without_pictures(s) if s and key in features else None) for key, s in batch
             }
@@ -209,14 +214,6 @@ def _fill(cache: FeatureCache, attempts: list[_Attempt], config: Config, files: 
                 shard = {}
     if shard:
         cache.write(shard)
-
-
-def _encode(vision: VisionPart, images: list[list[Tensor]], device: torch.device) -> list[Tensor]:
-    """Features [n, rows, width] of the n pictures [3, H, W] of each sample."""
-    if not images:
-        return []
-    pixels = torch.stack([picture for own in images for picture in own])
-    return list(vision(pixels.to(device)).split(list(map(len, images))))
 
 
 def _without_pictures(sample: dict[str, Any]) -> dict[str, Any]:
@@ -282,11 +279,7 @@ def _data_print(block: DatasetConfig, split: str, length: int) -> list[Any]:
 
 
 def _check_fingerprint(folder: Path, own: dict[str, str]) -> None:
-    """Compares with what the cache was filled from, and adds what it lacks, such as a split.
-
-    Raises:
-        UserError: they differ.
-    """
+    """Refuses a cache that was filled from something else, and adds what it lacks, such as a split."""
     file = folder / _FINGERPRINT
     try:
         found = json.loads(file.read_text()) if file.is_file() else {}
@@ -300,6 +293,4 @@ def _check_fingerprint(folder: Path, own: dict[str, str]) -> None:
                 f"{_KEY}: '{folder}' was filled with another {key} ({found[key][:80]}, this run has {own[key][:80]}). "
                 f"Delete the folder to fill it anew, or set {_KEY} to another."
             )
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(found | own, indent=2) + "\n")
-    os.replace(temporary, file)
+    replace_file(file, (json.dumps(found | own, indent=2) + "\n").encode())

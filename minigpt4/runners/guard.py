@@ -26,16 +26,16 @@ class Guard:
         self.bad: list[str] = []  # ids of the batches of the bad steps in a row
         self.bad_steps = 0
         self._spoiled = False  # the step to come
-        self._said = False
+        self._warned = False
 
     def go_on(self, good: bool, loss: float, batch: dict[str, Any], update: bool) -> bool:
         """Takes note of a batch; with `update` it was the last of its step. False once too many steps were bad.
 
         A bad batch spoils the whole step, which all ranks skip.
         """
-        told = self._spoiled and math.isfinite(loss)  # by the batch that spoiled it
+        reported = self._spoiled and math.isfinite(loss)  # by the batch that spoiled it
         self._spoiled |= not good
-        if not good and not told:
+        if not good and not reported:
             ids = [str(i) for i in distributed.all_gather(list(batch.get("image_id", ["?"])))]
             self.bad.append(", ".join(ids[:10]) + (", ..." if len(ids) > 10 else ""))
             message = "loss %s: the step is skipped (%d in a row); batch: %s"
@@ -54,9 +54,9 @@ class Guard:
         )
 
     def watch(self, step: int, loss: float) -> None:
-        """Says once that a run learns nothing: its loss stays that of guessing any word."""
-        if step >= _PATIENCE and loss > 0.9 * self.chance and not self._said:
-            self._said = True
+        """Warns once that a run learns nothing: its loss stays that of guessing any word."""
+        if step >= _PATIENCE and loss > 0.9 * self.chance and not self._warned:
+            self._warned = True
             logger.warning(
                 "after %d steps the loss is %.2f, that of guessing among all words (%.2f). Likely causes: the LLM's "
                 "weights or tokenizer are wrong, the learning rate is far too large or small, or answers are empty.",

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import subprocess
 import sys
 import threading
@@ -21,8 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from minigpt4.common.distributed import is_main, world_size
-from minigpt4.common.errors import UserError, writing
+from minigpt4.common.distributed import distributed, is_main, pick_device, world_size
+from minigpt4.common.errors import Problems, writing
 from minigpt4.common.files import replace_file
 from minigpt4.config.schema import Config
 
@@ -50,6 +49,20 @@ def setup_logger() -> None:
     of_transformers.disable_progress_bar()
 
 
+@contextmanager
+def run_on(device_name: str) -> Iterator[tuple[torch.device, Problems]]:
+    """Joins torchrun's processes for the duration of a run, and sets up the log.
+
+    Gives the device, and the problems found so far, to be raised with others before anything is loaded.
+    """
+    device, problems = torch.device("cpu"), Problems()
+    with problems.collect():
+        device = pick_device(device_name)
+    with distributed(device):
+        setup_logger()
+        yield device, problems
+
+
 def to_json(record: dict[str, Any]) -> str:
     """One line; what is not a number is null, as JSON has no other word for it."""
     bare = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
@@ -74,9 +87,8 @@ class RunLog:
         lines = self.file.read_text().splitlines(keepends=True) if resumed and self.file.is_file() else []
         records = [json.loads(line) for line in lines if line.endswith("\n")]
         records = [r | {"step": int(r["step"] * ratio)} for r in records]
-        temporary = self.file.with_suffix(".tmp")  # cut off while it writes, a run leaves all lines
-        temporary.write_text("".join(to_json(r) for r in records if r["step"] <= resumed))
-        os.replace(temporary, self.file)
+        # cut off while it writes, a run leaves all lines
+        replace_file(self.file, "".join(to_json(r) for r in records if r["step"] <= resumed).encode())
         threading.excepthook = partial(_but_tensorboards, threading.excepthook)
         self._board: Any = SummaryWriter(str(self.folder / "tensorboard"), purge_step=resumed + 1)
         if config.run.wandb_log:
@@ -125,12 +137,9 @@ def _but_tensorboards(hook: Callable[[threading.ExceptHookArgs], Any], failed: t
 
 
 def _start_wandb(config: Config) -> Any:
+    import wandb  # `RunnerBase.check` has looked for it
     from omegaconf import OmegaConf
 
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError("run.wandb_log: wandb is not installed. pip install wandb, or set it to False.") from error
     plain = OmegaConf.to_container(OmegaConf.structured(config))
     name = config.run.job_name or Path(config.run.output_dir).name
     return wandb.init(project="minigpt4", name=name, dir=config.run.output_dir, config=plain)  # type: ignore[arg-type]

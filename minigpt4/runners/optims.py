@@ -1,7 +1,8 @@
 """Optimizer and learning-rate schedules. A schedule is a pure function of the step, so it has no state to lose."""
 
 import math
-from typing import Protocol
+from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
@@ -10,11 +11,7 @@ from minigpt4.common.errors import UserError
 from minigpt4.common.registry import registry
 from minigpt4.config.schema import RunConfig
 
-
-class Schedule(Protocol):
-    def lr(self, step: int) -> float:
-        """Learning rate of a step, counted from 0 over the whole run."""
-        ...
+Schedule = Callable[[int], float]  # of a step, counted from 0 over the whole run, the learning rate
 
 
 def build_optimizer(model: nn.Module, run: RunConfig) -> Optimizer:
@@ -34,8 +31,7 @@ def build_optimizer(model: nn.Module, run: RunConfig) -> Optimizer:
 
 
 def build_schedule(run: RunConfig, iters_per_epoch: int) -> Schedule:
-    """Builds the schedule that `run.lr_sched` names."""
-    return registry.get_lr_scheduler_class(run.lr_sched)(run, iters_per_epoch)
+    return partial(registry.get_lr_scheduler_class(run.lr_sched), run, iters_per_epoch)
 
 
 def _warmup(run: RunConfig, step: int) -> float:
@@ -44,37 +40,22 @@ def _warmup(run: RunConfig, step: int) -> float:
 
 
 @registry.register_lr_scheduler("linear_warmup_cosine_lr")
-class LinearWarmupCosine:
+def linear_warmup_cosine(run: RunConfig, iters_per_epoch: int, step: int) -> float:
     """Linear warm-up from warmup_lr to init_lr, then a cosine to min_lr that counts from the run's first step."""
-
-    def __init__(self, run: RunConfig, iters_per_epoch: int):
-        self.run, self.total = run, run.max_iters or run.max_epoch * iters_per_epoch
-
-    def lr(self, step: int) -> float:
-        run = self.run
-        if step < run.warmup_steps:
-            return _warmup(run, step)
-        return (run.init_lr - run.min_lr) * 0.5 * (1 + math.cos(math.pi * step / self.total)) + run.min_lr
+    if step < run.warmup_steps:
+        return _warmup(run, step)
+    total = run.max_iters or run.max_epoch * iters_per_epoch
+    return (run.init_lr - run.min_lr) * 0.5 * (1 + math.cos(math.pi * step / total)) + run.min_lr
 
 
 @registry.register_lr_scheduler("linear_warmup_step_lr")
-class LinearWarmupStep:
+def linear_warmup_step(run: RunConfig, iters_per_epoch: int, step: int) -> float:
     """Linear warm-up in the first epoch, then init_lr * lr_decay_rate ** epoch, not below min_lr."""
-
-    def __init__(self, run: RunConfig, iters_per_epoch: int):
-        self.run, self.iters_per_epoch = run, iters_per_epoch
-
-    def lr(self, step: int) -> float:
-        run, epoch = self.run, step // self.iters_per_epoch
-        return _warmup(run, step) if epoch == 0 else max(run.min_lr, run.init_lr * run.lr_decay_rate**epoch)
+    epoch = step // iters_per_epoch
+    return _warmup(run, step) if epoch == 0 else max(run.min_lr, run.init_lr * run.lr_decay_rate**epoch)
 
 
 @registry.register_lr_scheduler("constant_lr")
-class Constant:
+def constant(run: RunConfig, iters_per_epoch: int, step: int) -> float:
     """Linear warm-up, then init_lr."""
-
-    def __init__(self, run: RunConfig, iters_per_epoch: int):
-        self.run = run
-
-    def lr(self, step: int) -> float:
-        return _warmup(self.run, step) if step < self.run.warmup_steps else self.run.init_lr
+    return _warmup(run, step) if step < run.warmup_steps else run.init_lr

@@ -19,7 +19,8 @@ from torch import nn
 from minigpt4.common.checksums import check_checksums, rename_checked, write_checksums
 from minigpt4.common.distributed import all_gather, barrier, is_main
 from minigpt4.common.errors import UserError, first_line
-from minigpt4.models.checkpoint import check_weights, load_checkpoints
+from minigpt4.common.files import replace_file
+from minigpt4.models.checkpoint import WEIGHTS, load_checkpoints, shapes_of
 from minigpt4.runners.log import to_json
 
 logger = logging.getLogger(__name__)
@@ -105,9 +106,7 @@ def _what_it_is(folder: Path) -> str:
 
 def write_measures(folder: Path, epochs: float, measures: dict[str, float]) -> None:
     """Notes in a checkpoint of an epoch's end what validation found, after so many epochs."""
-    temporary = folder / (_MEASURES + _UNFINISHED)
-    temporary.write_text(to_json({"epochs": epochs, **measures}))
-    os.replace(temporary, folder / _MEASURES)
+    replace_file(folder / _MEASURES, to_json({"epochs": epochs, **measures}).encode())
 
 
 def read_measures(folder: Path) -> dict[str, float] | None:
@@ -128,11 +127,8 @@ def _by_step(output_dir: Path) -> list[tuple[int, Path]]:
     # not Path.glob, which fails where a run that goes on deletes an old one meanwhile
     states = map(Path, glob(f"{escape(str(output_dir))}/*/{_STATE.format('*')}"))
     passed_over = (_UNFINISHED, _ABANDONED)
-    return sorted((_step(file), file.parent) for file in states if file.parent.suffix not in passed_over)
-
-
-def _step(file: Path) -> int:
-    return int(file.stem.rpartition("_")[2])
+    found = [file for file in states if file.parent.suffix not in passed_over]
+    return sorted((int(file.stem.rpartition("_")[2]), file.parent) for file in found)
 
 
 def line_up(output_dir: Path, step: int, iters_per_epoch: int | None) -> None:
@@ -178,14 +174,10 @@ def newest(output_dir: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def _whole_state(folder: Path) -> dict[str, Any]:
-    """A checkpoint's training state, once all its files are found to be as they were written.
-
-    Raises:
-        UserError: one is not.
-    """
+    """A checkpoint's training state, once all its files are found to be as they were written; else it is refused."""
     check_checksums(folder)
     state = read_state(folder)
-    check_weights(folder)
+    shapes_of(folder / WEIGHTS)  # whole, as header and size say
     return state
 
 

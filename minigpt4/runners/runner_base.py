@@ -1,4 +1,4 @@
-"""The runner by epochs: data, strategy, schedule, the loop, validation, checkpoints to continue from, the log."""
+"""The runner: data, strategy, schedule, the loop, validation, checkpoints to continue from, the log."""
 
 import logging
 import math
@@ -39,9 +39,11 @@ from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 logger = logging.getLogger(__name__)
 
 
-@registry.register_runner("runner_base")
+@registry.register_runner("runner_base", "runner_iter")
 class RunnerBase:
-    """Trains for `run.max_epoch` epochs. Everything is built here, in order; the methods only run it.
+    """Trains for `run.max_epoch` epochs, runner_iter for `run.max_iters` batches in pieces of `run.iters_per_epoch`.
+
+    Everything is built here, in order; the methods only run it.
 
     Attributes:
         step: batches that each process has trained with, over all epochs.
@@ -74,9 +76,8 @@ class RunnerBase:
         distributed.seed_everything(run.seed + distributed.rank())  # ranks draw different prompts
         if resumed:
             run_state.load_weights(model, resumed[0])
-        if resumed is None:
-            # FSDP and ZeRO-3 fill the device bit by bit
-            if run.strategy != "fsdp" and (run.strategy, run.zero_stage) != ("deepspeed", 3):
+        else:
+            if not run.shards_weights:  # else the device is filled bit by bit
                 model.place(self.device)
             if distributed.is_main() and prompter and config.model.plain_text:
                 check_plain_text(cast(MiniGPT4, model).llm, prompter.tokenizer, config.model.plain_text)
@@ -87,8 +88,12 @@ class RunnerBase:
         self.signals = StopSignals()  # to this rank
         prepare = LayOut(prompter, training=False) if prompter else None
         self.validation = Validation(config, task, self.strategy, datasets, self.signals, prepare)
-        self.iters_per_epoch = run.iters_per_epoch or self.batches.length or _no_length()
-        self.total = self._total_iters()
+        self.iters_per_epoch = run.iters_per_epoch or self.batches.length or 0
+        if not self.iters_per_epoch:
+            raise UserError(
+                "run.iters_per_epoch: not set, and shards have no length. Set it to the batches of an epoch."
+            )
+        self.total = run.max_iters or run.max_epoch * self.iters_per_epoch
         self.schedule = build_schedule(run, self.iters_per_epoch)
         self.step = self.saved = 0
         self.ratio = Fraction(1)  # of an epoch's length to that before
@@ -102,9 +107,6 @@ class RunnerBase:
             self._restore(*resumed)
         self.log = self._begin_output(fresh=resumed is None)
 
-    def _total_iters(self) -> int:
-        return self.run.max_epoch * self.iters_per_epoch
-
     @staticmethod
     def check(config: Config) -> None:
         """Refuses, before anything is loaded, what this runner can't do.
@@ -117,6 +119,8 @@ class RunnerBase:
             raise UserError("run.evaluate: True trains nothing. Use minigpt4 evaluate, or set run.evaluate=False.")
         if run.max_iters is not None and run.runner == "runner_base":
             raise UserError("run.max_iters: runner_base counts epochs. Set run.max_epoch, or run.runner=runner_iter.")
+        if run.max_iters is None and run.runner == "runner_iter":
+            raise UserError("run.max_iters: not set. Set it to the number of batches, or run.runner=runner_base.")
         if run.cache_features and (trained := config.model.trained & {"vit", "qformer"}):
             raise UserError(
                 f"run.cache_features: features change while {' and '.join(sorted(trained))} train. Set it to null, or "
@@ -142,10 +146,9 @@ class RunnerBase:
         self.best.resume(state["step"] / old)
         self.strategy.load(folder, state["engine"])
         same = state["processes"] == distributed.world_size()
-        own = state["ranks"][distributed.rank() if same else 0]
         self.batches.load_state_dict([state["data"] for state in state["ranks"]])
         if same:
-            run_state.set_rng_state(own["rng"], self.device)
+            run_state.set_rng_state(state["ranks"][distributed.rank()]["rng"], self.device)
         logger.info("continuing from %s: step %d of %d", folder, self.step, self.total)
 
     def _begin_output(self, fresh: bool) -> RunLog:
@@ -206,7 +209,7 @@ class RunnerBase:
         done, quiet = self.step - first, not distributed.is_main()
         with tqdm(total=end - first, initial=done, desc=f"epoch {epoch}", disable=quiet) as bar:
             while self.step < end:
-                update, lr = self._updates(self.step - first, end - first), self.schedule.lr(self.step)
+                update, lr = self._updates(self.step - first, end - first), self.schedule(self.step)
                 batch = self._next_batch()
                 loss, good = self._train_iteration(batch, lr, update)
                 self.step += 1
@@ -220,12 +223,12 @@ class RunnerBase:
                 if self.step % self.run.log_freq == 0 or self.step == end:
                     self._report(bar, window, lr)
                     window = []
-                if update and self.stopping and self.step < end:
+                due = self.run.save_steps and self.step - self.saved >= self.run.save_steps
+                if update and self.step < end and (self.stopping or due):
                     self._save(f"checkpoint_step_{self.step}")
-                    logger.warning("stopped by a signal; run.resume=auto goes on from step %d", self.step)
-                    return False
-                if update and self.run.save_steps and self.step - self.saved >= self.run.save_steps and self.step < end:
-                    self._save(f"checkpoint_step_{self.step}")
+                    if self.stopping:
+                        logger.warning("stopped by a signal; run.resume=auto goes on from step %d", self.step)
+                        return False
         return True
 
     def _updates(self, i: int, length: int) -> bool:
@@ -333,7 +336,3 @@ class RunnerBase:
                 run_state.prune(self.output_dir, self.run.keep_last)
             plot_loss(self.output_dir)
         distributed.barrier()
-
-
-def _no_length() -> int:
-    raise UserError("run.iters_per_epoch: not set, and shards have no length. Set it to the batches of an epoch.")

@@ -47,9 +47,6 @@ def line_editor(folder: Path, commands: Sequence[str], options: Sequence[str]) -
             f"env.cache_root: '{history}' can't be written ({error.strerror}). Set it to a folder you may write to."
         ) from None
     session: PromptSession[str] = PromptSession(
-        "> ",
-        history=FileHistory(str(history)),
-        completer=Commands(commands, options),
-        complete_while_typing=False,
+        "> ", history=FileHistory(str(history)), completer=Commands(commands, options), complete_while_typing=False
     )
     return session.prompt

@@ -15,9 +15,9 @@ def quietly() -> Iterator[None]:
 
     On a terminal, one line tells of a load that takes long.
     """
-    told = Timer(PATIENCE, sys.stderr.write, ["Loading the model...\n"])
+    notice = Timer(PATIENCE, sys.stderr.write, ["Loading the model...\n"])
     if sys.stderr.isatty():
-        told.start()
+        notice.start()
     try:
         from transformers.utils.logging import disable_progress_bar
 
@@ -25,4 +25,4 @@ def quietly() -> Iterator[None]:
         disable_progress_bar()
         yield
     finally:
-        told.cancel()
+        notice.cancel()

@@ -5,15 +5,16 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from minigpt4.common.command_line import StdoutError, require_open, say
 from minigpt4.common.errors import UserError, did_you_mean, first_line
 from minigpt4.common.files import replace_file
+from minigpt4.common.signals import first_signal
 from minigpt4.config.arguments import add_model_arguments, read_config
 from minigpt4.config.finding import TINY
 from minigpt4.config.schema import PreprocessConfig
@@ -22,6 +23,7 @@ from minigpt4.serve.loading import quietly
 
 if TYPE_CHECKING:  # slow to import
     from minigpt4.inference.chat import Chat
+    from minigpt4.inference.pictures import Picture, Video
 
 _SETTLES = (":img", ":video", ":load", ":clh")  # after these, it is clear again what a question is about
 WELCOME = "Show a picture with :img PATH, then ask about it. :help tells more, :q leaves."
@@ -90,7 +92,7 @@ class Terminal:
             ":img": ("PATH...", "show pictures; the next question is about them", self._show_images),
             ":video": ("PATH", f"show a video, as {n_frms} picture{'s' * (n_frms > 1)}", self._show_video),
             ":his": ("", "what was said", self._history),
-            ":clh": ("", "forget what was said and shown", self._forget),
+            ":clh": ("", "forget what was said and shown", lambda _: self.chat.restart()),
             ":clear": ("", "clear the screen", self._clear_screen),
             ":seed": ("[N]", "the seed of sampling, or set it", self._seed),
             ":conf": ("[KEY=VALUE...]", "how answers are made, or change it", self._configure),
@@ -160,7 +162,7 @@ class Terminal:
         """Prints the answer as it grows. Ctrl-C ends it, and a second one takes the question back."""
         shown, forgotten = "", self.chat.forgotten
         try:
-            with _interrupts(self.chat.stop) if self.interactive else nullcontext():
+            with first_signal(self.chat.stop, signal.SIGINT) if self.interactive else nullcontext():
                 for answer in self.chat.stream(question, **self.options.kwargs()):
                     if not answer.startswith(shown):  # a tokenizer may change its mind about a space
                         shown = ""
@@ -179,16 +181,15 @@ class Terminal:
 
         paths, budget = _paths(rest), self.chat.pixel_budget()
         budget.expect(len(paths))
-        self.chat.upload_img(*[Picture.from_file(path, budget) for path in paths])
-        self._tell_pictures()
+        self._show(*[Picture.from_file(path, budget) for path in paths])
 
     def _show_video(self, rest: str) -> None:
         from minigpt4.inference.pictures import Video
 
-        self.chat.upload_video(Video(_path(rest), self.n_frms))
-        self._tell_pictures()
+        self._show(Video(_path(rest), self.n_frms))
 
-    def _tell_pictures(self) -> None:
+    def _show(self, *parts: "Picture | Video") -> None:
+        self.chat.upload_img(*parts)
         count = len(self.chat.pictures)
         _note(f"The model sees {count} picture{'s' * (count != 1)}.")
 
@@ -198,9 +199,6 @@ class Terminal:
             _say(f"> {_printable(question)}")
             if turn.answer is not None:
                 _say(_printable(turn.answer))
-
-    def _forget(self, _: str) -> None:
-        self.chat.restart()
 
     def _clear_screen(self, _: str) -> None:
         if sys.stdout.isatty():
@@ -283,18 +281,3 @@ def _say(text: str, end: str = "\n") -> None:
 
 def _note(text: str) -> None:
     sys.stderr.write(f"{text}\n")
-
-
-@contextmanager
-def _interrupts(stop: Callable[[], None]) -> Iterator[None]:
-    """Turns the first Ctrl-C into `stop`; a second one does what it always did."""
-
-    def obey(*_: Any) -> None:
-        signal.signal(signal.SIGINT, earlier)
-        stop()
-
-    earlier = signal.signal(signal.SIGINT, obey)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, earlier)

@@ -30,7 +30,7 @@ class ImageTextPretrainTask:
             if split == "train" or block.build_info.valid_storage:
                 with problems.collect():
                     datasets[name] = registry.get_builder_class(name)(name, block).build(split, exact)
-        problems.tell()
+        problems.raise_all()
         if not datasets:
             raise UserError(f"datasets: none has a '{split}' split. Name one, with build_info.valid_storage for val.")
         return datasets

@@ -7,7 +7,6 @@ from minigpt4.common.errors import make_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the subcommands to the parser of `minigpt4 tiny`."""
     parser.set_defaults(main=main)
     commands = parser.add_subparsers(dest="tiny_command", required=True)
     data = commands.add_parser(

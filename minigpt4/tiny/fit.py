@@ -32,16 +32,11 @@ class Stage:
         return replace(self, steps=max(2, round(self.steps * scale)))
 
 
-class Log:
-    """Appends JSON lines. Both chains of stages write to one file, a whole line at a time."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def write(self, **record: object) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        logging.info("%s", record)
+def _write(log: Path, **record: object) -> None:
+    """Appends a JSON line. Both chains of stages write to one file, a whole line at a time."""
+    with log.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+    logging.info("%s", record)
 
 
 def seed_all(seed: int, stage: str) -> random.Random:
@@ -65,7 +60,7 @@ def fit(
     stage: Stage,
     groups: Iterable[tuple[nn.Module, float]],
     loss_at: Callable[[int], Tensor],
-    log: Log,
+    log: Path,
     validate: Callable[[], dict[str, float]],
 ) -> None:
     """Runs a stage. `groups` pairs modules with factors on the rate; `loss_at(step)` draws a batch itself."""
@@ -86,6 +81,6 @@ def fit(
         if (step + 1) % 50 == 0 or step + 1 == stage.steps:
             seconds = round(time.monotonic() - start, 1)
             lr = stage.lr * rate(step, stage)
-            log.write(stage=stage.name, step=step + 1, loss=round(running, 4), lr=lr, seconds=seconds)
+            _write(log, stage=stage.name, step=step + 1, loss=round(running, 4), lr=lr, seconds=seconds)
         if (step + 1) % 500 == 0 or step + 1 == stage.steps:
-            log.write(stage=stage.name, step=step + 1, **validate())
+            _write(log, stage=stage.name, step=step + 1, **validate())

@@ -13,6 +13,7 @@ import sentencepiece
 import torch
 from torch import Tensor
 
+from minigpt4.conversation.templates import SYSTEM
 from minigpt4.tiny.text import (
     DETAIL_REQUESTS,
     MORE_REQUESTS,
@@ -23,7 +24,6 @@ from minigpt4.tiny.text import (
     notes,
     words_of_the_world,
 )
-from minigpt4.tiny.tokenizer import SYSTEM_PROMPT
 from minigpt4.tiny.world import Fact, sample_facts
 
 BOS = 1
@@ -76,7 +76,7 @@ class Writer:
         As at chat time, all turns but the last are one text, and the last answer is encoded by itself.
         """
         marker = " ###Assistant: " if rng.random() < 0.7 else "###Assistant:"
-        system = SYSTEM_PROMPT + "###" if rng.random() < 0.05 else "###"
+        system = SYSTEM + "###" if rng.random() < 0.05 else "###"
         example = Example()
         example.add(self.encode(f"{system}Human: <Img>"))
         self._fill_slot(example, rng, facts, blended)

@@ -5,19 +5,17 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-import sentencepiece
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from minigpt4.tiny.fit import Log, Stage, fit, seed_all
+from minigpt4.tiny.fit import Stage, fit, seed_all
 from minigpt4.tiny.lm_data import Example, Writer, collate, sample_examples
 from minigpt4.tiny.text import DETAIL_REQUESTS, QUESTION_TYPES, ask, description
-from minigpt4.tiny.tokenizer import VOCABULARY, load_tokenizer, train_tokenizer
+from minigpt4.tiny.tokenizer import VOCABULARY, load_tokenizer
 from minigpt4.tiny.world import sample_facts
 
-TOKENIZER_SCENES = 3000
 HELPER = Stage("helper_lm", steps=1600, lr=2e-3, batch=32)
 LLM_BINDING = Stage("llm", steps=2600, lr=2e-3, batch=32)
 LLM_POLISH = Stage("llm_polish", steps=2000, lr=1.5e-3, batch=32)
@@ -25,13 +23,13 @@ VALIDATION_SCENES = 100
 LENGTH_GROUPS = 3  # a batch is run in groups of like length: a third less padding
 
 
-def build_lm(width: int, heads: int, mlp: int, layers: int = 3) -> LlamaForCausalLM:
+def build_lm(width: int, heads: int, mlp: int) -> LlamaForCausalLM:
     """A Llama with random weights. The small initial outputs of each block keep a 3-layer model's start stable."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=width,
         intermediate_size=mlp,
-        num_hidden_layers=layers,
+        num_hidden_layers=3,
         num_attention_heads=heads,
         max_position_embeddings=2048,
         rms_norm_eps=1e-6,
@@ -68,7 +66,7 @@ class Curriculum:
 
 
 def train_lm(
-    model: LlamaForCausalLM, writer: Writer, stage: Stage, curriculum: Curriculum, seed: int, log: Log
+    model: LlamaForCausalLM, writer: Writer, stage: Stage, curriculum: Curriculum, seed: int, log: Path
 ) -> None:
     """Trains a language model in place, on text alone."""
     rng = seed_all(seed, stage.name)
@@ -122,18 +120,9 @@ def exact_matches(model: LlamaForCausalLM, examples: list[Example], table: Tenso
     return round(float((wrong == 0).float().mean()), 4)
 
 
-def pretrain_tokenizer(folder: Path, seed: int) -> sentencepiece.SentencePieceProcessor:
-    """The tokenizer in `folder`, trained first if it is not there yet."""
-    if not (folder / "tokenizer.model").exists():
-        train_tokenizer(folder, seed, TOKENIZER_SCENES)
-    return load_tokenizer(folder)
-
-
-def pretrain_helper(out: Path, seed: int, scale: float, log: Log) -> None:
+def pretrain_helper(out: Path, seed: int, scale: float, log: Path) -> None:
     """Writes `out/helper_lm/`, the language model that Q-Former learns to write for."""
-    if (out / "helper_lm" / "model.safetensors").exists():
-        return
-    writer = Writer(pretrain_tokenizer(out / "llm", seed))
+    writer = Writer(load_tokenizer(out / "llm"))
     seed_all(seed, "helper_lm_init")
     model = build_lm(width=96, heads=3, mlp=256)
     curriculum = Curriculum(noise=0.5, turns=2, drill=0.25, ramp=0.5)
@@ -141,11 +130,9 @@ def pretrain_helper(out: Path, seed: int, scale: float, log: Log) -> None:
     model.save_pretrained(out / "helper_lm")
 
 
-def pretrain_llm(out: Path, seed: int, scale: float, log: Log) -> None:
+def pretrain_llm(out: Path, seed: int, scale: float, log: Path) -> None:
     """Writes `out/llm/`, the language model that is shipped, in fp16."""
-    if (out / "llm" / "model.safetensors").exists():
-        return
-    writer = Writer(pretrain_tokenizer(out / "llm", seed))
+    writer = Writer(load_tokenizer(out / "llm"))
     seed_all(seed, "llm_init")
     model = build_lm(width=128, heads=4, mlp=384)
     train_lm(model, writer, LLM_BINDING.scaled(scale), Curriculum(noise=0.6, turns=3, drill=0.2, ramp=0.5), seed, log)

@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 from minigpt4.config.schema import QformerConfig
 from minigpt4.models.checkpoint import file_name
 from minigpt4.models.vision.qformer import build_qformer
-from minigpt4.tiny.fit import Log, Stage, fit, seed_all
+from minigpt4.tiny.fit import Stage, fit, seed_all
 from minigpt4.tiny.lm_data import BOS, SLOTS
 from minigpt4.tiny.pretrain_llm import labelled_logits
 from minigpt4.tiny.pretrain_vision import SIZES as VIT_SIZES
@@ -29,7 +29,7 @@ POSITION_LOSS = {FROZEN_HELPER.name: 1.0, JOINT_HELPER.name: 0.5}  # weight besi
 SIZES = QformerConfig(
     hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512, cross_attention_frequency=2
 )
-FILE = "blip2_qformer.safetensors"
+QFORMER_FILE = "blip2_qformer.safetensors"
 CACHED_SCENES = 20_000
 VALIDATION_SCENES = 400
 QUERIES_PER_POSITION = SLOTS // len(POSITIONS)
@@ -98,10 +98,8 @@ class Captions:
         return *labelled_logits(helper, embeddings, labels), numbers
 
 
-def pretrain_qformer(out: Path, seed: int, scale: float, log: Log) -> None:
+def pretrain_qformer(out: Path, seed: int, scale: float, log: Path) -> None:
     """Writes `out/blip2_qformer.safetensors` in BLIP-2's names, in fp16."""
-    if (out / FILE).exists():
-        return
     rng = seed_all(seed, FROZEN_HELPER.name)
     captions = Captions(out, rng, load_tokenizer(out / "llm"))
     helper = LlamaForCausalLM.from_pretrained(out / "helper_lm", dtype=torch.float32)
@@ -130,13 +128,8 @@ def pretrain_qformer(out: Path, seed: int, scale: float, log: Log) -> None:
     fit(frozen, [(model, 1.0)], lambda _: loss_at(frozen), log, check)
     helper.requires_grad_(True)
     fit(joint, [(model, 1.0), (helper, 0.5)], lambda _: loss_at(joint), log, check)
-    save_file(kept_state(model), out / FILE)
-
-
-def kept_state(model: Describer) -> dict[str, Tensor]:
-    """The parts that are shipped, in the original's names and fp16."""
-    kept = [(name, value) for name, value in model.state_dict().items() if not name.startswith("to_")]
-    return {file_name(f"vision.{name}"): value.half().contiguous() for name, value in kept}
+    kept = {name: value for name, value in model.state_dict().items() if not name.startswith("to_")}
+    save_file({file_name(f"vision.{n}"): value.half().contiguous() for n, value in kept.items()}, out / QFORMER_FILE)
 
 
 @torch.no_grad()

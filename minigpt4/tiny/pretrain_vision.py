@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from minigpt4.config.schema import VitConfig
 from minigpt4.models.vision.eva import build_vit, load_vit_weights
-from minigpt4.tiny.fit import Log, Stage, fit, seed_all
-from minigpt4.tiny.world import COLORS, SIDE, Scene, covered_patches, render, sample_scene, to_pixels
+from minigpt4.processors.image import CLIP_MEAN, CLIP_STD
+from minigpt4.tiny.fit import Stage, fit, seed_all
+from minigpt4.tiny.world import COLORS, SIDE, Scene, covered_patches, render, sample_scene
 
 VIT = Stage("vit", steps=2200, lr=1.5e-3, batch=48, weight_decay=0.05)
 SIZES = VitConfig(patch_size=14, embed_dim=128, depth=5, num_heads=4, mlp_ratio=4.0)
-FILE = "eva_vit.safetensors"
+VIT_FILE = "eva_vit.safetensors"
 VALIDATION_SCENES = 300
 NO_DIGIT = -100
 NO_COLOR = len(COLORS)
@@ -38,10 +39,8 @@ class PatchNames(nn.Module):
         return self.digit(patches), self.color(patches)
 
 
-def pretrain_vit(out: Path, seed: int, scale: float, log: Log) -> None:
+def pretrain_vit(out: Path, seed: int, scale: float, log: Path) -> None:
     """Writes `out/eva_vit.safetensors` in EVA's own names, in fp16."""
-    if (out / FILE).exists():
-        return
     rng = seed_all(seed, VIT.name)
     vit = build_vit(SIZES, SIDE)
     names = PatchNames(SIZES.embed_dim)
@@ -57,19 +56,21 @@ def pretrain_vit(out: Path, seed: int, scale: float, log: Log) -> None:
 
     fit(stage, [(vit, 1.0), (names, 1.0)], loss_at, log, lambda: validate_vit(vit, names))
     state = {name: value.half().contiguous() for name, value in vit.state_dict().items() if "k_bias" not in name}
-    save_file(state, out / FILE)
+    save_file(state, out / VIT_FILE)
 
 
 def load_vit(out: Path) -> nn.Module:
     """The pretrained tower, frozen."""
     vit = build_vit(SIZES, SIDE)
-    load_vit_weights(vit, out / FILE)
+    load_vit_weights(vit, out / VIT_FILE)
     return vit.eval().requires_grad_(False)
 
 
 def pixels(scenes: Sequence[Scene]) -> Tensor:
-    """Renders scenes to [B, 3, SIDE, SIDE]."""
-    return torch.from_numpy(to_pixels([render(scene) for scene in scenes]))
+    """Renders scenes to [B, 3, SIDE, SIDE], normalised as `blip2_image_eval` does."""
+    stacked = np.stack([np.asarray(render(scene), np.float32) for scene in scenes]) / 255
+    normalised = (stacked - np.array(CLIP_MEAN, np.float32)) / np.array(CLIP_STD, np.float32)
+    return torch.from_numpy(np.ascontiguousarray(normalised.transpose(0, 3, 1, 2)))
 
 
 def patch_targets(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:

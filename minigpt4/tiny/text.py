@@ -96,7 +96,6 @@ def _thing(rng: random.Random, facts: Sequence[Fact], fact: Fact) -> tuple[str, 
 
 
 def ask_all(rng: random.Random, facts: Sequence[Fact]) -> list[Question]:
-    """One question of every type."""
     return [ask(rng, facts, question_type) for question_type in QUESTION_TYPES]
 
 

@@ -7,24 +7,21 @@ from pathlib import Path
 
 import sentencepiece
 
+from minigpt4.conversation.templates import SYSTEM
 from minigpt4.tiny.text import DETAIL_REQUESTS, ask_all, caption, description, notes
 from minigpt4.tiny.world import sample_facts
 
 VOCABULARY = 512
-SYSTEM_PROMPT = (  # the original demo's, word for word
-    "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it to you. "
-    "Please answer my questions."
-)
 CHARACTERS = "".join(map(chr, range(33, 127)))
 
 
-def train_tokenizer(folder: Path, seed: int, scenes: int) -> None:
+def train_tokenizer(folder: Path, seed: int, scenes: int = 3000) -> None:
     """Writes `tokenizer.model` and `tokenizer_config.json` into `folder`."""
     rng = random.Random(seed)
     lines = [CHARACTERS]
     for _ in range(scenes):
         facts = sample_facts(rng)
-        lines += [caption(facts), description(facts), notes(rng, facts), rng.choice((SYSTEM_PROMPT, *DETAIL_REQUESTS))]
+        lines += [caption(facts), description(facts), notes(rng, facts), rng.choice((SYSTEM, *DETAIL_REQUESTS))]
         for question in ask_all(rng, facts):
             lines.append(f"###Human: <Img></Img> {question.question} ###Assistant: {question.answer}###")
     model = io.BytesIO()

@@ -5,7 +5,6 @@ no download. The scans are split by index; no scan is ever shared between the sp
 """
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -163,11 +162,3 @@ def covered_patches(scene: Scene, patch: int = 14) -> np.ndarray:
         mine = (distance < look.size / 2) & (distance < nearest)
         owner[mine], nearest[mine] = index, distance[mine]
     return owner
-
-
-def to_pixels(images: Sequence[Image.Image]) -> np.ndarray:
-    """Pictures as a (batch, 3, SIDE, SIDE) float array, normalised as `blip2_image_eval` does (CLIP's constants)."""
-    mean = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-    std = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
-    stacked = np.stack([np.asarray(image, np.float32) for image in images]) / 255
-    return np.ascontiguousarray(((stacked - mean) / std).transpose(0, 3, 1, 2))

@@ -29,12 +29,8 @@ def main(args: argparse.Namespace) -> None:
     files = run_configs()
     width = max(map(len, files))
     for name, file in files.items():
-        say(f"{name:{width}}  {description(file)}\n")
-
-
-def description(file: Path) -> str:
-    """A YAML file's first line, which says in a comment what it is for."""
-    return file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        purpose = file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        say(f"{name:{width}}  {purpose}\n")
 
 
 def copy_configs(target: Path) -> None:

@@ -15,8 +15,6 @@ if TYPE_CHECKING:  # slow to import
 
 logger = logging.getLogger(__name__)
 
-_TRAINED = ("llama_proj.", "llm_proj.", "lora_")  # what the recipes train
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(main=main)
@@ -67,13 +65,14 @@ def read_deepspeed(folder: Path, everything: bool = False) -> "dict[str, Tensor]
 
 def _of_shards(tag: Path) -> "dict[str, Tensor]":
     """ZeRO's weights in full precision."""
-    from minigpt4.runners.strategies.engine_files import check_engine_files, tensors_only
+    from minigpt4.runners.strategies.engine_files import load_data, tensors_only
 
     try:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
     except ImportError as error:
         raise UserError("the checkpoint is in shards. To join them: pip install deepspeed") from error
-    check_engine_files(sorted(tag.glob("*.pt")))
+    for file in sorted(tag.glob("*.pt")):
+        load_data(file)  # for its error alone
     with tensors_only():
         state = get_fp32_state_dict_from_zero_checkpoint(str(tag.parent), tag.name, exclude_frozen_parameters=True)
     return {name: value.clone() for name, value in state.items()}
@@ -82,7 +81,7 @@ def _of_shards(tag: Path) -> "dict[str, Tensor]":
 def _of_files(files: list[Path], everything: bool) -> "dict[str, Tensor]":
     from torch import Tensor
 
-    from minigpt4.models.checkpoint import file_name
+    from minigpt4.models.checkpoint import TRAINED, file_name
     from minigpt4.runners.strategies.engine_files import load_data
 
     weights: dict[str, Tensor] = {}
@@ -90,6 +89,6 @@ def _of_files(files: list[Path], everything: bool) -> "dict[str, Tensor]":
         state = load_data(file)
         for name, value in state.get("module", state).items():
             # a pipeline names its stage first (visionpipe.llm_proj.weight)
-            if isinstance(value, Tensor) and (everything or any(part in file_name(name) for part in _TRAINED)):
+            if isinstance(value, Tensor) and (everything or any(part in file_name(name) for part in TRAINED)):
                 weights[name.removeprefix("visionpipe.")] = value.clone()
     return weights

@@ -18,23 +18,13 @@ def main(args: argparse.Namespace) -> None:
     """
     config = read_config(args)  # wrong configs fail before the slow imports below
 
-    import torch
-
-    from minigpt4.common.distributed import distributed, pick_device
-    from minigpt4.common.errors import Problems
     from minigpt4.common.locks import locked
     from minigpt4.common.registry import registry
-    from minigpt4.runners.log import setup_logger
+    from minigpt4.runners.log import run_on
 
-    problems = Problems()  # told together, before anything is loaded
-    device = torch.device("cpu")
-    with problems.collect():
-        device = pick_device(config.run.device)
-    with distributed(device):
-        setup_logger()
-        with locked(*config.run.results):
-            task = registry.get_task_class(config.run.task)(config)
-            datasets = None
-            with problems.collect():
-                datasets = task.build_eval_datasets()
-            task.evaluate(task.build_model(problems=problems).place(device).answering(), datasets)
+    with run_on(config.run.device) as (device, problems), locked(*config.run.results):
+        task = registry.get_task_class(config.run.task)(config)
+        datasets = None
+        with problems.collect():
+            datasets = task.build_eval_datasets()
+        task.evaluate(task.build_model(problems=problems).place(device).answering(), datasets)

@@ -19,37 +19,28 @@ def main(args: argparse.Namespace) -> None:
     """
     config = read_config(args)  # wrong configs fail before the slow imports below
 
-    import torch
-
-    from minigpt4.common.distributed import distributed, pick_device, seed_everything
-    from minigpt4.common.errors import Problems
+    from minigpt4.common.distributed import seed_everything
     from minigpt4.common.locks import locked
     from minigpt4.common.registry import registry
     from minigpt4.models.loading import load_prompter
-    from minigpt4.runners.log import setup_logger
+    from minigpt4.runners.log import run_on
 
-    problems = Problems()  # told together, before anything is loaded
-    device = torch.device("cpu")
-    with problems.collect():
-        device = pick_device(config.run.device)
-    with distributed(device):
-        setup_logger()
-        with locked("run.output_dir", Path(config.run.output_dir)):
-            runner_class = registry.get_runner_class(config.run.runner)
-            with problems.collect():
-                runner_class.check(config)
-            task = registry.get_task_class(config.run.task)(config)
-            if cached := bool(config.run.cache_features):
-                from minigpt4.runners.feature_cache import cached_datasets
+    with run_on(config.run.device) as (_, problems), locked("run.output_dir", Path(config.run.output_dir)):
+        runner_class = registry.get_runner_class(config.run.runner)
+        with problems.collect():
+            runner_class.check(config)
+        task = registry.get_task_class(config.run.task)(config)
+        if cached := bool(config.run.cache_features):
+            from minigpt4.runners.feature_cache import cached_datasets
 
-                problems.tell()
-                datasets = cached_datasets(config, task)
-            else:
-                datasets = {}
-                for split in ("train", *config.run.valid_splits):
-                    with problems.collect():
-                        datasets[split] = task.build_datasets(split)
-            seed_everything(config.run.seed)  # every rank builds the same untrained projection
-            model = task.build_model(towers=not cached, problems=problems)
-            prompter = load_prompter(config.model)
-            runner_class(config, task, model, datasets, prompter).train()  # the strategy places the model
+            problems.raise_all()
+            datasets = cached_datasets(config, task)
+        else:
+            datasets = {}
+            for split in ("train", *config.run.valid_splits):
+                with problems.collect():
+                    datasets[split] = task.build_datasets(split)
+        seed_everything(config.run.seed)  # every rank builds the same untrained projection
+        model = task.build_model(towers=not cached, problems=problems)
+        prompter = load_prompter(config.model)
+        runner_class(config, task, model, datasets, prompter).train()  # the strategy places the model

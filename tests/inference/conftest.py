@@ -28,7 +28,7 @@ def script(parity_engine):
             said = ""
             for piece in pieces:
                 if isinstance(piece, Exception):
-                    return [Answer.failed(piece)]
+                    return [Answer(finish="error", error=piece)]
                 said += piece
                 if request.on_text:
                     request.on_text(said)

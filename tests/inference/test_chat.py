@@ -209,7 +209,7 @@ def test_a_video_is_shown_as_frames(chat, script, tmp_path):
     assert len(calls[0].images) == 4
     reds = [np.asarray(shown.image)[..., 0].mean() for shown in chat.pictures]
     np.testing.assert_allclose(reds, [12 * n for n in (0, 5, 10, 15)], atol=8)
-    chat.upload_video(Video(file, frames=99))
+    chat.upload_img(Video(file, frames=99))
     assert len(chat.pictures) == 4 + 20
     no_video, missing = Path(__file__), tmp_path / "nix"
     wrong = (
@@ -219,4 +219,4 @@ def test_a_video_is_shown_as_frames(chat, script, tmp_path):
     )
     for frames, path, complaint in wrong:
         with pytest.raises(UserError, match=complaint):
-            chat.upload_video(Video(path, frames=frames))
+            chat.upload_img(Video(path, frames=frames))

@@ -145,8 +145,8 @@ def test_filling_goes_on_where_it_was_cut_off(config, tmp_path, monkeypatch):
     assert len(list(folder.glob("*.safetensors"))) == 4  # 13 samples
     (folder / "train-cc_sbu_align-4.safetensors").rename(folder / "train-cc_sbu_align-4.tmp")
     seen = []
-    encode = feature_cache._encode
-    monkeypatch.setattr(feature_cache, "_encode", lambda t, i, d: (seen.append(len(i)), encode(t, i, d))[1])
+    write = feature_cache.FeatureCache.write
+    monkeypatch.setattr(feature_cache.FeatureCache, "write", lambda c, s: (seen.append(len(s)), write(c, s))[1])
     again = cached(config)["train"]["cc_sbu_align"]
     assert sum(seen) == 4 and not list(folder.glob("*.tmp"))
     assert all(torch.equal(shown(again, i), shown(whole, i)) for i in range(10))

@@ -85,7 +85,7 @@ def test_pretrain_is_deterministic_and_resumes(tmp_path: Path, monkeypatch: pyte
 
     def run_here(name: str) -> dict[str, bytes]:
         (tmp_path / name).mkdir()
-        pretrain_llm.pretrain_tokenizer(tmp_path / name / "llm", 0)
+        train_tokenizer(tmp_path / name / "llm", 0)
         for index in range(len(pretrain.CHAINS)):
             pretrain.run_chain(index, tmp_path / name, 0, 1e-3)
         return read(name)

@@ -23,12 +23,7 @@ class CCSBUAlignDataset(Dataset):
     """
 
     def __init__(
-        self,
-        key: str,
-        storage: str,
-        vis_processor: Any,
-        text_processor: Callable[[str], str],
-        training: bool,
+        self, key: str, storage: str, vis_processor: Any, text_processor: Callable[[str], str], training: bool
     ):
         self.vis_processor = vis_processor  # captions stay as they are: punctuation and case are to be learnt
         self.reduced = training  # JPEGs may be decoded at reduced size

@@ -8,14 +8,8 @@ from typing import Any, BinaryIO
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from minigpt4.common.errors import UserError
-from minigpt4.datasets.formats.records import (
-    image_folder,
-    load_pictures,
-    parse_record,
-    read_records,
-    record_id,
-)
+from minigpt4.common.errors import prefixed
+from minigpt4.datasets.formats.records import image_folder, load_pictures, parse_record, read_records, record_id
 from minigpt4.processors.video import open_video
 
 
@@ -53,13 +47,11 @@ class InstructionDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         raw = self.records[index]
         name = record_id(raw, index)
-        try:
+        with prefixed(f"{self.file}: record {name}: "):
             record = parse_record(raw)
             questions = record.placed([self.text_processor(question) for question in record.questions])
             image = partial(self.vis_processor.load, reduced=self.reduced)
             pictures = load_pictures(record, self.images, image, self._frames)
-        except UserError as error:
-            raise UserError(f"{self.file}: record {name}: {error}") from None
         return {"conversation": record.conversation(questions, *pictures), "image_id": name}
 
     def _frames(self, file: Path | BinaryIO) -> list[Tensor]:

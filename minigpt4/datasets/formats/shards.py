@@ -197,11 +197,7 @@ class _Header(tarfile.TarInfo):
 
 
 def _files(stream: Any, shard: str) -> Iterator[dict[str, Any]]:
-    """A shard's files, as webdataset groups them to samples.
-
-    Raises:
-        tarfile.ReadError: it is damaged or cut off.
-    """
+    """A shard's files, as webdataset groups them to samples; `tarfile.ReadError` where it is damaged or cut off."""
     with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header) as tar:
         for info in tar:
             if info.isreg():

@@ -21,9 +21,7 @@ class EvaQformer(VisionPart):
         super().__init__(config)
         c = config.model
         self.vit = new_vit(c)
-        with torch.device(
-            "meta"
-        ):  # but for the queries, whose values are drawn: projections of all runs begin behind that
+        with torch.device("meta"):  # but for the queries, which are drawn: projections of all runs begin behind that
             self.qformer, self.queries = build_qformer(c.qformer, c.num_query_token, c.vit.embed_dim)
         self.norm = nn.LayerNorm(c.vit.embed_dim)
 

@@ -1,7 +1,6 @@
 """Q-Former, which distils an image's tokens into a few query outputs (BLIP-2: Li et al. 2023, section 3.1)."""
 
 import logging
-import re
 from pathlib import Path
 
 import torch
@@ -10,15 +9,9 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from minigpt4.common.errors import UserError
 from minigpt4.config.schema import QformerConfig
-from minigpt4.models.checkpoint import file_name, load_tensors
+from minigpt4.models.checkpoint import QFORMER_UNUSED, file_name, load_tensors
 
 logger = logging.getLogger(__name__)
-
-# in the files, but not in a Q-Former that reads images only
-_UNUSED = re.compile(
-    r"^(t5_proj|llm_proj|opt_proj|vision_proj|text_proj|itm_head|temp|Qformer\.cls)\b"
-    r"|\.position_ids$|embeddings\.(word|position)_embeddings|\.layer\.\d+\.(intermediate|output)\.|^visual_encoder\."
-)
 
 
 def build_qformer(
@@ -53,7 +46,7 @@ def load_qformer_weights(qformer: nn.Module, queries: nn.Parameter, norm: nn.Lay
         UserError: a key is missing or unknown, or a shape differs.
     """
     state = {key: value.float() for key, value in load_tensors(path).items()}
-    unused = sorted(key for key in state if _UNUSED.search(key))
+    unused = sorted(key for key in state if QFORMER_UNUSED.search(key))
     parts = nn.ModuleDict({"qformer": qformer, "norm": norm})
     parts.register_parameter("queries", queries)
     names = {file_name(f"vision.{name}"): name for name in parts.state_dict()}

@@ -14,7 +14,7 @@ from minigpt4.common.errors import Problems, UserError, first_line
 from minigpt4.config.schema import RunConfig
 from minigpt4.models.base_model import BaseModel
 from minigpt4.runners.optims import build_optimizer
-from minigpt4.runners.strategies.engine_files import check_engine_files, tensors_only
+from minigpt4.runners.strategies.engine_files import load_data, tensors_only
 from minigpt4.runners.strategies.strategy import Strategy, amp_dtype
 
 _TAG = "deepspeed"  # the engine's folder within a checkpoint
@@ -26,12 +26,8 @@ class DeepSpeed(Strategy):
     def __init__(self, model: BaseModel, run: RunConfig, device: torch.device):
         if device.type == "cpu":  # else it picks what it finds
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        try:
-            import deepspeed
-        except ImportError as error:
-            raise UserError(
-                "run.strategy: deepspeed is not installed. pip install deepspeed, or set run.strategy=fsdp"
-            ) from error
+        import deepspeed  # `RunnerBase.check` has looked for it
+
         # its faster exchange between processes on a CPU: compiling it takes minutes, and needs a compiler
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.model, self.run, self.device = model, run, device
@@ -44,7 +40,6 @@ class DeepSpeed(Strategy):
                 "run.zero_stage: on a CPU stage 3 mixes no fp16 weights with bf16. Set model.vit_precision=bf16 and "
                 "model.llm_dtype=bf16, or run.strategy=fsdp."
             )
-        mixed = {"enabled": True, "dtype": str(self.amp_dtype).removeprefix("torch.")}
         settings: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": run.batch_size_train,
             "gradient_accumulation_steps": run.accum_grad_iters,
@@ -55,7 +50,7 @@ class DeepSpeed(Strategy):
             "steps_per_print": 10**9,
         }
         if self.amp_dtype != torch.float32:
-            settings["torch_autocast"] = mixed
+            settings["torch_autocast"] = {"enabled": True, "dtype": str(self.amp_dtype).removeprefix("torch.")}
         optimizer = build_optimizer(model, run)  # first: it looks at shapes, which stage 3 takes away
         if self.sharded:  # weight by weight: the whole may not fit the device
             deepspeed.zero.Init(module=model, config_dict_or_path=settings)
@@ -64,8 +59,10 @@ class DeepSpeed(Strategy):
         self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
         self.wrapped: nn.Module = self.engine
 
-    def accumulating(self, last: bool) -> Any:
-        return _at_boundary(self.engine, last)
+    @contextmanager
+    def accumulating(self, last: bool) -> Iterator[None]:
+        self.engine.set_gradient_accumulation_boundary(is_boundary=last)
+        yield
 
     def backward(self, loss: Tensor, last: bool) -> None:
         self.engine.backward(loss, scale_wrt_gas=False)  # the loop has divided it
@@ -101,9 +98,10 @@ class DeepSpeed(Strategy):
         files = sorted((folder / _TAG).glob("*.pt"))
         problems = Problems()
         with problems.collect():
-            check_engine_files(files[rank() :: world_size()])
-        if told := all_gather(list(problems)):  # all ranks refuse what one has found
-            raise UserError(f"run.resume: {told[0]} Use another checkpoint.")
+            for file in files[rank() :: world_size()]:
+                load_data(file)  # for its error alone
+        if found := all_gather(list(problems)):  # all ranks refuse what one has found
+            raise UserError(f"run.resume: {found[0]} Use another checkpoint.")
         try:
             with self._own_settings(), tensors_only():
                 self.engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
@@ -111,9 +109,3 @@ class DeepSpeed(Strategy):
             raise UserError(
                 f"run.resume: DeepSpeed can't read '{folder / _TAG}' ({first_line(error)}). Use another checkpoint."
             ) from error
-
-
-@contextmanager
-def _at_boundary(engine: Any, last: bool) -> Iterator[None]:
-    engine.set_gradient_accumulation_boundary(is_boundary=last)
-    yield

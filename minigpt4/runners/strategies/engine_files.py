@@ -1,7 +1,7 @@
 """DeepSpeed's files. It opens them as pickles, which can run code; here it is held to those that hold data alone."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -73,9 +73,3 @@ def _what_else(file: Path) -> str:
     except Exception:  # a pickle that is damaged, or made to be
         names = []
     return f"more than data: {', '.join(names[:3])}" if names else "more than data"
-
-
-def check_engine_files(files: Iterable[Path]) -> None:
-    """Reads files for nothing but the error of `load_data`."""
-    for file in files:
-        load_data(file)

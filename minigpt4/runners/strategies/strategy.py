@@ -17,7 +17,7 @@ from minigpt4.common.distributed import is_main, world_size
 from minigpt4.common.errors import UserError
 from minigpt4.config.schema import RunConfig
 from minigpt4.models.base_model import BaseModel
-from minigpt4.models.llm import DTYPES, pick_dtype
+from minigpt4.models.llm import pick_dtype
 from minigpt4.runners.optims import build_optimizer
 
 logger = logging.getLogger(__name__)
@@ -105,8 +105,10 @@ class Strategy:
         """
         if "optimizer" not in state:
             self._refuse(folder, state)
+        saved, parameters = state["optimizer"], [p for group in self.optimizer.param_groups for p in group["params"]]
+        saved["state"] = {i: {k: _as(parameters[i], v) for k, v in s.items()} for i, s in saved["state"].items()}
         with self._own_settings():
-            self._load_optimizer(state["optimizer"])
+            self.optimizer.load_state_dict(saved)
         if state["scaler"]:  # empty without fp16
             self.scaler.load_state_dict(state["scaler"])
 
@@ -131,11 +133,6 @@ class Strategy:
         for group, settings in zip(self.optimizer.param_groups, own, strict=True):
             group.update(settings)
 
-    def _load_optimizer(self, saved: dict[str, Any]) -> None:
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        saved["state"] = {i: {k: _as(parameters[i], v) for k, v in s.items()} for i, s in saved["state"].items()}
-        self.optimizer.load_state_dict(saved)
-
 
 def amp_dtype(run: RunConfig, device: torch.device) -> torch.dtype:
     """The dtype of mixed precision; fp32 without."""
@@ -143,7 +140,7 @@ def amp_dtype(run: RunConfig, device: torch.device) -> torch.dtype:
         return torch.float32
     if run.amp_dtype == "auto" and device.type == "cpu":
         return torch.bfloat16
-    return DTYPES[run.amp_dtype] if run.amp_dtype != "auto" else pick_dtype("auto", device)
+    return pick_dtype(run.amp_dtype, device)
 
 
 def _whole(value: Any) -> Any:

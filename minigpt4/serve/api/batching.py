@@ -31,42 +31,38 @@ class QueuedRequest:
     Attributes:
         prompt_tokens: of the prompt, image rows included.
         stream: tell each further piece of the answer.
-        tell: called by the model's thread with each further piece, if `stream`, and at the end with the `Answer`.
+        send: called by the model's thread with each further piece, if `stream`, and at the end with the `Answer`.
     """
 
     request: Request
     prompt_tokens: int
     stream: bool = False
-    tell: Callable[["str | Answer"], None] = lambda _: None
+    send: Callable[["str | Answer"], None] = lambda _: None
     gone: bool = False  # nobody waits for it any more
     asked: float = field(default_factory=time.perf_counter)
     first_token: float | None = None
     new_tokens: int = 0  # of the answer so far, with the one that ended it
     answer: Answer | None = None
-    _told: str = ""
+    _sent: str = ""
 
     def __post_init__(self) -> None:
         self.request.on_token, self.request.on_end = self._count, self.finish
-        self.request.on_text = self._tell_text if self.stream else None
+        self.request.on_text = self._send_text if self.stream else None
 
     def finish(self, answer: Answer) -> None:
         """Tells the answer, or that there will be none."""
         if self.answer is None:
             self.answer = answer
-            self.tell(answer)
-
-    def fail(self, error: Exception) -> None:
-        """Tells that there will be no answer."""
-        self.finish(Answer.failed(error))
+            self.send(answer)
 
     def _count(self, tokens: int) -> None:
         self.new_tokens = tokens
         self.first_token = self.first_token or time.perf_counter()
 
-    def _tell_text(self, text: str) -> None:
-        if new := text[len(self._told) :]:
-            self._told = text
-            self.tell(new)
+    def _send_text(self, text: str) -> None:
+        if new := text[len(self._sent) :]:
+            self._sent = text
+            self.send(new)
 
 
 class Batcher:
@@ -150,7 +146,7 @@ class Batcher:
             except Exception as error:  # the thread has to outlive any
                 logger.exception("a batch failed")
                 for item in batch:
-                    item.fail(error)
+                    item.finish(Answer(finish="error", error=error))
             self._batch_seconds = time.perf_counter() - start
             self.metrics.note_batch(batch, start)
 

@@ -74,9 +74,8 @@ def main(args: argparse.Namespace) -> None:
             max_body_mb=args.max_body_mb,
             remote_images=tuple(args.allow_remote_images or ()),
         )
-    with problems.collect():
-        if args.allow_remote_images == []:
-            raise UserError(_NO_HOSTS)
+    if args.allow_remote_images == []:
+        problems.append(_NO_HOSTS)
     with problems.collect():
         place = bind(args.host, args.port)
     engine = load_engine(config, problems)

@@ -181,17 +181,17 @@ async def _events(
     def chunk(index: int, delta: ChoiceDelta, finish: Any = None) -> str:
         return event([Choice(index=index, delta=delta, logprobs=None, finish_reason=finish)], **no_usage)
 
-    def told(index: int, what: str | Answer) -> str:
+    def event_of(index: int, what: str | Answer) -> str:
         if isinstance(what, Answer):
             return chunk(index, ChoiceDelta(), what.finish)
         return chunk(index, ChoiceDelta(content=what))
 
     for index in range(len(items)):
         yield chunk(index, ChoiceDelta(role="assistant", content=""))
-    yield told(*first)
+    yield event_of(*first)
     try:
         async for index, what in answers:
-            yield told(index, what)
+            yield event_of(index, what)
     except Exception as error:  # the status is sent: only an event can tell
         yield _event(as_api_error(error).body.model_dump())
         return

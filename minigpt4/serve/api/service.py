@@ -123,7 +123,6 @@ class Service:
         ]
 
     def require_model(self, name: str) -> None:
-        """Refuses another model's name."""
         if name != self.name:
             message = f"The model '{name[:80]}' is not here. Ask for '{self.name}'."
             raise ApiError(404, message, "model", "model_not_found")
@@ -137,19 +136,19 @@ class Service:
             QueueFullError: there is no room for them.
             ApiError: one failed.
         """
-        loop, told = asyncio.get_running_loop(), asyncio.Queue[tuple[int, str | Answer]]()
+        loop, parts = asyncio.get_running_loop(), asyncio.Queue[tuple[int, str | Answer]]()
 
-        def tell(index: int, what: str | Answer) -> None:
+        def put(index: int, what: str | Answer) -> None:
             with suppress(RuntimeError):  # the loop is closed, and nobody listens
-                loop.call_soon_threadsafe(told.put_nowait, (index, what))
+                loop.call_soon_threadsafe(parts.put_nowait, (index, what))
 
         for index, item in enumerate(items):
-            item.tell = partial(tell, index)
+            item.send = partial(put, index)
         self.batcher.submit(items)
         try:
             left = len(items)
             while left:
-                index, what = await told.get()
+                index, what = await parts.get()
                 if isinstance(what, Answer):
                     left -= 1
                     if what.error is not None:
@@ -181,11 +180,9 @@ class Service:
     def _pixels(self, source: str | bytes, decoder: Decoder) -> Tensor:
         """Of base64, or a file's bytes."""
         data = data_of(source) if isinstance(source, str) else source
-        processor = self.engine.processor
-        assert processor is not None
-        side = getattr(processor, "image_size", None)  # a whole picture would have to come over
+        side = getattr(self.engine.processor, "image_size", None)  # a whole picture would have to come over
         (image,) = decoder(open_upright, io.BytesIO(data), PixelBudget(self.limits.max_image_pixels), side)
-        return processor(image)
+        return self.engine.processor(image)
 
 
 def _check_client(gone: Event) -> None:

@@ -53,6 +53,7 @@ HEAD = """<script>
     });
 </script>"""
 KEPT = 4 * 3600  # seconds for which the conversation of a visitor who does nothing is kept
+_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}  # events that are no API
 _DOWNLOAD = "() => setTimeout(() => document.querySelector('#saved').click(), 100)"
 
 
@@ -159,11 +160,7 @@ def _chat_side(guide: Guide) -> tuple[gr.Chatbot, gr.MultimodalTextbox, gr.Markd
         type="index",
     )
     questions.click(
-        lambda chosen, old: {**old, "text": guide.questions[chosen]},
-        [questions, message],
-        message,
-        api_visibility="private",
-        show_progress="hidden",
+        lambda chosen, old: {**old, "text": guide.questions[chosen]}, [questions, message], message, **_PRIVATE
     )
     return chat, message, status
 
@@ -178,11 +175,7 @@ def _picture_side(examples: list[Path], message: gr.MultimodalTextbox) -> None:
             elem_id="examples",
         )
         pictures.click(
-            lambda chosen, old: _with_file(old, str(examples[chosen])),
-            [pictures, message],
-            message,
-            api_visibility="private",
-            show_progress="hidden",
+            lambda chosen, old: _with_file(old, str(examples[chosen])), [pictures, message], message, **_PRIVATE
         )
     with gr.Accordion("Take a picture", open=False):
         # image_mode: gradio would decode a file of another mode, whatever its size
@@ -193,42 +186,36 @@ def _picture_side(examples: list[Path], message: gr.MultimodalTextbox) -> None:
         lambda photo, old: (None, _with_file(old, photo) if photo else old),
         [camera, message],
         [camera, message],
-        api_visibility="private",
-        show_progress="hidden",
+        **_PRIVATE,
     )
 
 
 def _options() -> list[Any]:
     """The controls whose values `decoding` takes, in its order."""
     default = AnswerOptions()
+
+    def slider(name: str, low: float, high: float, step: float, **more: Any) -> gr.Slider:
+        return gr.Slider(low, high, getattr(default, name), step=step, label=LABELS[name], **more)
+
+    def number(name: str) -> gr.Number:
+        return gr.Number(getattr(default, name), precision=0, label=LABELS[name], min_width=80)
+
     with gr.Accordion("How it answers", open=True):
         mode = gr.Radio(MODES, value=GREEDY, show_label=False, container=False, elem_id="mode")
         beams = gr.Slider(2, 10, 5, step=1, label=LABELS["num_beams"], visible=False)
-        length_penalty = gr.Slider(
-            -2,
-            2,
-            default.length_penalty,
-            step=0.1,
-            label=LABELS["length_penalty"],
-            info="more: longer answers",
-            visible=False,
-        )
-        temperature = gr.Slider(0.1, 2, default.temperature, step=0.1, label=LABELS["temperature"], visible=False)
-        top_p = gr.Slider(0.05, 1, default.top_p, step=0.05, label=LABELS["top_p"], visible=False)
+        length_penalty = slider("length_penalty", -2, 2, 0.1, info="more: longer answers", visible=False)
+        temperature = slider("temperature", 0.1, 2, 0.1, visible=False)
+        top_p = slider("top_p", 0.05, 1, 0.05, visible=False)
         seed = gr.Number(-1, precision=0, label=LABELS["seed"], info="-1: a new one each time", visible=False)
-        repetition = gr.Slider(
-            1, 2, default.repetition_penalty, step=0.05, label=LABELS["repetition_penalty"], info="1: none"
-        )
+        repetition = slider("repetition_penalty", 1, 2, 0.05, info="1: none")
         with gr.Row():
-            shortest = gr.Number(default.min_new_tokens, precision=0, label=LABELS["min_new_tokens"], min_width=80)
-            longest = gr.Number(default.max_new_tokens, precision=0, label=LABELS["max_new_tokens"], min_width=80)
+            shortest, longest = number("min_new_tokens"), number("max_new_tokens")
     controls = {beams: BEAMS, length_penalty: BEAMS, temperature: SAMPLE, top_p: SAMPLE, seed: SAMPLE}
     mode.change(
         lambda chosen: [gr.update(visible=chosen == of) for of in controls.values()],
         mode,
         list(controls),
-        api_visibility="private",
-        show_progress="hidden",
+        **_PRIVATE,
     )
     return [mode, beams, temperature, top_p, repetition, length_penalty, shortest, longest, seed]
 

@@ -45,15 +45,15 @@ class View:
         known: dict[str, tuple[str, list[Box]]] = {}
         for turn in turns:
             pictures += turn.pictures
-            said = turn.answer if turn is not turns[-1] or answer is None else answer
-            if said is None:
+            text = turn.answer if turn is not turns[-1] or answer is None else answer
+            if text is None:
                 continue
             shown = pictures[-1] if pictures else shown
-            rendered, boxes = known[said] = self._known.get(said) or (_html(said), find_boxes(said))
+            rendered, boxes = known[text] = self._known.get(text) or (_html(text), find_boxes(text))
             boxes = boxes if turn.answer is not None else []
             words = _text(turn.words.lstrip())
             messages.append(_message("user", self._file(pictures), words))
-            drawn = self._file([shown] if boxes and shown else [], boxes, said)
+            drawn = self._file([shown] if boxes and shown else [], boxes, text)
             messages.append(_message("assistant", drawn, rendered))
             pictures = []
         self._known = known

@@ -38,7 +38,7 @@ Asked = tuple[list[Turn], Callable[..., Iterator[str]]]  # the turns with a new 
 Prepare = Callable[[Chat, Callable[[], None]], Asked]  # it calls the second now and then, which raises to end it
 
 _ANSWERS_AT_ONCE = 2
-_TOLD_EVERY = 0.2  # seconds, who waits
+_REPORT_EVERY = 0.2  # seconds, who waits
 _EMPTY: Message = {"text": "", "files": []}
 
 
@@ -56,7 +56,7 @@ class Visitor:
 
     def shown(self, message: Message | None = None, status: str = "") -> Shown:
         """The page between two answers; `message` replaces what is in the box."""
-        return self.view.messages(self.chat.turns), _ready(message), status, self
+        return self.view.messages(self.chat.turns), _box(False, message), status, self
 
     @contextmanager
     def asking(self) -> Iterator[Event]:
@@ -213,10 +213,7 @@ class Handlers:
         return visitor or Visitor(self.sessions.open())
 
     def _answer(
-        self,
-        prepare: Prepare,
-        options_and_visitor: Sequence[Any],
-        message: Message | None = None,
+        self, prepare: Prepare, options_and_visitor: Sequence[Any], message: Message | None = None
     ) -> Iterator[Shown]:
         """Waits for its turn, prepares, and streams the answer; if that fails, `message` goes back into its box."""
         *controls, known = options_and_visitor
@@ -224,14 +221,14 @@ class Handlers:
         with failure_in_words():
             options = decoding(*controls)
             with visitor.asking() as stopped, self._queue.join() as before:
-                box = _busy()
+                box = _box(True)
                 try:
                     while (others := before()) > 0:
                         yield visitor.view.messages(visitor.chat.turns), box, waiting(others), visitor
-                        visitor.check(stopped, _TOLD_EVERY)
+                        visitor.check(stopped, _REPORT_EVERY)
                         box = gr.skip()
                     # gradio keeps the visitor with the first of these: until then neither stop nor restart finds him
-                    box = _busy(None if message is None else _EMPTY)
+                    box = _box(True, None if message is None else _EMPTY)
                     yield visitor.view.messages(visitor.chat.turns), box, READING, visitor
                     turns, stream = prepare(visitor.chat, partial(visitor.check, stopped))
                     answers = stream(**options.kwargs())  # of a restart from here on, that tells
@@ -293,10 +290,6 @@ def failure_in_words() -> Iterator[None]:
         raise gr.Error(words, print_exception=False) from error
 
 
-def _ready(message: Message | None) -> Any:
-    """An update of the message box: it sends again, and its content is replaced, if there is another."""
-    return gr.update(submit_btn=True, stop_btn=False) | ({} if message is None else {"value": message})
-
-
-def _busy(message: Message | None = None) -> Any:
-    return gr.update(submit_btn=False, stop_btn=True) | ({} if message is None else {"value": message})
+def _box(busy: bool, message: Message | None = None) -> Any:
+    """An update of the message box: whether it sends or stops; its content is replaced, if there is another."""
+    return gr.update(submit_btn=not busy, stop_btn=busy) | ({} if message is None else {"value": message})

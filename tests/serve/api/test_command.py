@@ -93,7 +93,7 @@ def test_hosts_are_written_alone(monkeypatch, capsys, argument, host):
 
 @pytest.mark.slow
 def test_hosts_of_remote_pictures_are_named(monkeypatch, capsys, tiny):
-    monkeypatch.setattr("minigpt4.inference.loading.load_engine", lambda _, problems: problems.tell())
+    monkeypatch.setattr("minigpt4.inference.loading.load_engine", lambda _, problems: problems.raise_all())
     with pytest.raises(SystemExit) as ended:
         run(monkeypatch, "--port", "0", "--allow-remote-images")
     assert ended.value.code == 2
