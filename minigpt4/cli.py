@@ -15,6 +15,7 @@ TOOLS = {  # name: module with add_arguments and main, what it is for
     "serve": ("minigpt4.serve.api.command", "answer over HTTP, as OpenAI's API does"),
     "train": ("minigpt4.tools.train", "align a vision tower with an LLM, as a config says"),
     "evaluate": ("minigpt4.tools.evaluate", "score a model on questions, as a config says"),
+    "score": ("minigpt4.tools.score", "score answers to a benchmark that were made anywhere"),
     "configs": ("minigpt4.tools.configs", "list the configs that come along, or copy them to change them"),
     "tiny": ("minigpt4.tiny.cli", "the bundled tiny model: make its data, make it again"),
     "validate-data": ("minigpt4.tools.validate_data", "check a file of own data, and show some of it on a page"),

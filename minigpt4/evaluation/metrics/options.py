@@ -25,7 +25,7 @@ def llava_letter(text: str) -> str | None:
     """LLaVA's rule for ScienceQA: X alone, a beginning `X. `, or one `The answer is X` with a character behind it."""
     if text in tuple(_SCIENCEQA):
         return text
-    if len(text) >= 3 and text[0] in LETTERS and text[1:3] == ". ":
+    if text[1:3] == ". " and text[0] in _SCIENCEQA:
         return text[0]
     found = re.findall(r"The answer is ([A-Z]).", text)
     return found[0] if len(found) == 1 else None
