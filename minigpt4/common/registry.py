@@ -24,7 +24,7 @@ _PACKAGES = {
 
 
 class Registry:
-    """Maps (kind, name) to a class, or to a function that makes an object, with the decorators and look-ups of LAVIS."""
+    """Maps (kind, name) to a class, or a function that makes an object, with the decorators and look-ups of LAVIS."""
 
     def __init__(self) -> None:
         self._table: dict[str, dict[str, Any]] = {kind: {} for kind in _PACKAGES}

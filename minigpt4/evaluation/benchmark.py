@@ -24,13 +24,15 @@ class Question:
     """One question, ready to be asked.
 
     Attributes:
-        prompt: the text that is sent. Pictures and videos go in front of it; only where a record of `own` data puts
-            them among its words it holds a placeholder for each (`<Img><ImageHere></Img>`, `<video>`).
+        prompt: the text that is sent, behind the pictures and videos. Whatever it says, it shows no picture, unless it
+            is `placed`.
         pictures: files, or the bytes of one.
         reference: what the answer is compared with; JSON can hold it.
         choices: candidates, for a ranking.
         tags: what scores and filters group by, such as {"type": ..., "split": ...}.
-        earlier: turns before this one, (question, answer) each; they may hold placeholders too.
+        earlier: turns before this one, (question, answer) each.
+        placed: earlier questions and the prompt hold a placeholder for each picture and video, in the order of those:
+            `<Img><ImageHere></Img>`, `<video>`. Only of records of `own` data that put them among their words.
         aliases: other ids under which predictions may name it.
         place: the file and the record that it comes from, for errors.
     """
@@ -43,6 +45,7 @@ class Question:
     tags: Mapping[str, str] = field(default_factory=dict)
     videos: tuple[Path, ...] = ()
     earlier: tuple[tuple[str, str], ...] = ()
+    placed: bool = False
     aliases: tuple[str, ...] = ()
     place: str = ""
 
@@ -129,6 +132,7 @@ class Benchmark:
         prompt: the template that the prompts were made from.
         method: "rank": questions that have choices are answered by the likeliest one; others are generated anyway.
         missing: what becomes of a question without a prediction, as the official code has it.
+        extra: what becomes of a prediction about no question: GQA's files are parts of one another.
         name: as the config names it; kind: as it is registered.
         scorer: the name of the one that is used if none is named.
     """
@@ -138,6 +142,7 @@ class Benchmark:
     prompt: str = "{question}"
     method: Method = "generate"
     missing: Literal["refuse", "wrong"] = "refuse"
+    extra: Literal["refuse", "ignore"] = "refuse"
     name: str = ""
     kind: str = ""
     scorer: str = "official"
@@ -186,7 +191,7 @@ class Benchmark:
             raise UserError(f"{self.name}: there is no {what}, so there is no score. Name a file that holds some.")
         known = {question.id for question in self.questions}
         unknown = [key for key in predictions if key not in known]
-        if unknown:
+        if unknown and self.extra == "refuse":
             raise UserError(
                 f"{self.name}: '{unknown[0]}' is no question's id ({len(unknown)} such predictions of "
                 f"{len(predictions)}). Score answers to the questions of this file, split and limit."
@@ -197,10 +202,14 @@ class Benchmark:
                 f"{self.name}: {len(missing)} of {len(self.questions)} questions have no prediction, such as "
                 f"'{missing[0].id}'. Answer all of them, or set limit."
             )
+        if len(missing) == len(self.questions):
+            raise UserError(f"{self.name}: no prediction is about one of its questions. Name a file that holds some.")
         return replace(self.scorers[name](self.questions, predictions), scorer=name, benchmark=self.name)
 
 
-def load_benchmark(name: str, block: EvaluationDatasetConfig, keys: str = "evaluation_datasets.{name}.{key}") -> Benchmark:
+def load_benchmark(
+    name: str, block: EvaluationDatasetConfig, keys: str = "evaluation_datasets.{name}.{key}"
+) -> Benchmark:
     """Makes the benchmark of a block of `evaluation_datasets`.
 
     Args:
@@ -229,10 +238,9 @@ def load_benchmark(name: str, block: EvaluationDatasetConfig, keys: str = "evalu
         places = [question.place for question in questions if question.id == twice]
         raise UserError(f"{places[1]}: the id '{twice}' stands there already, in {places[0]}. Give each its own.")
     method: Method = block.method or made.method
-    if method == "rank" and not any(question.choices for question in questions):
+    if block.method == "rank" and not any(question.choices for question in questions):
         raise UserError(f"{source.key('method')}: rank, but no question of {kind} has choices. Set it to generate.")
     if block.scorer not in made.scorers:
-        raise UserError(
-            f"{source.key('scorer')}: '{block.scorer}' is no scorer of {kind}.{did_you_mean(block.scorer, made.scorers)}"
-        )
+        hint = did_you_mean(block.scorer, made.scorers)
+        raise UserError(f"{source.key('scorer')}: '{block.scorer}' is no scorer of {kind}.{hint}")
     return replace(made, questions=questions, name=name, kind=kind, method=method, scorer=block.scorer)

@@ -36,11 +36,15 @@ def read_predictions(file: str | Path, benchmark: Benchmark, key: str = "--predi
         own = row.id("id")
         named = {f"{own}#{name}": value for name, value in row.items() if f"{own}#{name}" in questions}
         question = questions.get(own) or aliases.get(own)
-        if question and "prediction" in row or not named:
+        if (question and "prediction" in row) or not named:
+            if question is None and benchmark.extra == "ignore":
+                continue
             if question is None:
                 raise UserError(f"{row.place}: '{own}' is no question's id in {benchmark.name}. Remove that line.")
             named[question.id] = _answer(row, question)
         for name, value in named.items():
+            if value is None:  # not answered
+                continue
             if name in found:
                 raise UserError(f"{row.place}: '{own}' has a prediction already, in {first[name]}. Keep one of them.")
             found[name], first[name] = _checked(row, questions[name], value), row.place.rpartition(": ")[2]

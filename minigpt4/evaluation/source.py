@@ -24,6 +24,9 @@ class Row(Mapping[str, Any]):
             raise UserError(f"{self.place}: has no '{key}', but {', '.join(map(repr, list(self.data)[:10]))}.")
         return self.data[key]
 
+    def __contains__(self, key: object) -> bool:
+        return key in self.data
+
     def get(self, key: str, default: Any = None) -> Any:
         return self.data.get(key, default)
 
@@ -79,7 +82,7 @@ class Source:
 
     def key(self, key: str) -> str:
         """A key of the block, as an error names it."""
-        return self._keys.format(name=self.name, key=key)
+        return self._keys.format(name=self.name, key=key.replace("_", "-") if self._keys.startswith("--") else key)
 
     @property
     def path(self) -> Path:

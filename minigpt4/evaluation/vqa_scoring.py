@@ -53,7 +53,7 @@ def with_annotations(rows: Sequence[Row], annotations: Sequence[Row]) -> list[tu
 
 
 def vqa_tags(annotation: Row) -> dict[str, str]:
-    return {key: annotation.text(key) for key in ("question_type", "answer_type") if key in annotation.data}
+    return {key: annotation.text(key) for key in ("question_type", "answer_type") if key in annotation}
 
 
 def human_answers(annotation: Row) -> list[str]:

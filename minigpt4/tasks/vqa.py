@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 from collections import defaultdict
 from typing import Any
 
@@ -20,6 +19,7 @@ from minigpt4.config.schema import EvaluationDatasetConfig
 from minigpt4.conversation.conversation import Conversation, Turn, spaced
 from minigpt4.datasets.formats.vqa import VQADataset
 from minigpt4.datasets.loading import collate
+from minigpt4.evaluation.metrics.exact import normalize
 from minigpt4.inference.engine import Engine
 from minigpt4.inference.requests import Request, raise_first
 from minigpt4.models.base_model import BaseModel
@@ -32,11 +32,6 @@ from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 logger = logging.getLogger(__name__)
 
 Predictions = list[dict[str, Any]]
-
-
-def normalize(answer: str) -> str:
-    """What exact match compares: lower case, one space between words, no full stop at the end."""
-    return re.sub(r"\s+", " ", answer.lower()).strip().rstrip(".").strip()
 
 
 def score(predictions: Predictions) -> dict[str, float]:

@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from minigpt4.common.command_line import positive, require_open, say
+from minigpt4.common.command_line import require_open, say
 
 if TYPE_CHECKING:  # slow to import
     from minigpt4.evaluation.benchmark import Scores
@@ -15,9 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("benchmark", help="its name, such as okvqa; own is for data of your own")
     parser.add_argument("--eval-file-path", required=True, help="annotation file, or the folder that holds it")
     parser.add_argument("--predictions", required=True, metavar="FILE", help='JSON lines of {"id", "prediction"}')
-    parser.add_argument("--scorer", default="official", help="official, or another of the benchmark's, such as original")
+    parser.add_argument(
+        "--scorer", default="official", help="official, or another of the benchmark's, such as original"
+    )
     parser.add_argument("--split", help="split of the benchmark (default: the usual one)")
-    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N questions")
     parser.add_argument("--img-path", default="", help="folder of the pictures; if given, all must be there")
     parser.add_argument("--json", action="store_true", help="print all scores as JSON")
 
@@ -39,7 +40,6 @@ def main(args: argparse.Namespace) -> None:
         eval_file_path=args.eval_file_path,
         img_path=args.img_path,
         split=args.split,
-        limit=args.limit,
         scorer=args.scorer,
     )
     benchmark = load_benchmark(args.benchmark, block, "--{key}")

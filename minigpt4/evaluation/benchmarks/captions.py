@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from minigpt4.common.registry import registry
 from minigpt4.evaluation.benchmark import Benchmark, Judged, Prediction, Question, Scores
@@ -19,13 +20,16 @@ def coco_caption(source: Source) -> Benchmark:
 
     official: pycocoevalcap after its tokenizer, both programs of Java; CIDEr from 0 to 10.
     """
-    names = ["captions_val2014.json", *(f"coco_karpathy_{split}{end}.json" for split in ("val", "test") for end in ("_gt", ""))]
+    names = [
+        "captions_val2014.json",
+        *(f"coco_karpathy_{split}{end}.json" for split in ("val", "test") for end in ("_gt", "")),
+    ]
     return _benchmark(source, source.file(*names))
 
 
 @registry.register_benchmark("nocaps")
 def nocaps(source: Source) -> Benchmark:
-    """nocaps_val_4500_captions.json; a domain may be the split. official: as coco_caption, and each domain by itself."""
+    """nocaps_val_4500_captions.json; a domain may be the split. official: as coco_caption, and each domain alone."""
     return _benchmark(source, source.file("nocaps_val_4500_captions.json"), source.split(_DOMAINS))
 
 
@@ -36,9 +40,9 @@ def _benchmark(source: Source, file: Path, domain: str | None = None) -> Benchma
         Question(
             key,
             template.format(),
-            (source.picture(row.text("image" if "image" in row.data else "file_name")),),
+            (source.picture(row.text("image" if "image" in row else "file_name")),),
             references[key],
-            tags={"domain": row.text("domain")} if "domain" in row.data else {},
+            tags={"domain": row.text("domain")} if "domain" in row else {},
             place=row.place,
         )
         for key, row in images.items()
@@ -68,9 +72,11 @@ def _official(questions: Sequence[Question], predictions: Mapping[str, Predictio
     for question in questions:
         domains.setdefault(question.tags.get("domain", ""), []).append(question.id)
     details = {"per_image_CIDEr": found.cider, "tokenized_predictions": said}
-    scores = dict(found.scores)
+    scores: dict[str, Any] = dict(found.scores)
     if len(domains) > 1:  # document frequencies are those of the domain
         own = {domain: {key: said[key] for key in keys} for domain, keys in domains.items()}
-        scores["per_domain"] = {domain: captions.caption_scores(references, part).scores for domain, part in own.items()}
+        scores["per_domain"] = {
+            domain: captions.caption_scores(references, part).scores for domain, part in own.items()
+        }
     samples = {key: Judged(value) for key, value in found.cider.items()}
     return Scores(scores, "CIDEr", "fraction", samples, details)

@@ -27,7 +27,7 @@ def gqa(source: Source) -> Benchmark:
     }
     data = None if _is_list(file) else read_json(file)
     if data is None:
-        rows = {row.id("question_id") if "question_id" in row.data else str(i): row for i, row in enumerate(read_rows(file))}
+        rows = {row.id("question_id") if "question_id" in row else str(i): row for i, row in enumerate(read_rows(file))}
     else:
         rows = {key: Row(entry, f"{file}: {key}") for key, entry in data.items()}
         scorers["official"] = _official(data, [read_json(beside) for beside in sorted(file.parent.glob(_CHOICES))])
@@ -42,7 +42,7 @@ def gqa(source: Source) -> Benchmark:
         )
         for key, row in rows.items()
     ]
-    return Benchmark(questions, scorers, template)
+    return Benchmark(questions, scorers, template, extra="ignore")
 
 
 def _official(data: Mapping[str, Row], choices: list[Mapping[str, Row]]) -> Scorer:

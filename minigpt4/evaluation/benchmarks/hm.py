@@ -8,7 +8,9 @@ from minigpt4.evaluation.benchmark import Benchmark, Judged, Prediction, Questio
 from minigpt4.evaluation.judging import accuracy_scorer, judge, percent, text_of
 from minigpt4.evaluation.source import Source, read_rows
 
-_PROMPT = "This is an image writting '{text}'. Is this image hateful? Answer yes or no. Answer:"  # as the original has it
+_PROMPT = (
+    "This is an image writting '{text}'. Is this image hateful? Answer yes or no. Answer:"  # as the original has it
+)
 _LABELS = {"yes": 1, "no": 0}
 
 

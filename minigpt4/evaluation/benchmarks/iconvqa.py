@@ -16,7 +16,7 @@ _TEXT = "choose_txt"
 
 @registry.register_benchmark("iconvqa")
 def iconvqa(source: Source) -> Benchmark:
-    """The original's choose_text_val.json, or a folder with IconQA's own problems.json, pid_splits.json, pid2skills.json.
+    """The original's choose_text_val.json, or a folder with IconQA's problems.json, pid_splits.json, pid2skills.json.
 
     original: the best-ranked candidate is the answer, over the questions with candidates in text. official: the same
     on the original's file; on IconQA's the report of its sub_acc.py, by kind of task and by skill. A task whose
@@ -26,7 +26,9 @@ def iconvqa(source: Source) -> Benchmark:
     problems = source.folder / "problems.json"
     if source.path.is_file() or not problems.is_file():
         rows = read_rows(source.file(_LIST))
-        questions = [_question(source, template, row, row.id("image_id"), f"{row.id('image_id')}/image.png") for row in rows]
+        questions = [
+            _question(source, template, row, row.id("image_id"), f"{row.id('image_id')}/image.png") for row in rows
+        ]
         return Benchmark(questions, {"official": _accuracy, "original": _accuracy}, template, method="rank")
     entries, skills = read_json(problems), read_json(source.folder / "pid2skills.json")
     splits = Row(read_json(source.folder / "pid_splits.json"), str(source.folder / "pid_splits.json"))

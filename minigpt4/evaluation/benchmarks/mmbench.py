@@ -31,9 +31,9 @@ _SHORT_NAMES = {
 def mmbench(source: Source) -> Benchmark:
     """The published TSV, whose rows hold their pictures.
 
-    official: MMBench's evaluator (VLMEvalKit) without its judge model: what its rules can't infer is wrong. A question
-    is right where all its rotations are. `vanilla` counts the rows that are not rotated; both in percent, and `circular`
-    at the top of the JSON by category, as fractions.
+    official: MMBench's evaluator (VLMEvalKit) without its judge model: what its rules can't infer is wrong. In percent:
+    `circular`, a question is right where all its rotations are, and `vanilla`, over the rows that are not rotated. At
+    the top of the JSON `circular` is by category, in fractions.
     """
     template = source.template(LETTERED, "hint", "question", "choices")
     file = source.split_file("*.tsv", "MMBench_DEV_EN") if source.path.is_dir() else source.path

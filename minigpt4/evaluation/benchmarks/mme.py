@@ -23,15 +23,16 @@ _Line = tuple[str, str, str, str, str]  # task, name of the picture, question, a
 
 @registry.register_benchmark("mme")
 def mme(source: Source) -> Benchmark:
-    """The published folder, {task}/{picture}.txt or {task}/questions_answers_YN/{picture}.txt: a question, a tab, yes or no
-    a line, two lines; or {task}.txt with the picture's name in front; or mme_test.jsonl.
+    """The published folder, {task}/{picture}.txt or {task}/questions_answers_YN/{picture}.txt: two lines, a question,
+    a tab, and yes or no; or {task}.txt with the picture's name in front; or mme_test.jsonl.
 
     official: the authors' calculation.py, yes or no within the first four characters; lmms_eval: the same after full
     stops and outer spaces are gone, where y and n count too. In points: the percentage of right answers plus that of
     pictures with both right, for each task; perception is the sum of ten tasks, cognition of four.
     """
     template = source.template(_PROMPT, "question")
-    questions, numbers = [], defaultdict(int)
+    questions: list[Question] = []
+    numbers: dict[tuple[str, str], int] = defaultdict(int)
     for task, name, text, answer, place in _lines(source):
         numbers[task, name] += 1
         stem, gold = f"{task}/{Path(name).stem}", answer.strip().lower()

@@ -9,10 +9,13 @@ from minigpt4.evaluation.metrics.options import LETTERS, llava_letter
 from minigpt4.evaluation.prompts import LETTERED, lettered
 from minigpt4.evaluation.source import Row, Source, read_json
 
-_TOPICS = """punctuation literacy-in-science verbs pronouns civics culture word-study economics physics
-units-and-measurement science-and-engineering-practices reading-comprehension global-studies grammar
-figurative-language us-history writing-strategies world-history reference-skills biology earth-science
-phonological-awareness capitalization chemistry vocabulary geography""".split()
+_TOPICS = (
+    *("punctuation", "literacy-in-science", "verbs", "pronouns", "civics", "culture", "word-study", "economics"),
+    *("physics", "units-and-measurement", "science-and-engineering-practices", "reading-comprehension"),
+    *("global-studies", "grammar", "figurative-language", "us-history", "writing-strategies", "world-history"),
+    *("reference-skills", "biology", "earth-science", "phonological-awareness", "capitalization", "chemistry"),
+    *("vocabulary", "geography"),
+)
 _SUBJECTS = ("natural", "social", "language")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from minigpt4.common.registry import registry
-from minigpt4.evaluation.benchmark import Benchmark, Judged, Prediction, Question, Scorer, Scores
+from minigpt4.evaluation.benchmark import Benchmark, Judged, Prediction, Question, Scores
 from minigpt4.evaluation.judging import by_tag, judge, percent
 from minigpt4.evaluation.metrics.options import first_letter
 from minigpt4.evaluation.prompts import LETTERED, lettered

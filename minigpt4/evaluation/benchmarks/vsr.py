@@ -16,7 +16,7 @@ _LABELS = ("false", "true")
 
 @registry.register_benchmark("vsr")
 def vsr(source: Source) -> Benchmark:
-    """test.jsonl of the published zero-shot split, or the name of that data set on the hub, as in the original's config.
+    """test.jsonl of the published zero-shot split, or that data set's name on the hub, as in the original's config.
 
     official and original are the original's rule: the answer in lower case is true or false, and right. by_relation is
     the authors' report on predictions that are 0 or 1 (their eval_compute_acc_by_rel.py).
@@ -28,7 +28,7 @@ def vsr(source: Source) -> Benchmark:
             template.format(caption=row.text("caption")),
             (source.picture(row.text("image")),),
             _LABELS[row.index("label", 2)],
-            tags={"relation": row.text("relation")} if "relation" in row.data else {},
+            tags={"relation": row.text("relation")} if "relation" in row else {},
             place=row.place,
         )
         for number, row in enumerate(read_rows(_file(source)))
@@ -48,8 +48,8 @@ def _file(source: Source) -> Path:
         return Path(hf_hub_download(name, f"{split}.jsonl", repo_type="dataset"))
     except Exception as error:  # of many kinds
         raise UserError(
-            f"{source.key('eval_file_path')}: '{name}' is no file, and can't be had from the hub ({first_line(error)}). "
-            f"Set it to {split}.jsonl."
+            f"{source.key('eval_file_path')}: '{name}' is no file, and can't be had from the hub "
+            f"({first_line(error)}). Set it to {split}.jsonl."
         ) from None
 
 
@@ -71,6 +71,9 @@ def _scores(questions: Sequence[Question], predictions: Mapping[str, Prediction]
     samples = judge(questions, predictions, rule)
     accuracy = percent(list(samples.values()))
     relations = {
-        name: [round(percent(found) / 100, 4), len(found)] for name, found in by_tag(questions, samples, "relation").items()
+        name: [round(percent(found) / 100, 4), len(found)]
+        for name, found in by_tag(questions, samples, "relation").items()
     }
-    return Scores({"accuracy": accuracy, "by_relation": relations}, "accuracy", "percent", samples, {"overall": accuracy})
+    return Scores(
+        {"accuracy": accuracy, "by_relation": relations}, "accuracy", "percent", samples, {"overall": accuracy}
+    )

@@ -1,4 +1,4 @@
-"""GQA's report (Hudson & Manning 2019, section 4.4; eval.py of the authors), from questions as the data set has them."""
+"""GQA's report (Hudson & Manning 2019; eval.py of the authors), from questions as the data set has them."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
@@ -32,8 +32,9 @@ def report(questions: Questions, predictions: Mapping[str, str], choices: Questi
         "accuracy": _percent([right[k] for k in balanced]),
         "consistency": _consistency(questions, right),
     }
-    for name, key in (("validity", "valid"), ("plausibility", "plausible")) if choices is not None else ():
-        found[name] = _percent([_belongs(predictions[k], choices[k][key], q) for k, q in balanced.items()])
+    if choices is not None:
+        for name, key in (("validity", "valid"), ("plausibility", "plausible")):
+            found[name] = _percent([_belongs(predictions[k], choices[k][key], q) for k, q in balanced.items()])
     found["distribution"] = round(_distribution(balanced, predictions), 2)
     groups: dict[str, Callable[[Mapping[str, Any]], Any]] = {
         "structural type": lambda question: question["types"]["structural"],

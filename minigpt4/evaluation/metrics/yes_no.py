@@ -1,4 +1,7 @@
-"""Yes or no: what an answer says, and scores over many. Sources: POPE's evaluate.py; MME's calculation.py; lmms-eval."""
+"""Yes or no: what an answer says, and scores over many.
+
+Sources: evaluate.py of POPE, calculation.py of MME, lmms-eval.
+"""
 
 from collections.abc import Sequence
 
