@@ -4,8 +4,6 @@ import json
 import logging
 import math
 import os
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -13,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from torch import nn
 from minigpt4.common.distributed import is_main, world_size
 from minigpt4.common.errors import UserError, writing
 from minigpt4.common.files import replace_file
+from minigpt4.common.run_info import run_info
 from minigpt4.config.schema import Config
 
 logger = logging.getLogger(__name__)
@@ -178,34 +176,7 @@ def parts_table(model: nn.Module) -> str:
 
 def write_run_info(folder: Path, device: torch.device) -> None:
     """Writes `run_info.json`: what a run was made with, the git revision included."""
-    packages = ("torch", "torchvision", "transformers", "timm", "peft", "webdataset", "deepspeed", "pillow", "minigpt4")
-    info = {
-        "command": sys.argv,
-        "git": _git_revision(),
-        "python": sys.version.split()[0],
-        "packages": {name: found for name in packages if (found := _version(name))},
-        "processes": world_size(),
-        "device": str(device) if device.type == "cpu" else torch.get_device_module(device).get_device_name(device),
-    }
-    (folder / "run_info.json").write_text(json.dumps(info, indent=2) + "\n")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_revision() -> str | None:
-    """The commit of this code, with `-dirty` where files differ from it; None outside a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    (folder / "run_info.json").write_text(json.dumps(run_info(device), indent=2) + "\n")
 
 
 def plot_loss(folder: Path) -> None:

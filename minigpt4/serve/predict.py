@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from minigpt4.serve.questions import questions_about, read_questions
-    from minigpt4.serve.results import Results
+    from minigpt4.inference.results import Results
 
     if args.input:
         questions = read_questions(args.input, args.text, args.image_folder)
