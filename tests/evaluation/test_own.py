@@ -94,7 +94,7 @@ def test_choices_that_are_not_ranked_are_shown(tmp_path):
 def test_records_of_training(tmp_path):
     marked = "<Img><ImageHere></Img>"
     rows = [
-        {"image": "a.png", "conversations": [{"from": "user", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "X"}]},
+        {"image": "a", "conversations": [{"from": "user", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "X"}]},
         {"image": "a.png", "question": "<image>\nWhat is it?", "answer": "X"},
         {"images": ["a.png", "b.png"], "instruction": "Which?", "output": "X", "type": "t"},
         {"images": ["a.png", "b.png"], "query": "Is <image> like <image>?", "response": "X"},
