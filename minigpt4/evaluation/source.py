@@ -36,6 +36,11 @@ class Row(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self.data)
 
+    def require(self, *keys: str) -> None:
+        """Refuses a record without one of the keys."""
+        for key in keys:
+            self[key]
+
     def text(self, key: str) -> str:
         return self._typed(key, str, "text")
 

@@ -1,4 +1,4 @@
-"""The command `score` gives every number that the official scorers, and the original's, gave on the same predictions."""
+"""The command `score` gives every number that the official scorers, and the original's, gave on the same answers."""
 
 import csv
 import json

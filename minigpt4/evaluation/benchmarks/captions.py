@@ -67,7 +67,8 @@ def _images(file: Path) -> tuple[dict[str, Row], dict[str, list[str]]]:
 def _official(questions: Sequence[Question], predictions: Mapping[str, Prediction]) -> Scores:
     references = captions.tokenize({question.id: question.reference for question in questions})
     said = captions.tokenize({question.id: [text_of(question, predictions[question.id])] for question in questions})
-    found = captions.caption_scores(references, said)
+    meteor = captions.start_meteor()
+    found = captions.caption_scores(references, said, meteor)
     domains: dict[str, list[str]] = {}
     for question in questions:
         domains.setdefault(question.tags.get("domain", ""), []).append(question.id)
@@ -76,7 +77,7 @@ def _official(questions: Sequence[Question], predictions: Mapping[str, Predictio
     if len(domains) > 1:  # document frequencies are those of the domain
         own = {domain: {key: said[key] for key in keys} for domain, keys in domains.items()}
         scores["per_domain"] = {
-            domain: captions.caption_scores(references, part).scores for domain, part in own.items()
+            domain: captions.caption_scores(references, part, meteor).scores for domain, part in own.items()
         }
     samples = {key: Judged(value) for key, value in found.cider.items()}
     return Scores(scores, "CIDEr", "fraction", samples, details)

@@ -29,7 +29,10 @@ def gqa(source: Source) -> Benchmark:
     if data is None:
         rows = {row.id("question_id") if "question_id" in row else str(i): row for i, row in enumerate(read_rows(file))}
     else:
-        rows = {key: Row(entry, f"{file}: {key}") for key, entry in data.items()}
+        whole = Row(data, str(file))
+        rows = {key: whole.row(key) for key in whole}
+        for row in rows.values():
+            row.require("isBalanced", "groups", "semantic")
         scorers["official"] = _official(data, [read_json(beside) for beside in sorted(file.parent.glob(_CHOICES))])
     questions = [
         Question(

@@ -30,11 +30,11 @@ def iconvqa(source: Source) -> Benchmark:
             _question(source, template, row, row.id("image_id"), f"{row.id('image_id')}/image.png") for row in rows
         ]
         return Benchmark(questions, {"official": _accuracy, "original": _accuracy}, template, method="rank")
-    entries, skills = read_json(problems), read_json(source.folder / "pid2skills.json")
+    entries, skills = Row(read_json(problems), str(problems)), read_json(source.folder / "pid2skills.json")
     splits = Row(read_json(source.folder / "pid_splits.json"), str(source.folder / "pid_splits.json"))
     split = source.split(("train", "val", "test", "minival")) or "val"
     questions = [
-        _problem(source, template, Row(entries[key], f"{problems}: {key}"), key, f"{split}/{task}", skills.get(key, []))
+        _problem(source, template, entries.row(key), key, f"{split}/{task}", skills.get(key, []))
         for task in (_TEXT, "choose_img", "fill_in_blank")
         for key in splits.get(f"{task}_{split}", [])
     ]

@@ -3,12 +3,11 @@
 Its tokenizer (Stanford's PTB tokenizer) and METEOR are Java programs; the others take tokens that are there already.
 """
 
-import contextlib
-import io
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from minigpt4.common.errors import UserError
 
@@ -39,13 +38,28 @@ def tokenize(captions: Captions) -> dict[str, list[str]]:
     return PTBTokenizer().tokenize({key: [{"caption": text} for text in texts] for key, texts in captions.items()})
 
 
-def caption_scores(references: Captions, predictions: Captions, meteor: bool = True) -> CaptionScores:
+def start_meteor() -> Any:
+    """METEOR, a Java program that takes seconds to start; None, with a note in the log, where there is no Java.
+
+    Raises:
+        UserError: pycocoevalcap is not installed.
+    """
+    _require_library()
+    if not shutil.which("java"):
+        logger.warning("captions: METEOR is left out, it needs Java")
+        return None
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    return Meteor()
+
+
+def caption_scores(references: Captions, predictions: Captions, meteor: Any = None) -> CaptionScores:
     """Scores tokenized captions. CIDEr's document frequencies come from these references: a subset scores differently.
 
     Args:
         references: {id: tokenized captions of humans}.
         predictions: {id: [the tokenized caption]}, of the same ids.
-        meteor: METEOR too, where there is Java.
+        meteor: of `start_meteor`; without it METEOR is left out.
 
     Raises:
         UserError: pycocoevalcap is not installed.
@@ -57,23 +71,13 @@ def caption_scores(references: Captions, predictions: Captions, meteor: bool = T
 
     gold = {key: list(references[key]) for key in predictions}
     said = {key: list(texts) for key, texts in predictions.items()}
-    with contextlib.redirect_stdout(io.StringIO()):  # Bleu prints its lengths
-        bleu, _ = Bleu(4).compute_score(gold, said, verbose=0)
+    bleu, _ = Bleu(4).compute_score(gold, said, verbose=0)
     cider, each = Cider().compute_score(gold, said)
     scores = {f"Bleu_{n}": float(score) for n, score in enumerate(bleu, 1)}
-    if meteor and (found := _meteor(gold, said)) is not None:
-        scores["METEOR"] = found
+    if meteor:
+        scores["METEOR"] = float(meteor.compute_score(gold, said)[0])
     scores |= {"ROUGE_L": float(Rouge().compute_score(gold, said)[0]), "CIDEr": float(cider)}
     return CaptionScores(scores, dict(zip(gold, map(float, each), strict=True)))
-
-
-def _meteor(gold: dict[str, list[str]], said: dict[str, list[str]]) -> float | None:
-    if not shutil.which("java"):
-        logger.warning("captions: METEOR is left out, it needs Java")
-        return None
-    from pycocoevalcap.meteor.meteor import Meteor
-
-    return float(Meteor().compute_score(gold, said)[0])
 
 
 def _require_library() -> None:
