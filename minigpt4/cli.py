@@ -16,6 +16,8 @@ TOOLS = {  # name: module with add_arguments and main, what it is for
     "train": ("minigpt4.tools.train", "align a vision tower with an LLM, as a config says"),
     "evaluate": ("minigpt4.tools.evaluate", "score a model on questions, as a config says"),
     "score": ("minigpt4.tools.score", "score answers to a benchmark that were made anywhere"),
+    "compare": ("minigpt4.tools.compare", "put two results side by side: the difference, and how sure it is"),
+    "report": ("minigpt4.tools.report", "make a page of results: scores, a chart, a gallery of answers"),
     "configs": ("minigpt4.tools.configs", "list the configs that come along, or copy them to change them"),
     "tiny": ("minigpt4.tiny.cli", "the bundled tiny model: make its data, make it again"),
     "validate-data": ("minigpt4.tools.validate_data", "check a file of own data, and show some of it on a page"),

@@ -93,8 +93,13 @@ def shuffled(questions: Sequence[Asked]) -> dict[Shown, Shown]:
 class _Pixels(Dataset):
     """For each batch the pixels that the one before it has not needed."""
 
-    def __init__(self, batches: Sequence[Sequence[Asked]], processor: Processor, condition: Condition,
-                 other: Mapping[Shown, Shown]):
+    def __init__(
+        self,
+        batches: Sequence[Sequence[Asked]],
+        processor: Processor,
+        condition: Condition,
+        other: Mapping[Shown, Shown],
+    ):
         self.processor, self.blank, self.other = processor, condition == "blank_images", other
         self.new: list[list[Shown]] = []
         before: set[Shown] = set()

@@ -97,7 +97,9 @@ class Evaluation:
             results[benchmark.name] = {
                 condition: self._evaluate(engine, benchmark, condition, key, folder) for condition in self.conditions
             }
-            logger.info("%s, %d questions\n%s", benchmark.name, len(benchmark.questions), table(results[benchmark.name]))
+            logger.info(
+                "%s, %d questions\n%s", benchmark.name, len(benchmark.questions), table(results[benchmark.name])
+            )
         if is_main():
             summary = {name: {c: scores.scores for c, scores in own.items()} for name, own in results.items()}
             with writing(key, folder):

@@ -20,7 +20,7 @@ class Result:
 
     Attributes:
         predictions: one dict a question: id, prompt, images, answer, reference, score, understood, tags, seconds.
-        scores: see `Scores.json`; `mean` with its interval, and `units`, which it is the mean of, where not of the questions.
+        scores: see `Scores.json`; `mean` has its interval, and `units` the values it is made of if not the questions'.
         manifest: what made it, see `manifest.manifest_of`.
     """
 
@@ -63,7 +63,9 @@ def read_result(folder: str | Path) -> Result:
         assert isinstance(result.title, str) and isinstance(result.values, dict) and isinstance(scores["main"], dict)
         return result
     except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
-        raise UserError(f"'{folder}' can't be read: it is damaged ({error!r}). Evaluate again with --overwrite.") from None
+        raise UserError(
+            f"'{folder}' can't be read: it is damaged ({error!r}). Evaluate again with --overwrite."
+        ) from None
 
 
 def write_result(

@@ -33,10 +33,12 @@ def estimate(values: Sequence[float]) -> Estimate:
     own = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng(0)
     rows = max(_CHUNK // len(own), 1)
-    means = np.concatenate([
-        own[rng.integers(len(own), size=(min(rows, _RESAMPLES - start), len(own)))].mean(axis=1)
-        for start in range(0, _RESAMPLES, rows)
-    ])
+    means = np.concatenate(
+        [
+            own[rng.integers(len(own), size=(min(rows, _RESAMPLES - start), len(own)))].mean(axis=1)
+            for start in range(0, _RESAMPLES, rows)
+        ]
+    )
     error = own.std(ddof=1) / len(own) ** 0.5 if len(own) > 1 else 0.0
     low, high = np.quantile(means, [0.025, 0.975])
     return Estimate(float(own.mean()), float(error), float(low), float(high))

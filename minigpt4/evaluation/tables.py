@@ -27,7 +27,7 @@ def table(conditions: Mapping[str, Scores]) -> str:
     first = next(iter(conditions.values()))
     factor = 100 if first.scale == "fraction" else 1
     columns = {name: flat(scores.scores) for name, scores in conditions.items()}
-    rows = [[f"{first.scorer} scores ({_UNITS[first.scale]})", *columns]]
+    rows = [[f"score ({_UNITS[first.scale]})", *columns]]
     names = sorted(flat(first.scores), key=lambda name: (name == first.main, name))
     rows += [[name, *(f"{factor * own[name]:.1f}" for own in columns.values())] for name in names]
     return "\n".join(_drawn(rows))

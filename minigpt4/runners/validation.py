@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import chain, repeat
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.data import IterableDataset
@@ -76,8 +76,7 @@ class Validation:
         known = metric.known()
         if run.metric not in known:
             raise UserError(
-                f"run.metric: '{run.metric}' is not a score of evaluation_datasets."
-                + did_you_mean(run.metric, known)
+                f"run.metric: '{run.metric}' is not a score of evaluation_datasets." + did_you_mean(run.metric, known)
             )
 
     def measure(self) -> dict[str, float]:
@@ -90,7 +89,7 @@ class Validation:
         measures = {"val_loss": self.loss()} if self.loaders else {}
         if self.run.metric:
             self._agree(False)
-            measures |= Metric(self.config).measure(self.strategy.model)
+            measures |= Metric(self.config).measure(cast(MiniGPT4, self.strategy.model))
         return measures
 
     def _agree(self, more: bool) -> bool:

@@ -65,8 +65,8 @@ def _chosen(config: Config, args: argparse.Namespace) -> list[str]:
     for name in names:
         if name not in known:
             raise UserError(
-                f"--benchmarks: '{name}' is not in evaluation_datasets.{did_you_mean(name, known)} To add it: --options "
-                f"evaluation_datasets.{name}.eval_file_path=PATH evaluation_datasets.{name}.img_path=FOLDER"
+                f"--benchmarks: '{name}' is not in evaluation_datasets.{did_you_mean(name, known)} To add it: "
+                f"--options evaluation_datasets.{name}.eval_file_path=PATH evaluation_datasets.{name}.img_path=FOLDER"
             )
     if args.limit is not None:
         if args.limit < 1:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import webdataset as wds
+from minigpt4.datasets.formats.vqa import VQADataset
 from PIL import Image
 
 from minigpt4.common.errors import UserError
@@ -14,7 +15,6 @@ from minigpt4.common.registry import registry
 from minigpt4.config.schema import BuildInfo, DatasetConfig, ProcessorConfig, ProcessorsConfig
 from minigpt4.conversation.prompter import IGNORE
 from minigpt4.datasets.formats.shards import expand_shards
-from minigpt4.datasets.formats.vqa import VQADataset
 from minigpt4.datasets.loading import LayOut, build_valid_loader, collate
 
 

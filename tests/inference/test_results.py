@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from minigpt4.serve.questions import questions_about
 from minigpt4.inference.results import Results
+from minigpt4.serve.questions import questions_about
 from tests.serve.predicting import COUNT, EXAMPLES, SCENES, lines, write
 from tests.waiting import wait_for
 

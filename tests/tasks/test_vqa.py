@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from minigpt4.tasks.vqa import VQATask, normalize, score, table
 from PIL import Image
 
 from minigpt4.common.errors import UserError
@@ -19,7 +20,6 @@ from minigpt4.inference.pictures import Picture
 from minigpt4.inference.requests import Request
 from minigpt4.processors import build_processor
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
-from minigpt4.tasks.vqa import VQATask, normalize, score, table
 
 
 def row(prediction: str, answer: str, kind: str = "t") -> dict[str, str]:
