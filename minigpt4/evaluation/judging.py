@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from minigpt4.common.errors import UserError
 from minigpt4.evaluation.benchmark import Judged, Prediction, Question, Scorer, Scores
 
 Samples = dict[str, Judged]
@@ -28,7 +29,13 @@ def judge(questions: Sequence[Question], predictions: Mapping[str, Prediction], 
 
 
 def percent(values: Sequence[float] | Sequence[Judged], digits: int | None = None) -> float:
-    """The mean in percent."""
+    """The mean in percent.
+
+    Raises:
+        UserError: there is no value.
+    """
+    if not values:
+        raise UserError("no question counts for this score, so there is none. Score other questions, or more of them.")
     numbers = [value.value if isinstance(value, Judged) else value for value in values]
     mean = 100 * sum(numbers) / len(numbers)
     return mean if digits is None else round(mean, digits)

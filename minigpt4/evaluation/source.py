@@ -51,6 +51,12 @@ class Row(Mapping[str, Any]):
     def number(self, key: str) -> float:
         return self._typed(key, (int, float), "a number")
 
+    def numbers(self, key: str, count: int) -> list[float]:
+        values = self._typed(key, list, "a list of numbers")
+        if len(values) != count or not all(isinstance(value, int | float) for value in values):
+            raise UserError(f"{self.place}: '{key}' is {str(values)[:40]}, expected a list of {count} numbers.")
+        return values
+
     def index(self, key: str, below: int) -> int:
         value = self._typed(key, int, "a whole number")
         if not 0 <= value < below:
@@ -66,6 +72,10 @@ class Row(Mapping[str, Any]):
 
     def rows(self, key: str) -> "list[Row]":
         return as_rows(f"{self.place}: {key}", self._typed(key, list, "a list"))
+
+    def entries(self) -> "dict[str, Row]":
+        """Of an object whose values are records: all of them."""
+        return {key: self.row(key) for key in self}
 
     def row(self, key: str) -> "Row":
         return Row(self[key], f"{self.place}: {key}")

@@ -57,4 +57,7 @@ def vqa_tags(annotation: Row) -> dict[str, str]:
 
 
 def human_answers(annotation: Row) -> list[str]:
-    return [answer.text("answer") for answer in annotation.rows("answers")]
+    answers = [answer.text("answer") for answer in annotation.rows("answers")]
+    if not answers:
+        raise UserError(f"{annotation.place}: 'answers' is empty. Name a file of a split that has answers.")
+    return answers

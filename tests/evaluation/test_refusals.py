@@ -154,7 +154,7 @@ def test_files_that_are_missing(kind, tmp_path):
         ("hm", "dev.jsonl", MEME % 2, "dev.jsonl: line 1: 'label' is 2, but"),
         ("vizwiz", "val.json", '[{"image": "", "question": "", "answers": [3]}]', "json: record 1: answers: record 1"),
         ("vizwiz", "val.json", '[{"image": "a", "question": 3}]', "json: record 1: 'question' is '3', expected text"),
-        ("gqa", "testdev_balanced_questions.json", '{"7": {"question": "a"}}', "json: 7: has no 'isBalanced'"),
+        ("gqa", "testdev_balanced_questions.json", '{"7": {"question": "a"}}', "json: 7: has no 'imageId'"),
         ("scienceqa", "problems.json", "[", "problems.json is not JSON"),
         ("mme", "count.txt", "a.jpg\tIs it?\tmaybe", "count.txt: line 1: .* is not a question, a tab, and Yes or No"),
         ("mmbench", "MMBench_DEV_EN.tsv", "index\tanswer\tA\n1\tB\tx", "record 1: the index is '1', the answer 'B'"),

@@ -30,13 +30,13 @@ def iconvqa(source: Source) -> Benchmark:
             _question(source, template, row, row.id("image_id"), f"{row.id('image_id')}/image.png") for row in rows
         ]
         return Benchmark(questions, {"official": _accuracy, "original": _accuracy}, template, method="rank")
-    entries, skills = Row(read_json(problems), str(problems)), read_json(source.folder / "pid2skills.json")
-    splits = Row(read_json(source.folder / "pid_splits.json"), str(source.folder / "pid_splits.json"))
+    files = (problems, source.folder / "pid2skills.json", source.folder / "pid_splits.json")
+    entries, skills, splits = (Row(read_json(file), str(file)) for file in files)
     split = source.split(("train", "val", "test", "minival")) or "val"
     questions = [
-        _problem(source, template, entries.row(key), key, f"{split}/{task}", skills.get(key, []))
+        _problem(source, template, entries.row(key), key, f"{split}/{task}", skills.texts(key) if key in skills else [])
         for task in (_TEXT, "choose_img", "fill_in_blank")
-        for key in splits.get(f"{task}_{split}", [])
+        for key in (splits.texts(f"{task}_{split}") if f"{task}_{split}" in splits else ())
     ]
     return Benchmark(questions, {"official": _sub_accuracies, "original": _accuracy}, template, method="rank")
 
@@ -55,7 +55,8 @@ def _problem(source: Source, template: str, row: Row, key: str, folder: str, ski
     if task == _TEXT:
         return _question(source, template, row, key, f"{folder}/{key}/image.png", tags=tags)
     prompt = template.format(question=row.text("question"))
-    files = (pictures / "image.png", *(pictures / name for name in (row.get("choices") or []) if task == "choose_img"))
+    choices = row.texts("choices") if task == "choose_img" else []
+    files = (pictures / "image.png", *(pictures / name for name in choices))
     numbers = tuple(map(str, range(len(files) - 1)))
     return Question(key, prompt, files, row["answer"], numbers, tags=tags, place=row.place)
 

@@ -30,7 +30,7 @@ def refcoco(source: Source) -> Benchmark:
             template.format(sents=row.text("sents")),
             (source.picture(f"{row.text('img_id')[:27]}.jpg"),),
             {"box": _box(row), "width": row.number("width"), "height": row.number("height")},
-            tags={"split": split},
+            tags={"split": split, "set": f"{kind}_{split}"},
             aliases=(row.text("img_id"),),
             place=row.place,
         )
@@ -41,7 +41,7 @@ def refcoco(source: Source) -> Benchmark:
 
 def _box(row: Row) -> list[float]:
     """x0, y0, x1, y1 of a box that has a corner, a width and a height."""
-    x, y, width, height = (float(side) for side in row["bbox"])
+    x, y, width, height = row.numbers("bbox", 4)
     return [x, y, x + width, y + height]
 
 
@@ -57,11 +57,7 @@ def _judged(text: str, question: Question) -> Judged:
 def _scores(questions: Sequence[Question], predictions: Mapping[str, Prediction]) -> Scores:
     samples = judge(questions, predictions, _judged)
     counts = Counter(question.aliases[0] for question in questions)
-    splits = {
-        f"{question_id.rpartition('_')[0].rpartition('_')[0]}_{split}": percent(found)
-        for question_id in [questions[0].id]
-        for split, found in by_tag(questions, samples, "split").items()
-    }
+    splits = {name: percent(found) for name, found in by_tag(questions, samples, "set").items()}
     found = {key: judged.understood["iou"] if judged.parsed else None for key, judged in samples.items()}
     overlaps = {
         question.aliases[0] if counts[question.aliases[0]] == 1 else question.id: found[question.id]

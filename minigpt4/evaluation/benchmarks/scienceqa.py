@@ -72,7 +72,8 @@ def _groups(questions: Sequence[Question], samples: Samples) -> dict[str, list[J
     """The official table's columns, and its topics."""
 
     def grade(question: Question) -> int:
-        return int(question.tags["grade"].removeprefix("grade") or 0)
+        digits = question.tags["grade"].removeprefix("grade")
+        return int(digits) if digits.isdecimal() else 0
 
     groups = {name: [q for q in questions if q.tags["subject"] == f"{name} science"] for name in _SUBJECTS}
     groups["has_text"] = [q for q in questions if q.tags["has_hint"] == "True"]

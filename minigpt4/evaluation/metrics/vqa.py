@@ -6,9 +6,11 @@ TextVQAAccuracyEvaluator of mmf's M4C (TextVQA, and by lmms-eval VizWiz); eval_v
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _MOST_PERIODS = 32  # the official code passes a flag where the count of replacements belongs
+_KEPT = 100_000  # texts: most answers are given again and again
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {"none": "0"} | {word: str(i) for i, word in enumerate(_DIGITS)}
 _ARTICLES = ("a", "an", "the")
@@ -40,6 +42,7 @@ def one_line(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
+@lru_cache(_KEPT)
 def normalise(text: str) -> str:
     """The official VQA normaliser: punctuation, full stops, number words, articles, contractions, lower case."""
     text = one_line(text)
@@ -53,6 +56,7 @@ def normalise(text: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
+@lru_cache(_KEPT)
 def evalai(text: str) -> str:
     """EvalAI's normaliser: `normalise` after commas and question marks are deleted, and 's stands alone."""
     return normalise(text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip())
