@@ -201,6 +201,18 @@ def test_captions(case, score):
     assert not differences(run_case(score, case), expected_of(case))
 
 
+def test_scienceqas_grades_end_with_the_sixth(score, tmp_path):
+    """No question of the recorded data is of that grade."""
+    folder = shutil.copytree(DATA / "scienceqa", tmp_path / "scienceqa")
+    problems = read(folder / "problems.json")
+    for key, problem in problems.items():
+        problem["grade"] = "grade6" if key == "0" else "grade7"
+    (folder / "problems.json").write_text(json.dumps(problems))
+    found = score("scienceqa", folder, write_lines(tmp_path / "p", [{"id": "0", "prediction": "B"}]))
+    grades = found["official_subscores"]
+    assert (grades["acc_grade_1_6"], grades["acc_grade_7_12"], found["correct"]) == (100, 0, 1)
+
+
 def test_lines_of_predictions_need_not_be_in_order(score, tmp_path):
     folder = VARIANTS / "mme"
     rows = read_lines(folder / "predictions.jsonl")[::-1]

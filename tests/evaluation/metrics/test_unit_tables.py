@@ -37,6 +37,12 @@ def test_options():
         assert mmbench_option(row["answer"], row["choices"]) == row["option"], row
 
 
+def test_the_text_of_an_option_within_a_long_answer_counts_for_nothing():
+    choices = {"A": "red car", "B": "dog"}  # 10 characters together
+    assert mmbench_option("it is the red car!!!", choices) == "A"
+    assert mmbench_option("it is the red car!!!!", choices) is None
+
+
 def test_agreement_is_with_the_other_humans():
     answers = ["a"] * 2 + ["b"] * 8
     assert [agreement(text, answers) for text in "abc"] == pytest.approx([0.6, 1.0, 0.0])
