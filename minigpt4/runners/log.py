@@ -180,7 +180,7 @@ def write_run_info(folder: Path, device: torch.device) -> None:
 
 
 def plot_loss(folder: Path) -> None:
-    """Draws `loss.png` from `log.txt`: training loss by step, validation loss at the end of each epoch.
+    """Draws `loss.png` from `log.txt`: training loss by step; validation loss and scores at the end of each epoch.
 
     Where it can't be written, a warning says so.
     """
@@ -197,6 +197,14 @@ def plot_loss(folder: Path) -> None:
             axes.plot(*zip(*points, strict=True), style, label=key.replace("_", " "))
             axes.legend()
     axes.grid(alpha=0.3)
+    scores = list(dict.fromkeys(key for r in records for key in r if "." in key))  # <benchmark>.<score>
+    if scores:
+        beside = axes.twinx()
+        beside.set_ylabel("score")
+        for key in scores:
+            points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
+            beside.plot(*zip(*points, strict=True), "s--", label=key)
+        beside.legend(loc="lower left")
     picture = BytesIO()
     figure.savefig(picture, dpi=120)
     try:

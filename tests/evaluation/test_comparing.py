@@ -65,7 +65,7 @@ def test_a_page_needs_no_other_file(results, minigpt4, tmp_path):
     assert minigpt4("report", results[0].parent, results[1], "--out", page)[0] == 0
     text = page.read_text()
     assert text.count('<article class="card') == 12 and text.count("data:image/jpeg;base64,") == 12
-    assert "http" not in text.replace("http-equiv", "") and "src=\"data:" in text
+    assert "http" not in text.replace("http-equiv", "") and 'src="data:' in text
     assert text.count('class="card right"') == 2
     assert minigpt4("report", results[0], "--out", page, "--most", "2")[0] == 0
     assert page.read_text().count('<article class="card') == 2 and "2 more questions are in" in page.read_text()

@@ -61,7 +61,9 @@ def test_results_that_cannot_be_written_are_told(key, file, parity_model, parity
     config = config_of(parity_config, tmp_path, tmp_path / "unused", limit=1)
     setattr(config.run, key.removeprefix("run."), str(tmp_path / "out"))
     folder = tmp_path / "out" / ("x" if "x/" in file else "")
-    with pytest.raises(UserError, match=rf"^{key}: '{folder}' can't be written \((Is a directory|it is not a regular file)"):
+    with pytest.raises(
+        UserError, match=rf"^{key}: '{folder}' can't be written \((Is a directory|it is not a regular file)"
+    ):
         evaluate(parity_model, config)
 
 
@@ -107,7 +109,9 @@ def test_answers_of_another_evaluation_are_neither_used_nor_lost(parity_model, p
     evaluate(parity_model, config_of(parity_config, tmp_path, out))
     before = (out / "x" / "predictions.jsonl").read_bytes()
     other = config_of(replace(parity_config, conversation="vicuna_v1.1"), tmp_path, out)
-    with pytest.raises(UserError, match=r"another evaluation \(model.conversation: .* -> .*--overwrite, or set") as error:
+    with pytest.raises(
+        UserError, match=r"another evaluation \(model.conversation: .* -> .*--overwrite, or set"
+    ) as error:
         evaluate(parity_model, other)
     assert "\n" not in str(error.value) and (out / "x" / "predictions.jsonl").read_bytes() == before
     write_questions(tmp_path, [record | {"answer": "b"} for record in RECORDS])
