@@ -174,7 +174,8 @@ class Evaluation:
                     mine,
                     max_new_tokens=block.max_new_tokens,
                     batch_size=block.batch_size,
-                    num_workers=self.config.run.num_workers,
+                    # on a CPU they would only take turns with the model
+                    num_workers=self.config.run.num_workers if engine.model.device.type != "cpu" else 0,
                     condition=condition,
                     other=shuffled(questions) if condition == "shuffled_images" else None,
                 ):
