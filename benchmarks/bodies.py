@@ -174,7 +174,9 @@ def measure(server: Server, body: bytes) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="bodies whose name holds one of these (default: all)")
-    parser.add_argument("--mb", type=float, default=10.0, help="size of each body; 20 takes 5 minutes (default: %(default)s)")
+    parser.add_argument(
+        "--mb", type=float, default=10.0, help="of each body; 20 takes 5 minutes (default: %(default)s)"
+    )
     options = parser.parse_args()
     size = int(options.mb * MB) - 500
     names = [name for name in BODIES if not options.names or any(part in name for part in options.names)]

@@ -5,6 +5,7 @@ The golden set lies in tests/fixtures/parity, or where MINIGPT4_PARITY says: ano
 
 import json
 import os
+import shutil
 import sys
 from collections import Counter
 from copy import copy
@@ -99,6 +100,23 @@ def minigpt4(monkeypatch, capsys):
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A chromium that is installed."""
+    from playwright.sync_api import sync_playwright  # slow to import
+
+    with sync_playwright() as playwright:
+        installed = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
+        chromium = next(filter(None, installed), playwright.chromium.executable_path)
+        if not Path(chromium).exists():
+            missing = pytest.fail if os.environ.get("CI") else pytest.skip
+            missing("no chromium to test the page in. Install it: apt install chromium (or: playwright install)")
+        camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", *camera])
+        yield browser
+        browser.close()
 
 
 SIZES = golden_json("config")["spec"]

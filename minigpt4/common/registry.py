@@ -19,11 +19,12 @@ _PACKAGES = {
     "task": "minigpt4.tasks",
     "runner": "minigpt4.runners",
     "lr_scheduler": "minigpt4.runners.optims",
+    "benchmark": "minigpt4.evaluation.benchmarks",
 }
 
 
 class Registry:
-    """Maps (kind, name) to a class, with the decorator and look-up names of LAVIS."""
+    """Maps (kind, name) to a class, or a function that makes an object, with the decorators and look-ups of LAVIS."""
 
     def __init__(self) -> None:
         self._table: dict[str, dict[str, Any]] = {kind: {} for kind in _PACKAGES}
@@ -50,6 +51,11 @@ class Registry:
         if name not in self._table[kind]:
             raise UserError(f"'{name}' is not a registered {kind}.{did_you_mean(name, self._table[kind])}")
         return self._table[kind][name]
+
+    def names(self, kind: str) -> list[str]:
+        """All names of a kind."""
+        self._import(kind)
+        return sorted(self._table[kind])
 
     def build(self, kind: str, name: str, **arguments: Any) -> Any:
         """Makes an object of the class that is registered under the name.
@@ -79,6 +85,7 @@ class Registry:
     register_task = partialmethod(register, "task")
     register_runner = partialmethod(register, "runner")
     register_lr_scheduler = partialmethod(register, "lr_scheduler")
+    register_benchmark = partialmethod(register, "benchmark")
 
     get_model_class = partialmethod(get, "model")
     get_vision_class = partialmethod(get, "vision")

@@ -20,6 +20,11 @@ def check_names(config: Config) -> None:
         "model.vision.name": ("vision", config.model.vision_kind),
         "model.projection.name": ("projection", config.model.projection.name),
         **{f"datasets.{name}": ("builder", name) for name in config.datasets},
+        **{
+            f"evaluation_datasets.{name}.benchmark": ("benchmark", block.benchmark)
+            for name, block in config.evaluation_datasets.items()
+            if block.benchmark is not None
+        },
         **{f"{place}.name": ("processor", processor.name) for place, processor in processors.items()},
     }
     problems = Problems()

@@ -48,7 +48,7 @@ _KEYS = {  # * is any name, or any place in a list
     },
     "preprocess": {_COUNT: "n_frms"},
     "datasets.*": {_COUNT: "batch_size build_info.n_frms", _POSITIVE: "sample_ratio"},
-    "evaluation_datasets.*": {_COUNT: "batch_size max_new_tokens"},
+    "evaluation_datasets.*": {_COUNT: "batch_size max_new_tokens limit"},
     "run": {
         _COUNT: "max_epoch iters_per_epoch max_iters batch_size_train batch_size_eval accum_grad_iters log_freq "
         "save_steps keep_last max_bad_steps",

@@ -176,10 +176,18 @@ class DatasetConfig:
 
 @dataclass
 class EvaluationDatasetConfig:
-    eval_file_path: str = ""
+    """One benchmark. What is null is the benchmark's own default."""
+
+    eval_file_path: str = ""  # the annotation file, or the folder that holds it
     img_path: str = ""
     max_new_tokens: int = 20
     batch_size: int = 10
+    benchmark: str | None = None  # which one; null: the one that the block is named after, or else own
+    split: str | None = None
+    limit: int | None = None  # only so many questions, the first; null: all
+    prompt: str | None = None  # a template; the benchmark's page says what it may hold in braces
+    scorer: str = "official"  # or original, MiniGPT-4's own, where that differs
+    method: Literal["generate", "rank"] | None = None  # rank: the likeliest of a question's choices is its answer
 
 
 @dataclass

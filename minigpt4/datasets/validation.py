@@ -1,19 +1,16 @@
 """Checks every record of a data file: what `minigpt4 validate-data` reports."""
 
-import base64
 import random
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from minigpt4.config.schema import DatasetConfig
@@ -29,6 +26,7 @@ from minigpt4.datasets.formats.records import (
 )
 from minigpt4.processors import build_processor
 from minigpt4.processors.image import open_image
+from minigpt4.processors.picture_file import thumbnail_url
 from minigpt4.processors.video import open_video
 
 SHOWN = 20  # samples on the page
@@ -169,14 +167,7 @@ def _check(index: int, raw: Any, processor: Callable[[str], str], folder: Path, 
         sample.conversation = record.conversation(questions, [None] * len(images), [[None] * len(v) for v in videos])
         pictures = [*images, *chain.from_iterable(videos)]
         sample.pictures = len(pictures)
-        sample.thumbnails = [_thumbnail(picture) for picture in pictures] if index in shown else []
+        sample.thumbnails = [thumbnail_url(picture, _THUMBNAIL) for picture in pictures] if index in shown else []
     except RecordError as error:
         sample.problems.append(error)
     return sample
-
-
-def _thumbnail(picture: Image.Image) -> str:
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    data = BytesIO()
-    picture.save(data, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()

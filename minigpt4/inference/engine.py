@@ -199,7 +199,8 @@ class Engine:
         if kept is not None and beams:
             kept.reused, kept = 0, None
         fresh = None if beams or kept is not None else new_cache(llm)
-        shared = 0 if fresh is None else shared_prefix(llm, [row.layout for row in rows])
+        shown = [[id(picture) for picture in row.pictures] for row in rows]
+        shared, same = (0, []) if fresh is None else shared_prefix(llm, [row.layout for row in rows], shown)
         ids, mask = (t.to(self.model.device) for t in pad([row.layout for row in rows], value=0, behind=shared))
         images = [row.images for row in rows if row.images is not None]
         embeds = splice(ids, torch.cat(images) if images else None, embedding)
@@ -217,9 +218,12 @@ class Engine:
         }
         held = nullcontext(fresh) if kept is None else kept.reading(llm, embeds[0])
         with decoding.seeded(seeds), held as cache:
-            if shared:  # read once for all rows
-                llm.get_decoder()(inputs_embeds=embeds[:1, :shared], past_key_values=cache, use_cache=True)  # no logits
-                cast(DynamicCache, cache).batch_repeat_interleave(len(rows))
+            if shared:  # read once for all rows that begin alike
+                read = sorted(set(same))
+                # the decoder alone: no logits
+                llm.get_decoder()(inputs_embeds=embeds[read, :shared], past_key_values=cache, use_cache=True)
+                beginnings = torch.tensor([read.index(row) for row in same], device=embeds.device)
+                cast(DynamicCache, cache).batch_select_indices(beginnings)
             if self.compiled and cache is not None and len(rows) == 1:
                 tokens = self.compiled.generate(llm, cache, **options)
             else:

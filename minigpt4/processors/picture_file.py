@@ -2,9 +2,11 @@
 starts a process with this module for a stranger's files.
 """
 
+import base64
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from math import inf
 from pathlib import Path
 from typing import BinaryIO
@@ -102,6 +104,14 @@ def open_upright(file: Path | BinaryIO, budget: PixelBudget, side: int | None = 
 def squared(image: Image.Image, side: int) -> Image.Image:
     """The picture as a square. By Pillow: other resizing gives other pixels than the weights were trained with."""
     return image.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def thumbnail_url(image: Image.Image, side: int) -> str:
+    """A `data:` URL of a small JPEG, for pages that need no other file; of at most `side` pixels each way."""
+    image.thumbnail((side, side))
+    data = BytesIO()
+    image.save(data, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 import json
 import logging
 import math
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -12,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from torch import nn
 from minigpt4.common.distributed import distributed, is_main, pick_device, world_size
 from minigpt4.common.errors import Problems, writing
 from minigpt4.common.files import replace_file
+from minigpt4.common.run_info import run_info
 from minigpt4.config.schema import Config
 
 logger = logging.getLogger(__name__)
@@ -187,38 +185,11 @@ def parts_table(model: nn.Module) -> str:
 
 def write_run_info(folder: Path, device: torch.device) -> None:
     """Writes `run_info.json`: what a run was made with, the git revision included."""
-    packages = ("torch", "torchvision", "transformers", "timm", "peft", "webdataset", "deepspeed", "pillow", "minigpt4")
-    info = {
-        "command": sys.argv,
-        "git": _git_revision(),
-        "python": sys.version.split()[0],
-        "packages": {name: found for name in packages if (found := _version(name))},
-        "processes": world_size(),
-        "device": str(device) if device.type == "cpu" else torch.get_device_module(device).get_device_name(device),
-    }
-    (folder / "run_info.json").write_text(json.dumps(info, indent=2) + "\n")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_revision() -> str | None:
-    """The commit of this code, with `-dirty` where files differ from it; None outside a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    (folder / "run_info.json").write_text(json.dumps(run_info(device), indent=2) + "\n")
 
 
 def plot_loss(folder: Path) -> None:
-    """Draws `loss.png` from `log.txt`: training loss by step, validation loss at the end of each epoch.
+    """Draws `loss.png` from `log.txt`: training loss by step; validation loss and scores at the end of each epoch.
 
     Where it can't be written, a warning says so.
     """
@@ -235,6 +206,14 @@ def plot_loss(folder: Path) -> None:
             axes.plot(*zip(*points, strict=True), style, label=key.replace("_", " "))
             axes.legend()
     axes.grid(alpha=0.3)
+    scores = list(dict.fromkeys(key for r in records for key in r if "." in key))  # <benchmark>.<score>
+    if scores:
+        beside = axes.twinx()
+        beside.set_ylabel("score")
+        for key in scores:
+            points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
+            beside.plot(*zip(*points, strict=True), "s--", label=key)
+        beside.legend(loc="lower left")
     picture = BytesIO()
     figure.savefig(picture, dpi=120)
     try:

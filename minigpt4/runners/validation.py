@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator
 from itertools import chain, repeat
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.data import IterableDataset
 
 from minigpt4.common.distributed import all_reduce_sum, world_size
 from minigpt4.common.errors import UserError, did_you_mean
-from minigpt4.common.registry import registry
 from minigpt4.common.signals import StopSignals
 from minigpt4.config.schema import Config
 from minigpt4.datasets.loading import Batch, Prepare, SkipCounter, build_valid_loader, to_device
+from minigpt4.evaluation.evaluating import Evaluation
+from minigpt4.evaluation.tables import flat
+from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.runners.strategies.strategy import Strategy
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 
@@ -70,13 +72,12 @@ class Validation:
             raise UserError(
                 "run.metric: it is taken on pictures, which run.cache_features leaves out. Set one to null."
             )
-        for name, conditions in registry.get_task_class("vqa")(config).build_eval_datasets().items():
-            known = {"overall", *conditions["trained"].question_types}
-            if run.metric not in known:
-                raise UserError(
-                    f"run.metric: '{run.metric}' is not a question type of evaluation_datasets.{name}."
-                    + did_you_mean(run.metric, known)
-                )
+        metric = Metric(config)
+        known = metric.known()
+        if run.metric not in known:
+            raise UserError(
+                f"run.metric: '{run.metric}' is not a score of evaluation_datasets." + did_you_mean(run.metric, known)
+            )
 
     def measure(self) -> dict[str, float]:
         """`val_loss` and the metric, those that the config asks for. All ranks must call it.
@@ -88,7 +89,7 @@ class Validation:
         measures = {"val_loss": self.loss()} if self.loaders else {}
         if self.run.metric:
             self._agree(False)
-            measures[self.run.metric] = self._score(self.run.metric)
+            measures |= Metric(self.config).measure(cast(MiniGPT4, self.strategy.model))
         return measures
 
     def _agree(self, more: bool) -> bool:
@@ -129,9 +130,29 @@ class Validation:
                 raise UserError("run.valid_splits: a process found no sample that can be used. Mend them, or add some.")
             yield last, batch is not None
 
-    def _score(self, metric: str) -> float:
-        """The mean of a metric over `evaluation_datasets`; what controls take away is for evaluation alone."""
-        task = registry.get_task_class("vqa")(self.config)
-        datasets = {name: {"trained": own["trained"]} for name, own in task.build_eval_datasets().items()}
-        results = task.evaluate(self.strategy.model, datasets)
-        return sum(result["trained"][metric] for result in results.values()) / len(results)
+
+class Metric:
+    """`run.metric`, taken on `evaluation_datasets` as `minigpt4 evaluate` does; controls are for that alone.
+
+    It is `<benchmark>.<score>`; or a score's name alone, for its mean over all benchmarks, which have it then.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.evaluation = Evaluation.of(config, overwrite=True)
+        self.evaluation.conditions, self.evaluation.weights = ("trained",), "those in training"
+
+    def known(self) -> set[str]:
+        """The names that `run.metric` may have: those of the scores that wrong answers would get."""
+        names = {b.name: set(flat(b.score({q.id: "" for q in b.questions}).scores)) for b in self.evaluation.benchmarks}
+        return set.intersection(*names.values()).union(*({f"{name}.{own}" for own in names[name]} for name in names))
+
+    def measure(self, model: MiniGPT4) -> dict[str, float]:
+        """{name: value} of the metric and of each benchmark's main score."""
+        results = {name: own["trained"] for name, own in self.evaluation.run(model).items()}
+        scores = {name: flat(own.scores) for name, own in results.items()}
+        metric = str(self.config.run.metric)
+        own = [found[metric] for found in scores.values() if metric in found]
+        named = {f"{name}.{key}": value for name, found in scores.items() for key, value in found.items()}
+        mains = {f"{name}.{found.main}": found.value for name, found in results.items()}
+        return mains | {metric: named[metric] if metric in named else sum(own) / len(own)}

@@ -52,8 +52,8 @@ def main(args: argparse.Namespace) -> None:
     _check(args, options)
     from tqdm import tqdm
 
+    from minigpt4.inference.results import Results
     from minigpt4.serve.questions import questions_about, read_questions
-    from minigpt4.serve.results import Results
 
     if args.input:
         questions = read_questions(args.input, args.text, args.image_folder)

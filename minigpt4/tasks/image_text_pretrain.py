@@ -11,7 +11,7 @@ from minigpt4.config.schema import Config
 from minigpt4.models.base_model import BaseModel
 
 
-@registry.register_task("image_text_pretrain")
+@registry.register_task("image_text_pretrain", "vqa")  # the latter in configs of before, which evaluate
 class ImageTextPretrainTask:
     """Aligns the model with image-text pairs or instructions. Says what is computed; a runner says how."""
 
@@ -46,12 +46,3 @@ class ImageTextPretrainTask:
     def valid_step(self, model: nn.Module, samples: dict[str, Any]) -> dict[str, Tensor]:
         """The same of a validation split."""
         return model(samples)
-
-    def build_eval_datasets(self) -> Any:
-        raise UserError(
-            "run.task: image_text_pretrain evaluates nothing. Set run.task=vqa and name evaluation_datasets."
-        )
-
-    def evaluate(self, model: BaseModel, datasets: Any) -> dict[str, Any]:
-        """Scores a model; `datasets` are those of `build_eval_datasets`."""
-        raise NotImplementedError

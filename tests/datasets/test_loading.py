@@ -14,7 +14,6 @@ from minigpt4.common.registry import registry
 from minigpt4.config.schema import BuildInfo, DatasetConfig, ProcessorConfig, ProcessorsConfig
 from minigpt4.conversation.prompter import IGNORE
 from minigpt4.datasets.formats.shards import expand_shards
-from minigpt4.datasets.formats.vqa import VQADataset
 from minigpt4.datasets.loading import LayOut, build_valid_loader, collate
 
 
@@ -149,41 +148,3 @@ def test_a_damaged_picture_is_named(align_folder, tmp_path):
     (tmp_path / "image" / "2.jpg").write_bytes(b"garbage")
     with pytest.raises(UserError, match="2.jpg can't be read as a picture"):
         build("cc_sbu_align", align_folder)[2]
-
-
-@pytest.fixture
-def questions(tmp_path) -> dict[str, str]:
-    (tmp_path / "image").mkdir()
-    for i in range(3):
-        picture(80 * i).save(tmp_path / "image" / f"{i}.png")
-    records = [
-        {"image": f"{i}.png", "question": "?", "answer": str(i), "question_type": "t"} for i in range(3) for _ in "ab"
-    ]
-    (tmp_path / "q.json").write_text(json.dumps(records))
-    return {"name": "x", "eval_file_path": str(tmp_path / "q.json"), "img_path": str(tmp_path / "image")}
-
-
-def test_vqa_controls_take_the_image_away(questions):
-    def show(control: str) -> list[int]:
-        dataset = VQADataset(
-            vis_processor=lambda image: torch.tensor(image.getpixel((0, 0))[0]), control=control, **questions
-        )
-        return [int(dataset[i]["image"]) for i in range(len(dataset))]
-
-    assert show("none") == [0, 0, 80, 80, 160, 160]
-    assert show("blank_images") == [0] * 6
-    assert all(shown != own for shown, own in zip(show("shuffled_images"), show("none"), strict=True))
-
-
-def test_vqa_errors(questions, tmp_path):
-    def load(**changes):
-        VQADataset(vis_processor=lambda image: image, control="none", **(questions | changes))
-
-    with pytest.raises(UserError, match="evaluation_datasets.x.eval_file_path: '/no/where'"):
-        load(eval_file_path="/no/where")
-    with pytest.raises(UserError, match="evaluation_datasets.x.img_path: 3 of 3 images"):
-        load(img_path="/no/where")
-    for text in ("[]", "{", '[{"image": "0.png"}]', '["x"]', "3", '[{"image": "0.png", "caption": "x"}]'):
-        (tmp_path / "q.json").write_text(text)
-        with pytest.raises(UserError, match="q.json"):
-            load()

@@ -155,11 +155,24 @@ def test_a_batch_reads_a_long_common_beginning_once(engine):
 def test_positions_that_are_not_the_masks_forbid_it():
     config = MptConfig(d_model=48, n_heads=4, n_layers=1, max_seq_len=64, vocab_size=99)
     layouts = [[1] * 70, [1] * 71]
-    assert shared_prefix(AutoModelForCausalLM.from_config(config), layouts) == 0
+    assert shared_prefix(AutoModelForCausalLM.from_config(config), layouts)[0] == 0
     llama = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL, vocab_size=99))
-    assert shared_prefix(llama, layouts) == 69
-    assert shared_prefix(llama, [[1] * 65 + [IMAGE_ROW] * 9, [1] * 65 + [IMAGE_ROW] * 9]) == 65
-    assert shared_prefix(llama, [[1] * 63 + [2], [1] * 63 + [3]]) == shared_prefix(llama, layouts[:1]) == 0
+    assert shared_prefix(llama, layouts) == (69, [0, 0])
+    assert shared_prefix(llama, [[1] * 65 + [IMAGE_ROW] * 9, [1] * 65 + [IMAGE_ROW] * 9])[0] == 65
+    assert shared_prefix(llama, [[1] * 63 + [2], [1] * 63 + [3]])[0] == shared_prefix(llama, layouts[:1])[0] == 0
+
+
+def test_what_begins_with_the_same_picture_is_read_once():
+    llama = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL, vocab_size=99))
+    words, picture = [1] * 9, [IMAGE_ROW] * 60
+    layouts = [[*words, *picture, 2, 3], [*words, *picture, 2, 4], [*words, *picture, 2, 5]]
+    assert shared_prefix(llama, layouts, ["a", "b", "a"]) == (70, [0, 1, 0])
+    assert shared_prefix(llama, layouts, ["a", "a", "a"]) == (70, [0, 0, 0])
+    assert shared_prefix(llama, layouts, ["a", "b", "c"]) == (0, [0, 0, 0])  # 9 words are not worth a pass
+    long = [[1] * 90 + row[9:] for row in layouts]
+    assert shared_prefix(llama, long, ["a", "b", "c"]) == (90, [0, 0, 0])
+    two = [[*words, *picture, *picture, 2, 3], [*words, *picture, 2, *picture, 3]]
+    assert shared_prefix(llama, two, ["ab", "ac"]) == (69, [0, 0])  # and not into the second picture
 
 
 def test_generation_stops_at_the_end_of_the_turn(engine):

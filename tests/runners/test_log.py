@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from minigpt4.common import run_info
 from minigpt4.common.errors import UserError
 from minigpt4.config.schema import Config, RunConfig
 from minigpt4.runners import log as run_log
@@ -85,13 +86,13 @@ def test_a_crash_while_lines_are_taken_back_loses_none(tmp_path, monkeypatch):
     assert len(lines(tmp_path)) == 1
 
 
-def test_loss_png_shows_both_losses(tmp_path, monkeypatch):
+def test_loss_png_shows_both_losses_and_scores(tmp_path, monkeypatch):
     from matplotlib.axes import Axes
 
     log = log_of(tmp_path)
     for step in (1, 2):
         log.write(step=step, train_loss=3.0 / step, lr=1.0)
-    log.write(step=2, epoch=0, val_loss=2.5)
+    log.write(step=2, epoch=0, val_loss=2.5, **{"okvqa.overall": 61.0})
     drawn = {}
     plot = Axes.plot
 
@@ -101,7 +102,7 @@ def test_loss_png_shows_both_losses(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Axes, "plot", note)
     plot_loss(tmp_path)
-    assert drawn == {"train loss": [(1, 3.0), (2, 1.5)], "val loss": [(2, 2.5)]}
+    assert drawn == {"train loss": [(1, 3.0), (2, 1.5)], "val loss": [(2, 2.5)], "okvqa.overall": [(2, 61.0)]}
     with Image.open(tmp_path / "loss.png") as image:
         assert image.size == (840, 480)
         assert len(image.convert("RGB").getcolors(10**6)) > 10
@@ -170,7 +171,7 @@ def test_run_info_says_what_a_run_was_made_with(tmp_path, monkeypatch):
     code = tmp_path / "code"
     code.mkdir()
     (code / "log.py").write_text("1")
-    monkeypatch.setattr(run_log, "__file__", str(code / "log.py"))
+    monkeypatch.setattr(run_info, "__file__", str(code / "log.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["train.py", "--cfg-path", "x.yaml"])
 

@@ -10,6 +10,7 @@ from minigpt4.common.distributed import rank
 from minigpt4.common.errors import UserError
 from minigpt4.config.loading import load_config
 from minigpt4.config.schema import Config, EvaluationDatasetConfig, RunConfig
+from minigpt4.evaluation.results import read_result
 from minigpt4.models.loading import load_prompter
 from minigpt4.runners import best as best_module
 from minigpt4.runners.runner_base import RunnerBase
@@ -164,14 +165,16 @@ def test_the_metric_is_taken_each_epoch_and_decides(tmp_path, monkeypatch):
     write_all(tmp_path, seed=1, scale=0.02)
     file = tmp_path / "benchmark" / "benchmark.json"
     file.write_text(json.dumps(json.loads(file.read_text())[:20]))
+    (tmp_path / "more.jsonl").write_text('{"question": "Hello?", "answer": "hello"}\n')
     options = [
         f"evaluation_datasets.tiny_scenes.eval_file_path={file}",
         f"evaluation_datasets.tiny_scenes.img_path={tmp_path}/benchmark/image",
         "evaluation_datasets.tiny_scenes.max_new_tokens=8",
+        f"evaluation_datasets.more.eval_file_path={tmp_path}/more.jsonl",
         f"datasets.cc_sbu_align.build_info.storage={tmp_path}/stage2",
         "model.ckpt=${env.package_dir}/assets/tiny/projection.safetensors",
         f"run.output_dir={tmp_path}/out",
-        *("run.valid_splits=[]", "run.metric=overall", "run.controls=[blank_images]", "run.num_workers=0"),
+        *("run.valid_splits=[]", "run.metric=tiny_scenes.overall", "run.controls=[blank_images]", "run.num_workers=0"),
         *("run.lr_sched=linear_warmup_step_lr", "run.init_lr=1e-4", "run.lr_decay_rate=1e4", "run.warmup_steps=0"),
         *("run.max_epoch=2", "run.iters_per_epoch=2", "run.batch_size_train=4", "run.log_freq=1"),
     ]
@@ -182,10 +185,13 @@ def test_the_metric_is_taken_each_epoch_and_decides(tmp_path, monkeypatch):
     RunnerBase(config, task, task.build_model(), datasets, load_prompter(config.model)).train()
     out = tmp_path / "out"
     records = [json.loads(line) for line in (out / "log.txt").read_text().splitlines()]
-    first, second = (r["overall"] for r in records if "overall" in r)
+    first, second = (r["tiny_scenes.overall"] for r in records if "tiny_scenes.overall" in r)
+    assert [r["more.all"] for r in records if "more.all" in r] == []  # of each benchmark the main score alone
+    assert len([r for r in records if "more.overall" in r]) == 2
     assert first > 0.7 > 0.5 > second
     assert torch.equal(weights(out, "checkpoint_best"), weights(out, "checkpoint_0"))
     assert json.loads((out / "evaluation.json").read_text())["tiny_scenes"].keys() == {"trained"}
+    assert read_result(out / "tiny_scenes").manifest["checkpoints"] == {"those in training": None}
 
 
 @pytest.mark.parametrize(
@@ -193,12 +199,14 @@ def test_the_metric_is_taken_each_epoch_and_decides(tmp_path, monkeypatch):
     [
         (
             {"metric": "overal"},
-            "run.metric: 'overal' is not a question type of evaluation_datasets.x. Did you mean 'overall'",
+            "run.metric: 'overal' is not a score of evaluation_datasets. Did you mean 'overall'",
         ),
         ({"metric": "overall", "strategy": "fsdp"}, "run.metric: a sharded model can't generate"),
         ({"metric": "overall", "cache_features": "x"}, "run.metric: it is taken on pictures"),
         ({"metric": "colour"}, None),
         ({"metric": "all"}, None),
+        ({"metric": "x.colour"}, None),
+        ({"metric": "x.color"}, "run.metric: 'x.color' is not a score of evaluation_datasets. Did you mean 'x.colour'"),
     ],
 )
 def test_a_metric_that_cannot_be_taken_is_refused_before_anything_is_loaded(run, message, tmp_path):

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
+from minigpt4.inference.results import Results
 from minigpt4.serve.questions import questions_about
-from minigpt4.serve.results import Results
 from tests.serve.predicting import COUNT, EXAMPLES, SCENES, lines, write
 from tests.waiting import wait_for
 
@@ -117,17 +117,17 @@ def test_the_output_may_be_a_link_but_no_device(predict, tmp_path):
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("my notes\n", "line 1 of '{}' is not an answer that predict wrote. Name another file."),
-        ("my notes", "its end of '{}' is not an answer that predict wrote"),
+        ("my notes\n", "line 1 of '{}' is not an answer of an earlier run. Name another file."),
+        ("my notes", "its end of '{}' is not an answer of an earlier run"),
         (ANSWER, "line 1 of '{}' answers 'x', which is asked otherwise now, or not at all"),
         (ANSWER.replace('"x"', json.dumps(str(SCENES[0]))), "which is asked otherwise now"),
-        ('{"id": "x", "text": "?"}\n', "line 1 of '{}' is not an answer that predict wrote"),
-        ('{"id": "x", "text": "?"}', "its end of '{}' is not an answer that predict wrote"),
-        ('{"id": "x", "text": "?", "answer": "y"}\n', "line 1 of '{}' is not an answer that predict wrote"),
-        ('{"id": "x", "image": "y.jpg", "error": "blurred"}\n', "line 1 of '{}' is not an answer that predict wrote"),
-        ('{"id": "x", "text": "?", "error": 3}\n', "line 1 of '{}' is not an answer that predict wrote"),
-        (ANSWER.replace('"x"', "[1]"), "line 1 of '{}' is not an answer that predict wrote"),
-        ("[" * 100_000, "its end of '{}' is not an answer that predict wrote"),
+        ('{"id": "x", "text": "?"}\n', "line 1 of '{}' is not an answer of an earlier run"),
+        ('{"id": "x", "text": "?"}', "its end of '{}' is not an answer of an earlier run"),
+        ('{"id": "x", "text": "?", "answer": "y"}\n', "line 1 of '{}' is not an answer of an earlier run"),
+        ('{"id": "x", "image": "y.jpg", "error": "blurred"}\n', "line 1 of '{}' is not an answer of an earlier run"),
+        ('{"id": "x", "text": "?", "error": 3}\n', "line 1 of '{}' is not an answer of an earlier run"),
+        (ANSWER.replace('"x"', "[1]"), "line 1 of '{}' is not an answer of an earlier run"),
+        ("[" * 100_000, "its end of '{}' is not an answer of an earlier run"),
         (None, "is not a regular file"),
     ],
 )

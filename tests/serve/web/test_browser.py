@@ -3,13 +3,10 @@
 import base64
 import json
 import math
-import os
 import re
-import shutil
-from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from tests.serve.browsing import ask, attached, box, complaint, idle, load, send, words
 from tests.waiting import LIMIT, wait_for
@@ -37,20 +34,6 @@ COLOR_AT = """(image, [x, y]) => {
     context.drawImage(image, 0, 0);
     return [...context.getImageData(x * canvas.width, y * canvas.height, 1, 1).data].slice(0, 3);
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        installed = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
-        chromium = next(filter(None, installed), playwright.chromium.executable_path)
-        if not Path(chromium).exists():
-            missing = pytest.fail if os.environ.get("CI") else pytest.skip
-            missing("no chromium to test the page in. Install it: apt install chromium (or: playwright install)")
-        camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", *camera])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

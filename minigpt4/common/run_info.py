@@ -1,0 +1,43 @@
+"""What a run is made with: versions, the git revision, the device. Written beside its results."""
+
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minigpt4.common.distributed import world_size
+
+_PACKAGES = ("torch", "torchvision", "transformers", "timm", "peft", "webdataset", "deepspeed", "pillow", "minigpt4")
+
+
+def run_info(device: torch.device) -> dict[str, Any]:
+    """The command, the git revision, versions, the number of processes and the device's name."""
+    return {
+        "command": sys.argv,
+        "git": _git_revision(),
+        "python": sys.version.split()[0],
+        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "processes": world_size(),
+        "device": str(device) if device.type == "cpu" else torch.get_device_module(device).get_device_name(device),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """The commit of this code, with `-dirty` where files differ from it; None outside a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

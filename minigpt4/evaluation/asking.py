@@ -1,0 +1,201 @@
+"""From a benchmark's questions to an engine's answers, in batches that read each picture once."""
+
+import io
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from minigpt4.common.errors import UserError, first_line
+from minigpt4.conversation.conversation import Conversation, Part, Turn, spaced
+from minigpt4.datasets.formats.records.record import Record
+from minigpt4.evaluation.benchmark import Benchmark, Question
+from minigpt4.inference.engine import Engine, Processor
+from minigpt4.inference.ranking import rank
+from minigpt4.inference.requests import Answer, Request
+from minigpt4.processors.picture_file import open_image
+from minigpt4.processors.video import open_video
+
+Condition = Literal["trained", "untrained_projection", "shuffled_images", "blank_images"]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is seen of a question: a picture, or a video as so many frames."""
+
+    source: Path | bytes
+    frames: int = 0  # of a picture
+
+    def read(self, processor: Processor, blank: bool) -> Tensor:
+        """Pixels [n, 3, H, W]; black ones of the same size if `blank`.
+
+        Raises:
+            UserError: it can't be read.
+        """
+        if self.frames:
+            assert isinstance(self.source, Path)
+            images = open_video(self.source, self.frames)
+        else:
+            images = [open_image(io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source)]
+        return torch.stack([processor(Image.new("RGB", image.size) if blank else image) for image in images])
+
+    @property
+    def name(self) -> str:
+        """A file's name; of bytes their checksum."""
+        return str(self.source) if isinstance(self.source, Path) else sha256(self.source).hexdigest()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question as it is stored beside its answer, see `inference.results`."""
+
+    question: Question
+    shown: tuple[Shown, ...]
+
+    @property
+    def id(self) -> str:
+        return self.question.id
+
+    def echo(self) -> dict[str, Any]:
+        """The lines of an earlier run that say the same answer this question."""
+        names = {"images": [Path(shown.name).name for shown in self.shown]} if self.shown else {}
+        return {"id": self.question.id, "prompt": self.question.prompt, **names}
+
+
+def asked(benchmark: Benchmark, n_frms: int) -> list[Asked]:
+    """What a benchmark asks; a video is shown as `n_frms` frames."""
+    return [
+        Asked(q, (*map(Shown, q.pictures), *(Shown(video, n_frms) for video in q.videos))) for q in benchmark.questions
+    ]
+
+
+def adjacent(questions: Sequence[Asked]) -> list[Asked]:
+    """The questions in an order in which those about the same pictures follow one another."""
+    first: dict[tuple[Shown, ...], int] = {}
+    for question in questions:
+        first.setdefault(question.shown, len(first))
+    return sorted(questions, key=lambda question: first[question.shown])
+
+
+def shuffled(questions: Sequence[Asked]) -> dict[Shown, Shown]:
+    """Another picture for each: half the sorted list away, so never the same where there are two."""
+    pictures = sorted({shown for question in questions for shown in question.shown}, key=lambda shown: shown.name)
+    return {own: pictures[(i + len(pictures) // 2) % len(pictures)] for i, own in enumerate(pictures)}
+
+
+class _Pixels(Dataset):
+    """For each batch the pixels that the one before it has not needed."""
+
+    def __init__(
+        self,
+        batches: Sequence[Sequence[Asked]],
+        processor: Processor,
+        condition: Condition,
+        other: Mapping[Shown, Shown],
+    ):
+        self.processor, self.blank, self.other = processor, condition == "blank_images", other
+        self.new: list[list[Shown]] = []
+        before: set[Shown] = set()
+        for batch in batches:
+            needed = dict.fromkeys(shown for question in batch for shown in question.shown)
+            self.new.append([shown for shown in needed if shown not in before])
+            before = set(needed)
+
+    def __len__(self) -> int:
+        return len(self.new)
+
+    def __getitem__(self, number: int) -> dict[Shown, Tensor]:
+        return {own: self.other.get(own, own).read(self.processor, self.blank) for own in self.new[number]}
+
+
+def answers_to(
+    engine: Engine,
+    benchmark: Benchmark,
+    questions: Sequence[Asked],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    num_workers: int = 0,
+    condition: Condition = "trained",
+    other: Mapping[Shown, Shown] | None = None,
+) -> Iterator[list[dict[str, Any]]]:
+    """Asks questions, and yields a batch's answers as soon as they are there: lines for `inference.results`.
+
+    A question that fails by itself, as one too long for the LLM, has an `error` beside an empty answer.
+
+    Args:
+        condition: blank_images shows black ones.
+        other: what is shown in place of a picture, see `shuffled`.
+
+    Raises:
+        UserError: a picture can't be read.
+    """
+    ordered = adjacent(questions)
+    batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+    pixels = _Pixels(batches, engine.processor, condition, other or {})
+    loader = DataLoader(pixels, batch_size=None, num_workers=min(num_workers, len(batches)))
+    known: dict[Shown, list[Tensor]] = {}
+    for batch, read in zip(batches, loader, strict=True):
+        started = time.perf_counter()
+        known = {shown: rows for shown, rows in known.items() if any(shown in own.shown for own in batch)}
+        embeddings = iter(engine.embeddings([picture for own in read.values() for picture in own]))
+        known |= {shown: [next(embeddings) for _ in own] for shown, own in read.items()}
+        answers = _answers(engine, benchmark, batch, known, max_new_tokens)
+        found = [_answer_line(own, answer) for own, answer in zip(batch, answers, strict=True)]
+        seconds = round((time.perf_counter() - started) / len(batch), 4)
+        yield [line | {"seconds": seconds} for line in found]
+
+
+def conversation_of(question: Question, images: Sequence[Part], videos: Sequence[Sequence[Part]]) -> Conversation:
+    """The dialogue that asks a question; `videos` are the pictures of each."""
+    if not question.placed:
+        shown = [*images, *(picture for video in videos for picture in video)]
+        return Conversation([Turn(spaced([*shown, question.prompt]))])
+    texts, answers = zip(*question.earlier, (question.prompt, ""), strict=True)
+    conversation = Record(list(texts), list(answers)).conversation(list(texts), images, videos)
+    conversation.turns[-1].answer = None
+    return conversation
+
+
+def _answers(
+    engine: Engine, benchmark: Benchmark, batch: Sequence[Asked], known: Mapping[Shown, list[Tensor]], most: int
+) -> list[Answer | int]:
+    """For each question its answer, or the number of the likeliest of its choices."""
+    conversations = [
+        conversation_of(
+            own.question,
+            [known[shown][0] for shown in own.shown if not shown.frames],
+            [known[shown] for shown in own.shown if shown.frames],
+        )
+        for own in batch
+    ]
+    found: list[Answer | int] = [0] * len(batch)
+    ranked = [i for i, own in enumerate(batch) if benchmark.ranked(own.question)]
+    if ranked:
+        prompts = [engine.prompter.read(conversations[i]) for i in ranked]
+        for i, best in zip(ranked, rank(engine, prompts, [batch[i].question.choices for i in ranked]), strict=True):
+            found[i] = best[0]
+    generated = [i for i in range(len(batch)) if i not in set(ranked)]
+    answers = engine.answer([Request(conversations[i], most) for i in generated])
+    for i, answer in zip(generated, answers, strict=True):
+        found[i] = answer
+    return found
+
+
+def _answer_line(asked: Asked, answer: Answer | int) -> dict[str, Any]:
+    if isinstance(answer, int):
+        chosen = {"answer": asked.question.choices[answer], "finish": "stop", "new_tokens": 0, "choice": answer}
+        return asked.echo() | chosen
+    own = {"answer": str(answer), "finish": answer.finish, "new_tokens": answer.new_tokens}
+    if answer.error is not None:
+        if not isinstance(answer.error, UserError):
+            raise RuntimeError(f"{asked.question.place}: {first_line(answer.error)}") from answer.error
+        own["error"] = str(answer.error)
+    return asked.echo() | own

@@ -1,0 +1,199 @@
+"""Evaluation: asks the benchmarks of a config, scores the answers and leaves a folder for each result."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from minigpt4.common.distributed import all_gather, barrier, is_main, rank, world_size
+from minigpt4.common.errors import Problems, UserError, make_folder, writing
+from minigpt4.common.files import replace_file
+from minigpt4.config.finding import CONFIG
+from minigpt4.config.loading import save_config
+from minigpt4.config.schema import Config
+from minigpt4.evaluation.asking import Asked, Condition, adjacent, answers_to, asked, shuffled
+from minigpt4.evaluation.benchmark import Benchmark, Scores, load_benchmark
+from minigpt4.evaluation.manifest import manifest_of, other_answers
+from minigpt4.evaluation.results import MANIFEST, PREDICTIONS, SCORES, read_manifest, write_json, write_result
+from minigpt4.evaluation.tables import table
+from minigpt4.inference.engine import Engine
+from minigpt4.inference.results import Results
+from minigpt4.models.loading import load_prompter
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.projection import build_projection
+from minigpt4.processors import build_processor
+
+logger = logging.getLogger(__name__)
+
+SUMMARY = "evaluation.json"
+Table = dict[str, dict[str, Scores]]  # {benchmark: {condition: scores}}
+
+
+@dataclass
+class Evaluation:
+    """The benchmarks of a config, loaded and checked.
+
+    Attributes:
+        conditions: "trained", and controls that repeat it with sight taken away.
+        overwrite: answer anew where a folder holds answers of another model or of other questions.
+    """
+
+    config: Config
+    benchmarks: Sequence[Benchmark]
+    conditions: Sequence[Condition] = ("trained",)
+    overwrite: bool = False
+    weights: str | None = None  # what they are, where they are not those that the config names
+
+    @classmethod
+    def of(cls, config: Config, names: Sequence[str] | None = None, overwrite: bool = False) -> "Evaluation":
+        """Loads what `evaluation_datasets` names, or some of it, and `run.controls`.
+
+        Raises:
+            UserError: none is named, or an annotation or a picture is missing; all problems are told at once.
+        """
+        if not config.evaluation_datasets:
+            raise UserError("evaluation_datasets: none is named. Name one with eval_file_path and img_path.")
+        problems, loaded = Problems(), []
+        for name, block in config.evaluation_datasets.items():
+            with problems.collect():
+                if names is None or name in names:
+                    loaded.append(load_benchmark(name, block))
+                    loaded[-1].check_pictures()
+        problems.raise_all()
+        return cls(config, loaded, ("trained", *config.run.controls), overwrite)
+
+    def run(self, model: MiniGPT4, folder: Path | None = None) -> Table:
+        """Asks and scores everything. All ranks must call it; they share the questions.
+
+        Answers are written as they come, and a run that was ended goes on where it was.
+
+        Args:
+            folder: where results go; None: where the config says.
+
+        Raises:
+            UserError: a folder holds the answers of another evaluation, or can't be written.
+        """
+        config = self.config
+        key, folder = (config.run.results[0], folder or config.run.results[1])
+        engine = Engine(
+            model,
+            load_prompter(config.model),
+            build_processor(config.preprocess.vis_processor.eval),
+            config.model.compile,
+        )
+        if is_main():
+            make_folder(key, folder)
+            with writing(key, folder):
+                save_config(config, folder / CONFIG)
+        results: Table = {}
+        for benchmark in self.benchmarks:
+            results[benchmark.name] = {
+                condition: self._evaluate(engine, benchmark, condition, key, folder) for condition in self.conditions
+            }
+            logger.info(
+                "%s, %d questions\n%s", benchmark.name, len(benchmark.questions), table(results[benchmark.name])
+            )
+        if is_main():
+            summary = {name: {c: scores.scores for c, scores in own.items()} for name, own in results.items()}
+            with writing(key, folder):
+                write_json(folder / SUMMARY, summary)
+        return results
+
+    def _evaluate(self, engine: Engine, benchmark: Benchmark, condition: Condition, key: str, folder: Path) -> Scores:
+        own = folder / (benchmark.name if condition == "trained" else f"{benchmark.name}_{condition}")
+        manifest = manifest_of(self.config, benchmark, condition, engine)
+        if self.weights:
+            manifest["checkpoints"] = {self.weights: None}
+        problems = Problems()
+        if is_main():
+            with problems.collect(), writing(key, own):
+                make_folder(key, own)
+                self._prepare(own, manifest)
+        Problems(all_gather(list(problems))).raise_all()
+        questions = asked(benchmark, self.config.preprocess.n_frms)
+        started = time.time()
+        with self._seeing(engine.model, condition):
+            lines = self._answers(engine, benchmark, questions, condition, key, own)
+        scores = benchmark.score({line["id"]: line.get("choice", line["answer"]) for line in lines.values()})
+        if is_main():
+            with writing(key, own):
+                write_result(own, benchmark, lines, scores, manifest, time.time() - started)
+        failed = sum("error" in line for line in lines.values())
+        if failed or scores.unparsed:
+            logger.warning(
+                "%s, %s: %d questions failed and %d answers could not be understood: they count as wrong, see %s",
+                *(benchmark.name, condition, failed, scores.unparsed, own / PREDICTIONS),
+            )
+        return scores
+
+    def _prepare(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        """Leaves answers in the folder that this run would give too, in one file."""
+        files = [folder / PREDICTIONS, *sorted(folder.glob(f"*.{PREDICTIONS}"))]
+        before = None if self.overwrite else read_manifest(folder)
+        if before is not None and (differing := other_answers(before, dict(manifest))):
+            raise UserError(
+                f"'{folder}' holds the answers of another evaluation ({'; '.join(differing[:3])[:300]}). Answer anew "
+                "with --overwrite, or set run.output_dir to another folder."
+            )
+        parts = [file.read_bytes() for file in files if before is not None and file.is_file()]
+        # a line that was not written to its end is asked again
+        replace_file(folder / PREDICTIONS, b"".join(part[: part.rfind(b"\n") + 1] for part in parts))
+        for file in (folder / SCORES, *files[1:]):
+            file.unlink(missing_ok=True)
+        write_json(folder / MANIFEST, manifest)
+
+    def _answers(
+        self, engine: Engine, benchmark: Benchmark, questions: list[Asked], condition: Condition, key: str, own: Path
+    ) -> dict[str, dict[str, Any]]:
+        """{question: its line}, of all ranks and of the runs before."""
+        block = self.config.evaluation_datasets[benchmark.name]
+        problems = Problems()
+        with ExitStack() as stack:
+            results: Results[Asked] | None = None
+            if is_main():
+                with problems.collect():
+                    results = stack.enter_context(Results(own / PREDICTIONS, questions, key))
+            Problems(all_gather(list(problems))).raise_all()
+            left = set(all_gather([question.id for question in results.open] if results else []))
+            still = [question for question in questions if question.id in left]
+            first, end = (len(still) * number // world_size() for number in (rank(), rank() + 1))
+            mine = adjacent(still)[first:end]  # a picture is read on one rank, or two
+            if results is None:
+                results = stack.enter_context(Results(own / f"{rank()}.{PREDICTIONS}", mine, key))
+            with tqdm(total=len(mine), desc=f"{benchmark.name}, {condition}", disable=not is_main() or not mine) as bar:
+                for lines in answers_to(
+                    engine,
+                    benchmark,
+                    mine,
+                    max_new_tokens=block.max_new_tokens,
+                    batch_size=block.batch_size,
+                    # on a CPU they would only take turns with the model
+                    num_workers=self.config.run.num_workers if engine.model.device.type != "cpu" else 0,
+                    condition=condition,
+                    other=shuffled(questions) if condition == "shuffled_images" else None,
+                ):
+                    results.write(lines)
+                    bar.update(len(lines))
+            found = {line["id"]: line for line in all_gather(results.written)}
+        barrier()
+        if is_main():
+            for file in own.glob(f"*.{PREDICTIONS}"):
+                file.unlink()
+        return {question.id: found[question.id] for question in questions}
+
+    @contextmanager
+    def _seeing(self, model: MiniGPT4, condition: Condition) -> Iterator[None]:
+        """The model as a condition has it: with its own projection, or one that was never trained."""
+        projection: nn.Module = model.projection
+        if condition == "untrained_projection":
+            torch.manual_seed(0)  # the same at each evaluation, and on each rank
+            projection = build_projection(self.config.model.projection.name, model.vision.width, model.llm)
+        with model.projecting_with(projection.to(model.device)):
+            yield

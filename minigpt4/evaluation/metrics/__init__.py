@@ -1,0 +1,1 @@
+"""Metrics as pure functions: texts in, numbers out. They know no files and no benchmarks."""

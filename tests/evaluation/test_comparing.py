@@ -1,0 +1,91 @@
+"""Two results side by side, in the terminal and on a page."""
+
+import json
+import shutil
+
+import pytest
+
+from minigpt4.evaluation.results import read_result
+from tests.evaluation.evaluations import RECORDS, config_of, evaluate, predictions, write_questions
+
+
+@pytest.fixture(scope="module")
+def results(_parity_engine, parity_config, tmp_path_factory):
+    """The folders of a result, of one whose first two answers became right, and of the control."""
+    folder = tmp_path_factory.mktemp("results")
+    write_questions(folder)
+    evaluate(_parity_engine.model, config_of(parity_config, folder, folder / "a", controls=["blank_images"]))
+    said = [line["answer"] for line in predictions(folder / "a")]
+    own = [record | {"answer": said[i] if i < 2 else "a"} for i, record in enumerate(RECORDS)]
+    (folder / "b").mkdir()
+    write_questions(folder / "b", own)
+    shutil.copy(folder / "0.png", folder / "b")
+    evaluate(_parity_engine.model, config_of(parity_config, folder / "b", folder / "c"))
+    return folder / "a" / "x", folder / "c" / "x", folder / "a" / "x_blank_images"
+
+
+def test_the_difference_is_paired_and_names_what_flipped(results, minigpt4):
+    a, b, _ = results
+    code, said, _ = minigpt4("compare", a, b)
+    assert code == 0 and "B - A: +50.00 points, 95 % interval +0.00 to +100.00 (paired, 4 questions)" in said
+    assert "2 better, 0 worse" in said and "  better #0: " in said and "(reference ['a'])" in said
+    assert "warning: annotations.questions.json: " in said  # what was asked is not the same
+    found = json.loads(minigpt4("compare", a, b, "--json")[1])
+    assert (found["better"], found["worse"]) == (["#0", "#1"], []) and found["difference"]["mean"] == 0.5
+    assert json.loads(minigpt4("compare", b, a, "--json")[1])["worse"] == ["#0", "#1"]
+    assert "  better: 1 more" in minigpt4("compare", a, b, "--most", "1")[1]
+
+
+def test_what_should_be_equal_is_warned_of(results, minigpt4):
+    a, _, blank = results
+    said = minigpt4("compare", a, blank)[1]
+    assert "warning: condition: trained -> blank_images" in said and said.count("warning") == 1
+    assert "warning" not in minigpt4("compare", a, a)[1]
+
+
+def test_what_is_no_result_is_told_with_its_cure(results, minigpt4, tmp_path):
+    a, _, _ = results
+    code, _, error = minigpt4("compare", a, a.parent)
+    assert code == 2 and f"'{a.parent}' is not a result: it has no manifest.json. Name one of {a}, " in error
+    code, _, error = minigpt4("compare", a, tmp_path)
+    assert code == 2 and "minigpt4 evaluate writes one for each benchmark" in error
+    shutil.copytree(a, tmp_path / "damaged")
+    (tmp_path / "damaged" / "scores.json").write_text("{")
+    code, _, error = minigpt4("report", tmp_path / "damaged", "--out", tmp_path / "r.html")
+    assert code == 2 and "it is damaged" in error and not (tmp_path / "r.html").exists()
+    shutil.copytree(a, tmp_path / "other")
+    lines = [line | {"id": f"other {line['id']}"} for line in read_result(a).predictions]
+    (tmp_path / "other" / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, _, error = minigpt4("compare", a, tmp_path / "other")
+    assert code == 2 and "no question in common" in error
+
+
+def test_a_page_needs_no_other_file(results, minigpt4, tmp_path):
+    page = tmp_path / "report.html"
+    assert minigpt4("report", results[0].parent, results[1], "--out", page)[0] == 0
+    text = page.read_text()
+    assert text.count('<article class="card') == 12 and text.count("data:image/jpeg;base64,") == 12
+    assert "http" not in text.replace("http-equiv", "") and 'src="data:' in text
+    assert text.count('class="card right"') == 2
+    assert minigpt4("report", results[0], "--out", page, "--most", "2")[0] == 0
+    assert page.read_text().count('<article class="card') == 2 and "2 more questions are in" in page.read_text()
+    code, _, error = minigpt4("report", results[0], "--out", tmp_path / "no" / "r.html")
+    assert code == 2 and "--out: " in error
+
+
+def test_a_page_without_its_pictures_says_so(results, minigpt4, tmp_path, caplog):
+    shutil.copytree(results[0], tmp_path / "moved")
+    manifest = json.loads((tmp_path / "moved" / "manifest.json").read_text())
+    manifest["config"]["evaluation_datasets"]["x"]["eval_file_path"] = "/no/where"
+    (tmp_path / "moved" / "manifest.json").write_text(json.dumps(manifest))
+    assert minigpt4("report", tmp_path / "moved", "--out", tmp_path / "r.html")[0] == 0
+    assert "no pictures are shown" in caplog.text and "data:image" not in (tmp_path / "r.html").read_text()
+
+
+def test_answers_and_names_are_text_on_the_page(results, minigpt4, tmp_path):
+    shutil.copytree(results[0], tmp_path / "hostile")
+    lines = [line | {"answer": "<script>alert(1)</script>"} for line in read_result(results[0]).predictions]
+    (tmp_path / "hostile" / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert minigpt4("report", tmp_path / "hostile", "--out", tmp_path / "r.html")[0] == 0
+    text = (tmp_path / "r.html").read_text()
+    assert "<script>alert" not in text and "&lt;script&gt;alert(1)" in text
