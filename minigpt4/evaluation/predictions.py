@@ -15,10 +15,10 @@ _CHOICE = ("choice", "predicted_index")  # keys of the chosen candidate's number
 def read_predictions(file: str | Path, benchmark: Benchmark, key: str = "--predictions") -> dict[str, Prediction]:
     """{question's id: answer} of JSON lines, or a JSON list.
 
-    A line has an `id`, a question's or one of its aliases, and a `prediction`; of a ranking also `choice` (the number
-    of the chosen candidate, counted from 0) or `ranking` (all numbers, the best first). Where one id stands for several
-    questions (A-OKVQA), the line has their names as keys. A line that says it belongs to another benchmark (`dataset`)
-    or `split` is left out.
+    A line has an `id`, a question's or one of its aliases, and a `prediction` (or, as in our results, `answer` and
+    `score`); of a ranking also `choice` (the number of the chosen candidate, counted from 0) or `ranking` (all numbers,
+    the best first). Where one id stands for several questions (A-OKVQA), the line has their names as keys. A line that
+    says it belongs to another benchmark (`dataset`) or `split` is left out.
 
     Raises:
         UserError: the file is missing or malformed, or an id unknown or given twice; it names the line.
@@ -36,7 +36,7 @@ def read_predictions(file: str | Path, benchmark: Benchmark, key: str = "--predi
         own = row.id("id")
         named = {f"{own}#{name}": value for name, value in row.items() if f"{own}#{name}" in questions}
         question = questions.get(own) or aliases.get(own)
-        if (question and "prediction" in row) or not named:
+        if (question and ("prediction" in row or _ours(row))) or not named:
             if question is None and benchmark.extra == "ignore":
                 continue
             if question is None:
@@ -49,6 +49,11 @@ def read_predictions(file: str | Path, benchmark: Benchmark, key: str = "--predi
                 raise UserError(f"{row.place}: '{own}' has a prediction already, in {first[name]}. Keep one of them.")
             found[name], first[name] = _checked(row, questions[name], value), row.place.rpartition(": ")[2]
     return found
+
+
+def _ours(row: Row) -> bool:
+    """Whether it is a line of an evaluation's result; questions have an answer too, the right one."""
+    return "prediction" not in row and {"answer", "score"} <= row.keys()
 
 
 def _of_another(row: Row, benchmark: Benchmark) -> bool:
@@ -64,7 +69,9 @@ def _answer(row: Row, question: Question) -> Any:
         if row.get(key) is not None:
             return row.index(key, len(question.choices))
     ranking = row.get("ranking")
-    return ranking[0] if question.choices and isinstance(ranking, list) and ranking else row["prediction"]
+    if question.choices and isinstance(ranking, list) and ranking:
+        return ranking[0]
+    return row["answer" if _ours(row) else "prediction"]
 
 
 def _checked(row: Row, question: Question, value: Any) -> Prediction:

@@ -99,6 +99,7 @@ def write_result(
     counts = {
         "questions": len(predictions),
         "scored": len(scores.samples),
+        "skipped": len(predictions) - len(scores.samples),
         "unparsed": scores.unparsed,
         "failed": sum("error" in line for line in predictions),
         "seconds": round(seconds, 3),

@@ -67,6 +67,18 @@ def test_results_that_cannot_be_written_are_told(key, file, parity_model, parity
         evaluate(parity_model, config)
 
 
+def test_a_results_predictions_can_be_scored_again(parity_model, parity_config, tmp_path, minigpt4):
+    write_questions(tmp_path)
+    scores = evaluate(parity_model, config_of(parity_config, tmp_path, tmp_path / "out"))["x"]["trained"]
+    files = [
+        "--eval-file-path",
+        tmp_path / "questions.json",
+        "--predictions",
+        tmp_path / "out" / "x" / "predictions.jsonl",
+    ]
+    assert json.loads(minigpt4("score", "own", *files, "--json")[1])["scores"] == scores.scores
+
+
 def test_it_goes_on_where_it_was_ended(parity_model, parity_config, tmp_path, asked, monkeypatch):
     write_questions(tmp_path)
     whole, part = (config_of(parity_config, tmp_path, tmp_path / name, batch=1) for name in ("whole", "part"))
