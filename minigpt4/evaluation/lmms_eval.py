@@ -91,7 +91,7 @@ class MiniGPT4(_Base):
             for request in requests[start : start + self.batch_size]:
                 _, messages_of, settings, doc, task, split = request.args
                 conversation = self._conversation(messages_of(self.task_dict[task][split][doc]))
-                batch.append(Request(conversation, stops=_stops(settings), **_decoding(settings)))
+                batch.append(Request(conversation, stops=_stops(settings), **decoding_of(settings)))
             answers = self.engine.answer(batch)
             raise_first(answers)
             found += map(str, answers)
@@ -144,7 +144,7 @@ def _stops(settings: dict[str, Any]) -> tuple[str, ...]:
     return (until,) if isinstance(until, str) else tuple(until)
 
 
-def _decoding(settings: dict[str, Any]) -> dict[str, Any]:
+def decoding_of(settings: dict[str, Any]) -> dict[str, Any]:
     """What of a task's generation_kwargs concerns us."""
     from minigpt4.inference.decoding import Decoding
 

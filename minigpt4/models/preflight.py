@@ -176,7 +176,7 @@ def check_memory(devices: dict[torch.device, dict[str, float]], holders: int = 1
         # ranks share the CPU; accelerators have one each
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
         parts = {part: size / holders for part, size in whole.items()}
-        needed, free = ranks * sum(parts.values()), _free_memory(device)
+        needed, free = ranks * sum(parts.values()), free_memory(device)
         sizes = ", ".join(f"{part} {size / 1e9:.2f}" for part, size in parts.items())
         message = f"{device}: the weights take {needed / 1e9:.2f} GB ({sizes}) of {free / 1e9:.2f} GB that are free"
         if needed <= free:
@@ -190,7 +190,7 @@ def check_memory(devices: dict[torch.device, dict[str, float]], holders: int = 1
         logger.warning(message)
 
 
-def _free_memory(device: torch.device) -> float:
+def free_memory(device: torch.device) -> float:
     """Bytes; infinite where nothing tells (MPS)."""
     if device.type == "cpu":
         return psutil.virtual_memory().available

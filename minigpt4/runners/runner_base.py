@@ -209,9 +209,9 @@ class RunnerBase:
         done, quiet = self.step - first, not distributed.is_main()
         with tqdm(total=end - first, initial=done, desc=f"epoch {epoch}", disable=quiet) as bar:
             while self.step < end:
-                update, lr = self._updates(self.step - first, end - first), self.schedule(self.step)
-                batch = self._next_batch()
-                loss, good = self._train_iteration(batch, lr, update)
+                update, lr = self.ends_step(self.step - first, end - first), self.schedule(self.step)
+                batch = self.next_batch()
+                loss, good = self.train_iteration(batch, lr, update)
                 self.step += 1
                 if not self.guard.go_on(good, loss, batch, update):
                     self._save(f"checkpoint_step_{self.step}")
@@ -231,17 +231,19 @@ class RunnerBase:
                         return False
         return True
 
-    def _updates(self, i: int, length: int) -> bool:
+    def ends_step(self, i: int, length: int) -> bool:
+        """Whether the optimizer steps after batch `i` of so many."""
         # the last, incomplete group of an epoch counts too: no gradient is lost or carried over
         return (i + 1) % self.run.accum_grad_iters == 0 or i + 1 == length
 
-    def _next_batch(self) -> Batch:
+    def next_batch(self) -> Batch:
+        """The next training batch; how long it was waited for is noted."""
         started = time.perf_counter()
         batch = next(self.batches)
         self.meter.waited += time.perf_counter() - started
         return batch
 
-    def _train_iteration(self, batch: Batch, lr: float, update: bool) -> tuple[float, bool]:
+    def train_iteration(self, batch: Batch, lr: float, update: bool) -> tuple[float, bool]:
         """Trains with one batch.
 
         Returns:

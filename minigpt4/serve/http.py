@@ -14,7 +14,7 @@ READ_WITHIN = 60.0  # seconds in which a client must read something of an answer
 _GRACE = 5  # seconds that answers under way have when the server ends
 
 
-def _most_connections() -> int:
+def most_connections() -> int:
     """Half of the files that this process may open, at most 1000: the others are for pictures, models and logs."""
     try:
         import resource
@@ -24,7 +24,7 @@ def _most_connections() -> int:
     return 1000 if files == resource.RLIM_INFINITY else max(8, min(1000, files // 2))
 
 
-MOST_CONNECTIONS = _most_connections()
+MOST_CONNECTIONS = most_connections()
 
 
 class _Protocol(H11Protocol):

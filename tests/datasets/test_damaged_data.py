@@ -64,7 +64,7 @@ def test_a_shard_that_is_damaged_between_its_files_is_named(damage, compress, fo
         at = tar.getmembers()[6].offset
     data = damage((folder / "shards" / "0.tar").read_bytes(), at)
     (tmp_path / "0.tar").write_bytes(compress(data))
-    *samples, last = shards_module._samples(str(tmp_path / "0.tar"))
+    *samples, last = shards_module.samples_of(str(tmp_path / "0.tar"))
     assert [sample["__key__"] for sample in samples] == ["000", "001", "002"]
     assert str(last["__error__"]).startswith("damaged at byte") and str(last["__error__"]).endswith(
         "the rest of it is lost"

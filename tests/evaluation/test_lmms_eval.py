@@ -94,10 +94,10 @@ def test_requests_get_what_the_engine_answers(lmms, parity_engine, tmp_path):
 
 
 def test_settings_of_tasks(lmms):
-    assert lmms._decoding({}) == {"max_new_tokens": 128, "decoding": Decoding()}
+    assert lmms.decoding_of({}) == {"max_new_tokens": 128, "decoding": Decoding()}
     greedy = {"temperature": 0, "do_sample": False, "top_p": None, "num_beams": 3, "max_new_tokens": 16}
-    assert lmms._decoding(greedy) == {"max_new_tokens": 16, "decoding": Decoding(num_beams=3)}
-    sampled = lmms._decoding({"do_sample": True, "temperature": 0.7, "top_p": 0.9})["decoding"]
+    assert lmms.decoding_of(greedy) == {"max_new_tokens": 16, "decoding": Decoding(num_beams=3)}
+    sampled = lmms.decoding_of({"do_sample": True, "temperature": 0.7, "top_p": 0.9})["decoding"]
     assert sampled == Decoding(do_sample=True, temperature=0.7, top_p=0.9)
 
 

@@ -273,7 +273,7 @@ def test_a_device_map_spreads_the_llm(vicuna_7b, monkeypatch):
 
 def test_weights_that_do_not_fit_are_told_before_they_are_read(monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("minigpt4.models.preflight._free_memory", lambda _: 8e9)
+    monkeypatch.setattr("minigpt4.models.preflight.free_memory", lambda _: 8e9)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     cards = [torch.device("cuda", i) for i in range(2)]
     check_memory({cards[0]: {"vision": 2e9, "LLM (float16)": 5e9}})

@@ -31,11 +31,11 @@ def test_a_bad_batch_spoils_the_whole_accumulated_step(tmp_path):
     runner = toy_runner(tmp_path, model=model, max_epoch=1, accum_grad_iters=2)
     before = model.projection.weight.clone()
     for update in (False, True):
-        runner._train_iteration(runner._next_batch(), 1e-2, update)
+        runner.train_iteration(runner.next_batch(), 1e-2, update)
     assert torch.equal(model.projection.weight, before)
     assert model.projection.weight.grad is None  # the good batch's is not for the next step
     for update in (False, True):
-        runner._train_iteration(runner._next_batch(), 1e-2, update)
+        runner.train_iteration(runner.next_batch(), 1e-2, update)
     assert not torch.equal(model.projection.weight, before)
 
 

@@ -104,14 +104,14 @@ def test_gradients_are_clipped_as_they_are_without_the_scale(most, tmp_path, mon
     for run in ({}, FP16):
         model = Toy()
         runner = toy_runner(tmp_path / str(len(norms)), model=model, max_grad_norm=most, **run)
-        batch = runner._next_batch()
+        batch = runner.next_batch()
         optimizer = runner.strategy.optimizer
 
         def note(*_, projection=model.projection, **__) -> None:
             norms.append(torch.cat([p.grad.flatten() for p in projection.parameters()]).norm().item())
 
         monkeypatch.setattr(optimizer, "step", note)
-        runner._train_iteration(batch, 1e-2, update=True)
+        runner.train_iteration(batch, 1e-2, update=True)
     assert norms[1] == pytest.approx(norms[0], rel=0.05) and norms[0] > 0
     assert (norms[0] == pytest.approx(0.01, rel=1e-3)) == (most is not None)
 

@@ -31,13 +31,13 @@ def losses(folder: Path) -> list[tuple[int, float]]:
 
 def stop_at(runner: RunnerBase, step: int) -> None:
     """A signal comes in this step."""
-    iteration = runner._train_iteration
+    iteration = runner.train_iteration
 
     def stop_after(*args, **kwargs):
         runner.signals.received |= runner.step + 1 == step
         return iteration(*args, **kwargs)
 
-    runner._train_iteration = stop_after  # type: ignore[method-assign]
+    runner.train_iteration = stop_after  # type: ignore[method-assign]
 
 
 def assert_same_run(one: Path, two: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_stopped_run_goes_on_to_the_bit(steps, whole, tmp_path):
 def test_a_finished_run_has_nothing_left_to_do(tmp_path):
     toy_runner(tmp_path, max_epoch=1).train()
     again = toy_runner(tmp_path, max_epoch=1, resume="auto")
-    again._train_iteration = None
+    again.train_iteration = None
     again.train()
     longer = toy_runner(tmp_path, max_epoch=2, resume="auto")
     longer.train()
@@ -166,14 +166,14 @@ def test_checkpoints_within_an_epoch_and_the_last_ones_kept(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_training_after_the_step_with_a_checkpoint(number, tmp_path):
     runner, handler = toy_runner(tmp_path), signal.getsignal(number)
-    iteration = runner._train_iteration
+    iteration = runner.train_iteration
 
     def signalled(*args, **kwargs):
         if runner.step == 4:
             os.kill(os.getpid(), number)
         return iteration(*args, **kwargs)
 
-    runner._train_iteration = signalled  # type: ignore[method-assign]
+    runner.train_iteration = signalled  # type: ignore[method-assign]
     runner.train()
     assert signal.getsignal(number) == handler
     assert runner.step == 5
@@ -224,13 +224,13 @@ def test_without_the_random_numbers_of_before_the_run_would_be_another(whole, tm
 def train_and_stop(folder: Path, options: dict) -> None:
     runner = toy_runner(folder, valid=True, **options)
     stop = options.get("save_steps")
-    iteration = runner._train_iteration
+    iteration = runner.train_iteration
 
     def stop_after(*args, **kwargs):  # the last rank alone gets the signal
         runner.signals.received |= rank() == world_size() - 1 and runner.step + 1 == stop
         return iteration(*args, **kwargs)
 
-    runner._train_iteration = stop_after
+    runner.train_iteration = stop_after
     runner.train()
 
 

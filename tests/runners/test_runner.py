@@ -68,7 +68,7 @@ def train_as_recorded(trained: RunnerBase, prompter: Prompter, spec: dict, updat
     losses = []
     for i, (answers, lr) in enumerate(zip(spec["batches"], spec["lr_used"], strict=True)):
         batch = batch_of(prompter, captioned(images[:2] if i % 2 == 0 else images[2:4], answers))
-        losses.append(trained._train_iteration(batch, lr, update=i in updates)[0])
+        losses.append(trained.train_iteration(batch, lr, update=i in updates)[0])
     return torch.tensor(losses)
 
 
@@ -108,7 +108,7 @@ def test_accumulation_differs_from_the_originals(parity_prompter, runner, model,
     (spec, data), fresh = recorded_run("vicuna0_stage1_accum2"), copy.deepcopy(model)
     options = settings(spec, accum_grad_iters=2, iters_per_epoch=3)
     trained = runner(model, tmp_path / "ours", **options)
-    updates = [i for i in range(6) if trained._updates(i % 3, 3)]
+    updates = [i for i in range(6) if trained.ends_step(i % 3, 3)]
     assert updates == [1, 2, 4, 5]
     losses, recorded = train_as_recorded(trained, parity_prompter, spec, updates), torch.tensor(spec["losses"])
     torch.testing.assert_close(losses[:2], recorded[:2], atol=2e-5, rtol=0)
@@ -210,11 +210,11 @@ def test_accumulated_batches_equal_one_large_batch(parity_prompter, runner, mode
     parts = [batch_of(parity_prompter, samples[i : i + 2]) for i in (0, 2)]
     large = batch_of(parity_prompter, samples)
     halves = runner(model, tmp_path / "a", accum_grad_iters=2)
-    assert [halves._updates(i, 2) for i in range(2)] == [False, True]
-    assert runner(copy.deepcopy(model), tmp_path / "c", accum_grad_iters=5)._updates(1, 2)  # the epoch's last
+    assert [halves.ends_step(i, 2) for i in range(2)] == [False, True]
+    assert runner(copy.deepcopy(model), tmp_path / "c", accum_grad_iters=5).ends_step(1, 2)  # the epoch's last
     for i, part in enumerate(parts):
-        halves._train_iteration(part, 1e-2, update=i == 1)
-    runner(other, tmp_path / "b")._train_iteration(large, 1e-2, update=True)
+        halves.train_iteration(part, 1e-2, update=i == 1)
+    runner(other, tmp_path / "b").train_iteration(large, 1e-2, update=True)
     torch.testing.assert_close(model.projection.weight, other.projection.weight, atol=1e-6, rtol=0)
 
 
@@ -226,7 +226,7 @@ def test_gradients_are_clipped(parity_prompter, runner, model, tmp_path, monkeyp
         trained.strategy.optimizer, "step", lambda: seen.append(model.projection.weight.grad.norm().item())
     )
     batch = batch_of(parity_prompter, captioned(torch.randn(2, 3, 56, 56), ["a", "b"]))
-    trained._train_iteration(batch, 1e-2, update=True)
+    trained.train_iteration(batch, 1e-2, update=True)
     assert 0 < seen[0] <= 0.01 + 1e-6
 
 

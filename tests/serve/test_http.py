@@ -139,4 +139,4 @@ def test_who_does_not_read_an_answer_is_given_up(monkeypatch):
 def test_the_limit_leaves_files_for_others(monkeypatch):
     for files, most in ((1024, 512), (100_000, 1000), (resource.RLIM_INFINITY, 1000)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
-        assert http._most_connections() == most
+        assert http.most_connections() == most

@@ -104,7 +104,7 @@ class ShardedCaptionDataset(IterableDataset):
 
     def __iter__(self) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
         rank, ranks, worker, workers = wds.utils.pytorch_worker_info()
-        samples = (sample for shard in self.shards for sample in _samples(shard))
+        samples = (sample for shard in self.shards for sample in samples_of(shard))
         for raw in islice(samples, rank * workers + worker, None, ranks * workers):
             yield _name(raw), partial(self._read, raw)
 
@@ -141,7 +141,7 @@ class ShardedCaptionDataset(IterableDataset):
             for i, name in enumerate(order[base:][stream::streams]):
                 if i < shard:
                     continue
-                for j, raw in enumerate(_samples(name)):
+                for j, raw in enumerate(samples_of(name)):
                     if i > shard or j >= sample:
                         yield Position(pass_, base, i, j), raw
             pass_, base, shard, sample = pass_ + 1, 0, 0, 0
@@ -157,7 +157,7 @@ class ShardedCaptionDataset(IterableDataset):
         return {"conversation": Conversation([Turn([picture], answer)], kind="caption"), "image_id": raw["__key__"]}
 
 
-def _samples(shard: str) -> Iterator[dict[str, Any]]:
+def samples_of(shard: str) -> Iterator[dict[str, Any]]:
     """A shard's samples as bytes; what ends it early comes last, as a sample with an `error`."""
     errors: list[Exception] = []
 

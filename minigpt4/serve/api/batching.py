@@ -72,6 +72,10 @@ class Batcher:
         engine: nobody else is to use it.
         max_batch: most answers at once.
         queue: most answers that wait for their batch.
+
+    Attributes:
+        waiting: requests whose batch has not begun.
+        at_work: those of the batch that is being answered.
     """
 
     def __init__(self, engine: Engine, metrics: Metrics, max_batch: int = 8, queue: int = 64):
@@ -80,12 +84,12 @@ class Batcher:
         self.max_batch = max_batch
         self.queue = queue
         self._changed = Condition()
-        self._waiting: list[QueuedRequest] = []
-        self._at_work: list[QueuedRequest] = []
+        self.waiting: list[QueuedRequest] = []
+        self.at_work: list[QueuedRequest] = []
         self._closed = False
         self._batch_seconds = 1.0  # of the last one
         self._thread = Thread(target=self._run, name="batcher", daemon=True)
-        metrics.queue_length.set_function(lambda: len(self._waiting))
+        metrics.queue_length.set_function(lambda: len(self.waiting))
 
     @property
     def alive(self) -> bool:
@@ -99,7 +103,7 @@ class Batcher:
         """Ends all answers at the next token, and the thread."""
         with self._changed:
             self._closed = True
-            for item in (*self._waiting, *self._at_work):
+            for item in (*self.waiting, *self.at_work):
                 self._leave(item)
             self._changed.notify()
         self._thread.join()
@@ -110,8 +114,8 @@ class Batcher:
         Raises:
             QueueFullError: it has not.
         """
-        if len(self._waiting) + count > self.queue:
-            batches = math.ceil((len(self._waiting) + len(self._at_work)) / self.max_batch)
+        if len(self.waiting) + count > self.queue:
+            batches = math.ceil((len(self.waiting) + len(self.at_work)) / self.max_batch)
             raise QueueFullError(max(1, math.ceil(batches * self._batch_seconds)))
 
     def submit(self, items: Sequence[QueuedRequest]) -> None:
@@ -122,7 +126,7 @@ class Batcher:
         """
         with self._changed:
             self.require_room(len(items))
-            self._waiting += items
+            self.waiting += items
             self._changed.notify()
 
     def cancel(self, items: Sequence[QueuedRequest]) -> None:
@@ -130,7 +134,7 @@ class Batcher:
         with self._changed:
             for item in items:
                 self._leave(item)
-            self._waiting = [item for item in self._waiting if not item.gone]
+            self.waiting = [item for item in self.waiting if not item.gone]
 
     def _leave(self, item: QueuedRequest) -> None:
         item.gone = True
@@ -153,14 +157,14 @@ class Batcher:
     def _next(self) -> list[QueuedRequest]:
         """The next batch; empty when those who asked have left."""
         with self._changed:
-            self._at_work = []
-            self._changed.wait_for(lambda: self._waiting or self._closed)
+            self.at_work = []
+            self._changed.wait_for(lambda: self.waiting or self._closed)
             # those whose answers just ended may ask again: without them two halves would take turns
-            self._changed.wait_for(lambda: len(self._waiting) >= self.max_batch or self._closed, timeout=_GATHER)
-            decoding = self._waiting[0].request.decoding if self._waiting else None
-            self._at_work = [item for item in self._waiting if item.request.decoding == decoding][: self.max_batch]
-            self._waiting = [item for item in self._waiting if item not in self._at_work]
-            return self._at_work
+            self._changed.wait_for(lambda: len(self.waiting) >= self.max_batch or self._closed, timeout=_GATHER)
+            decoding = self.waiting[0].request.decoding if self.waiting else None
+            self.at_work = [item for item in self.waiting if item.request.decoding == decoding][: self.max_batch]
+            self.waiting = [item for item in self.waiting if item not in self.at_work]
+            return self.at_work
 
     def _answer(self, batch: list[QueuedRequest]) -> None:
         for answer in self.engine.answer([item.request for item in batch]):

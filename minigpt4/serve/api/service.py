@@ -97,7 +97,7 @@ class Service:
         self.batcher.require_room(count)  # before the work
         conversation, length = await to_thread.run_sync(self._read_words, request, limiter=self._readers)
         gone = Event()
-        decoder = Decoder(self.limits.max_image_pixels, partial(_check_client, gone))
+        decoder = Decoder(self.limits.max_image_pixels, partial(check_client, gone))
         try:
             for turn in conversation.turns:
                 turn.question = [
@@ -185,7 +185,7 @@ class Service:
         return self.engine.processor(image)
 
 
-def _check_client(gone: Event) -> None:
+def check_client(gone: Event) -> None:
     if gone.is_set():
         raise ConnectionAbortedError("the client has gone")
 

@@ -49,7 +49,7 @@ class View:
             if text is None:
                 continue
             shown = pictures[-1] if pictures else shown
-            rendered, boxes = known[text] = self._known.get(text) or (_html(text), find_boxes(text))
+            rendered, boxes = known[text] = self._known.get(text) or (html_of(text), find_boxes(text))
             boxes = boxes if turn.answer is not None else []
             words = _text(turn.words.lstrip())
             messages.append(_message("user", self._file(pictures), words))
@@ -109,7 +109,7 @@ def _text(text: str) -> str:
     return re.sub("<(?=[a-zA-Z/!?])", "&lt;", re.sub(r"&(?=[#\w])", "&amp;", text))
 
 
-def _html(answer: str) -> str:
+def html_of(answer: str) -> str:
     if len(answer) > _CHARACTERS or answer.count("[") > _BRACKETS:
         return html.escape(answer)
     rendered = _MARKDOWN.render(answer).strip() or "(The model ended its answer without a word.)"

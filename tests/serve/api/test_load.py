@@ -101,11 +101,11 @@ REQUEST = {"model": NAME, "messages": [{"role": "user", "content": "a dog"}], "m
 
 
 def talks(service: Service) -> bool:
-    return any(ask.new_tokens for ask in service.batcher._at_work)
+    return any(ask.new_tokens for ask in service.batcher.at_work)
 
 
 def idle(service: Service) -> bool:
-    return not service.batcher._waiting and not service.batcher._at_work
+    return not service.batcher.waiting and not service.batcher.at_work
 
 
 @contextmanager
@@ -147,8 +147,8 @@ def test_others_of_the_batch_go_on(slow, go, monkeypatch):
     with running(service) as url, ThreadPoolExecutor(1) as others:
         stays = others.submit(client_of(url).chat.completions.create, **REQUEST | {"max_tokens": 30})
         with asking(url):
-            wait_for(lambda: len(service.batcher._at_work) == 2)
-        wait_for(lambda: any(ask.gone for ask in service.batcher._at_work))
+            wait_for(lambda: len(service.batcher.at_work) == 2)
+        wait_for(lambda: any(ask.gone for ask in service.batcher.at_work))
         go.set()
         assert stays.result().usage.completion_tokens == 30
         wait_for(lambda: idle(service))
@@ -160,9 +160,9 @@ def test_a_full_queue_says_when_to_come_again(slow, go):
     with running(service) as url, ThreadPoolExecutor(3) as others:
         client = client_of(url)
         first = [others.submit(client.chat.completions.create, **REQUEST | {"max_tokens": 50}) for _ in range(1)]
-        wait_for(lambda: len(service.batcher._at_work) == 1)
+        wait_for(lambda: len(service.batcher.at_work) == 1)
         first += [others.submit(client.chat.completions.create, **REQUEST | {"max_tokens": 5}) for _ in range(2)]
-        wait_for(lambda: len(service.batcher._waiting) == 2)
+        wait_for(lambda: len(service.batcher.waiting) == 2)
         for stream in (False, True):
             with pytest.raises(openai.RateLimitError, match=r"The queue is full. Try again in \d+ s.") as error:
                 client.chat.completions.create(**REQUEST, stream=stream)
@@ -178,10 +178,10 @@ def test_who_leaves_the_queue_makes_room(slow, go):
     service = Service(slow, NAME, Limits(max_batch=1, queue=1))
     with running(service) as url, ThreadPoolExecutor(1) as others:
         first = others.submit(client_of(url).chat.completions.create, **REQUEST | {"max_tokens": 50})
-        wait_for(lambda: service.batcher._at_work)
+        wait_for(lambda: service.batcher.at_work)
         with asking(url):
-            wait_for(lambda: service.batcher._waiting)
-        wait_for(lambda: not service.batcher._waiting)
+            wait_for(lambda: service.batcher.waiting)
+        wait_for(lambda: not service.batcher.waiting)
         assert not first.done()
         go.set()
         assert first.result().usage.completion_tokens == 50

@@ -143,13 +143,13 @@ def test_a_sheet_of_many_pictures_is_one_that_browsers_show(count):
 
 
 def test_answers_are_rendered_once(monkeypatch):
-    calls, render = [], view_module._html
+    calls, render = [], view_module.html_of
 
     def note(answer: str) -> str:
         calls.append(answer)
         return render(answer)
 
-    monkeypatch.setattr(view_module, "_html", note)
+    monkeypatch.setattr(view_module, "html_of", note)
     view, turns = View(), [Turn(["a"], f"**{i}**") for i in range(5)]
     first = view.messages(turns)
     assert view.messages([*turns, Turn(["b"])], "c")[:10] == first and calls == [f"**{i}**" for i in range(5)] + ["c"]
