@@ -80,7 +80,7 @@ def test_all_commands_work_in_an_empty_folder(installed, site, tmp_path):
     questions = folder / "dataset" / "tiny" / "benchmark" / "benchmark.json"
     questions.write_text(json.dumps(json.loads(questions.read_text())[:4]))
     installed("evaluate", "output/own/checkpoint_best", "--options", "run.controls=[]")
-    scores = json.loads((folder / "output" / "minigpt4_tiny_benchmark" / "evaluation.json").read_text())
+    scores = json.loads((checkpoint / "evaluation" / "evaluation.json").read_text())
     assert scores["tiny_scenes"]["trained"].keys() >= {"overall"}
 
     scene = site / "minigpt4" / "assets" / "tiny" / "examples" / "scene1.jpg"

@@ -123,9 +123,9 @@ def test_the_shipped_model_sees_and_the_controls_do_not(data, tmp_path):
         assert scores[control]["overall"] < 0.4
         assert f"| {control} " in printed
     assert len(scores["trained"]) == 9  # eight types and overall
-    answers = (tmp_path / "tiny_scenes_trained.jsonl").read_text().splitlines()
+    answers = (tmp_path / "tiny_scenes" / "predictions.jsonl").read_text().splitlines()
     assert len(answers) == len(json.loads((data / "benchmark" / "benchmark.json").read_text()))
-    assert json.loads(answers[0]).keys() == {"image_id", "question", "answer", "question_type", "prediction"}
+    assert json.loads(answers[0]).keys() >= {"id", "prompt", "images", "answer", "reference", "score"}
 
 
 @pytest.mark.slow
