@@ -142,7 +142,12 @@ class Evaluation:
                 f"'{folder}' holds the answers of another evaluation ({'; '.join(differing[:3])[:300]}). Answer anew "
                 "with --overwrite, or set run.output_dir to another folder."
             )
-        parts = [file.read_bytes() for file in files if before is not None and file.is_file()]
+        parts = [file.read_bytes() for file in files if file.is_file() and not self.overwrite]
+        if before is None and any(parts):
+            raise UserError(
+                f"'{folder}' holds a {PREDICTIONS} but no {MANIFEST} that says what made it. Answer anew with "
+                "--overwrite, or set run.output_dir to another folder."
+            )
         # a line that was not written to its end is asked again
         replace_file(folder / PREDICTIONS, b"".join(part[: part.rfind(b"\n") + 1] for part in parts))
         for file in (folder / SCORES, *files[1:]):

@@ -132,6 +132,11 @@ def test_answers_of_another_evaluation_are_neither_used_nor_lost(parity_model, p
     asked.clear()
     evaluate(parity_model, other, overwrite=True)
     assert sum(asked) == 4
+    (out / "x" / "manifest.json").unlink()
+    (out / "x" / "predictions.jsonl").write_text("my notes\n")
+    with pytest.raises(UserError, match="holds a predictions.jsonl but no manifest.json that says what made it"):
+        evaluate(parity_model, other)
+    assert (out / "x" / "predictions.jsonl").read_text() == "my notes\n"
 
 
 def test_controls_take_sight_away_for_any_benchmark(parity_model, parity_config, tmp_path):
