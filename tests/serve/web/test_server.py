@@ -49,7 +49,7 @@ def test_a_video_is_asked_about_by_its_frames(client, tmp_path, echo):
 def test_answer_is_streamed(client, picture, echo):
     echo.go.clear()
     job = client.submit(message("a question of several words", [picture("red")]), *OPTIONS, api_name="/ask")
-    wait_for(lambda: job.outputs() and "a question" in texts(job.outputs()[-1])[-1])
+    wait_for(lambda: job.outputs() and "a question" in "".join(texts(job.outputs()[-1])[-1:]))
     echo.go.set()
     assert texts(job.result())[1].startswith("a question of several words 1")
     begun, *outputs = job.outputs()
