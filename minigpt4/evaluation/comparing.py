@@ -58,6 +58,14 @@ def compare(a: Result, b: Result) -> Comparison:
     both = [key for key in first if key in second]
     if not both:
         raise UserError(f"'{a.folder}' and '{b.folder}' have no question in common. Compare results of one benchmark.")
+    if a.manifest["benchmark"]["prompt"] == b.manifest["benchmark"]["prompt"]:  # else one asks by another template
+        prompts_a, prompts_b = ({p["id"]: p["prompt"] for p in result.predictions} for result in (a, b))
+        others = [key for key in both if prompts_a.get(key) != prompts_b.get(key)]
+        if others:
+            raise UserError(
+                f"'{a.folder}' and '{b.folder}' ask different questions under one id ({len(others)}, such as "
+                f"'{others[0]}'). Compare results of one benchmark."
+            )
     changes = {key: second[key] - first[key] for key in both}
     warnings = [
         *differences(a.manifest, b.manifest, SAME_QUESTIONS),

@@ -1,9 +1,10 @@
 """Evaluation: asks the benchmarks of a config, scores the answers and leaves a folder for each result."""
 
+import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,13 +112,13 @@ class Evaluation:
         manifest = manifest_of(self.config, benchmark, condition, engine)
         if self.weights:
             manifest["checkpoints"] = {self.weights: None}
+        questions = asked(benchmark, self.config.preprocess.n_frms)
         problems = Problems()
         if is_main():
             with problems.collect(), writing(key, own):
                 make_folder(key, own)
-                self._prepare(own, manifest)
+                self._prepare(own, manifest, {question.id for question in questions})
         Problems(all_gather(list(problems))).raise_all()
-        questions = asked(benchmark, self.config.preprocess.n_frms)
         started = time.time()
         with self._seeing(engine.model, condition):
             lines = self._answers(engine, benchmark, questions, condition, key, own)
@@ -133,7 +134,7 @@ class Evaluation:
             )
         return scores
 
-    def _prepare(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+    def _prepare(self, folder: Path, manifest: Mapping[str, Any], ids: set[str]) -> None:
         """Leaves answers in the folder that this run would give too, in one file."""
         files = [folder / PREDICTIONS, *sorted(folder.glob(f"*.{PREDICTIONS}"))]
         before = None if self.overwrite else read_manifest(folder)
@@ -149,7 +150,13 @@ class Evaluation:
                 "--overwrite, or set run.output_dir to another folder."
             )
         # a line that was not written to its end is asked again
-        replace_file(folder / PREDICTIONS, b"".join(part[: part.rfind(b"\n") + 1] for part in parts))
+        whole = b"".join(part[: part.rfind(b"\n") + 1] for part in parts)
+        if more := len(_ids(whole) - ids):
+            raise UserError(
+                f"'{folder}' holds answers to {more} questions that are not asked now. Set a larger limit, set "
+                "run.output_dir to another folder, or answer anew with --overwrite."
+            )
+        replace_file(folder / PREDICTIONS, whole)
         for file in (folder / SCORES, *files[1:]):
             file.unlink(missing_ok=True)
         write_json(folder / MANIFEST, manifest)
@@ -202,3 +209,12 @@ class Evaluation:
             projection = build_projection(self.config.model.projection.name, model.vision.width, model.llm)
         with model.projecting_with(projection.to(model.device)):
             yield
+
+
+def _ids(lines: bytes) -> set[Any]:
+    """The questions that lines answer; what is not a line of ours is for `Results` to refuse."""
+    found = set()
+    for line in lines.splitlines():
+        with suppress(ValueError, LookupError, TypeError):
+            found.add(json.loads(line)["id"])
+    return found

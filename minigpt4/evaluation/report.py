@@ -114,9 +114,7 @@ def _interval(mean: dict[str, Any]) -> str:
 def _facts(manifest: dict[str, Any], scores: dict[str, Any]) -> list[tuple[str, str]]:
     """What a reader asks about a number."""
     benchmark = manifest["benchmark"]
-    weights = ", ".join(
-        f"{path} ({(checksum or 'not read')[:12]})" for path, checksum in manifest["checkpoints"].items()
-    )
+    weights = [f"{path} ({(own or 'not read')[:12]})" for path, own in manifest["checkpoints"].items()]
     return [
         ("questions", f"{manifest['scored']} scored of {manifest['questions']}"),
         ("not understood", f"{manifest['unparsed']}, counted as wrong"),

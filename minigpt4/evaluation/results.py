@@ -60,7 +60,10 @@ def read_result(folder: str | Path) -> Result:
         scores, manifest = (json.loads((folder / name).read_bytes()) for name in (SCORES, MANIFEST))
         predictions = [json.loads(line) for line in (folder / PREDICTIONS).read_bytes().splitlines()]
         result = Result(folder, predictions, scores, manifest)
-        assert isinstance(result.title, str) and isinstance(result.values, dict) and isinstance(scores["main"], dict)
+        assert isinstance(result.title, str) and isinstance(result.values, dict) and isinstance(scores["scores"], dict)
+        numbers = scores["mean"]["mean"], scores["mean"]["standard_error"], *scores["mean"]["interval_95"]
+        assert len(numbers) == 4 and all(isinstance(n, int | float) for n in (*numbers, scores["main"]["value"]))
+        assert scores["main"]["scale"] in ("percent", "fraction", "points") and scores["main"]["name"]
         return result
     except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
         raise UserError(

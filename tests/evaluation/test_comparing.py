@@ -1,6 +1,7 @@
 """Two results side by side, in the terminal and on a page."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -53,6 +54,15 @@ def test_what_is_no_result_is_told_with_its_cure(results, minigpt4, tmp_path):
     (tmp_path / "damaged" / "scores.json").write_text("{")
     code, _, error = minigpt4("report", tmp_path / "damaged", "--out", tmp_path / "r.html")
     assert code == 2 and "it is damaged" in error and not (tmp_path / "r.html").exists()
+    (tmp_path / "damaged" / "scores.json").write_text('{"main": {}, "mean": {}, "units": null}')
+    for command in (["report", tmp_path / "damaged"], ["compare", a, tmp_path / "damaged"]):
+        code, _, error = minigpt4(*command)
+        assert code == 2 and "it is damaged" in error
+    shutil.copytree(a, tmp_path / "asked")
+    lines = [line | {"prompt": "Else?"} for line in read_result(a).predictions]
+    (tmp_path / "asked" / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, _, error = minigpt4("compare", a, tmp_path / "asked")
+    assert code == 2 and "ask different questions under one id (4, such as '#0')" in error
     shutil.copytree(a, tmp_path / "other")
     lines = [line | {"id": f"other {line['id']}"} for line in read_result(a).predictions]
     (tmp_path / "other" / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -67,6 +77,7 @@ def test_a_page_needs_no_other_file(results, minigpt4, tmp_path):
     assert text.count('<article class="card') == 12 and text.count("data:image/jpeg;base64,") == 12
     assert "http" not in text.replace("http-equiv", "") and 'src="data:' in text
     assert text.count('class="card right"') == 2
+    assert re.search(r"<dt>weights</dt><dd>[^<,]*ckpt_vicuna0.safetensors \([0-9a-f]{12}\)</dd>", text)
     assert minigpt4("report", results[0], "--out", page, "--most", "2")[0] == 0
     assert page.read_text().count('<article class="card') == 2 and "2 more questions are in" in page.read_text()
     code, _, error = minigpt4("report", results[0], "--out", tmp_path / "no" / "r.html")

@@ -113,6 +113,10 @@ def test_more_questions_keep_the_answers_of_fewer(parity_model, parity_config, t
     asked.clear()
     evaluate(parity_model, config_of(parity_config, tmp_path, out))
     assert sum(asked) == 1 and len(answers(out)) == 4
+    before = {file.name: file.read_bytes() for file in (out / "x").iterdir()}
+    with pytest.raises(UserError, match="holds answers to 2 questions that are not asked now. Set a larger limit"):
+        evaluate(parity_model, config_of(parity_config, tmp_path, out, limit=2))
+    assert {file.name: file.read_bytes() for file in (out / "x").iterdir()} == before  # still a finished result
 
 
 def test_answers_of_another_evaluation_are_neither_used_nor_lost(parity_model, parity_config, tmp_path, asked):
