@@ -106,7 +106,7 @@ def test_who_leaves_ends_the_process():
 
 @pytest.mark.slow
 def test_a_client_that_leaves_ends_the_decoding_of_its_picture(api_url, monkeypatch):
-    began, check = threading.Event(), service._check_client
+    began, check = threading.Event(), service.check_client
 
     def note(gone: threading.Event) -> None:
         began.set()
@@ -114,7 +114,7 @@ def test_a_client_that_leaves_ends_the_decoding_of_its_picture(api_url, monkeypa
 
     monkeypatch.setattr(service, "open_upright", endless)
     monkeypatch.setattr(service, "Decoder", partial(Decoder, seconds=NEVER))
-    monkeypatch.setattr(service, "_check_client", note)
+    monkeypatch.setattr(service, "check_client", note)
     body = {"model": NAME, "messages": [user(SCENES[0], "What is it?")], "max_tokens": 1}
     content, address = json.dumps(body), urlsplit(api_url)
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length:"
