@@ -33,8 +33,8 @@ class Shown:
     source: Path | bytes
     frames: int = 0  # of a picture
 
-    def read(self, processor: Processor, blank: bool) -> Tensor:
-        """Pixels [n, 3, H, W]; black ones of the same size if `blank`.
+    def images(self, blank: bool = False) -> list[Image.Image]:
+        """The picture, or the video's frames; black ones of the same size if `blank`.
 
         Raises:
             UserError: it can't be read.
@@ -44,7 +44,7 @@ class Shown:
             images = open_video(self.source, self.frames)
         else:
             images = [open_image(io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source)]
-        return torch.stack([processor(Image.new("RGB", image.size) if blank else image) for image in images])
+        return [Image.new("RGB", image.size) for image in images] if blank else images
 
     @property
     def name(self) -> str:
@@ -91,7 +91,7 @@ def shuffled(questions: Sequence[Asked]) -> dict[Shown, Shown]:
 
 
 class _Pixels(Dataset):
-    """For each batch the pixels that the one before it has not needed."""
+    """For each batch the pixels, each [n, 3, H, W], that the one before it has not needed."""
 
     def __init__(
         self,
@@ -101,18 +101,26 @@ class _Pixels(Dataset):
         other: Mapping[Shown, Shown],
     ):
         self.processor, self.blank, self.other = processor, condition == "blank_images", other
-        self.new: list[list[Shown]] = []
+        self.new: list[dict[Shown, str]] = []  # with the place of a question that shows it
         before: set[Shown] = set()
         for batch in batches:
-            needed = dict.fromkeys(shown for question in batch for shown in question.shown)
-            self.new.append([shown for shown in needed if shown not in before])
+            needed = {shown: own.question.place for own in batch for shown in own.shown}
+            self.new.append({shown: place for shown, place in needed.items() if shown not in before})
             before = set(needed)
 
     def __len__(self) -> int:
         return len(self.new)
 
     def __getitem__(self, number: int) -> dict[Shown, Tensor]:
-        return {own: self.other.get(own, own).read(self.processor, self.blank) for own in self.new[number]}
+        return {own: self._read(own, place) for own, place in self.new[number].items()}
+
+    def _read(self, shown: Shown, place: str) -> Tensor:
+        try:
+            images = self.other.get(shown, shown).images(self.blank)
+        except UserError as error:
+            kept = "All answers so far are kept: put a whole file there, and the same command goes on."
+            raise UserError(f"{place}: {error} {kept}".removeprefix(": ")) from None
+        return torch.stack([self.processor(image) for image in images])
 
 
 def answers_to(

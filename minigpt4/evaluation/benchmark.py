@@ -70,7 +70,8 @@ class Scores:
     """What a scorer says about all answers.
 
     Attributes:
-        scores: numbers by name, nested for sub-scores, rounded as the official code rounds them.
+        scores: numbers by name, nested for sub-scores, rounded as the official code rounds them. Whole numbers (`int`)
+            are counts, all others are in the scale of the main one.
         main: the name in `scores` of the number that people quote; dots lead into sub-scores.
         scale: of the main number.
         samples: one for each question that counts.
@@ -113,7 +114,7 @@ class Scores:
         return float(found)
 
     def json(self) -> dict[str, Any]:
-        """All of it but for the samples; scores stand both below `scores` and at the top."""
+        """All of it but for the samples; scores and details stand both below `scores` and at the top."""
         own = {"benchmark": self.benchmark, "scorer": self.scorer, "questions": len(self.samples)}
         own |= {"main": {"name": self.main, "value": self.value, "scale": self.scale}, "mean": self.mean}
         inner = self.scores | self.details
@@ -135,6 +136,7 @@ class Benchmark:
         extra: what becomes of a prediction about no question: GQA's files are parts of one another.
         name: as the config names it; kind: as it is registered.
         scorer: the name of the one that is used if none is named.
+        files: those that the questions and references were read from.
     """
 
     questions: Sequence[Question]
@@ -146,6 +148,7 @@ class Benchmark:
     name: str = ""
     kind: str = ""
     scorer: str = "official"
+    files: tuple[Path, ...] = ()
 
     def ranked(self, question: Question) -> bool:
         """Whether the question is answered by ranking its choices."""
@@ -193,14 +196,14 @@ class Benchmark:
         unknown = [key for key in predictions if key not in known]
         if unknown and self.extra == "refuse":
             raise UserError(
-                f"{self.name}: '{unknown[0]}' is no question's id ({len(unknown)} such predictions of "
+                f"{self.name}: '{unknown[0]}' is not a question's id ({len(unknown)} such predictions of "
                 f"{len(predictions)}). Score answers to the questions of this file, split and limit."
             )
         missing = [question for question in self.questions if question.id not in predictions]
         if missing and self.missing == "refuse":
             raise UserError(
                 f"{self.name}: {len(missing)} of {len(self.questions)} questions have no prediction, such as "
-                f"'{missing[0].id}'. Answer all of them, or set limit."
+                f"'{missing[0].id}'. Answer all of them, or set a limit."
             )
         if len(missing) == len(self.questions):
             raise UserError(f"{self.name}: no prediction is about one of its questions. Name a file that holds some.")
@@ -232,15 +235,20 @@ def load_benchmark(
     source.check_split_read()
     questions = list(made.questions)[: block.limit]
     if not questions:
-        raise UserError(f"{source.key('eval_file_path')}: '{block.eval_file_path}' holds no question of {kind}.")
+        raise UserError(
+            f"{source.key('eval_file_path')}: '{block.eval_file_path}' holds no questions for {kind}. Set it to a file "
+            "that does."
+        )
     twice, count = Counter(question.id for question in questions).most_common(1)[0]
     if count > 1:
         places = [question.place for question in questions if question.id == twice]
         raise UserError(f"{places[1]}: the id '{twice}' stands there already, in {places[0]}. Give each its own.")
-    method: Method = block.method or made.method
-    if block.method == "rank" and not any(question.choices for question in questions):
+    rankable = any(question.choices for question in questions)
+    method: Method = block.method or (made.method if rankable else "generate")
+    if method == "rank" and not rankable:
         raise UserError(f"{source.key('method')}: rank, but no question of {kind} has choices. Set it to generate.")
     if block.scorer not in made.scorers:
         hint = did_you_mean(block.scorer, made.scorers)
-        raise UserError(f"{source.key('scorer')}: '{block.scorer}' is no scorer of {kind}.{hint}")
-    return replace(made, questions=questions, name=name, kind=kind, method=method, scorer=block.scorer)
+        raise UserError(f"{source.key('scorer')}: '{block.scorer}' is not a scorer of {kind}.{hint}")
+    files = tuple(dict.fromkeys(source.files))
+    return replace(made, questions=questions, name=name, kind=kind, method=method, scorer=block.scorer, files=files)

@@ -93,7 +93,7 @@ def described(comparison: Comparison, most: int = 10) -> str:
         f"B {own.b.title}: {_percent(own.b.scores['mean'])}",
         f"B - A: {100 * difference.mean:+.2f} points, 95 % interval {100 * difference.low:+.2f} to "
         f"{100 * difference.high:+.2f} (paired, {len(own.a.values) - own.only_a} questions): "
-        + ("no difference that could not be chance" if difference.low <= 0 <= difference.high else "a difference"),
+        + ("the difference may be chance" if difference.low <= 0 <= difference.high else "more than chance"),
         f"{len(own.better)} better, {len(own.worse)} worse",
     ]
     for what, keys in (("better", own.better), ("worse", own.worse)):

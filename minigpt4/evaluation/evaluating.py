@@ -2,12 +2,13 @@
 
 import json
 import logging
-import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -21,8 +22,15 @@ from minigpt4.config.loading import save_config
 from minigpt4.config.schema import Config
 from minigpt4.evaluation.asking import Asked, Condition, adjacent, answers_to, asked, shuffled
 from minigpt4.evaluation.benchmark import Benchmark, Scores, load_benchmark
-from minigpt4.evaluation.manifest import manifest_of, other_answers
-from minigpt4.evaluation.results import MANIFEST, PREDICTIONS, SCORES, read_manifest, write_json, write_result
+from minigpt4.evaluation.manifest import SAME_MODEL, differences, manifest_of, other_answers
+from minigpt4.evaluation.results import (
+    MANIFEST,
+    PREDICTIONS,
+    SCORES,
+    read_manifest,
+    write_json,
+    write_result,
+)
 from minigpt4.evaluation.tables import table
 from minigpt4.inference.engine import Engine
 from minigpt4.inference.results import Results
@@ -67,8 +75,11 @@ class Evaluation:
                 if names is None or name in names:
                     loaded.append(load_benchmark(name, block))
                     loaded[-1].check_pictures()
+        conditions: tuple[Condition, ...] = ("trained", *config.run.controls)
+        with problems.collect():
+            _check_folders([_folder_name(name, own) for name in config.evaluation_datasets for own in conditions])
         problems.raise_all()
-        return cls(config, loaded, ("trained", *config.run.controls), overwrite)
+        return cls(config, loaded, conditions, overwrite)
 
     def run(self, model: MiniGPT4, folder: Path | None = None) -> Table:
         """Asks and scores everything. All ranks must call it; they share the questions.
@@ -102,14 +113,24 @@ class Evaluation:
                 "%s, %d questions\n%s", benchmark.name, len(benchmark.questions), table(results[benchmark.name])
             )
         if is_main():
-            summary = {name: {c: scores.scores for c, scores in own.items()} for name, own in results.items()}
             with writing(key, folder):
-                write_json(folder / SUMMARY, summary)
+                write_json(folder / SUMMARY, self._summary(folder))
         return results
 
+    def _summary(self, folder: Path) -> dict[str, dict[str, Any]]:
+        """{benchmark: {condition: scores}} of all finished results of this model, of earlier runs too."""
+        summary: dict[str, dict[str, Any]] = {}
+        now = read_manifest(folder / _folder_name(self.benchmarks[0].name, self.conditions[0])) or {}
+        for name, condition in product(self.config.evaluation_datasets, get_args(Condition)):
+            own = folder / _folder_name(name, condition)
+            if not differences(read_manifest(own) or {}, now, SAME_MODEL):
+                with suppress(OSError, ValueError, LookupError):  # not finished, or damaged
+                    summary.setdefault(name, {})[condition] = json.loads((own / SCORES).read_bytes())["scores"]
+        return summary
+
     def _evaluate(self, engine: Engine, benchmark: Benchmark, condition: Condition, key: str, folder: Path) -> Scores:
-        own = folder / (benchmark.name if condition == "trained" else f"{benchmark.name}_{condition}")
-        manifest = manifest_of(self.config, benchmark, condition, engine)
+        own = folder / _folder_name(benchmark.name, condition)
+        manifest = manifest_of(self.config, benchmark, condition, engine) if is_main() else {}
         if self.weights:
             manifest["checkpoints"] = {self.weights: None}
         questions = asked(benchmark, self.config.preprocess.n_frms)
@@ -119,13 +140,12 @@ class Evaluation:
                 make_folder(key, own)
                 self._prepare(own, manifest, {question.id for question in questions})
         Problems(all_gather(list(problems))).raise_all()
-        started = time.time()
         with self._seeing(engine.model, condition):
             lines = self._answers(engine, benchmark, questions, condition, key, own)
         scores = benchmark.score({line["id"]: line.get("choice", line["answer"]) for line in lines.values()})
         if is_main():
             with writing(key, own):
-                write_result(own, benchmark, lines, scores, manifest, time.time() - started)
+                write_result(own, benchmark, lines, scores, manifest)
         failed = sum("error" in line for line in lines.values())
         if failed or scores.unparsed:
             logger.warning(
@@ -140,7 +160,7 @@ class Evaluation:
         before = None if self.overwrite else read_manifest(folder)
         if before is not None and (differing := other_answers(before, dict(manifest))):
             raise UserError(
-                f"'{folder}' holds the answers of another evaluation ({'; '.join(differing[:3])[:300]}). Answer anew "
+                f"'{folder}' holds the answers of another evaluation ({'; '.join(differing[:3])}). Answer anew "
                 "with --overwrite, or set run.output_dir to another folder."
             )
         parts = [file.read_bytes() for file in files if file.is_file() and not self.overwrite]
@@ -179,6 +199,7 @@ class Evaluation:
             mine = adjacent(still)[first:end]  # a picture is read on one rank, or two
             if results is None:
                 results = stack.enter_context(Results(own / f"{rank()}.{PREDICTIONS}", mine, key))
+            stack.enter_context(_saying_where(own))
             with tqdm(total=len(mine), desc=f"{benchmark.name}, {condition}", disable=not is_main() or not mine) as bar:
                 for lines in answers_to(
                     engine,
@@ -209,6 +230,29 @@ class Evaluation:
             projection = build_projection(self.config.model.projection.name, model.vision.width, model.llm)
         with model.projecting_with(projection.to(model.device)):
             yield
+
+
+def _folder_name(benchmark: str, condition: str) -> str:
+    """Where the result of a benchmark lies, below the folder of all."""
+    return benchmark if condition == "trained" else f"{benchmark}_{condition}"
+
+
+def _check_folders(names: list[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UserError(
+                f"evaluation_datasets: '{name}' is also the name of another one's control. Give it another name."
+            )
+
+
+@contextmanager
+def _saying_where(folder: Path) -> Iterator[None]:
+    """Says at Ctrl-C that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        logger.warning("interrupted; the answers so far are in %s, and the same command goes on there", folder)
+        raise
 
 
 def _ids(lines: bytes) -> set[Any]:

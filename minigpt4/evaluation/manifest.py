@@ -1,7 +1,9 @@
 """What made a result: all that must be equal for two scores to say something about each other."""
 
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, cast
 
 from omegaconf import OmegaConf
@@ -11,10 +13,11 @@ from minigpt4.config.schema import Config
 from minigpt4.evaluation.benchmark import Benchmark
 from minigpt4.inference.engine import Engine
 
-_ANNOTATIONS = {".json", ".jsonl", ".tsv", ".txt", ".parquet"}
 _BLOCK = 2**22
+_LONG = 80  # characters of a value in a sentence
 SAME_QUESTIONS = ("benchmark", "annotations", "decoding")  # of two results that are compared
-SAME_ANSWERS = (*SAME_QUESTIONS, "condition", "checkpoints", "dtype", "model", "preprocess")  # to go on with a run
+SAME_MODEL = ("checkpoints", "dtype", "model", "preprocess")
+SAME_ANSWERS = (*SAME_QUESTIONS, "condition", *SAME_MODEL)  # to go on with a run
 _MAY_CHANGE = {"benchmark.scorer", "benchmark.limit", "benchmark.name", "benchmark.questions"}
 
 
@@ -36,7 +39,7 @@ def manifest_of(config: Config, benchmark: Benchmark, condition: str, engine: En
         },
         "condition": condition,
         "checkpoints": {path: _checksum(Path(path)) for path in config.model.ckpts},
-        "annotations": _annotations(Path(block.eval_file_path)),
+        "annotations": {_below(file, Path(block.eval_file_path)): _sha256(file) for file in benchmark.files},
         "template": config.model.conversation,
         "decoding": {"method": "greedy", "max_new_tokens": block.max_new_tokens},
         "dtype": {name: str(next(part.parameters()).dtype).removeprefix("torch.") for name, part in parts.items()},
@@ -49,10 +52,10 @@ def manifest_of(config: Config, benchmark: Benchmark, condition: str, engine: En
 
 
 def differences(one: dict[str, Any], other: dict[str, Any], keys: tuple[str, ...]) -> list[str]:
-    """What differs below some keys, as "key: value -> value"."""
+    """What differs below some keys, as "key: value -> value", long ones cut."""
     first, second = (_flat({key: own.get(key) for key in keys}) for own in (one, other))
     return [
-        f"{key}: {first.get(key)} -> {second.get(key)}"
+        f"{key}: {shorten(str(first.get(key)), _LONG)} -> {shorten(str(second.get(key)), _LONG)}"
         for key in dict.fromkeys([*first, *second])
         if first.get(key) != second.get(key)
     ]
@@ -70,10 +73,10 @@ def _flat(node: Any, above: str = "") -> dict[str, Any]:
     return {k: v for key, value in node.items() for k, v in _flat(value, f"{above}.{key}".removeprefix(".")).items()}
 
 
-def _annotations(path: Path) -> dict[str, str]:
-    """{file: SHA-256} of the annotation file, or of those in a folder and below it."""
-    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix in _ANNOTATIONS and f.is_file())
-    return {file.name if file == path else str(file.relative_to(path)): _sha256(file) for file in files}
+def _below(file: Path, named: Path) -> str:
+    """How the manifest names an annotation file: by where it lies below `eval_file_path`, or beside it."""
+    folder = named if named.is_dir() else named.parent
+    return str(file.relative_to(folder)) if file.is_relative_to(folder) else str(file)
 
 
 def _checksum(path: Path) -> str | None:
@@ -83,6 +86,13 @@ def _checksum(path: Path) -> str | None:
 
 
 def _sha256(file: Path) -> str:
+    status = file.stat()
+    return _sha256_of(file, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache
+def _sha256_of(file: Path, size: int, changed: int) -> str:
+    """Read once, although each condition, and each epoch of a training, asks for it; again where the file changed."""
     digest = sha256()
     with file.open("rb") as stream:
         while block := stream.read(_BLOCK):

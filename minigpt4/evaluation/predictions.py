@@ -40,7 +40,7 @@ def read_predictions(file: str | Path, benchmark: Benchmark, key: str = "--predi
             if question is None and benchmark.extra == "ignore":
                 continue
             if question is None:
-                raise UserError(f"{row.place}: '{own}' is no question's id in {benchmark.name}. Remove that line.")
+                raise UserError(f"{row.place}: '{own}' is not a question's id in {benchmark.name}. Remove that line.")
             named[question.id] = _answer(row, question)
         for name, value in named.items():
             if value is None:  # not answered

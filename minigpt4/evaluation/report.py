@@ -1,32 +1,41 @@
 """A page of results: scores with intervals, a bar chart, and a gallery of questions, answers and pictures."""
 
-import io
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from minigpt4.common.errors import UserError
 from minigpt4.config.schema import EvaluationDatasetConfig
-from minigpt4.evaluation.benchmark import Question, load_benchmark
+from minigpt4.evaluation.asking import Shown, asked, shuffled
+from minigpt4.evaluation.benchmark import load_benchmark
 from minigpt4.evaluation.results import Result
 from minigpt4.evaluation.tables import flat
-from minigpt4.processors.picture_file import open_image, thumbnail_url
+from minigpt4.processors.picture_file import thumbnail_url
 
 logger = logging.getLogger(__name__)
 
 _THUMBNAIL = 320  # pixels of the longer side
+_FRAMES = 8  # shown of a video
+_FIRST = 12  # bars that are not folded away
+_TYPES = 80  # values of a tag, among which one can still choose
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One score of one result, in percent of the longest bar there is room for."""
+    """One number as a bar.
+
+    Attributes:
+        width, left, span: of the bar, and of the interval that is drawn on it, in percent of the room for the longest.
+    """
 
     label: str
     value: float
-    low: float | None = None
-    high: float | None = None
+    width: float
+    left: float | None = None
+    span: float = 0
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,8 @@ class Card:
     """One question in the gallery.
 
     Attributes:
-        state: right, wrong, unparsed, or partly (a score between).
+        state: a key of `STATES`.
+        tags: "key: value" each.
         boxes: (what, x, y, width, height) in pixels of a picture of size `width` x `height`.
     """
 
@@ -44,7 +54,7 @@ class Card:
     reference: str
     state: str
     score: float | None
-    tag: str
+    tags: list[str]
     thumbnails: list[str]
     width: float = 0
     height: float = 0
@@ -54,7 +64,11 @@ class Card:
 
 @dataclass(frozen=True)
 class Section:
-    """What the page shows of one result."""
+    """What the page shows of one result.
+
+    Attributes:
+        types: tags that cards can be chosen by.
+    """
 
     title: str
     main: str
@@ -62,7 +76,17 @@ class Section:
     facts: list[tuple[str, str]]
     bars: list[Bar]
     cards: list[Card]
+    types: list[str]
     left_out: int
+
+
+STATES = {
+    "right": "score 1",
+    "partly": "a score between 0 and 1",
+    "wrong": "score 0",
+    "unparsed": "no answer was recognised in what the model said; it counts as wrong",
+    "skipped": "the scorer does not count this question",
+}
 
 
 def render(results: Sequence[Result], most: int) -> str:
@@ -74,33 +98,52 @@ def render(results: Sequence[Result], most: int) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     templates = Environment(loader=PackageLoader("minigpt4", "assets"), autoescape=True, undefined=StrictUndefined)
+    means = [(result.title, result.scores["mean"]) for result in results]
+    overview = _bars([(title, 100 * own["mean"], [100 * edge for edge in own["interval_95"]]) for title, own in means])
     sections = [_section(result, most) for result in results]
-    overview = [_main_bar(result) for result in results]
-    return templates.get_template("report.html").render(sections=sections, overview=overview)
+    page = templates.get_template("report.html")
+    return page.render(sections=sections, overview=overview, states=STATES, first=_FIRST)
 
 
 def _section(result: Result, most: int) -> Section:
-    manifest, scores, chosen = result.manifest, result.scores, _chosen(result.predictions, most)
-    pictures = _questions(result) if chosen else {}
+    scores, chosen = result.scores, _chosen(result.predictions, most)
+    shown = _shown(result) if chosen else {}
+    blank = result.manifest["condition"] == "blank_images"
+    cards = [_card(line, _thumbnails(shown.get(line["id"], []), blank)) for line in chosen]
     main = scores["main"]
     factor = 100 if main["scale"] == "fraction" else 1
-    numbers = {name: factor * value for name, value in flat(scores["scores"]).items()}
-    shown = {name: value for name, value in numbers.items() if 0 <= value <= 100 and not name.startswith("per_")}
+    numbers = {name: factor * value for name, value in flat(scores["scores"]).items() if isinstance(value, float)}
     return Section(
         result.title,
         f"{main['name']} {factor * main['value']:.2f}" + ("" if main["scale"] == "points" else " %"),
         _interval(scores["mean"]),
-        _facts(manifest, scores),
-        [Bar(name, value) for name, value in shown.items() if name != "unparsed"][:60],
-        [_card(line, pictures.get(line["id"])) for line in chosen],
+        _facts(result.manifest, scores),
+        _bars([(name, value, None) for name, value in numbers.items()]),
+        cards,
+        _types(cards),
         len(result.predictions) - len(chosen),
     )
 
 
-def _main_bar(result: Result) -> Bar:
-    mean = result.scores["mean"]
-    low, high = mean["interval_95"]
-    return Bar(result.title, *(min(100 * value, 100) for value in (mean["mean"], low, high)))
+def _bars(rows: Sequence[tuple[str, float, Sequence[float] | None]]) -> list[Bar]:
+    """Bars of (label, value, interval); the longest possible one is 100, or what is more than that."""
+    percent = 100 / max([100.0, *(edge for _, value, interval in rows for edge in (value, *(interval or ())))])
+
+    def width(value: float) -> float:
+        return percent * max(value, 0.0)
+
+    return [
+        Bar(label, value, width(value), *((width(edges[0]), width(edges[1]) - width(edges[0])) if edges else ()))
+        for label, value, edges in rows
+    ]
+
+
+def _types(cards: Sequence[Card]) -> list[str]:
+    """Tags worth choosing by: not the only one of their key, and not one of very many."""
+    keys: dict[str, set[str]] = defaultdict(set)
+    for tag in (tag for card in cards for tag in card.tags):
+        keys[tag.partition(": ")[0]].add(tag)
+    return [tag for tags in keys.values() if 1 < len(tags) <= _TYPES for tag in sorted(tags)]
 
 
 def _interval(mean: dict[str, Any]) -> str:
@@ -127,7 +170,7 @@ def _facts(manifest: dict[str, Any], scores: dict[str, Any]) -> list[tuple[str, 
         ("dtype", ", ".join(f"{part} {dtype}" for part, dtype in manifest["dtype"].items())),
         ("device", f"{manifest['device']}, {manifest['processes']} processes, batch {manifest['batch_size']}"),
         ("annotations", ", ".join(f"{file} ({own[:12]})" for file, own in manifest["annotations"].items())),
-        ("answered in", f"{manifest['answer_seconds']:.1f} s"),
+        ("answered in", f"{manifest['seconds']:.1f} s, of all processes"),
         ("git", str(manifest["git"])),
     ]
 
@@ -135,7 +178,8 @@ def _facts(manifest: dict[str, Any], scores: dict[str, Any]) -> list[tuple[str, 
 def _state(line: dict[str, Any]) -> str:
     if not line["parsed"] or "error" in line:
         return "unparsed"
-    value = line["score"] or 0.0
+    if (value := line["score"]) is None:
+        return "skipped"
     return "right" if value >= 1 else "wrong" if value <= 0 else "partly"
 
 
@@ -156,18 +200,21 @@ def _spread(items: list[int], count: int) -> list[int]:
     return [items[number * len(items) // count] for number in range(count)]
 
 
-def _questions(result: Result) -> dict[str, Question]:
-    """The benchmark's questions, for their pictures; none where its files are not there any more."""
-    own = result.manifest["benchmark"]["name"]
+def _shown(result: Result) -> dict[str, list[Shown]]:
+    """{question: what the model was shown}; nothing where the benchmark's files are not there any more."""
+    manifest = result.manifest
+    name, condition = manifest["benchmark"]["name"], manifest["condition"]
     try:
-        block = EvaluationDatasetConfig(**result.manifest["config"]["evaluation_datasets"][own])
-        return {question.id: question for question in load_benchmark(own, block).questions}
+        block = EvaluationDatasetConfig(**manifest["config"]["evaluation_datasets"][name])
+        questions = asked(load_benchmark(name, block), manifest["preprocess"]["n_frms"])
     except (UserError, LookupError, TypeError) as error:
         logger.warning("%s: no pictures are shown (%s)", result.folder, error)
         return {}
+    other = shuffled(questions) if condition == "shuffled_images" else {}
+    return {own.id: [other.get(shown, shown) for shown in own.shown] for own in questions}
 
 
-def _card(line: dict[str, Any], question: Question | None) -> Card:
+def _card(line: dict[str, Any], thumbnails: list[str]) -> Card:
     reference, understood = line["reference"], line["understood"]
     boxes = []
     grounded = isinstance(reference, dict) and "box" in reference
@@ -183,8 +230,8 @@ def _card(line: dict[str, Any], question: Question | None) -> Card:
         _words(reference),
         _state(line),
         line["score"],
-        ", ".join(value for value in line["tags"].values() if value),
-        [url for picture in (question.pictures if question else ()) if (url := _thumbnail(picture))],
+        [f"{key}: {value}" for key, value in line["tags"].items() if value],
+        thumbnails,
         width=line["reference"]["width"] if grounded else 0,
         height=line["reference"]["height"] if grounded else 0,
         boxes=tuple(boxes),
@@ -205,9 +252,10 @@ def _words(reference: Any) -> str:
     return str(reference)
 
 
-def _thumbnail(picture: Path | bytes) -> str:
-    try:
-        image = open_image(io.BytesIO(picture) if isinstance(picture, bytes) else picture)
-    except UserError:
-        return ""
-    return thumbnail_url(image, _THUMBNAIL)
+def _thumbnails(shown: Sequence[Shown], blank: bool) -> list[str]:
+    """Small copies, as URLs, of what the model saw; without those that can't be read any more."""
+    found = []
+    for one in shown:
+        with suppress(UserError):
+            found += [thumbnail_url(image, _THUMBNAIL) for image in one.images(blank)[:_FRAMES]]
+    return found

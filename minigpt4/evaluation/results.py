@@ -20,7 +20,8 @@ class Result:
 
     Attributes:
         predictions: one dict a question: id, prompt, images, answer, reference, score, understood, tags, seconds.
-        scores: see `Scores.json`; `mean` has its interval, and `units` the values it is made of if not the questions'.
+        scores: see `Scores.json`, with details at the top alone; `mean` has its interval, and `units` the values it is
+            made of if not the questions'.
         manifest: what made it, see `manifest.manifest_of`.
     """
 
@@ -77,13 +78,11 @@ def write_result(
     lines: Mapping[str, dict[str, Any]],
     scores: Scores,
     manifest: dict[str, Any],
-    seconds: float,
 ) -> None:
     """Writes what an evaluation has found: predictions with their scores, all scores, and the manifest's end.
 
     Args:
         lines: {question: its line of the answers}; see `asking.answers_to`.
-        seconds: that this run took.
 
     Raises:
         OSError: a file can't be written.
@@ -105,12 +104,12 @@ def write_result(
         "skipped": len(predictions) - len(scores.samples),
         "unparsed": scores.unparsed,
         "failed": sum("error" in line for line in predictions),
-        "seconds": round(seconds, 3),
-        "answer_seconds": round(sum(line["seconds"] for line in predictions), 3),
+        "seconds": round(sum(line["seconds"] for line in predictions), 3),  # of all processes, and of runs before
     }
     write_json(folder / MANIFEST, manifest | counts)
     estimated = estimate(list(scores.values.values())).json()
-    write_json(folder / SCORES, scores.json() | {"mean": estimated, "units": scores.units})  # last: it is complete
+    own_keys = {"scores": scores.scores, "mean": estimated, "units": scores.units}
+    write_json(folder / SCORES, scores.json() | own_keys)  # last: it is complete
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ class Row(Mapping[str, Any]):
 
     def __init__(self, data: Any, place: str):
         if not isinstance(data, dict):
-            raise UserError(f"{place}: expected an object with keys, found {str(data)[:40]!r}.")
+            raise UserError(f"{place}: expected an object with keys, found {_shown(data)}.")
         self.data, self.place = data, place
 
     def __getitem__(self, key: str) -> Any:
@@ -54,7 +54,7 @@ class Row(Mapping[str, Any]):
     def numbers(self, key: str, count: int) -> list[float]:
         values = self._typed(key, list, "a list of numbers")
         if len(values) != count or not all(isinstance(value, int | float) for value in values):
-            raise UserError(f"{self.place}: '{key}' is {str(values)[:40]}, expected a list of {count} numbers.")
+            raise UserError(f"{self.place}: '{key}' is {_shown(values)}, expected a list of {count} numbers.")
         return values
 
     def index(self, key: str, below: int) -> int:
@@ -67,7 +67,7 @@ class Row(Mapping[str, Any]):
         """A list of at least one text."""
         values = self._typed(key, list, "a list of texts")
         if not values or not all(isinstance(value, str) for value in values):
-            raise UserError(f"{self.place}: '{key}' is {str(values)[:40]}, expected a list of texts.")
+            raise UserError(f"{self.place}: '{key}' is {_shown(values)}, expected a list of texts.")
         return values
 
     def rows(self, key: str) -> "list[Row]":
@@ -83,7 +83,7 @@ class Row(Mapping[str, Any]):
     def _typed(self, key: str, types: Any, words: str) -> Any:
         value = self[key]
         if not isinstance(value, types) or isinstance(value, bool):
-            raise UserError(f"{self.place}: '{key}' is {str(value)[:40]!r}, expected {words}.")
+            raise UserError(f"{self.place}: '{key}' is {_shown(value)}, expected {words}.")
         return value
 
 
@@ -93,6 +93,7 @@ class Source:
     def __init__(self, name: str, block: EvaluationDatasetConfig, keys: str):
         self.name, self.block, self._keys = name, block, keys
         self.kind = name  # the benchmark's registered name
+        self.files: list[Path] = []  # that were read
         self._split_read = False
 
     def key(self, key: str) -> str:
@@ -123,7 +124,10 @@ class Source:
         """The annotation file: `eval_file_path`, or the first of the names that exists in that folder."""
         found = self.optional_file(*names)
         if found is None:
-            raise UserError(f"{self.key('eval_file_path')}: '{self.path}' holds no {' or '.join(names)}. Put it there.")
+            wanted = " or ".join(names)
+            raise UserError(
+                f"{self.key('eval_file_path')}: '{self.path}' holds no {wanted}. Set it to a folder that does."
+            )
         return found
 
     def optional_file(self, *names: str) -> Path | None:
@@ -159,7 +163,7 @@ class Source:
         inside = [path] if path.is_file() else sorted(path.glob(pattern))
         found = {match[1] if (match := name.fullmatch(file.name)) else file.stem: file for file in inside}
         if not found:
-            raise UserError(f"{self.key('eval_file_path')}: '{path}' holds no {pattern}. Put it there.")
+            raise UserError(f"{self.key('eval_file_path')}: '{path}' holds no {pattern}. Set it to a folder that does.")
         wanted = self.split(found)
         if wanted is None and default in found:
             wanted = default
@@ -193,6 +197,23 @@ class Source:
             raise UserError(f"{self.key('prompt')}: '{prompt}' is not a template. In braces it may hold {known}.")
         return prompt
 
+    def noted(self, file: Path) -> Path:
+        """The same file; it is listed among those that the questions are made from."""
+        self.files.append(file)
+        return file
+
+    def json(self, file: Path) -> Any:
+        """A JSON file's content; see `read_json`."""
+        return read_json(self.noted(file))
+
+    def rows(self, file: Path) -> list[Row]:
+        """The records of a JSON list, or of JSON lines; see `read_rows`."""
+        return read_rows(self.noted(file))
+
+    def listed(self, file: Path, key: str) -> list[Row]:
+        """The records of the list under a key of a JSON object."""
+        return Row(self.json(file), str(file)).rows(key)
+
     def picture(self, name: str) -> Path:
         return Path(self.block.img_path, name)
 
@@ -224,14 +245,14 @@ def read_rows(file: Path) -> list[Row]:
     return [Row(_loads(place := f"{file}: line {n}", line), place) for n, line in lines if line.strip()]
 
 
-def read_list(file: Path, key: str) -> list[Row]:
-    """The records of the list under a key of a JSON object."""
-    return Row(read_json(file), str(file)).rows(key)
-
-
 def as_rows(place: Path | str, records: list[Any]) -> list[Row]:
     """A list's entries, numbered from 1."""
     return [Row(record, f"{place}: record {n}") for n, record in enumerate(records, 1)]
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value as JSON, where quotes tell a text from a number."""
+    return json.dumps(value, ensure_ascii=False, default=str)[:40]
 
 
 def _read(file: Path) -> str:

@@ -9,7 +9,10 @@ _UNITS = {"percent": "%", "fraction": "%", "points": "points"}
 
 
 def flat(scores: Mapping[str, Any], above: str = "") -> dict[str, float]:
-    """{name: number} of nested scores, the names of groups joined by dots; what is not a number is left out."""
+    """{name: number} of nested scores, the names of groups joined by dots; what is not a number is left out.
+
+    Counts stay `int`, scores are `float`: see `Scores.scores`.
+    """
     found: dict[str, float] = {}
     for key, value in scores.items():
         name = f"{above}.{key}".removeprefix(".")
@@ -18,7 +21,7 @@ def flat(scores: Mapping[str, Any], above: str = "") -> dict[str, float]:
         elif isinstance(value, list | tuple) and value and isinstance(value[0], int | float):
             found[name] = float(value[0])  # with the number of its questions
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[name] = float(value)
+            found[name] = value
     return found
 
 
@@ -29,8 +32,12 @@ def table(conditions: Mapping[str, Scores]) -> str:
     columns = {name: flat(scores.scores) for name, scores in conditions.items()}
     rows = [[f"score ({_UNITS[first.scale]})", *columns]]
     names = sorted(flat(first.scores), key=lambda name: (name == first.main, name))
-    rows += [[name, *(f"{factor * own[name]:.1f}" for own in columns.values())] for name in names]
+    rows += [[name, *(_number(own[name], factor) for own in columns.values())] for name in names]
     return "\n".join(_drawn(rows))
+
+
+def _number(value: float, factor: int) -> str:
+    return str(value) if isinstance(value, int) else f"{factor * value:.1f}"
 
 
 def _drawn(rows: list[list[str]]) -> Iterator[str]:

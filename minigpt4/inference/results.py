@@ -130,7 +130,7 @@ def _answered(key: str, path: Path, questions: Sequence[Question]) -> dict[str |
         name = result["id"]
         if echoes.get(name) != {key: value for key, value in result.items() if key in _ECHO}:
             raise UserError(
-                f"{key}: line {number} of '{path}' answers '{name}', which is asked otherwise now, or not at all. "
+                f"{key}: line {number} of '{path}' answers '{name}', which is now another question, or none. "
                 "Name another file."
             )
         lines[name] = line.decode() + "\n"
@@ -138,7 +138,7 @@ def _answered(key: str, path: Path, questions: Sequence[Question]) -> dict[str |
 
 
 def _is_answer(found: Any) -> bool:
-    """Is it what a run writes? Questions are none, even where they have an "answer" or "error" of their own."""
+    """Whether a run has written it. A question is not an answer, even with an "answer" or "error" of its own."""
     if not isinstance(found, dict) or not isinstance(found.get("id"), str | int):
         return False
     said = found.keys() - _ECHO - _ADDED

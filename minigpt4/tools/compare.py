@@ -4,6 +4,7 @@ import argparse
 import json
 
 from minigpt4.common.command_line import require_open, say
+from minigpt4.common.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +21,8 @@ def main(args: argparse.Namespace) -> None:
         UserError: a folder is not a result, or they have no question in common.
     """
     require_open("stdout")
+    if args.most < 0:
+        raise UserError(f"--most: {args.most} is out of range. Set it to 0 or more.")
     from minigpt4.evaluation.comparing import compare, described
     from minigpt4.evaluation.results import read_result
 

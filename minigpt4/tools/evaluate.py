@@ -51,7 +51,11 @@ def _chosen(config: Config, args: argparse.Namespace) -> list[str]:
         UserError: one is unknown, or the limit is out of range.
     """
     known = config.evaluation_datasets
-    names = list(known) if args.benchmarks is None else [name.strip() for name in args.benchmarks.split(",")]
+    names = (
+        list(known) if args.benchmarks is None else [n for name in args.benchmarks.split(",") if (n := name.strip())]
+    )
+    if not names and args.benchmarks is not None:
+        raise UserError(f"--benchmarks: '{args.benchmarks}' names none. Name some of {', '.join(known) or 'a config'}.")
     for name in names:
         if name not in known:
             raise UserError(

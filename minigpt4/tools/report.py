@@ -31,8 +31,13 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"--most: {args.most} is out of range. Set it to 0 or more.")
     folders: list[Path] = []
     for folder in map(Path, args.results):
-        inside = sorted(file.parent for file in folder.glob(f"*/{SCORES}") if (file.parent / MANIFEST).is_file())
-        folders += inside if inside and not (folder / MANIFEST).is_file() else [folder]
+        inside = (
+            sorted(file.parent for file in folder.glob(f"*/{MANIFEST}")) if not (folder / MANIFEST).is_file() else []
+        )
+        finished = [own for own in inside if (own / SCORES).is_file()]
+        for own in set(inside) - set(finished) if finished else ():
+            logger.warning("%s: left out, for its evaluation has not ended. Run it again: it goes on there.", own)
+        folders += finished or [folder]
     page = render([read_result(folder) for folder in folders], args.most)
     try:
         args.out.write_text(page, encoding="utf-8", errors="backslashreplace")

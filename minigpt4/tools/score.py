@@ -5,6 +5,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.common.command_line import require_open, say
+from minigpt4.common.errors import UserError
 
 if TYPE_CHECKING:  # slow to import
     from minigpt4.evaluation.benchmark import Scores
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scorer", default="official", help="official, or another of the benchmark's, such as original"
     )
     parser.add_argument("--split", help="split of the benchmark (default: the usual one)")
+    parser.add_argument("--limit", type=int, metavar="N", help="score only the first N questions")
     parser.add_argument("--img-path", default="", help="folder of the pictures; if given, all must be there")
     parser.add_argument("--json", action="store_true", help="print all scores as JSON")
 
@@ -35,12 +37,15 @@ def main(args: argparse.Namespace) -> None:
     from minigpt4.evaluation.predictions import read_predictions
 
     require_open("stdout")
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit: {args.limit} is out of range. Set it to 1 or more.")
     registry.get("benchmark", args.benchmark)
     block = EvaluationDatasetConfig(
         eval_file_path=args.eval_file_path,
         img_path=args.img_path,
         split=args.split,
         scorer=args.scorer,
+        limit=args.limit,
     )
     benchmark = load_benchmark(args.benchmark, block, "--{key}")
     if args.img_path:

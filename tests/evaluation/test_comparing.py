@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from minigpt4.evaluation.report import render
 from minigpt4.evaluation.results import read_result
 from tests.evaluation.evaluations import RECORDS, config_of, evaluate, predictions, write_questions
 
@@ -82,6 +83,42 @@ def test_a_page_needs_no_other_file(results, minigpt4, tmp_path):
     assert page.read_text().count('<article class="card') == 2 and "2 more questions are in" in page.read_text()
     code, _, error = minigpt4("report", results[0], "--out", tmp_path / "no" / "r.html")
     assert code == 2 and "--out: " in error
+    code, _, error = minigpt4("compare", *results[:2], "--most", "-3")
+    assert code == 2 and "--most: -3 is out of range" in error
+
+
+def test_an_unfinished_result_is_left_out_and_named(results, minigpt4, tmp_path, caplog):
+    for name in ("whole", "part"):
+        shutil.copytree(results[0], tmp_path / name)
+    (tmp_path / "part" / "scores.json").unlink()
+    assert minigpt4("report", tmp_path, "--out", tmp_path / "r.html")[0] == 0
+    assert f"{tmp_path / 'part'}: left out, for its evaluation has not ended" in caplog.text
+    assert (tmp_path / "r.html").read_text().count("<section>") == 1
+
+
+def test_controls_show_what_the_model_saw(_parity_engine, parity_config, tmp_path):
+    write_questions(tmp_path)
+    controls = ["shuffled_images", "blank_images"]
+    evaluate(_parity_engine.model, config_of(parity_config, tmp_path, tmp_path / "out", controls=controls))
+
+    def pictures(name):
+        return re.findall('src="(data:[^"]*)"', render([read_result(tmp_path / "out" / name)], 10))
+
+    own, shuffled, blank = map(pictures, ("x", "x_shuffled_images", "x_blank_images"))
+    assert own[0] != own[1] and shuffled == [own[1], own[0]] * 2
+    assert len(set(blank)) == 1 and not set(blank) & set(own)
+
+
+def test_counts_are_no_bars_and_the_longest_bar_fits(results, minigpt4, tmp_path):
+    shutil.copytree(results[0], tmp_path / "scores")
+    scores = read_result(results[0]).scores
+    own = {"CIDEr": 1.6, "BLEU": 0.4, "total": 12, "inner": {f"s{i}": 0.1 for i in range(12)}}
+    (tmp_path / "scores" / "scores.json").write_text(json.dumps(scores | {"scores": own}))
+    minigpt4("report", tmp_path / "scores", "--out", tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    bars = re.findall(r'name">(.*?)</span>\s*<span class="track"><i style="width: (.*?)%.*\s*.*number">(.*?)<', text)
+    assert bars[:3] == [("CIDEr", "100.00", "160.0"), ("BLEU", "25.00", "40.0"), ("inner.s0", "6.25", "10.0")]
+    assert "total" not in [name for name, *_ in bars] and "2 more scores" in text
 
 
 def test_a_page_without_its_pictures_says_so(results, minigpt4, tmp_path, caplog):

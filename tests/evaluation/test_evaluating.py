@@ -79,7 +79,7 @@ def test_a_results_predictions_can_be_scored_again(parity_model, parity_config, 
     assert json.loads(minigpt4("score", "own", *files, "--json")[1])["scores"] == scores.scores
 
 
-def test_it_goes_on_where_it_was_ended(parity_model, parity_config, tmp_path, asked, monkeypatch):
+def test_it_goes_on_where_it_was_ended(parity_model, parity_config, tmp_path, asked, monkeypatch, caplog):
     write_questions(tmp_path)
     whole, part = (config_of(parity_config, tmp_path, tmp_path / name, batch=1) for name in ("whole", "part"))
     evaluate(parity_model, whole)
@@ -93,6 +93,7 @@ def test_it_goes_on_where_it_was_ended(parity_model, parity_config, tmp_path, as
     monkeypatch.setattr(evaluating.Results, "write", ended)
     with pytest.raises(KeyboardInterrupt):
         evaluate(parity_model, part)
+    assert f"the answers so far are in {tmp_path / 'part' / 'x'}, and the same command goes on there" in caplog.text
     monkeypatch.setattr(evaluating.Results, "write", write)
     with pytest.raises(UserError, match="its evaluation has not ended. Run it again"):
         read_result(tmp_path / "part" / "x")
@@ -104,6 +105,30 @@ def test_it_goes_on_where_it_was_ended(parity_model, parity_config, tmp_path, as
     asked.clear()
     evaluate(parity_model, part)  # once more: nothing is left to ask
     assert asked == [] and answers(tmp_path / "part") == answers(tmp_path / "whole")
+
+
+def test_the_summary_keeps_what_was_not_asked_again(parity_model, parity_config, tmp_path):
+    write_questions(tmp_path)
+    out = tmp_path / "out"
+    config = config_of(parity_config, tmp_path, out, controls=["blank_images"])
+    config.evaluation_datasets["y"] = config.evaluation_datasets["x"]
+    evaluate(parity_model, config)
+    before = json.loads((out / "evaluation.json").read_text())
+    assert before.keys() == {"x", "y"} and before["y"].keys() == {"trained", "blank_images"}
+    evaluate(parity_model, config, names=["y"], overwrite=True)
+    assert json.loads((out / "evaluation.json").read_text()) == before
+    other = config_of(replace(parity_config, conversation="vicuna_v1.1"), tmp_path, out)
+    other.evaluation_datasets["y"] = other.evaluation_datasets["x"]
+    evaluate(parity_model, other, names=["y"], overwrite=True)  # those of another model are not its scores
+    assert json.loads((out / "evaluation.json").read_text()).keys() == {"y"}
+
+
+def test_only_files_that_questions_come_from_are_of_the_manifest(parity_model, parity_config, tmp_path):
+    write_questions(tmp_path)
+    (tmp_path / "notes.json").write_text("{}")
+    config = config_of(parity_config, tmp_path, tmp_path / "out")
+    evaluate(parity_model, config)
+    assert read_result(tmp_path / "out" / "x").manifest["annotations"].keys() == {"questions.json"}
 
 
 def test_more_questions_keep_the_answers_of_fewer(parity_model, parity_config, tmp_path, asked):
@@ -217,3 +242,11 @@ def test_what_is_wrong_is_told_before_a_model_is_built(tmp_path):
     assert "questions.json: record 1" in first and "2 of 2 pictures of y are missing" in first
     assert second.startswith("evaluation_datasets.z.eval_file_path: '/no/where' does not exist")
     assert [benchmark.name for benchmark in Evaluation.of(config, ["x"]).benchmarks] == ["x"]
+
+
+def test_a_block_named_as_the_control_of_another_is_refused(tmp_path):
+    write_questions(tmp_path)
+    config = config_of(Config().model, tmp_path, tmp_path, controls=["blank_images"])
+    config.evaluation_datasets["x_blank_images"] = config.evaluation_datasets["x"]
+    with pytest.raises(UserError, match="evaluation_datasets: 'x_blank_images' is also the name of another one's"):
+        Evaluation.of(config)

@@ -123,11 +123,12 @@ def test_parquet(tmp_path):
         ({"question": "?"}, "line 2: has no 'answer', but 'question'"),
         ({"query": "?"}, "line 2: unknown format: it has the keys query"),
         ({"question": "?", "answers": []}, "line 2: 'answers' is \\[\\], expected a list of texts"),
-        ({"question": "?", "answer": 3}, "line 2: 'answer' is '3', expected text"),
+        ({"question": "?", "answer": 3}, "line 2: 'answer' is 3, expected text"),
         ({"question": "?", "answer": "a", "image": 3}, "line 2: 'image' is '3', expected a file's name"),
-        ({**CHOICES, "answer": "yellow"}, "line 2: the answer 'yellow' is none of the choices"),
+        ({**CHOICES, "answer": "yellow"}, "line 2: the answer 'yellow' is not one of the choices"),
         ({**CHOICES, "answer": 3}, "line 2: 'answer' is 3, but there are 3 choices"),
         ({"image": "a", "conversations": []}, "line 2: turns: no turns"),
+        ({"question": "?", "answer": "a", "type": "overall"}, "line 2: the type 'overall' is what the score of all"),
     ],
 )
 def test_records_that_are_wrong(row, told, tmp_path):
@@ -136,7 +137,5 @@ def test_records_that_are_wrong(row, told, tmp_path):
 
 
 def test_the_scorer_choice_needs_choices(tmp_path):
-    with pytest.raises(
-        UserError, match="line 1: it has no choices, which the scorer choice needs. Set scorer to exact"
-    ):
-        own(tmp_path, [{"question": "?", "answer": "a"}]).score({"#0": "a"}, "choice")
+    with pytest.raises(UserError, match=r"line 2: it has no choices, which .*scorer=choice needs. Set it to official"):
+        own(tmp_path, [{**CHOICES, "answer": 0}, {"question": "?", "answer": "a"}], scorer="choice")

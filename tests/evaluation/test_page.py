@@ -33,10 +33,11 @@ def page(tmp_path):
         "benchmark": {"name": "refcoco", "kind": "refcoco", "method": "generate", "prompt": "", "scorer": "official"},
         "config": {"evaluation_datasets": {"refcoco": vars(block)}},
         **{"condition": "trained", "checkpoints": {}, "annotations": {}, "decoding": {"method": "greedy"}},
+        "preprocess": {"n_frms": 8},
         **{"template": "t", "dtype": {}, "device": "cpu", "processes": 1, "batch_size": 1, "git": None},
     }
     (tmp_path / "result").mkdir()
-    write_result(tmp_path / "result", benchmark, made, benchmark.score(answers), manifest, 1.0)
+    write_result(tmp_path / "result", benchmark, made, benchmark.score(answers), manifest)
     (tmp_path / "report.html").write_text(render([read_result(tmp_path / "result")], 100))
     return (tmp_path / "report.html").as_uri(), benchmark
 
@@ -52,6 +53,7 @@ def test_boxes_are_drawn_and_cards_filtered(page, browser, width):
     cards = view.locator(".card:visible")
     assert cards.count() == len(benchmark.questions)
     assert view.evaluate("document.documentElement.scrollWidth") == width
+    assert min(bar.bounding_box()["width"] for bar in view.locator(".track:visible").all()) > 0.6 * width
     right = view.locator(".card.right").first
     picture, box = right.locator("img").bounding_box(), right.locator("rect.reference").bounding_box()
     key = right.locator(".state").last.inner_text().rsplit(", ", 1)[1]

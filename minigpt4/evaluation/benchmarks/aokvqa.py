@@ -7,7 +7,7 @@ from minigpt4.evaluation.benchmark import Benchmark, Prediction, Question, Score
 from minigpt4.evaluation.judging import judge, percent
 from minigpt4.evaluation.metrics.vqa import third_accuracy
 from minigpt4.evaluation.prompts import SHORT
-from minigpt4.evaluation.source import Row, Source, read_rows
+from minigpt4.evaluation.source import Row, Source
 
 _DIRECT, _CHOICE = "direct_answer", "multiple_choice"
 
@@ -20,7 +20,7 @@ def aokvqa(source: Source) -> Benchmark:
     difficult to answer directly; choice: the right one's text. What is missing is wrong.
     """
     template = source.template(SHORT, "question")
-    rows = read_rows(source.split_file("aokvqa_v1p0_*.json", "val"))
+    rows = source.rows(source.split_file("aokvqa_v1p0_*.json", "val"))
     questions = [question for row in rows for question in _questions(source, template, row)]
     return Benchmark(questions, {"official": _official}, template, method="rank", missing="wrong")
 

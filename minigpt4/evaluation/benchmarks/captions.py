@@ -8,7 +8,7 @@ from minigpt4.common.registry import registry
 from minigpt4.evaluation.benchmark import Benchmark, Judged, Prediction, Question, Scores
 from minigpt4.evaluation.judging import text_of
 from minigpt4.evaluation.metrics import captions
-from minigpt4.evaluation.source import Row, Source, read_json, read_rows
+from minigpt4.evaluation.source import Row, Source, as_rows
 
 _PROMPT = "[caption] please describe this image?"
 _DOMAINS = ("in-domain", "near-domain", "out-domain")
@@ -35,7 +35,7 @@ def nocaps(source: Source) -> Benchmark:
 
 def _benchmark(source: Source, file: Path, domain: str | None = None) -> Benchmark:
     template = source.template(_PROMPT)
-    images, references = _images(file)
+    images, references = _images(source, file)
     questions = [
         Question(
             key,
@@ -51,11 +51,11 @@ def _benchmark(source: Source, file: Path, domain: str | None = None) -> Benchma
     return Benchmark(questions, {"official": _official}, template)
 
 
-def _images(file: Path) -> tuple[dict[str, Row], dict[str, list[str]]]:
+def _images(source: Source, file: Path) -> tuple[dict[str, Row], dict[str, list[str]]]:
     """{id: record} of the pictures, and {id: captions}."""
-    content = read_json(file)
+    content = source.json(file)
     if isinstance(content, list):
-        rows = {str(int(Path(row.text("image")).stem.rpartition("_")[2])): row for row in read_rows(file)}
+        rows = {str(int(Path(row.text("image")).stem.rpartition("_")[2])): row for row in as_rows(file, content)}
         return rows, {key: row.texts("caption") for key, row in rows.items()}
     whole = Row(content, str(file))
     references: dict[str, list[str]] = {}

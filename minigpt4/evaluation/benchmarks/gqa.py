@@ -7,7 +7,7 @@ from minigpt4.evaluation.benchmark import Benchmark, Prediction, Question, Score
 from minigpt4.evaluation.judging import accuracy_scorer, judge, percent, text_of
 from minigpt4.evaluation.metrics.gqa import report
 from minigpt4.evaluation.prompts import SHORT
-from minigpt4.evaluation.source import Row, Source, as_rows, read_json
+from minigpt4.evaluation.source import Row, Source, as_rows
 
 _CHOICES = "*_choices.json"  # GQA's files of valid and plausible answers
 
@@ -25,11 +25,11 @@ def gqa(source: Source) -> Benchmark:
         "official": accuracy_scorer(lambda text, question: text == question.reference),
         "original": accuracy_scorer(lambda text, question: text.lower() == question.reference),
     }
-    content = read_json(file)
+    content = source.json(file)
     of_gqa = isinstance(content, dict)
     if of_gqa:
         rows = Row(content, str(file)).entries()
-        choices = [Row(read_json(beside), str(beside)).entries() for beside in sorted(file.parent.glob(_CHOICES))]
+        choices = [Row(source.json(beside), str(beside)).entries() for beside in sorted(file.parent.glob(_CHOICES))]
         scorers["official"] = _official(rows, {key: row for entries in choices for key, row in entries.items()})
     else:
         listed = enumerate(as_rows(file, content))

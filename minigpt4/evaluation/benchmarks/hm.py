@@ -6,7 +6,7 @@ from minigpt4.common.errors import UserError
 from minigpt4.common.registry import registry
 from minigpt4.evaluation.benchmark import Benchmark, Judged, Prediction, Question, Scores
 from minigpt4.evaluation.judging import accuracy_scorer, judge, percent, text_of
-from minigpt4.evaluation.source import Source, read_rows
+from minigpt4.evaluation.source import Source
 
 _PROMPT = (
     "This is an image writting '{text}'. Is this image hateful? Answer yes or no. Answer:"  # as the original has it
@@ -29,7 +29,7 @@ def hm(source: Source) -> Benchmark:
             row.index("label", 2),
             place=row.place,
         )
-        for row in read_rows(source.split_file("*.jsonl", "dev"))
+        for row in source.rows(source.split_file("*.jsonl", "dev"))
     ]
     rule = accuracy_scorer(_judged)
     return Benchmark(questions, {"official": rule, "original": rule, "challenge": _challenge}, template)

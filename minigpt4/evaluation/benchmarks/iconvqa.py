@@ -8,7 +8,7 @@ from minigpt4.common.registry import registry
 from minigpt4.evaluation.benchmark import Benchmark, Judged, Prediction, Question, Scores
 from minigpt4.evaluation.judging import Samples, percent
 from minigpt4.evaluation.prompts import SHORT
-from minigpt4.evaluation.source import Row, Source, read_json, read_rows
+from minigpt4.evaluation.source import Row, Source
 
 _LIST = "choose_text_val.json"
 _TEXT = "choose_txt"
@@ -25,13 +25,13 @@ def iconvqa(source: Source) -> Benchmark:
     template = source.template(SHORT, "question")
     problems = source.folder / "problems.json"
     if source.path.is_file() or not problems.is_file():
-        rows = read_rows(source.file(_LIST))
+        rows = source.rows(source.file(_LIST))
         questions = [
             _question(source, template, row, row.id("image_id"), f"{row.id('image_id')}/image.png") for row in rows
         ]
         return Benchmark(questions, {"official": _accuracy, "original": _accuracy}, template, method="rank")
     files = (problems, source.folder / "pid2skills.json", source.folder / "pid_splits.json")
-    entries, skills, splits = (Row(read_json(file), str(file)) for file in files)
+    entries, skills, splits = (Row(source.json(file), str(file)) for file in files)
     split = source.split(("train", "val", "test", "minival")) or "val"
     questions = [
         _problem(source, template, entries.row(key), key, f"{split}/{task}", skills.texts(key) if key in skills else [])

@@ -37,7 +37,7 @@ def mmbench(source: Source) -> Benchmark:
     """
     template = source.template(LETTERED, "hint", "question", "choices")
     file = source.split_file("*.tsv", "MMBench_DEV_EN") if source.path.is_dir() else source.path
-    rows = list(_rows(file))
+    rows = list(_rows(source.noted(file)))
     images = {row.id("index"): row.get("image") or "" for row in rows}
     questions = [_question(source, template, row, images) for row in rows]
     return Benchmark(questions, {"official": _official}, template)

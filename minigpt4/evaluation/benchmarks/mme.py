@@ -9,7 +9,7 @@ from minigpt4.common.registry import registry
 from minigpt4.evaluation.benchmark import Benchmark, Judged, Prediction, Question, Scorer, Scores
 from minigpt4.evaluation.judging import judge, percent
 from minigpt4.evaluation.metrics.yes_no import lmms_eval_mme_answer, mme_answer
-from minigpt4.evaluation.source import Source, read_rows
+from minigpt4.evaluation.source import Source
 
 _PERCEPTION = (
     *("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"),
@@ -47,14 +47,14 @@ def mme(source: Source) -> Benchmark:
 
 def _lines(source: Source) -> Iterator[_Line]:
     listed = source.optional_file("mme_test.jsonl")
-    for row in read_rows(listed) if listed else ():
+    for row in source.rows(listed) if listed else ():
         yield row.text("category"), row.text("image"), row.text("question"), row.text("answer"), row.place
     for task in _TASKS if listed is None else ():
         if (table := source.path / f"{task}.txt").is_file():
-            yield from ((task, *cells, place) for *cells, place in _cells(table, 3))  # type: ignore[misc]
+            yield from ((task, *cells, place) for *cells, place in _cells(source.noted(table), 3))  # type: ignore[misc]
         folder = source.path / task / "questions_answers_YN"
         for file in sorted((folder if folder.is_dir() else source.path / task).glob("*.txt")):
-            yield from ((task, file.stem, *cells, place) for *cells, place in _cells(file, 2))  # type: ignore[misc]
+            yield from ((task, file.stem, *cells, place) for *cells, place in _cells(source.noted(file), 2))  # type: ignore[misc]
 
 
 def _cells(file: Path, count: int) -> Iterator[list[str]]:

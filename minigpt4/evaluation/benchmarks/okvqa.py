@@ -3,7 +3,7 @@
 from minigpt4.common.registry import registry
 from minigpt4.evaluation.benchmark import Benchmark, Question
 from minigpt4.evaluation.prompts import SHORT
-from minigpt4.evaluation.source import Source, read_list, read_rows
+from minigpt4.evaluation.source import Source
 from minigpt4.evaluation.vqa_scoring import human_answers, vqa_scorers, vqa_tags, with_annotations
 
 _SPLIT = "okvqa_test_split.json"  # the original's list of questions, without which all are asked
@@ -14,13 +14,13 @@ def okvqa(source: Source) -> Benchmark:
     """A folder with the published questions and annotations; pictures are named by the twelve digits of their id."""
     names = [f"mscoco_val2014_annotations{clean}.json" for clean in ("_clean", "")]
     file = next((source.folder / name for name in names if (source.folder / name).is_file()), source.folder / names[1])
-    annotations = read_list(file, "annotations")
+    annotations = source.listed(file, "annotations")
     split = source.folder / _SPLIT
     if split.is_file():
-        rows = read_rows(split)
+        rows = source.rows(split)
     else:
         file = source.folder / file.name.replace("mscoco_val2014_annotations", "OpenEnded_mscoco_val2014_questions")
-        rows = read_list(file, "questions")
+        rows = source.listed(file, "questions")
     template = source.template(SHORT, "question")
     questions = [
         Question(

@@ -15,9 +15,10 @@ from minigpt4.evaluation.metrics.exact import chosen, exact_match
 from minigpt4.evaluation.metrics.options import LETTERS
 from minigpt4.evaluation.metrics.vqa import official_accuracy
 from minigpt4.evaluation.prompts import lettered
-from minigpt4.evaluation.source import Row, Source, as_rows, read_rows
+from minigpt4.evaluation.source import Row, Source, as_rows
 
 _ANY_TYPE = "all"  # of a question without one
+_OVERALL = "overall"  # the score of all types
 _HUMANS = 10  # so many answers are people's, who may disagree
 _PLAIN, _LETTERED = (
     "{question}",
@@ -37,11 +38,19 @@ def own(source: Source) -> Benchmark:
     file = source.path
     if file.is_dir():
         raise UserError(f"{source.key('eval_file_path')}: '{file}' is a folder. Set it to a file of questions.")
-    rows = read_rows(file) if file.suffix != ".parquet" else as_rows(file, read_records("eval_file_path", str(file)))
+    if file.suffix == ".parquet":
+        rows = as_rows(file, read_records("eval_file_path", str(source.noted(file))))
+    else:
+        rows = source.rows(file)
     generated = source.block.method == "generate"
     templates = [source.template(text, "question", "choices") for text in (_PLAIN, _LETTERED if generated else _PLAIN)]
     folder = image_folder(file, source.block.img_path)
     questions = [_question(row, record_id(row.data, i), folder, templates) for i, row in enumerate(rows)]
+    for question in questions if source.block.scorer == "choice" else ():
+        if not question.choices:
+            raise UserError(
+                f"{question.place}: it has no choices, which {source.key('scorer')}=choice needs. Set it to official."
+            )
     scorers = {"official": _scorer(_any), "exact": _scorer(_exact), "vqa": _scorer(_vqa), "choice": _scorer(_choice)}
     return Benchmark(questions, scorers, templates[0], method="rank")
 
@@ -89,7 +98,12 @@ def _record(row: Row, key: str, folder: Path, template: str) -> Question:
 
 
 def _type(row: Row) -> str:
-    return str(row.get("type") or row.get("question_type") or _ANY_TYPE)
+    found = str(row.get("type") or row.get("question_type") or _ANY_TYPE)
+    if found == _OVERALL:
+        raise UserError(
+            f"{row.place}: the type '{_OVERALL}' is what the score of all types is called. Name it otherwise."
+        )
+    return found
 
 
 def _names(row: Row, key: str) -> list[str]:
@@ -123,7 +137,9 @@ def _right(row: Row, choices: tuple[str, ...]) -> str:
         return answer
     if isinstance(answer, str) and len(answer) == 1 and answer in LETTERS[: len(choices)]:
         return choices[LETTERS.index(answer)]
-    raise UserError(f"{row.place}: the answer {str(answer)[:40]!r} is none of the choices. Write one's text or number.")
+    raise UserError(
+        f"{row.place}: the answer {str(answer)[:40]!r} is not one of the choices. Write one's text or number."
+    )
 
 
 def _accepted(question: Question) -> list[str]:
@@ -139,8 +155,6 @@ def _vqa(text: str, question: Question) -> Judged:
 
 
 def _choice(text: str, question: Question) -> Judged:
-    if not question.choices:
-        raise UserError(f"{question.place}: it has no choices, which the scorer choice needs. Set scorer to exact.")
     number = chosen(text, question.choices)
     said = None if number is None else question.choices[number]
     return Judged(float(said == question.reference), said is not None, said)
@@ -154,8 +168,8 @@ def _any(text: str, question: Question) -> Judged:
 def _scorer(rule: Rule) -> Scorer:
     def scorer(questions: Sequence[Question], predictions: Mapping[str, Prediction]) -> Scores:
         samples = judge(questions, predictions, rule)
-        groups = by_tag(questions, samples, "type") | {"overall": list(samples.values())}
+        groups = by_tag(questions, samples, "type") | {_OVERALL: list(samples.values())}
         means = {name: sum(s.value for s in found) / len(found) for name, found in sorted(groups.items())}
-        return Scores(means, "overall", "fraction", samples)
+        return Scores(means, _OVERALL, "fraction", samples)
 
     return scorer

@@ -6,7 +6,7 @@ from minigpt4.common.registry import registry
 from minigpt4.evaluation.benchmark import Benchmark, Judged, Prediction, Question, Scores
 from minigpt4.evaluation.judging import by_tag, judge, percent
 from minigpt4.evaluation.metrics.yes_no import counts, pope_answer, pope_scores, pope_scores_with_eps
-from minigpt4.evaluation.source import Source, read_rows
+from minigpt4.evaluation.source import Source
 
 _PROMPT = "[vqa] {text} Answer yes or no."
 _SPLITS = ("random", "popular", "adversarial")
@@ -33,7 +33,7 @@ def pope(source: Source) -> Benchmark:
             place=row.place,
         )
         for split in order
-        for row in read_rows(files[split])
+        for row in source.rows(files[split])
     ]
     return Benchmark(questions, {"official": _official}, template)
 

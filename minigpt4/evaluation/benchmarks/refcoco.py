@@ -7,7 +7,7 @@ from minigpt4.common.registry import registry
 from minigpt4.evaluation.benchmark import Benchmark, Judged, Prediction, Question, Scores
 from minigpt4.evaluation.judging import by_tag, judge, percent
 from minigpt4.evaluation.metrics.boxes import iou_of_pixels, parse_box
-from minigpt4.evaluation.source import Row, Source, read_rows
+from minigpt4.evaluation.source import Row, Source
 
 _PROMPT = "[refer] give me the location of {sents}"
 _HIT = 0.5  # an overlap of more is right
@@ -23,7 +23,7 @@ def refcoco(source: Source) -> Benchmark:
     """
     template, kind = source.template(_PROMPT, "sents"), source.kind
     files = source.split_files(f"{kind}_*.json", under=kind)
-    rows = [(split, i, row) for split, file in files.items() for i, row in enumerate(read_rows(file))]
+    rows = [(split, i, row) for split, file in files.items() for i, row in enumerate(source.rows(file))]
     questions = [
         Question(
             f"{kind}_{split}_{i}",

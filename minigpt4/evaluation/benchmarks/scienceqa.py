@@ -7,7 +7,7 @@ from minigpt4.evaluation.benchmark import Benchmark, Judged, Prediction, Questio
 from minigpt4.evaluation.judging import Samples, judge, percent
 from minigpt4.evaluation.metrics.options import LETTERS, llava_letter
 from minigpt4.evaluation.prompts import LETTERED, lettered
-from minigpt4.evaluation.source import Row, Source, read_json
+from minigpt4.evaluation.source import Row, Source
 
 _TOPICS = (
     *("punctuation", "literacy-in-science", "verbs", "pronouns", "civics", "culture", "word-study", "economics"),
@@ -28,7 +28,7 @@ def scienceqa(source: Source) -> Benchmark:
     """
     template = source.template(LETTERED, "hint", "question", "choices")
     file, splits_file = source.folder / "problems.json", source.folder / "pid_splits.json"
-    problems, splits = Row(read_json(file), str(file)), Row(read_json(splits_file), str(splits_file))
+    problems, splits = Row(source.json(file), str(file)), Row(source.json(splits_file), str(splits_file))
     split = source.split(splits) or "test"
     questions = [_question(source, template, problems.row(key), key) for key in splits.texts(split)]
     return Benchmark(questions, {"official": _official}, template, missing="wrong")

@@ -7,7 +7,7 @@ from minigpt4.evaluation.benchmark import Benchmark, Judged, Prediction, Questio
 from minigpt4.evaluation.judging import by_tag, judge, percent
 from minigpt4.evaluation.metrics.options import first_letter
 from minigpt4.evaluation.prompts import LETTERED, lettered
-from minigpt4.evaluation.source import Row, Source, read_list
+from minigpt4.evaluation.source import Row, Source
 
 _TYPES = (
     *("Scene Understanding", "Instance Identity", "Instance Attributes", "Instance Location", "Instances Counting"),
@@ -26,7 +26,7 @@ def seedbench(source: Source) -> Benchmark:
     wrong. lmms_eval: the first character of the stripped answer, in any case.
     """
     template = source.template(LETTERED, "hint", "question", "choices")
-    questions = [_question(source, template, row) for row in read_list(source.file("SEED-Bench.json"), "questions")]
+    questions = [_question(source, template, row) for row in source.listed(source.file("SEED-Bench.json"), "questions")]
     scorers = {"official": _official, "lmms_eval": _lmms_eval}
     return Benchmark(questions, scorers, template, missing="wrong")
 

@@ -7,7 +7,7 @@ from minigpt4.evaluation.benchmark import Benchmark, Prediction, Question, Score
 from minigpt4.evaluation.judging import judge, per_question, percent
 from minigpt4.evaluation.metrics.vqa import evalai_accuracy
 from minigpt4.evaluation.prompts import SHORT
-from minigpt4.evaluation.source import Source, read_list
+from minigpt4.evaluation.source import Source
 
 
 @registry.register_benchmark("textvqa")
@@ -22,7 +22,7 @@ def textvqa(source: Source) -> Benchmark:
             row.texts("answers"),
             place=row.place,
         )
-        for row in read_list(source.split_file("TextVQA_0.5.1_*.json", "val"), "data")
+        for row in source.listed(source.split_file("TextVQA_0.5.1_*.json", "val"), "data")
     ]
     return Benchmark(questions, {"official": _official}, template)
 

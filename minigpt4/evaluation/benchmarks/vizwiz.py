@@ -6,7 +6,7 @@ from minigpt4.common.registry import registry
 from minigpt4.evaluation.benchmark import Benchmark, Prediction, Question, Scores
 from minigpt4.evaluation.judging import accuracy_scorer, by_tag, judge, per_question, percent
 from minigpt4.evaluation.metrics.vqa import evalai_accuracy, third_accuracy
-from minigpt4.evaluation.source import Source, read_rows
+from minigpt4.evaluation.source import Source
 from minigpt4.evaluation.vqa_scoring import human_answers, vqa_tags
 
 _PROMPT = (
@@ -31,7 +31,7 @@ def vizwiz(source: Source) -> Benchmark:
             tags=vqa_tags(row),
             place=row.place,
         )
-        for row in read_rows(source.split_file("*.json", "val"))
+        for row in source.rows(source.split_file("*.json", "val"))
     ]
     return Benchmark(questions, {"official": _official, "original": accuracy_scorer(_original)}, template)
 

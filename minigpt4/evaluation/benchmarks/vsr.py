@@ -8,7 +8,7 @@ from minigpt4.common.errors import UserError, first_line
 from minigpt4.common.registry import registry
 from minigpt4.evaluation.benchmark import Benchmark, Judged, Prediction, Question, Scores
 from minigpt4.evaluation.judging import Rule, by_tag, judge, percent
-from minigpt4.evaluation.source import Source, read_rows
+from minigpt4.evaluation.source import Source
 
 _PROMPT = "[vqa] Based on the image, is this statement true or false? {caption}"
 _LABELS = ("false", "true")
@@ -31,7 +31,7 @@ def vsr(source: Source) -> Benchmark:
             tags={"relation": row.text("relation")} if "relation" in row else {},
             place=row.place,
         )
-        for number, row in enumerate(read_rows(_file(source)))
+        for number, row in enumerate(source.rows(_file(source)))
     ]
     return Benchmark(questions, {"official": _text, "original": _text, "by_relation": _numbers}, template)
 
