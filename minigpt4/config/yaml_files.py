@@ -33,7 +33,11 @@ def read_yaml(path: Path) -> DictConfig:
     with readable_errors(f"{path} is not valid YAML"):
         if path.stat().st_size > _MOST_BYTES:
             raise ValueError(f"it has more than {_MOST_BYTES} bytes. Set --cfg-path to the file of a run")
-        _check_text(path.read_text(encoding="utf-8"))
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ValueError("it is not text. Name the YAML file of a run, or the folder of a checkpoint") from None
+        _check_text(text)
         content = OmegaConf.load(path)
     if not isinstance(content, DictConfig):
         raise UserError(f"{path}: expected groups such as model:, datasets: and run:, found a list.")
@@ -57,7 +61,12 @@ def read_options(options: list[str]) -> DictConfig:
             raise UserError(f"--options: '{option}' has no value. Write key=value, for example run.max_epoch=2.")
         with readable_errors("--options", key):
             value = _IN_LIST.sub(r'"\g<0>"', value) if value.startswith("[") else value
-            _check_text(value)
+            try:
+                _check_text(value)
+            except yaml.YAMLError as error:
+                raise ValueError(
+                    f"{one_line(error)}. Put text with such characters in quotes: \"{key}='...'\""
+                ) from None
             layer.merge_with_dotlist([f"{key}={value}"])
     return layer
 

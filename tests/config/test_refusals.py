@@ -227,6 +227,17 @@ def test_an_unset_variable_is_told_with_where_it_is_used(option, tmp_path):
         )
 
 
+def test_weights_in_place_of_a_config(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"\xa0\x00")
+    with pytest.raises(UserError, match="w.safetensors is not valid YAML: it is not text. Name the YAML file of a run"):
+        load_config(tmp_path / "w.safetensors")
+
+
+def test_text_that_yaml_takes_for_something_else():
+    with pytest.raises(UserError, match=r"Put text with such characters in quotes: \"x.prompt='...'\""):
+        load_config(STAGE1, ["x.prompt=[vqa] {question}"])
+
+
 @pytest.mark.parametrize("options", [["run.seed"], ["run.seed=1", "run.amp"], ["run.sed=1"], ["run.seed=x"]])
 def test_wrong_options_are_named(options):
     with pytest.raises(UserError, match="--options"):

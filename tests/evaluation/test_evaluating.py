@@ -77,6 +77,13 @@ def test_a_results_predictions_can_be_scored_again(parity_model, parity_config, 
         tmp_path / "out" / "x" / "predictions.jsonl",
     ]
     assert json.loads(minigpt4("score", "own", *files, "--json")[1])["scores"] == scores.scores
+    first = tmp_path / "first.jsonl"
+    first.write_text("".join(json.dumps(line) + "\n" for line in predictions(tmp_path / "out")[:3]))
+    files[-1] = first
+    assert minigpt4("score", "own", *files)[0] == 2
+    code, said, _ = minigpt4("score", "own", *files, "--limit", "3")
+    assert code == 0 and "3 questions" in said
+    assert "--limit: 0 is out of range" in minigpt4("score", "own", *files, "--limit", "0")[2]
 
 
 def test_it_goes_on_where_it_was_ended(parity_model, parity_config, tmp_path, asked, monkeypatch, caplog):

@@ -52,5 +52,7 @@ def test_what_is_chosen_must_be_there(options, minigpt4):
         code == 2 and "--benchmarks: 'tiny_scene' is not in evaluation_datasets. Did you mean 'tiny_scenes'?" in error
     )
     assert "--options evaluation_datasets.tiny_scene.eval_file_path=PATH" in error
+    code, _, error = minigpt4("evaluate", "--benchmarks", " ,", "--options", *options)
+    assert code == 2 and "--benchmarks: ' ,' names none. Name some of tiny_scenes." in error
     code, _, error = minigpt4("evaluate", "--limit", "0", "--options", *options)
     assert code == 2 and error.endswith("--limit: 0 is out of range. Set it to 1 or more.\n")

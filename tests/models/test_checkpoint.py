@@ -208,11 +208,11 @@ def test_the_report_says_what_is_from_where(tmp_path):
     assert str(load_checkpoints(model(), [tmp_path / "x.pth"], {"frozen": "vit.pth"})).splitlines() == [
         f"checkpoint {tmp_path / 'x.pth'}: llama_proj (2 tensors)",
         "ignored: 1 buffers, such as x.inv_freq",
-        "as built: frozen from vit.pth",
+        "frozen: from vit.pth, not from a checkpoint",
     ]
     without = load_checkpoints(model(), [], {"frozen": "vit.pth"})
     assert str(without).splitlines() == [
-        "as built: frozen from vit.pth",
+        "frozen: from vit.pth, not from a checkpoint",
         "as built: llama_proj from its initial values",
     ]
 
