@@ -213,7 +213,7 @@ def test_the_report_says_what_is_from_where(tmp_path):
     without = load_checkpoints(model(), [], {"frozen": "vit.pth"})
     assert str(without).splitlines() == [
         "frozen: from vit.pth, not from a checkpoint",
-        "as built: llama_proj from its initial values",
+        "llama_proj: from its initial values, not from a checkpoint",
     ]
 
 
