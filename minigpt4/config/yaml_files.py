@@ -36,7 +36,7 @@ def read_yaml(path: Path) -> DictConfig:
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise ValueError("it is not text. Name the YAML file of a run, or the folder of a checkpoint") from None
+            raise ValueError("it is not UTF-8 text. Name a YAML file, or the folder of a checkpoint") from None
         _check_text(text)
         content = OmegaConf.load(path)
     if not isinstance(content, DictConfig):
@@ -64,9 +64,7 @@ def read_options(options: list[str]) -> DictConfig:
             try:
                 _check_text(value)
             except yaml.YAMLError as error:
-                raise ValueError(
-                    f"{one_line(error)}. Put text with such characters in quotes: \"{key}='...'\""
-                ) from None
+                raise ValueError(f"{one_line(error)}. Put such text in quotes: \"{key}='...'\"") from None
             layer.merge_with_dotlist([f"{key}={value}"])
     return layer
 
