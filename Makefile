@@ -17,8 +17,10 @@ install: .venv/installed
 demo: install
 	$(BIN)/python demo.py $(ARGS)
 
+# make test COVERAGE=1 measures coverage too, which takes half as long again
 test: lint
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --cov=minigpt4 --cov-report=term:skip-covered
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+		$(if $(COVERAGE),--cov=minigpt4 --cov-report=term:skip-covered)
 
 lint: install
 	$(BIN)/ruff check .
