@@ -118,7 +118,7 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
         else:  # mapped: what the model leaves unused is not read
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # torch's reader raises many kinds
-        raise _unreadable(file, error) from error
+        raise unreadable(file, error) from error
     return _own_names(file, state)
 
 
@@ -136,7 +136,8 @@ def _own_names(file: Path, state: Any) -> dict[str, Tensor]:
     return state
 
 
-def _unreadable(file: Path, error: Exception) -> UserError:
+def unreadable(file: Path, error: Exception) -> UserError:
+    """What is said of a file that raised an error when it was read as weights."""
     wrong = what_is_wrong(file)
     return UserError(f"{file} can't be read as weights: {f'it {wrong}' if wrong else first_line(error)}.")
 
@@ -151,7 +152,7 @@ def shapes_of(file: Path) -> dict[str, list[int]]:
         with safe_open(file, framework="pt") as tensors:
             return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise _unreadable(file, error) from error
+        raise unreadable(file, error) from error
 
 
 @dataclass

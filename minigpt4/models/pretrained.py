@@ -13,6 +13,7 @@ from transformers import AutoImageProcessor, PreTrainedModel
 from minigpt4.common.errors import UserError, first_line, prefixed
 from minigpt4.common.wrong_files import wrong_file
 from minigpt4.models.checkpoint import shapes_of
+from minigpt4.models.tensor_files import weight_files
 from minigpt4.processors.image import CLIP_MEAN, CLIP_STD
 
 logger = logging.getLogger(__name__)
@@ -151,11 +152,6 @@ def check_weight_files(key: str, folder: Path, outline: PreTrainedModel) -> None
             weight = own.get(name, own.get(name.removeprefix(f"{outline.base_model_prefix}.")))
             if weight is not None and shape != list(weight.shape):
                 _refuse_size(key, str(folder), name, shape, weight.shape)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files of a local folder that a model's weights are read from: safetensors, else PyTorch's."""
-    return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
 
 def _refuse_size(key: str, path: str, name: str, found: Sequence[int], own: Sequence[int]) -> NoReturn:

@@ -29,7 +29,7 @@ from minigpt4.datasets.loading import Skipped, use
 from minigpt4.models.checkpoint import write_tensors
 from minigpt4.models.cpu_linear import use_onednn
 from minigpt4.models.preflight import preflight
-from minigpt4.models.pretrained import weight_files
+from minigpt4.models.tensor_files import weight_files
 from minigpt4.models.vision import build_vision, vision_class
 from minigpt4.models.vision.cached_features import CachedFeatures
 from minigpt4.runners.strategies.strategy import amp_dtype

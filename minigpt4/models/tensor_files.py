@@ -1,0 +1,218 @@
+"""A model's weight files, read and written piece by piece: whole models, or whole tensors, are never in memory."""
+
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from tqdm import tqdm
+
+from minigpt4.common.errors import UserError, make_folder, writing
+from minigpt4.common.files import replace_file
+from minigpt4.models.checkpoint import unreadable
+
+logger = logging.getLogger(__name__)
+
+INDEXES = "model.safetensors.index.json", "pytorch_model.bin.index.json"
+_UNFINISHED = "unfinished.json"  # in a folder that is being written: what it is made from
+_FILE_BYTES = 2 * 2**30  # of a file that is written; one that was not finished is written anew
+_PIECE_BYTES = 64 * 2**20  # of a tensor that are in memory at once
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+Rows = Callable[[str, slice], Tensor]  # of a tensor's name and some of its rows: those
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a tensor before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    def pieces(self) -> Iterator[slice]:
+        """Slices of the rows that follow one another, each of a few megabytes."""
+        step = max(1, self.shape[0] * _PIECE_BYTES // max(self.bytes, 1))
+        return (slice(start, min(start + step, self.shape[0])) for start in range(0, self.shape[0], step))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a local folder that a model's weights are read from: safetensors, else PyTorch's."""
+    return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
+
+class TensorFiles(Mapping[str, Outline]):
+    """{name: outline} of all tensors in weight files, `.safetensors` or PyTorch's. Scalars are left out.
+
+    Raises:
+        UserError: a file is not weights, is damaged, or holds a tensor that another one holds.
+    """
+
+    def __init__(self, files: Sequence[Path]):
+        self._files: dict[str, Path] = {}
+        self._outlines: dict[str, Outline] = {}
+        for file in files:
+            with _readable(file):
+                found = _outlines(file)
+            for name, outline in found.items():
+                if name in self._files:
+                    raise UserError(f"'{file}' holds {name}, and so does '{self._files[name]}'. Keep one of them.")
+                self._files[name], self._outlines[name] = file, outline
+
+    @classmethod
+    def of_folder(cls, key: str, folder: Path) -> "TensorFiles":
+        """Those of a Hugging Face model.
+
+        Args:
+            key: the option that names the folder.
+
+        Raises:
+            UserError: the folder holds no weights, or lacks a file that its index names.
+        """
+        files = weight_files(folder)
+        if not files:
+            raise UserError(
+                f"{key}: '{folder}' holds no weights (model*.safetensors, pytorch_model*.bin). Name the folder of a "
+                "Hugging Face model; the weights that Meta gave out become one by: minigpt4 convert-llama"
+            )
+        for index in (folder / name for name in INDEXES):
+            if index.is_file() and index.name.startswith(files[0].name[:5]):
+                with _readable(index):
+                    named = set(json.loads(index.read_bytes())["weight_map"].values())
+                if lacking := sorted(named - {file.name for file in files}):
+                    raise UserError(f"{key}: '{folder}' lacks {', '.join(lacking)}. Download what is missing.")
+        return cls(files)
+
+    def __getitem__(self, name: str) -> Outline:
+        return self._outlines[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._outlines)
+
+    def __len__(self) -> int:
+        return len(self._outlines)
+
+    def read(self, name: str, rows: slice = slice(None)) -> Tensor:
+        """A tensor, or some of its rows. The file is mapped meanwhile only: mapped pages count as memory.
+
+        Raises:
+            UserError: the file can't be read any more.
+        """
+        file = self._files[name]
+        with _readable(file):
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="pt") as tensors:
+                    return tensors.get_slice(name)[rows].clone()
+            return _pytorch(file)[name][rows].clone()
+
+
+def _outlines(file: Path) -> dict[str, Outline]:
+    if file.suffix != ".safetensors":
+        return {name: Outline(tuple(own.shape), own.dtype) for name, own in _pytorch(file).items() if own.ndim}
+    with safe_open(file, framework="pt") as tensors:
+        slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+        return {
+            name: Outline(tuple(own.get_shape()), _DTYPES[own.get_dtype()])
+            for name, own in slices.items()
+            if own.get_shape()
+        }
+
+
+def _pytorch(file: Path) -> dict[str, Tensor]:
+    state: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError("expected names and tensors")
+    return state
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # readers of weights raise many kinds
+        raise unreadable(file, error) from error
+
+
+@contextmanager
+def resumable(key: str, folder: Path, made_from: Mapping[str, Any]) -> Iterator[None]:
+    """Around the writing of a folder, which may be ended at any time and goes on there.
+
+    Args:
+        key: the option that names the folder.
+        made_from: what JSON can hold, and says whether files of an earlier run are those of this one.
+
+    Raises:
+        UserError: the folder holds something else, or can't be written.
+    """
+    make_folder(key, folder)
+    note = folder / _UNFINISHED
+    text = json.dumps(made_from, indent=2).encode()
+    if note.is_file() and note.read_bytes() != text:
+        raise UserError(f"{key}: '{folder}' was begun with other files, see {_UNFINISHED} in it. Name another folder.")
+    if not note.is_file() and any(folder.iterdir()):
+        raise UserError(f"{key}: '{folder}' is not empty. Name a new folder.")
+    with writing(key, folder):
+        replace_file(note, text)
+        yield
+        note.unlink()
+
+
+def write_tensors(folder: Path, outlines: Mapping[str, Outline], rows: Rows, what: str) -> None:
+    """Writes a model's weights as `.safetensors` files with an index. Files that an earlier run has finished stay.
+
+    Args:
+        rows: gives the rows of a tensor that are written next, of the dtype of its outline.
+        what: names the progress bar.
+
+    Raises:
+        OSError: a file can't be written.
+    """
+    groups: list[dict[str, Outline]] = [{}]
+    for name, outline in outlines.items():
+        if groups[-1] and sum(own.bytes for own in groups[-1].values()) + outline.bytes > _FILE_BYTES:
+            groups.append({})
+        groups[-1][name] = outline
+    files = [f"model-{number:05}-of-{len(groups):05}.safetensors" for number in range(1, len(groups) + 1)]
+    total = sum(outline.bytes for outline in outlines.values())
+    with tqdm(total=total, desc=what, unit="B", unit_scale=True) as bar:
+        for file, group in zip(files, groups, strict=True):
+            if (folder / file).is_file():
+                bar.update(sum(outline.bytes for outline in group.values()))
+            else:
+                _write_file(folder / file, group, rows, bar)
+    places = {name: file for file, group in zip(files, groups, strict=True) for name in group}
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    replace_file(folder / INDEXES[0], json.dumps(index, indent=2).encode())
+
+
+def _write_file(file: Path, outlines: Mapping[str, Outline], rows: Rows, bar: tqdm) -> None:
+    """Writes one file; it has its name once it is whole. Format: https://github.com/huggingface/safetensors#format"""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, outline in outlines.items():
+        begin, end = end, end + outline.bytes
+        header[name] = {"dtype": _NAMES[outline.dtype], "shape": outline.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    part = file.with_suffix(".part")
+    with part.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name, outline in outlines.items():
+            for piece in outline.pieces():
+                data = rows(name, piece).contiguous().view(torch.uint8).numpy().data
+                bar.update(stream.write(data))
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(part, file)

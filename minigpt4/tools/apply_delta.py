@@ -1,0 +1,22 @@
+"""`minigpt4 apply-delta`: Vicuna from LLaMA and the difference that was given out."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(main=main)
+    parser.add_argument("--base", type=Path, required=True, metavar="FOLDER", help="LLaMA, as a Hugging Face model")
+    parser.add_argument("--delta", type=Path, required=True, metavar="FOLDER", help="such as vicuna-7b-delta-v0")
+    parser.add_argument("--target", type=Path, required=True, metavar="FOLDER", help="to write, in safetensors")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Writes the model. A run that was ended goes on; both inputs stay as they are.
+
+    Raises:
+        UserError: see `deltas.combine`.
+    """
+    from minigpt4.tools.deltas import combine
+
+    combine({"--base": args.base, "--delta": args.delta}, +1, ("--target", args.target))

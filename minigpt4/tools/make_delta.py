@@ -1,0 +1,22 @@
+"""`minigpt4 make-delta`: what a model differs from LLaMA in, to be given out; the inverse of `apply-delta`."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(main=main)
+    parser.add_argument("--base", type=Path, required=True, metavar="FOLDER", help="LLaMA, as a Hugging Face model")
+    parser.add_argument("--target", type=Path, required=True, metavar="FOLDER", help="the model that was made from it")
+    parser.add_argument("--delta", type=Path, required=True, metavar="FOLDER", help="to write, in safetensors")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Writes the delta. A run that was ended goes on; both inputs stay as they are.
+
+    Raises:
+        UserError: see `deltas.combine`.
+    """
+    from minigpt4.tools.deltas import combine
+
+    combine({"--base": args.base, "--target": args.target}, -1, ("--delta", args.delta))
