@@ -42,7 +42,7 @@ def test_json_says_what_was_scored_and_how(minigpt4, tmp_path):
         (["popo", *POPE], "error: 'popo' is not a registered benchmark. Did you mean 'pope'?"),
         (
             ["pope", *POPE, "--scorer", "oficial"],
-            "error: --scorer: 'oficial' is no scorer of pope. Did you mean 'offic",
+            "error: --scorer: 'oficial' is not a scorer of pope. Did you mean 'offic",
         ),
         (["pope", *POPE, "--split", "randm"], "error: --split: 'randm' is not there. Did you mean 'random'?"),
         (
