@@ -49,7 +49,7 @@ def evaluation(engine: Engine, benchmark: Benchmark, size: int, options: argpars
 
 def requests(engine: Engine, benchmark: Benchmark, options: argparse.Namespace) -> list[Request]:
     """The same as requests, with pictures that are read."""
-    pixels = {shown: shown.read(engine.processor, False)[0] for own in asked(benchmark, 1) for shown in own.shown}
+    pixels = {shown: engine.processor(shown.images()[0]) for own in asked(benchmark, 1) for shown in own.shown}
     return [
         Request(conversation_of(own.question, [pixels[shown] for shown in own.shown], []), options.new_tokens)
         for own in adjacent(asked(benchmark, 1))

@@ -43,6 +43,14 @@ def test_a_ratio_says_how_many_times_as_long_the_slow_way_takes():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("figures", [["evaluate", "--questions", "6", "--repeats", "1"]], indirect=True)
+def test_evaluate(figures):
+    tiny, random = (own for own in figures.values() if isinstance(own, dict) and "engine alone" in own)
+    assert tiny["answers_as_one_by_one"] == random["answers_as_one_by_one"] == 1
+    assert tiny["batches_over_engine"] and figures["pictures"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("figures", [["serve", "--requests", "8"]], indirect=True)
 def test_serve(figures):
     tiny, random = (own for own in figures.values() if isinstance(own, dict))

@@ -1,5 +1,6 @@
 """What a run is made with: versions, the git revision, the device. Written beside its results."""
 
+import os
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -14,9 +15,10 @@ _PACKAGES = ("torch", "torchvision", "transformers", "timm", "peft", "webdataset
 
 
 def run_info(device: torch.device) -> dict[str, Any]:
-    """The command, the git revision, versions, the number of processes and the device's name."""
+    """The command and where it was given, the git revision, versions, the number of processes and the device's name."""
     return {
         "command": sys.argv,
+        "working_directory": os.getcwd(),
         "git": _git_revision(),
         "python": sys.version.split()[0],
         "packages": {name: found for name in _PACKAGES if (found := _version(name))},

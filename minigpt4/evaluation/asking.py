@@ -118,7 +118,7 @@ class _Pixels(Dataset):
         try:
             images = self.other.get(shown, shown).images(self.blank)
         except UserError as error:
-            kept = "All answers so far are kept: put a whole file there, and the same command goes on."
+            kept = "All answers so far are kept: put a whole file there and go on without --overwrite."
             raise UserError(f"{place}: {error} {kept}".removeprefix(": ")) from None
         return torch.stack([self.processor(image) for image in images])
 
@@ -150,8 +150,8 @@ def answers_to(
     pixels = _Pixels(batches, engine.processor, condition, other or {})
     loader = DataLoader(pixels, batch_size=None, num_workers=min(num_workers, len(batches)))
     known: dict[Shown, list[Tensor]] = {}
+    started = time.perf_counter()
     for batch, read in zip(batches, loader, strict=True):
-        started = time.perf_counter()
         known = {shown: rows for shown, rows in known.items() if any(shown in own.shown for own in batch)}
         embeddings = iter(engine.embeddings([picture for own in read.values() for picture in own]))
         known |= {shown: [next(embeddings) for _ in own] for shown, own in read.items()}
@@ -159,6 +159,7 @@ def answers_to(
         found = [_answer_line(own, answer) for own, answer in zip(batch, answers, strict=True)]
         seconds = round((time.perf_counter() - started) / len(batch), 4)
         yield [line | {"seconds": seconds} for line in found]
+        started = time.perf_counter()
 
 
 def conversation_of(question: Question, images: Sequence[Part], videos: Sequence[Sequence[Part]]) -> Conversation:

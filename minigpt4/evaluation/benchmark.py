@@ -3,6 +3,7 @@
 Nothing here asks a model: who has answers hands them to `Benchmark.score`.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -78,6 +79,7 @@ class Scores:
         details: more by name, such as each question's value.
         published: names beside `scores` in the JSON that differ from those within it.
         units: {what is resampled for an interval: its value}, where that is not the samples' values.
+        graded: samples have grades without an upper end, as CIDEr's are: neither right nor wrong, and no percentages.
         scorer, benchmark: their names.
     """
 
@@ -88,6 +90,7 @@ class Scores:
     details: dict[str, Any] = field(default_factory=dict)
     published: dict[str, Any] = field(default_factory=dict)
     units: dict[str, float] | None = None
+    graded: bool = False
     scorer: str = ""
     benchmark: str = ""
 
@@ -117,8 +120,10 @@ class Scores:
         """All of it but for the samples; scores and details stand both below `scores` and at the top."""
         own = {"benchmark": self.benchmark, "scorer": self.scorer, "questions": len(self.samples)}
         own |= {"main": {"name": self.main, "value": self.value, "scale": self.scale}, "mean": self.mean}
+        own |= {"graded": True} if self.graded else {}
         inner = self.scores | self.details
-        return {**own, "unparsed": self.unparsed, "scores": inner, **inner, **self.published}
+        own |= {"unparsed": self.unparsed, "scores": inner}
+        return {**inner, **self.published, **own}  # a type of own questions may be called as one of them
 
 
 Scorer = Callable[[Sequence[Question], Mapping[str, Prediction]], Scores]
@@ -137,6 +142,7 @@ class Benchmark:
         name: as the config names it; kind: as it is registered.
         scorer: the name of the one that is used if none is named.
         files: those that the questions and references were read from.
+        score_only: scorers of what no answer of a model is, such as probabilities.
     """
 
     questions: Sequence[Question]
@@ -149,6 +155,7 @@ class Benchmark:
     kind: str = ""
     scorer: str = "official"
     files: tuple[Path, ...] = ()
+    score_only: tuple[str, ...] = ()
 
     def ranked(self, question: Question) -> bool:
         """Whether the question is answered by ranking its choices."""
@@ -165,12 +172,12 @@ class Benchmark:
         for question in self.questions:
             for file in (*question.pictures, *question.videos):
                 if file not in checked:
-                    checked[file] = file.is_file() if isinstance(file, Path) else bool(file)
+                    checked[file] = os.path.isfile(file) if isinstance(file, Path) else bool(file)
                     if not checked[file]:
                         missing.append((file, question))
         if missing:
             file, question = missing[0]
-            what = f"'{file}' does not exist" if isinstance(file, Path) else "it holds no picture"
+            what = f"'{file}' is not a file" if isinstance(file, Path) else "it holds no picture"
             raise UserError(
                 f"{question.place}: {what} ({len(missing)} of {len(checked)} pictures of {self.name} are missing). "
                 "Set img_path to the folder that holds them."

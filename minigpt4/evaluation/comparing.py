@@ -9,7 +9,8 @@ from minigpt4.evaluation.manifest import SAME_QUESTIONS, differences
 from minigpt4.evaluation.results import Result
 from minigpt4.evaluation.statistics import Estimate, estimate
 
-_BEYOND = ("dtype", "condition", "packages", "device")  # what may explain a difference, besides the model
+# what may explain a difference, besides the model
+_BEYOND = ("template", "preprocess", "dtype", "condition", "packages", "device")
 
 
 @dataclass(frozen=True)

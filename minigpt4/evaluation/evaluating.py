@@ -74,6 +74,11 @@ class Evaluation:
             with problems.collect():
                 if names is None or name in names:
                     loaded.append(load_benchmark(name, block))
+                    if block.scorer in loaded[-1].score_only:
+                        raise UserError(
+                            f"evaluation_datasets.{name}.scorer: '{block.scorer}' scores probabilities, and a model "
+                            "answers in words. Set it to official."
+                        )
                     loaded[-1].check_pictures()
         conditions: tuple[Condition, ...] = ("trained", *config.run.controls)
         with problems.collect():
@@ -251,7 +256,9 @@ def _saying_where(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        logger.warning("interrupted; the answers so far are in %s, and the same command goes on there", folder)
+        logger.warning(
+            "interrupted; the answers so far are in %s: go on with the same command, without --overwrite", folder
+        )
         raise
 
 

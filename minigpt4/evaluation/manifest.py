@@ -4,25 +4,28 @@ from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import OmegaConf
 
-from minigpt4.common.run_info import run_info
 from minigpt4.config.schema import Config
 from minigpt4.evaluation.benchmark import Benchmark
-from minigpt4.inference.engine import Engine
+
+if TYPE_CHECKING:  # slow to import
+    from minigpt4.inference.engine import Engine
 
 _BLOCK = 2**22
 _LONG = 80  # characters of a value in a sentence
 SAME_QUESTIONS = ("benchmark", "annotations", "decoding")  # of two results that are compared
 SAME_MODEL = ("checkpoints", "dtype", "model", "preprocess")
 SAME_ANSWERS = (*SAME_QUESTIONS, "condition", *SAME_MODEL)  # to go on with a run
-_MAY_CHANGE = {"benchmark.scorer", "benchmark.limit", "benchmark.name", "benchmark.questions"}
+_MAY_CHANGE = {"benchmark.scorer", "benchmark.limit", "benchmark.name"}
 
 
-def manifest_of(config: Config, benchmark: Benchmark, condition: str, engine: Engine) -> dict[str, Any]:
+def manifest_of(config: Config, benchmark: Benchmark, condition: str, engine: "Engine") -> dict[str, Any]:
     """All of it that is known before the first question is asked."""
+    from minigpt4.common.run_info import run_info
+
     plain = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
     block = config.evaluation_datasets[benchmark.name]
     model = engine.model

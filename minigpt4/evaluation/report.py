@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from minigpt4.common.errors import UserError
@@ -21,6 +22,9 @@ _THUMBNAIL = 320  # pixels of the longer side
 _FRAMES = 8  # shown of a video
 _FIRST = 12  # bars that are not folded away
 _TYPES = 80  # values of a tag, among which one can still choose
+
+
+Thumbnail = tuple[str, int, int]  # a URL, width and height in pixels
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Card:
         state: a key of `STATES`.
         tags: "key: value" each.
         boxes: (what, x, y, width, height) in pixels of a picture of size `width` x `height`.
+        answered: the box that was understood, in words.
     """
 
     id: str
@@ -55,10 +60,11 @@ class Card:
     state: str
     score: float | None
     tags: list[str]
-    thumbnails: list[str]
+    thumbnails: list[Thumbnail]
     width: float = 0
     height: float = 0
     boxes: tuple[tuple[str, float, float, float, float], ...] = ()
+    answered: str = ""
     error: str = ""
 
 
@@ -85,6 +91,8 @@ STATES = {
     "partly": "a score between 0 and 1",
     "wrong": "score 0",
     "unparsed": "no answer was recognised in what the model said; it counts as wrong",
+    "failed": "the question could not be asked, for the reason that stands there; it counts as wrong",
+    "graded": "its score has no upper end, as CIDEr's, so it is neither right nor wrong",
     "skipped": "the scorer does not count this question",
 }
 
@@ -98,25 +106,35 @@ def render(results: Sequence[Result], most: int) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     templates = Environment(loader=PackageLoader("minigpt4", "assets"), autoescape=True, undefined=StrictUndefined)
-    means = [(result.title, result.scores["mean"]) for result in results]
-    overview = _bars([(title, 100 * own["mean"], [100 * edge for edge in own["interval_95"]]) for title, own in means])
+    overview = [bar for graded in (False, True) for bar in _bars([_mean(r) for r in results if _graded(r) == graded])]
     sections = [_section(result, most) for result in results]
     page = templates.get_template("report.html")
     return page.render(sections=sections, overview=overview, states=STATES, first=_FIRST)
 
 
+def _graded(result: Result) -> bool:
+    return result.scores.get("graded", False)
+
+
+def _mean(result: Result) -> tuple[str, float, list[float]]:
+    """A row of the overview: the mean times 100, and its interval."""
+    mean = result.scores["mean"]
+    return result.title, 100 * mean["mean"], [100 * edge for edge in mean["interval_95"]]
+
+
 def _section(result: Result, most: int) -> Section:
-    scores, chosen = result.scores, _chosen(result.predictions, most)
+    scores, graded = result.scores, _graded(result)
+    chosen = _chosen(result.predictions, most)
     shown = _shown(result) if chosen else {}
     blank = result.manifest["condition"] == "blank_images"
-    cards = [_card(line, _thumbnails(shown.get(line["id"], []), blank)) for line in chosen]
+    cards = [_card(line, _thumbnails(shown.get(line["id"], []), blank), graded) for line in chosen]
     main = scores["main"]
     factor = 100 if main["scale"] == "fraction" else 1
     numbers = {name: factor * value for name, value in flat(scores["scores"]).items() if isinstance(value, float)}
     return Section(
         result.title,
-        f"{main['name']} {factor * main['value']:.2f}" + ("" if main["scale"] == "points" else " %"),
-        _interval(scores["mean"]),
+        f"{main['name']} {factor * main['value']:.2f}" + ("" if graded or main["scale"] == "points" else " %"),
+        _interval(result),
         _facts(result.manifest, scores),
         _bars([(name, value, None) for name, value in numbers.items()]),
         cards,
@@ -146,11 +164,12 @@ def _types(cards: Sequence[Card]) -> list[str]:
     return [tag for tags in keys.values() if 1 < len(tags) <= _TYPES for tag in sorted(tags)]
 
 
-def _interval(mean: dict[str, Any]) -> str:
-    low, high = mean["interval_95"]
+def _interval(result: Result) -> str:
+    _, mean, (low, high) = _mean(result)
+    what = "questions" if result.scores["units"] is None else "groups of questions"
     return (
-        f"mean of the questions {100 * mean['mean']:.2f} %, standard error {100 * mean['standard_error']:.2f}, "
-        f"95 % interval {100 * low:.2f} to {100 * high:.2f}"
+        f"mean of {len(result.values)} {what} {mean:.2f}, standard error "
+        f"{100 * result.scores['mean']['standard_error']:.2f}, 95 % interval {low:.2f} to {high:.2f}"
     )
 
 
@@ -176,7 +195,9 @@ def _facts(manifest: dict[str, Any], scores: dict[str, Any]) -> list[tuple[str, 
 
 
 def _state(line: dict[str, Any]) -> str:
-    if not line["parsed"] or "error" in line:
+    if "error" in line:
+        return "failed"
+    if not line["parsed"]:
         return "unparsed"
     if (value := line["score"]) is None:
         return "skipped"
@@ -206,6 +227,8 @@ def _shown(result: Result) -> dict[str, list[Shown]]:
     name, condition = manifest["benchmark"]["name"], manifest["condition"]
     try:
         block = EvaluationDatasetConfig(**manifest["config"]["evaluation_datasets"][name])
+        beside = Path(manifest.get("working_directory", ""))  # where relative paths begin
+        block.eval_file_path, block.img_path = str(beside / block.eval_file_path), str(beside / block.img_path)
         questions = asked(load_benchmark(name, block), manifest["preprocess"]["n_frms"])
     except (UserError, LookupError, TypeError) as error:
         logger.warning("%s: no pictures are shown (%s)", result.folder, error)
@@ -214,29 +237,35 @@ def _shown(result: Result) -> dict[str, list[Shown]]:
     return {own.id: [other.get(shown, shown) for shown in own.shown] for own in questions}
 
 
-def _card(line: dict[str, Any], thumbnails: list[str]) -> Card:
+def _card(line: dict[str, Any], thumbnails: list[Thumbnail], graded: bool) -> Card:
     reference, understood = line["reference"], line["understood"]
-    boxes = []
+    boxes, answered = [], ""
     grounded = isinstance(reference, dict) and "box" in reference
     if grounded:
         boxes.append(("reference", *_corner_and_size(reference["box"])))
         if isinstance(understood, dict) and "box" in understood:
             boxes.append(("answer", *_corner_and_size(understood["box"])))
-        reference = f"box {', '.join(f'{edge:g}' for edge in reference['box'])}"
+            answered = _box(understood["box"])
+        reference = _box(reference["box"])
     return Card(
         line["id"],
         line["prompt"],
         line["answer"],
         _words(reference),
-        _state(line),
+        "graded" if graded else _state(line),
         line["score"],
         [f"{key}: {value}" for key, value in line["tags"].items() if value],
         thumbnails,
         width=line["reference"]["width"] if grounded else 0,
         height=line["reference"]["height"] if grounded else 0,
         boxes=tuple(boxes),
+        answered=answered,
         error=line.get("error", ""),
     )
+
+
+def _box(edges: Sequence[float]) -> str:
+    return f"box {', '.join(f'{edge:g}' for edge in edges)}"
 
 
 def _corner_and_size(box: Sequence[float]) -> tuple[float, float, float, float]:
@@ -252,10 +281,11 @@ def _words(reference: Any) -> str:
     return str(reference)
 
 
-def _thumbnails(shown: Sequence[Shown], blank: bool) -> list[str]:
-    """Small copies, as URLs, of what the model saw; without those that can't be read any more."""
-    found = []
+def _thumbnails(shown: Sequence[Shown], blank: bool) -> list[Thumbnail]:
+    """Small copies of what the model saw; without those that can't be read any more."""
+    found: list[Thumbnail] = []
     for one in shown:
         with suppress(UserError):
-            found += [thumbnail_url(image, _THUMBNAIL) for image in one.images(blank)[:_FRAMES]]
+            # the call makes the picture smaller, so its size is asked for after it
+            found += [(thumbnail_url(image, _THUMBNAIL), *image.size) for image in one.images(blank)[:_FRAMES]]
     return found

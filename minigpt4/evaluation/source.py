@@ -229,7 +229,7 @@ def read_json(file: Path) -> Any:
     Raises:
         UserError: it can't be read, or is not JSON.
     """
-    return _loads(str(file), _read(file))
+    return _loads(str(file), read_text(file))
 
 
 def read_rows(file: Path) -> list[Row]:
@@ -238,7 +238,7 @@ def read_rows(file: Path) -> list[Row]:
     Raises:
         UserError: the file is neither, or a record no object; it names the line.
     """
-    text = _read(file)
+    text = read_text(file)
     if text.lstrip().startswith("["):
         return as_rows(file, _loads(str(file), text))
     lines = enumerate(text.split("\n"), 1)  # not splitlines: JSON's strings may hold other line breaks
@@ -255,7 +255,12 @@ def _shown(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)[:40]
 
 
-def _read(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """A file's content, in UTF-8.
+
+    Raises:
+        UserError: it can't be read.
+    """
     try:
         return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

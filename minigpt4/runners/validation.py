@@ -134,7 +134,8 @@ class Validation:
 class Metric:
     """`run.metric`, taken on `evaluation_datasets` as `minigpt4 evaluate` does; controls are for that alone.
 
-    It is `<benchmark>.<score>`; or a score's name alone, for its mean over all benchmarks, which have it then.
+    It is `<benchmark>.<score>`; or a score's name alone, for its mean over all benchmarks, which have it then, all as
+    percentages or all as fractions.
     """
 
     def __init__(self, config: Config):
@@ -144,8 +145,11 @@ class Metric:
 
     def known(self) -> set[str]:
         """The names that `run.metric` may have: those of the scores that wrong answers would get."""
-        names = {b.name: set(flat(b.score({q.id: "" for q in b.questions}).scores)) for b in self.evaluation.benchmarks}
-        return set.intersection(*names.values()).union(*({f"{name}.{own}" for own in names[name]} for name in names))
+        scores = {b.name: b.score({q.id: "" for q in b.questions}) for b in self.evaluation.benchmarks}
+        names = {name: set(flat(own.scores)) for name, own in scores.items()}
+        # a fraction and a percentage of one name have no mean
+        common = set.intersection(*names.values()) if len({own.scale for own in scores.values()}) == 1 else set()
+        return common.union(*({f"{name}.{own}" for own in names[name]} for name in names))
 
     def measure(self, model: MiniGPT4) -> dict[str, float]:
         """{name: value} of the metric and of each benchmark's main score."""

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--benchmarks", metavar="A,B", help="names in evaluation_datasets, joined by commas (default: all)"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="ask only the first N questions of each")
-    parser.add_argument("--overwrite", action="store_true", help="answer anew where a folder holds other answers")
+    parser.add_argument("--overwrite", action="store_true", help="answer anew, and lose the answers that are there")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _chosen(config: Config, args: argparse.Namespace) -> list[str]:
-    """The benchmarks that the arguments choose, in their order.
+    """The benchmarks that the arguments choose.
 
     Raises:
         UserError: one is unknown, or the limit is out of range.

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.common.command_line import require_open, say
@@ -45,12 +46,16 @@ def main(args: argparse.Namespace) -> None:
         img_path=args.img_path,
         split=args.split,
         scorer=args.scorer,
-        limit=args.limit,
     )
     benchmark = load_benchmark(args.benchmark, block, "--{key}")
     if args.img_path:
         benchmark.check_pictures()
-    scores = benchmark.score(read_predictions(args.predictions, benchmark))
+    predictions = read_predictions(args.predictions, benchmark)
+    if args.limit is not None:  # a file may hold answers to the others too
+        benchmark = replace(benchmark, questions=benchmark.questions[: args.limit])
+        asked = {question.id for question in benchmark.questions}
+        predictions = {key: own for key, own in predictions.items() if key in asked}
+    scores = benchmark.score(predictions)
     say(json.dumps(scores.json(), indent=2, ensure_ascii=False) + "\n" if args.json else table(scores))
 
 

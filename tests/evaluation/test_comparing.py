@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -38,10 +39,16 @@ def test_the_difference_is_paired_and_names_what_flipped(results, minigpt4):
     assert "  better: 1 more" in minigpt4("compare", a, b, "--most", "1")[1]
 
 
-def test_what_should_be_equal_is_warned_of(results, minigpt4):
+def test_what_should_be_equal_is_warned_of(results, minigpt4, tmp_path):
     a, _, blank = results
     said = minigpt4("compare", a, blank)[1]
     assert "warning: condition: trained -> blank_images" in said and said.count("warning") == 1
+    shutil.copytree(a, tmp_path / "other")
+    manifest = json.loads((a / "manifest.json").read_text()) | {"template": "other"}
+    manifest["preprocess"]["n_frms"] = 99
+    (tmp_path / "other" / "manifest.json").write_text(json.dumps(manifest))
+    said = minigpt4("compare", a, tmp_path / "other")[1]
+    assert "warning: template: " in said and "warning: preprocess.n_frms: 8 -> 99" in said
     assert "warning" not in minigpt4("compare", a, a)[1]
 
 
@@ -107,6 +114,30 @@ def test_controls_show_what_the_model_saw(_parity_engine, parity_config, tmp_pat
     own, shuffled, blank = map(pictures, ("x", "x_shuffled_images", "x_blank_images"))
     assert own[0] != own[1] and shuffled == [own[1], own[0]] * 2
     assert len(set(blank)) == 1 and not set(blank) & set(own)
+
+
+def test_a_question_that_failed_and_grades_are_neither_right_nor_wrong(results, minigpt4, tmp_path):
+    shutil.copytree(results[0], tmp_path / "own")
+    lines = read_result(results[0]).predictions
+    lines[0] |= {"error": "too long"}
+    lines[1] |= {"score": None}
+    (tmp_path / "own" / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = render([read_result(tmp_path / "own")], 10)
+    assert [page.count(f'class="card {state}"') for state in ("failed", "skipped")] == [1, 1] and "too long" in page
+    scores = read_result(results[0]).scores | {"graded": True}
+    (tmp_path / "own" / "scores.json").write_text(json.dumps(scores))
+    page = render([read_result(tmp_path / "own")], 10)
+    assert page.count('class="card graded"') == 4 and 'class="main">overall 0.00</span>' in page
+
+
+def test_relative_paths_are_those_of_where_it_was_evaluated(_parity_engine, parity_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_questions(tmp_path)
+    config = config_of(parity_config, Path("."), tmp_path / "out")
+    evaluate(_parity_engine.model, config)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert render([read_result(tmp_path / "out" / "x")], 10).count('src="data:') == 4
 
 
 def test_counts_are_no_bars_and_the_longest_bar_fits(results, minigpt4, tmp_path):

@@ -8,12 +8,13 @@ import pytest
 
 from minigpt4.common.distributed import rank
 from minigpt4.common.errors import UserError
-from minigpt4.config.schema import Config
+from minigpt4.config.schema import Config, EvaluationDatasetConfig
 from minigpt4.evaluation import evaluating
 from minigpt4.evaluation.evaluating import Evaluation
 from minigpt4.evaluation.results import read_result
 from minigpt4.inference.engine import Engine
 from tests.conftest import engine_of
+from tests.evaluation import DATA
 from tests.evaluation.evaluations import RECORDS, answers, config_of, evaluate, predictions, write_questions
 from tests.runners.toy import on_ranks
 
@@ -77,6 +78,7 @@ def test_a_results_predictions_can_be_scored_again(parity_model, parity_config, 
         tmp_path / "out" / "x" / "predictions.jsonl",
     ]
     assert json.loads(minigpt4("score", "own", *files, "--json")[1])["scores"] == scores.scores
+    assert "3 questions" in minigpt4("score", "own", *files, "--limit", "3")[1]  # the fourth answer is left out
     first = tmp_path / "first.jsonl"
     first.write_text("".join(json.dumps(line) + "\n" for line in predictions(tmp_path / "out")[:3]))
     files[-1] = first
@@ -100,7 +102,7 @@ def test_it_goes_on_where_it_was_ended(parity_model, parity_config, tmp_path, as
     monkeypatch.setattr(evaluating.Results, "write", ended)
     with pytest.raises(KeyboardInterrupt):
         evaluate(parity_model, part)
-    assert f"the answers so far are in {tmp_path / 'part' / 'x'}, and the same command goes on there" in caplog.text
+    assert f"the answers so far are in {tmp_path / 'part' / 'x'}" in caplog.text
     monkeypatch.setattr(evaluating.Results, "write", write)
     with pytest.raises(UserError, match="its evaluation has not ended. Run it again"):
         read_result(tmp_path / "part" / "x")
@@ -112,6 +114,14 @@ def test_it_goes_on_where_it_was_ended(parity_model, parity_config, tmp_path, as
     asked.clear()
     evaluate(parity_model, part)  # once more: nothing is left to ask
     assert asked == [] and answers(tmp_path / "part") == answers(tmp_path / "whole")
+
+
+def test_a_type_may_be_called_as_a_key_of_the_scores(parity_model, parity_config, tmp_path):
+    names = ["main", "mean", "scores", "unparsed"]
+    write_questions(tmp_path, [r | {"question_type": name} for r, name in zip(RECORDS, names, strict=True)])
+    evaluate(parity_model, config_of(parity_config, tmp_path, tmp_path / "out"))
+    scores = read_result(tmp_path / "out" / "x").scores
+    assert scores["main"]["name"] == "overall" and scores["scores"].keys() == {*names, "overall"}
 
 
 def test_the_summary_keeps_what_was_not_asked_again(parity_model, parity_config, tmp_path):
@@ -249,6 +259,14 @@ def test_what_is_wrong_is_told_before_a_model_is_built(tmp_path):
     assert "questions.json: record 1" in first and "2 of 2 pictures of y are missing" in first
     assert second.startswith("evaluation_datasets.z.eval_file_path: '/no/where' does not exist")
     assert [benchmark.name for benchmark in Evaluation.of(config, ["x"]).benchmarks] == ["x"]
+
+
+def test_a_scorer_of_probabilities_is_refused_before_anything_is_asked(tmp_path):
+    config = config_of(Config().model, tmp_path, tmp_path)
+    hm = EvaluationDatasetConfig(str(DATA / "hm"), str(tmp_path), scorer="challenge")
+    config.evaluation_datasets = {"hm": hm}
+    with pytest.raises(UserError, match="evaluation_datasets.hm.scorer: 'challenge' scores probabilities"):
+        Evaluation.of(config)
 
 
 def test_a_block_named_as_the_control_of_another_is_refused(tmp_path):

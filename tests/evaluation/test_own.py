@@ -128,6 +128,7 @@ def test_parquet(tmp_path):
         ({**CHOICES, "answer": "yellow"}, "line 2: the answer 'yellow' is not one of the choices"),
         ({**CHOICES, "answer": 3}, "line 2: 'answer' is 3, but there are 3 choices"),
         ({"image": "a", "conversations": []}, "line 2: turns: no turns"),
+        ({"question": "?", "answer": "a", "type": ["x"]}, "line 2: 'type' is \\[\"x\"\\], expected text"),
         ({"question": "?", "answer": "a", "type": "overall"}, "line 2: the type 'overall' is what the score of all"),
     ],
 )

@@ -82,6 +82,13 @@ def test_mmbench_holds_its_pictures(tmp_path):
     assert first.prompt == f"Look.\nWhat?\nA. x\nB. y\n{LAST}" and rotated.prompt == f"What?\nA. y\nB. x\n{LAST}"
 
 
+def test_options_of_mmbench_keep_their_letters(tmp_path):
+    head = "index\tquestion\tA\tB\tD\tanswer\tcategory\tl2-category\tsplit\timage\n"
+    (tmp_path / "MMBench_DEV_EN.tsv").write_text(f"{head}3\tWhat?\tx\ty\tz\tD\tc\tl\tdev\tYQ==\n")
+    (question,) = load("mmbench", tmp_path).questions
+    assert question.prompt == f"What?\nA. x\nB. y\nD. z\n{LAST}"
+
+
 def test_videos_are_no_pictures():
     videos = [q for q in load("seedbench", VARIANTS / "seedbench").questions if q.tags["data"] == "video"]
     assert videos and all(q.videos and not q.pictures for q in videos)

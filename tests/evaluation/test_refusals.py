@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -158,11 +159,13 @@ def test_files_that_are_missing(kind, tmp_path):
         ("scienceqa", "problems.json", "[", "problems.json is not JSON"),
         ("mme", "count.txt", "a.jpg\tIs it?\tmaybe", "count.txt: line 1: .* is not a question, a tab, and Yes or No"),
         ("mmbench", "MMBench_DEV_EN.tsv", "index\tanswer\tA\n1\tB\tx", "record 1: the index is '1', the answer 'B'"),
+        ("mmbench", "MMBench_DEV_EN.tsv", b"index\xff", "MMBench_DEV_EN.tsv is not UTF-8"),
+        ("mme", "count.txt", b"caf\xe9?\tIs it?\tyes", "count.txt is not UTF-8"),
         ("seedbench", "SEED-Bench.json", '{"questions": {}}', "SEED-Bench.json: 'questions' is {}, expected a list"),
     ],
 )  # fmt: skip
 def test_wrong_annotations(kind, file, content, told, tmp_path):
-    (tmp_path / file).write_text(content)
+    (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     with refused(told):
         load(kind, tmp_path)
 
@@ -179,12 +182,14 @@ def test_missing_pictures_are_told_before_anything_is_asked(tmp_path):
     (tmp_path / "img").mkdir()
     for name in ("10000", "10002"):
         (tmp_path / "img" / f"{name}.png").write_bytes(b"")
-    with refused(
-        r"dev.jsonl: line 2: '.*10001.png' does not exist \(1 of 3 pictures of hm are missing\). Set img_path"
-    ):
+    with refused(r"dev.jsonl: line 2: '.*10001.png' is not a file \(1 of 3 pictures of hm are missing\). Set img_path"):
         benchmark.check_pictures()
     (tmp_path / "img" / "10001.png").write_bytes(b"")
     benchmark.check_pictures()
+    with refused("is not a file"):
+        replace(
+            benchmark, questions=[replace(benchmark.questions[0], pictures=(tmp_path / ("x" * 300),))]
+        ).check_pictures()
     with refused("record 1: it holds no picture"):
         load("mmbench", DATA / "mmbench").check_pictures()
 

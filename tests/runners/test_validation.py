@@ -10,13 +10,15 @@ from minigpt4.common.distributed import rank
 from minigpt4.common.errors import UserError
 from minigpt4.config.loading import load_config
 from minigpt4.config.schema import Config, EvaluationDatasetConfig, RunConfig
+from minigpt4.evaluation.benchmark import load_benchmark
 from minigpt4.evaluation.results import read_result
 from minigpt4.models.loading import load_prompter
 from minigpt4.runners import best as best_module
 from minigpt4.runners.runner_base import RunnerBase
-from minigpt4.runners.validation import Validation
+from minigpt4.runners.validation import Metric, Validation
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 from minigpt4.tiny.data import write_all
+from tests.evaluation import DATA
 from tests.runners.run_strategies import ROOT
 from tests.runners.toy import Numbers, on_ranks, toy_runner
 
@@ -223,3 +225,15 @@ def test_a_metric_that_cannot_be_taken_is_refused_before_anything_is_loaded(run,
     with pytest.raises(UserError, match=message) as error:
         RunnerBase.check(config)
     assert "\n" not in str(error.value)
+
+
+def test_a_fraction_and_a_percentage_have_no_mean(tmp_path):
+    (tmp_path / "questions.json").write_text(json.dumps([{"question": "a", "answer": "b"}]))
+    own = EvaluationDatasetConfig(str(tmp_path / "questions.json"), str(tmp_path))
+    config = Config(evaluation_datasets={"x": own, "y": own}, run=RunConfig(output_dir=str(tmp_path)))
+    assert "overall" in Metric(config).known()
+    config.evaluation_datasets["vqav2"] = EvaluationDatasetConfig(str(DATA / "vqav2"), str(tmp_path))
+    for question in load_benchmark("vqav2", config.evaluation_datasets["vqav2"]).questions:
+        question.pictures[0].touch()
+    known = Metric(config).known()
+    assert "overall" not in known and {"x.overall", "vqav2.overall"} <= known

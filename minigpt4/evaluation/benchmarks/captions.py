@@ -80,4 +80,4 @@ def _official(questions: Sequence[Question], predictions: Mapping[str, Predictio
             domain: captions.caption_scores(references, part, meteor).scores for domain, part in own.items()
         }
     samples = {key: Judged(value) for key, value in found.cider.items()}
-    return Scores(scores, "CIDEr", "fraction", samples, details)
+    return Scores(scores, "CIDEr", "fraction", samples, details, graded=True)

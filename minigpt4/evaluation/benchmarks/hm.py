@@ -32,7 +32,8 @@ def hm(source: Source) -> Benchmark:
         for row in source.rows(source.split_file("*.jsonl", "dev"))
     ]
     rule = accuracy_scorer(_judged)
-    return Benchmark(questions, {"official": rule, "original": rule, "challenge": _challenge}, template)
+    scorers = {"official": rule, "original": rule, "challenge": _challenge}
+    return Benchmark(questions, scorers, template, score_only=("challenge",))
 
 
 def _judged(text: str, question: Question) -> Judged:

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import csv
+import io
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from minigpt4.evaluation.benchmark import Benchmark, Judged, Prediction, Questio
 from minigpt4.evaluation.judging import judge
 from minigpt4.evaluation.metrics.options import LETTERS, mmbench_option
 from minigpt4.evaluation.prompts import LETTERED, lettered
-from minigpt4.evaluation.source import Row, Source
+from minigpt4.evaluation.source import Row, Source, read_text
 
 _ROTATION = 1_000_000  # added to the index for each
 _SHORT_NAMES = {
@@ -45,9 +46,9 @@ def mmbench(source: Source) -> Benchmark:
 
 def _rows(file: Path) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)  # pictures are fields
-    with open(file, encoding="utf-8-sig", newline="") as lines:
-        for record, cells in enumerate(csv.DictReader(lines, delimiter="\t"), 1):
-            yield Row(cells, f"{file}: record {record}")
+    lines = io.StringIO(read_text(file), newline="")
+    for record, cells in enumerate(csv.DictReader(lines, delimiter="\t"), 1):
+        yield Row(cells, f"{file}: record {record}")
 
 
 def _question(source: Source, template: str, row: Row, images: Mapping[str, str]) -> Question:
@@ -59,7 +60,7 @@ def _question(source: Source, template: str, row: Row, images: Mapping[str, str]
     picture = _decoded(images.get(image, image), row.place)  # a rotation may name the row that has the picture
     return Question(
         index,
-        lettered(template, row.get("hint") or "", row.text("question"), list(choices.values())),
+        lettered(template, row.get("hint") or "", row.text("question"), choices.values(), choices),
         (picture,) if picture or not source.block.img_path else (source.picture(f"{index}.jpg"),),
         {"answer": row.text("answer"), "options": choices},
         tuple(choices),

@@ -9,7 +9,7 @@ from minigpt4.common.registry import registry
 from minigpt4.evaluation.benchmark import Benchmark, Judged, Prediction, Question, Scorer, Scores
 from minigpt4.evaluation.judging import judge, percent
 from minigpt4.evaluation.metrics.yes_no import lmms_eval_mme_answer, mme_answer
-from minigpt4.evaluation.source import Source
+from minigpt4.evaluation.source import Source, read_text
 
 _PERCEPTION = (
     *("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"),
@@ -59,7 +59,7 @@ def _lines(source: Source) -> Iterator[_Line]:
 
 def _cells(file: Path, count: int) -> Iterator[list[str]]:
     """The first cells of each line, and its place."""
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(read_text(file).splitlines(), 1):
         cells, place = line.split("\t"), f"{file}: line {number}"
         if line.strip():
             if len(cells) < count or cells[count - 1].strip().lower() not in ("yes", "no"):

@@ -98,7 +98,8 @@ def _record(row: Row, key: str, folder: Path, template: str) -> Question:
 
 
 def _type(row: Row) -> str:
-    found = str(row.get("type") or row.get("question_type") or _ANY_TYPE)
+    key = "type" if row.get("type") else "question_type"
+    found = row.id(key) if row.get(key) else _ANY_TYPE
     if found == _OVERALL:
         raise UserError(
             f"{row.place}: the type '{_OVERALL}' is what the score of all types is called. Name it otherwise."
