@@ -24,7 +24,7 @@ from minigpt4.runners.log import setup_logger
 from minigpt4.serve.address import bind, in_url, known_hosts
 from minigpt4.serve.http import Server
 from minigpt4.serve.middleware import BodyLimit, KnownHosts
-from minigpt4.serve.web.page import ANY_MODEL, CSS, HEAD, THEME, Guide, build_page
+from minigpt4.serve.web.page import ANY_MODEL, ASSETS, THEME, Guide, build_page
 from minigpt4.serve.web.visitor import Handlers
 
 logger = logging.getLogger(__name__)
@@ -128,8 +128,8 @@ def launch(
             share=share,
             auth=auth,
             theme=THEME,
-            css=CSS,
-            head=HEAD,
+            css_paths=ASSETS / "page.css",
+            head_paths=ASSETS / "page_head.html",
             footer_links=[],
             show_error=True,
             max_file_size=f"{max_upload_mb}mb",
