@@ -53,9 +53,8 @@ def run_on(device_name: str) -> Iterator[tuple[torch.device, Problems]]:
 
     Gives the device, and the problems found so far, to be raised with others before anything is loaded.
     """
-    device, problems = torch.device("cpu"), Problems()
-    with problems.collect():
-        device = pick_device(device_name)
+    problems = Problems()
+    device = problems.attempt(pick_device, device_name) or torch.device("cpu")
     with distributed(device):
         setup_logger()
         yield device, problems
