@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 
 from minigpt4.config.schema import QformerConfig
 from minigpt4.models.checkpoint import file_name
-from minigpt4.models.vision.qformer import build_qformer
+from minigpt4.models.vision.eva_qformer import build_qformer
 from minigpt4.tiny.fit import Stage, fit, seed_all
 from minigpt4.tiny.lm_data import BOS, SLOTS
 from minigpt4.tiny.pretrain_llm import labelled_logits

@@ -1,6 +1,10 @@
-"""EVA-ViT, the original's vision tower (EVA: Fang et al. 2022, arXiv:2211.07636, section 2; BLIP-2, section 3.1)."""
+"""EVA-ViT, the original's vision tower (EVA: Fang et al. 2022, arXiv:2211.07636, section 2; BLIP-2, section 3.1).
+
+Alone, with its patch tokens joined by fours, it is what sees in MiniGPT-4 on Llama-2 and MiniGPT-v2.
+"""
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -10,16 +14,18 @@ from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from minigpt4.common.errors import UserError
-from minigpt4.config.schema import ModelConfig, VitConfig
+from minigpt4.common.registry import registry
+from minigpt4.config.schema import Config, ModelConfig, VitConfig
 from minigpt4.models.base_model import checkpoint_blocks
 from minigpt4.models.checkpoint import load_tensors
-from minigpt4.models.vision.part import convert_weights, in_half, tower_dtype
+from minigpt4.models.vision.part import VisionPart, convert_weights, in_half, joined, joined_shape, tower_dtype
 
 logger = logging.getLogger(__name__)
 
 _WELL_KNOWN = {
     "eva_clip_g": "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
 }
+_JOINED = 4
 
 
 def vit_file(config: ModelConfig) -> dict[str, str]:
@@ -110,3 +116,32 @@ def interpolate_pos_embed(pos_embed: Tensor, grid: tuple[int, int]) -> Tensor:
     square = rows.reshape(1, side, side, -1).permute(0, 3, 1, 2)
     square = F.interpolate(square, size=grid, mode="bicubic", align_corners=False)
     return torch.cat([cls_row, square.flatten(2).transpose(1, 2)], dim=1)
+
+
+@registry.register_vision("eva_patches")
+class EvaPatches(VisionPart):
+    """Patch tokens that follow one another in raster order, not squares of them; the class token is left out."""
+
+    settings = ("join",)
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.join = config.model.vision.join or _JOINED
+        self.vit, self.norm = new_vit(config.model), nn.LayerNorm(config.model.vit.embed_dim)
+
+    @classmethod
+    def shape(cls, config: Config) -> tuple[int, int]:
+        c = config.model
+        return joined_shape(c.image_size // c.vit.patch_size, c.vit.embed_dim, c.vision.join or _JOINED)
+
+    @classmethod
+    def files(cls, config: Config) -> dict[str, str]:
+        return vit_file(config.model)
+
+    def load(self, config: Config, files: Mapping[str, Path]) -> dict[str, str]:
+        load_vit_weights(self.vit, file := files["model.vit_model"])
+        self.requires_grad_("vit" in config.model.trained)
+        return {"vit": str(file)}
+
+    def forward(self, images: Tensor) -> Tensor:
+        return joined(self.norm(vit_tokens(self.vit, images))[:, 1:], self.join)

@@ -7,8 +7,8 @@ from transformers import Blip2QFormerModel
 
 from minigpt4.models.checkpoint import file_name
 from minigpt4.models.vision.eva import build_vit, interpolate_pos_embed, load_vit_weights
+from minigpt4.models.vision.eva_qformer import build_qformer, load_qformer_weights
 from minigpt4.models.vision.part import convert_weights
-from minigpt4.models.vision.qformer import build_qformer, load_qformer_weights
 from tests.conftest import OTHER_SIZE, PARITY, QFORMER, QUERIES, SIZE, SIZES, VIT, assert_recorded, golden, golden_json
 from tests.models.parity import FLAVOURS, image, pictures
 
