@@ -42,11 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Answers what is not answered yet, and exits with 1 where some questions failed.
-
-    Raises:
-        UserError: an argument, the config, the input, the output or a weight file can't be used.
-    """
+    """Answers what is not answered yet, and exits with 1 where some questions failed."""
     timing = Timing()
     config, options = read_config(args), options_of(args)
     _check(args, options)

@@ -12,11 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Trains, as a config says.
-
-    Raises:
-        UserError: the config, the data, the device or a weight file can't be used; all problems are told at once.
-    """
+    """Trains, as a config says."""
     config = read_config(args)  # wrong configs fail before the slow imports below
 
     from minigpt4.common.distributed import seed_everything

@@ -36,11 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Loads the model and serves the page until Ctrl-C.
-
-    Raises:
-        UserError: the config is wrong, a file is missing, or the address can't be used.
-    """
+    """Loads the model and serves the page until Ctrl-C."""
     config = read_config(args)  # wrong configs fail before the slow imports below
 
     from minigpt4.serve.web.server import serve
