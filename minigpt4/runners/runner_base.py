@@ -188,7 +188,7 @@ class RunnerBase:
         self.began = time.perf_counter(), self.step
         if self.step >= self.total:
             logger.info("nothing is left to do: step %d of %d. Raise run.max_epoch to go on", self.step, self.total)
-        with self.signals, closing(self.batches):
+        with self.signals.noted(), closing(self.batches):
             if self.validation_due:
                 self._end_epoch((self.step - 1) // self.iters_per_epoch, time.perf_counter())
             while self.step < self.total and not self.stopping:
