@@ -42,12 +42,9 @@ class Validation:
         """
         run, self.signals = config.run, signals
         self.config, self.run, self.task, self.strategy, self.device = config, run, task, strategy, strategy.device
-        self.loaders = {
-            name: build_valid_loader(dataset, run.batch_size_eval, min(run.num_workers, 1), prepare)
-            for split in run.valid_splits
-            for name, dataset in datasets[split].items()
-        }
+        self.loaders = {}
         for name, dataset in ((n, d) for split in run.valid_splits for n, d in datasets[split].items()):
+            self.loaders[name] = build_valid_loader(dataset, run.batch_size_eval, min(run.num_workers, 1), prepare)
             if strategy.sharded and not isinstance(dataset, IterableDataset) and len(dataset) < world_size():
                 raise UserError(
                     f"datasets.{name}: {len(dataset)} validation samples, and with run.strategy={run.strategy} each "

@@ -83,7 +83,8 @@ def load_vit_weights(vit: Eva, path: str | Path) -> None:
     """
     state = load_tensors(path)
     depth = len(vit.blocks)
-    unused = {k for k in state if k.startswith(("norm.", "head.", "fc_norm.")) or _block_index(k) >= depth}
+    unused = {k for k in state if k.startswith(("norm.", "head.", "fc_norm."))}
+    unused |= {k for k in state if k.startswith("blocks.") and int(k.split(".")[1]) >= depth}
     built = vit.state_dict()
     if "pos_embed" in state:
         state["pos_embed"] = interpolate_pos_embed(state["pos_embed"].float(), vit.patch_embed.grid_size)
@@ -101,10 +102,6 @@ def load_vit_weights(vit: Eva, path: str | Path) -> None:
     for name, buffer in vit.named_buffers():  # timm's k_bias, which no file holds: EVA's keys have no bias
         vit.get_submodule(name.rpartition(".")[0]).k_bias = torch.zeros_like(buffer, device="cpu")
     logger.info("ViT: %d tensors from %s, unused: %s", len(used), path, sorted(unused) or "none")
-
-
-def _block_index(key: str) -> int:
-    return int(key.split(".")[1]) if key.startswith("blocks.") else -1
 
 
 def interpolate_pos_embed(pos_embed: Tensor, grid: tuple[int, int]) -> Tensor:

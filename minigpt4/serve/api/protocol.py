@@ -65,15 +65,8 @@ class ChatRequest(Strict):
 
     IGNORED = (
         *("metadata", "parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_options"),
-        *(
-            "prompt_cache_retention",
-            "reasoning_effort",
-            "safety_identifier",
-            "service_tier",
-            "store",
-            "user",
-            "verbosity",
-        ),
+        *("prompt_cache_retention", "reasoning_effort", "safety_identifier", "service_tier", "store"),
+        *("user", "verbosity"),
         # of clients and of other servers; what does not fit into the model's window is refused, never left out
         *("cache_prompt", "cache_salt", "chat_id", "id", "include_reasoning", "keep_alive", "num_ctx", "priority"),
         *("reasoning", "request_id", "session_id", "think", "thinking"),

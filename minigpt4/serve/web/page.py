@@ -180,10 +180,7 @@ def _options() -> list[Any]:
             shortest, longest = number("min_new_tokens"), number("max_new_tokens")
     controls = {beams: BEAMS, length_penalty: BEAMS, temperature: SAMPLE, top_p: SAMPLE, seed: SAMPLE}
     mode.change(
-        lambda chosen: [gr.update(visible=chosen == of) for of in controls.values()],
-        mode,
-        list(controls),
-        **_PRIVATE,
+        lambda chosen: [gr.update(visible=chosen == of) for of in controls.values()], mode, list(controls), **_PRIVATE
     )
     return [mode, beams, temperature, top_p, repetition, length_penalty, shortest, longest, seed]
 
