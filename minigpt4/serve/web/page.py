@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import yaml
 from gradio_client.utils import is_http_url_like
 
 import minigpt4
@@ -30,14 +31,12 @@ class Guide:
     """What the page tells a visitor about the loaded model."""
 
     about: str
-    questions: tuple[str, ...]
+    questions: list[str]
 
 
-ANY_MODEL = Guide(
-    "Show pictures or a video and ask about them, in several turns if you like. The model can be wrong, and sound sure "
-    "of it.",
-    ("Describe this image in detail.", "What is unusual about this image?", "Write a poem about this image."),
-)
+# by the model's type or arch; the first for any other
+GUIDES = {name: Guide(**own) for name, own in yaml.safe_load((ASSETS / "guides.yaml").read_text()).items()}
+ANY_MODEL = GUIDES["any"]
 
 
 class _Page(gr.Blocks):

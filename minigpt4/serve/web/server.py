@@ -25,7 +25,7 @@ from minigpt4.runners.log import setup_logger
 from minigpt4.serve.address import bind, in_url, known_hosts
 from minigpt4.serve.http import Server
 from minigpt4.serve.middleware import BodyLimit, KnownHosts
-from minigpt4.serve.web.page import ANY_MODEL, ASSETS, THEME, Guide, build_page
+from minigpt4.serve.web.page import ANY_MODEL, ASSETS, GUIDES, THEME, build_page
 from minigpt4.serve.web.visitor import Handlers
 
 logger = logging.getLogger(__name__)
@@ -46,24 +46,6 @@ _RELAYED = re.compile("/file[=/]https?://")  # by either of gradio's routes of f
 _AROUND_FILES = 1_000_000  # bytes of an upload that are not its files
 _VISITORS_PER_SESSION = 4  # whose conversations, with their pictures, are kept in main memory
 
-_GUIDES = {
-    "tiny": Guide(
-        "This tiny model knows one kind of picture: colored handwritten digits on a dark ground. Ask it which digits "
-        "there are, how many, where, and in what color. About other pictures it makes things up.",
-        ("Describe this image in detail.", "How many digits are there?", "Is there a yellow digit?"),
-    ),
-    "minigpt_v2": Guide(
-        "Show a picture and ask about it. Where an answer names places in the picture, boxes show them. The model can "
-        "be wrong, and sound sure of it.",
-        (
-            "[grounding] describe this image in detail",
-            "[detection] people",
-            "[refer] the largest object",
-            "[vqa] What is unusual about this image?",
-        ),
-    ),
-}
-
 
 def serve(config: Config, args: argparse.Namespace) -> None:
     """Loads the model of a config and serves the page until Ctrl-C; `args` are those of `command.add_arguments`.
@@ -79,7 +61,7 @@ def serve(config: Config, args: argparse.Namespace) -> None:
     handlers = Handlers(sessions, args.max_upload_mb, config.preprocess.n_frms)
     kind = config.model.model_type
     examples = sorted((Path(config.env.package_dir) / "assets" / kind / "examples").glob("*.jpg"))
-    page = build_page(handlers, examples, guide=_GUIDES.get(kind) or _GUIDES.get(config.model.arch) or ANY_MODEL)
+    page = build_page(handlers, examples, guide=GUIDES.get(kind) or GUIDES.get(config.model.arch) or ANY_MODEL)
     served = args.host, args.port, args.share, args.auth
     launch(page, *served, args.max_upload_mb, args.max_sessions, args.allowed_hosts)
     logger.info("The page is at %s (Ctrl-C ends it)", page.share_url or page.local_url)
