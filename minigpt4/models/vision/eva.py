@@ -5,6 +5,7 @@ Alone, with its patch tokens joined by fours, it is what sees in MiniGPT-4 on Ll
 
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -41,16 +42,12 @@ def build_vit(config: VitConfig, image_size: int, drop_path_rate: float = 0.0) -
     """
     vit = Eva(
         img_size=image_size,
-        patch_size=config.patch_size,
         num_classes=0,
         global_pool="",
-        embed_dim=config.embed_dim,
-        depth=config.depth,
-        num_heads=config.num_heads,
-        mlp_ratio=config.mlp_ratio,
         qkv_bias=True,
         drop_path_rate=drop_path_rate,
         norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        **asdict(config),
     )
     vit.norm = nn.Identity()
     return vit

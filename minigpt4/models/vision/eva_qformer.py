@@ -4,6 +4,7 @@ Vicuna (BLIP-2: Li et al. 2023, section 3.1).
 
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -64,13 +65,9 @@ def build_qformer(
     qformer = Blip2QFormerModel(
         Blip2QFormerConfig(
             vocab_size=1,  # no text side
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            intermediate_size=config.intermediate_size,
-            cross_attention_frequency=config.cross_attention_frequency,
             encoder_hidden_size=encoder_width,
             layer_norm_eps=1e-12,
+            **asdict(config),
         )
     )
     queries = nn.Parameter(torch.zeros(1, num_query_token, config.hidden_size, device="cpu").normal_(std=0.02))
