@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from minigpt4.common.distributed import distributed, is_main, pick_device, world_size
@@ -89,7 +90,11 @@ class RunLog:
         threading.excepthook = partial(_but_tensorboards, threading.excepthook)
         self._board: Any = SummaryWriter(str(self.folder / "tensorboard"), purge_step=resumed + 1)
         if config.run.wandb_log:
-            self._wandb = _start_wandb(config)
+            import wandb  # `RunnerBase.check` has looked for it
+
+            plain: Any = OmegaConf.to_container(OmegaConf.structured(config))
+            name = config.run.job_name or self.folder.name
+            self._wandb = wandb.init(project="minigpt4", name=name, dir=str(self.folder), config=plain)
 
     def write(self, **record: Any) -> None:
         """Writes a record; `step` says where it belongs.
@@ -131,15 +136,6 @@ def _but_tensorboards(hook: Callable[[threading.ExceptHookArgs], Any], failed: t
     """Shows a thread's error, but for the writer of TensorBoard's, which raises it at the next record too."""
     if not type(failed.thread).__module__.startswith("tensorboard."):
         hook(failed)
-
-
-def _start_wandb(config: Config) -> Any:
-    import wandb  # `RunnerBase.check` has looked for it
-    from omegaconf import OmegaConf
-
-    plain = OmegaConf.to_container(OmegaConf.structured(config))
-    name = config.run.job_name or Path(config.run.output_dir).name
-    return wandb.init(project="minigpt4", name=name, dir=config.run.output_dir, config=plain)  # type: ignore[arg-type]
 
 
 class Meter:

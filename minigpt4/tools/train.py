@@ -23,8 +23,7 @@ def main(args: argparse.Namespace) -> None:
 
     with run_on(config.run.device) as (_, problems), locked("run.output_dir", Path(config.run.output_dir)):
         runner_class = registry.get_runner_class(config.run.runner)
-        with problems.collect():
-            runner_class.check(config)
+        problems.attempt(runner_class.check, config)
         task = registry.get_task_class(config.run.task)(config)
         if cached := bool(config.run.cache_features):
             from minigpt4.runners.feature_cache import cached_datasets
