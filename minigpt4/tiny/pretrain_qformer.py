@@ -16,7 +16,7 @@ from minigpt4.models.checkpoint import file_name
 from minigpt4.models.vision.eva_qformer import build_qformer
 from minigpt4.tiny.fit import Stage, fit, seed_all
 from minigpt4.tiny.lm_data import BOS, SLOTS
-from minigpt4.tiny.pretrain_llm import labelled_logits
+from minigpt4.tiny.pretrain_llm import labelled_logits, part_right
 from minigpt4.tiny.pretrain_vision import SIZES as VIT_SIZES
 from minigpt4.tiny.pretrain_vision import load_vit, pixels
 from minigpt4.tiny.text import caption
@@ -94,8 +94,7 @@ class Captions:
         start = embed(torch.full((len(scenes), 1), BOS))
         embeddings = torch.cat([start, slots, embed(ids.clamp(min=0))], dim=1)
         labels = torch.cat([torch.full((len(scenes), 1 + SLOTS), -100), ids], dim=1)
-        numbers = torch.arange(len(scenes))[:, None].expand_as(labels)[labels != -100]
-        return *labelled_logits(helper, embeddings, labels), numbers
+        return labelled_logits(helper, embeddings, labels)
 
 
 def pretrain_qformer(out: Path, seed: int, scale: float, log: Path) -> None:
@@ -139,13 +138,12 @@ def validate_qformer(
     """On unseen handwriting: captions that are right in every token, and digits and colours named by position."""
     scenes, features = held_out
     outputs = model(features.float())
-    logits, tokens, numbers = captions.logits(helper, model.to_language(outputs), scenes)
-    wrong = torch.zeros(len(scenes)).index_add(0, numbers, (logits.argmax(-1) != tokens).float())
+    logits, tokens, rows = captions.logits(helper, model.to_language(outputs), scenes)
     targets = position_targets(scenes)
     there = targets[..., 0] != 10
     digits, colors = (part.argmax(-1) for part in model.position_logits(outputs))
     return {
-        "caption": round(float((wrong == 0).float().mean()), 4),
+        "caption": part_right(logits.argmax(-1) != tokens, rows),
         "digit": round(float((digits == targets[..., 0])[there].float().mean()), 4),
         "color": round(float((colors == targets[..., 1])[there].float().mean()), 4),
     }
