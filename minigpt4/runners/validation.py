@@ -63,7 +63,7 @@ class Validation:
             return
         if not config.evaluation_datasets:
             raise UserError("run.metric: evaluation_datasets names none to take it on. Name one, or set it to null.")
-        if run.strategy == "fsdp" or run.strategy == "deepspeed" and run.zero_stage == 3:
+        if run.shards_weights:
             raise UserError("run.metric: a sharded model can't generate. Set run.strategy=ddp, or run.metric=null.")
         if run.cache_features:
             raise UserError(
