@@ -12,9 +12,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import normalize
 
 from minigpt4.common.registry import registry
-from minigpt4.processors.picture_file import open_image, opened, rgb, squared
-
-__all__ = ["Blip2ImageEvalProcessor", "Blip2ImageTrainProcessor", "open_image"]
+from minigpt4.processors.picture_file import opened, rgb, squared
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -19,7 +19,8 @@ from minigpt4.datasets.formats.align import CCSBUAlignDataset
 from minigpt4.datasets.formats.instruction import InstructionDataset
 from minigpt4.datasets.formats.shards import ShardedCaptionDataset
 from minigpt4.processors import image as image_module
-from minigpt4.processors.image import CLIP_MEAN, CLIP_STD, Blip2ImageEvalProcessor, Blip2ImageTrainProcessor, open_image
+from minigpt4.processors.image import CLIP_MEAN, CLIP_STD, Blip2ImageEvalProcessor, Blip2ImageTrainProcessor
+from minigpt4.processors.picture_file import open_image
 
 SIDE = 32
 EVAL, TRAIN = Blip2ImageEvalProcessor(SIDE), Blip2ImageTrainProcessor(SIDE)

@@ -25,7 +25,7 @@ from minigpt4.serve.api.access import CHAT, AccessControl
 from minigpt4.serve.api.batching import QueuedRequest, QueueFullError
 from minigpt4.serve.api.errors import as_api_error
 from minigpt4.serve.api.protocol import ChatRequest, Health, ModelList
-from minigpt4.serve.api.service import Service
+from minigpt4.serve.api.service import Piece, Service
 from minigpt4.serve.errors import ErrorAnswer
 from minigpt4.serve.middleware import BodyLimit, KnownHosts
 
@@ -154,7 +154,7 @@ class _Events(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[str], answers: AsyncIterator[tuple[int, str | Answer]]):
+    def __init__(self, events: AsyncIterator[str], answers: AsyncIterator[Piece]):
         super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self._answers: Any = answers
 
@@ -166,11 +166,7 @@ class _Events(StreamingResponse):
 
 
 async def _events(
-    head: dict[str, Any],
-    items: list[QueuedRequest],
-    first: tuple[int, str | Answer],
-    answers: AsyncIterator[tuple[int, str | Answer]],
-    with_usage: bool,
+    head: dict[str, Any], items: list[QueuedRequest], first: Piece, answers: AsyncIterator[Piece], with_usage: bool
 ) -> AsyncIterator[str]:
     """The chunks of all choices as they come."""
     no_usage: dict[str, Any] = {"usage": None} if with_usage else {}
