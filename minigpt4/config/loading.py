@@ -38,14 +38,11 @@ def load_config(name: str | Path, options: list[str] | None = None, checkpoint: 
 
 
 def load_model_config(model: str | Path, options: list[str] | None = None, base: str | Path = TINY) -> Config:
-    """The config of a model that is to answer.
+    """The config of a model that is to answer; raises as `load_config`.
 
     Args:
         model: a checkpoint folder that training wrote; or a config as `load_config` takes it.
         base: what says all but the model, where a checkpoint says that.
-
-    Raises:
-        UserError: as `load_config`.
     """
     return load_config(base, options, checkpoint=model) if os.path.isdir(model) else load_config(model, options)
 

@@ -36,14 +36,11 @@ class Blip2ImageEvalProcessor:
         return self._pixels(image, self.box(image), 1)
 
     def load(self, file: Path | BinaryIO, reduced: bool) -> Tensor:
-        """Reads a picture.
+        """Reads a picture; raises as `open_image`.
 
         Args:
             reduced: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as what is used of it needn't be
                 enlarged for that: faster, the same region to half a pixel, and not to the bit what the whole gives.
-
-        Raises:
-            UserError: as `open_image`.
         """
         with opened(file) as image:
             left, top, right, bottom = box = self.box(image)

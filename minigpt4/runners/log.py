@@ -188,12 +188,10 @@ def plot_loss(folder: Path) -> None:
 
     Where it can't be written, a warning says so.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # matplotlib is slow to import
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # slow to import
 
     records = [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
     figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)")
     for key, style in (("train_loss", "-"), ("val_loss", "o")):
         points = [(r["step"], r[key]) for r in records if r.get(key) is not None]

@@ -24,7 +24,15 @@ class Stopped(Exception):
 
 
 class Validation:
-    """Measures a strategy's model on the splits that `run.valid_splits` names, and by `run.metric`."""
+    """Measures a strategy's model on the splits that `run.valid_splits` names, and by `run.metric`.
+
+    Args:
+        datasets: maps a split to {name: dataset}.
+        prepare: makes of a sample what the model takes.
+
+    Raises:
+        UserError: a sharded model needs all ranks for each sample, and one would have none.
+    """
 
     def __init__(
         self,
@@ -35,11 +43,6 @@ class Validation:
         signals: StopSignals,
         prepare: Prepare | None = None,
     ):
-        """`datasets` maps a split to {name: dataset}; `prepare` makes of a sample what the model takes.
-
-        Raises:
-            UserError: a sharded model needs all ranks for each sample, and one would have none.
-        """
         run, self.signals = config.run, signals
         self.config, self.run, self.task, self.strategy, self.device = config, run, task, strategy, strategy.device
         self.loaders = {}

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import sentencepiece
@@ -119,9 +120,7 @@ def pretrain_qformer(out: Path, seed: int, scale: float, log: Path) -> None:
         color_loss = F.cross_entropy(colors.flatten(0, 1), targets[picked, :, 1].flatten())
         return F.cross_entropy(logits, tokens) + POSITION_LOSS[stage.name] * (digit_loss + color_loss)
 
-    def check() -> dict[str, float]:
-        return validate_qformer(model, helper, captions, held_out)
-
+    check = partial(validate_qformer, model, helper, captions, held_out)
     helper.requires_grad_(False)
     frozen, joint = FROZEN_HELPER.scaled(scale), JOINT_HELPER.scaled(scale)
     fit(frozen, [(model, 1.0)], lambda _: loss_at(frozen), log, check)

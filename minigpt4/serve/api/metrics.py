@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 if TYPE_CHECKING:  # which imports this
     from minigpt4.serve.api.batching import QueuedRequest
@@ -49,7 +49,3 @@ class Metrics:
         if any(item.new_tokens for item in items):
             self.tokens.labels("prompt").inc(items[0].prompt_tokens)
             self.tokens.labels("completion").inc(sum(item.new_tokens for item in items))
-
-    def text(self) -> bytes:
-        """All of them in Prometheus' text format."""
-        return generate_latest(self.registry)

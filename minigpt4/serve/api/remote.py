@@ -27,11 +27,7 @@ _NOT_PUBLIC = [
     )
 ]
 _PUBLIC_V6 = ip_network("2000::/3")  # all that was ever given to somebody
-_HEADERS: dict[bytes | str, bytes | str] = {
-    "Accept": "image/*",
-    "Accept-Encoding": "identity",
-    "User-Agent": "minigpt4",
-}
+_HEADERS = [("Accept", "image/*"), ("Accept-Encoding", "identity"), ("User-Agent", "minigpt4")]
 
 
 def is_public(address: str) -> bool:
