@@ -4,12 +4,4 @@ from minigpt4.datasets.formats.records.files import image_folder, load_pictures,
 from minigpt4.datasets.formats.records.parse import parse_record
 from minigpt4.datasets.formats.records.record import Record, RecordError
 
-__all__ = [
-    "Record",
-    "RecordError",
-    "image_folder",
-    "load_pictures",
-    "parse_record",
-    "read_records",
-    "record_id",
-]
+__all__ = ["Record", "RecordError", "image_folder", "load_pictures", "parse_record", "read_records", "record_id"]
