@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
@@ -84,7 +84,8 @@ def load_vit_weights(vit: Eva, path: str | Path) -> None:
     unused |= {k for k in state if k.startswith("blocks.") and int(k.split(".")[1]) >= depth}
     built = vit.state_dict()
     if "pos_embed" in state:
-        state["pos_embed"] = interpolate_pos_embed(state["pos_embed"].float(), vit.patch_embed.grid_size)
+        grid = list(vit.patch_embed.grid_size)  # bicubic, without antialiasing, as the original
+        state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"].float(), grid, antialias=False)
     used = {key: value for key, value in state.items() if key not in unused}
     if used.keys() != built.keys():
         missing, unknown = sorted(built.keys() - used.keys())[:3], sorted(used.keys() - built.keys())[:3]
@@ -99,17 +100,6 @@ def load_vit_weights(vit: Eva, path: str | Path) -> None:
     for name, buffer in vit.named_buffers():  # timm's k_bias, which no file holds: EVA's keys have no bias
         vit.get_submodule(name.rpartition(".")[0]).k_bias = torch.zeros_like(buffer, device="cpu")
     logger.info("ViT: %d tensors from %s, unused: %s", len(used), path, sorted(unused) or "none")
-
-
-def interpolate_pos_embed(pos_embed: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Resizes position embeddings [1, 1 + h*h, D] to [1, 1 + grid[0]*grid[1], D], bicubic; the class row is kept."""
-    cls_row, rows = pos_embed[:, :1], pos_embed[:, 1:]
-    side = round(rows.shape[1] ** 0.5)
-    if (side, side) == grid:
-        return pos_embed
-    square = rows.reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    square = F.interpolate(square, size=grid, mode="bicubic", align_corners=False)
-    return torch.cat([cls_row, square.flatten(2).transpose(1, 2)], dim=1)
 
 
 @registry.register_vision("eva_patches")
