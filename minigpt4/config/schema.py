@@ -92,7 +92,7 @@ class ModelConfig:
     # trained weights: file, URL or checkpoint folder; a list is loaded in order
     ckpt: Any = None  # in str | list[str] OmegaConf takes no ${...} within a list
 
-    conversation: str = "vicuna_v0"  # the chat's template, minigpt4/conversation/conversation.py
+    conversation: str = "vicuna_v0"  # the chat's template, minigpt4/conversation/templates.yaml
     # a paragraph that the LLM must find likely before training begins; null: not checked
     plain_text: str | None = str(Path(minigpt4.__file__).parent / "assets" / "plain_text.txt")
     prompt_path: str = ""  # training prompts, one a line
