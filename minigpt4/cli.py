@@ -1,4 +1,7 @@
-"""The console script `minigpt4`: one subcommand for each tool."""
+"""The console script `minigpt4`: one subcommand for each tool.
+
+A tool's `main` raises `UserError` for whatever its user can mend.
+"""
 
 import argparse
 import importlib

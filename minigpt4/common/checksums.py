@@ -77,11 +77,6 @@ def _problem(file: Path, noted: dict[str, Any]) -> str | None:
     return None
 
 
-def _inside(name: str) -> bool:
-    """Whether a name leads nowhere out of its folder; a stranger's might, to what can be read without end."""
-    return not Path(name).is_absolute() and ".." not in Path(name).parts
-
-
 def _write(folder: Path, known: dict[str, dict[str, Any]]) -> None:
     replace_file(folder / _CHECKSUMS, (json.dumps(known, indent=2) + "\n").encode())
 
@@ -91,7 +86,9 @@ def _read(folder: Path) -> dict[str, dict[str, Any]] | None:
     file = folder / _CHECKSUMS
     try:
         known = json.loads(file.read_bytes())
-        if all(noted.keys() == {"crc32", "size"} and _inside(name) for name, noted in known.items()):
+        # a stranger's name might lead out of the folder, to what can be read without end
+        inside = all(not Path(name).is_absolute() and ".." not in Path(name).parts for name in known)
+        if inside and all(noted.keys() == {"crc32", "size"} for noted in known.values()):
             return known
     except FileNotFoundError:
         return None

@@ -2,10 +2,14 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class UserError(Exception):
@@ -22,6 +26,12 @@ class Problems(list[str]):
             yield
         except UserError as error:
             self.extend(line for line in str(error).splitlines() if line not in self)
+
+    def attempt(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """What a function returns; None where it raises a `UserError`, which is noted."""
+        with self.collect():
+            return function(*args, **kwargs)
+        return None
 
     def raise_all(self) -> None:
         """Raises what was noted, if anything."""

@@ -38,8 +38,7 @@ def locked(key: str, folder: Path, patience: float = _PATIENCE) -> Iterator[None
         patience = max(patience, _PATIENCE_AGAIN)
     lock, problems = FileLock(folder / _LOCK), Problems()
     if is_main():
-        with problems.collect():
-            _acquire_folder(lock, key, folder, patience)
+        problems.attempt(_acquire_folder, lock, key, folder, patience)
     Problems(all_gather(list(problems))).raise_all()
     try:
         yield

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,19 @@ _PACKAGES = ("torch", "torchvision", "transformers", "timm", "peft", "webdataset
 
 def run_info(device: torch.device) -> dict[str, Any]:
     """The command and where it was given, the git revision, versions, the number of processes and the device's name."""
+    packages: dict[str, str] = {}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            packages[name] = version(name)
     return {
         "command": sys.argv,
         "working_directory": os.getcwd(),
         "git": _git_revision(),
         "python": sys.version.split()[0],
-        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "packages": packages,
         "processes": world_size(),
         "device": str(device) if device.type == "cpu" else torch.get_device_module(device).get_device_name(device),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _git_revision() -> str | None:

@@ -34,24 +34,17 @@ def first_signal(obey: Callable[[], None], *numbers: int) -> Iterator[None]:
 
 
 class StopSignals:
-    """Notes a SIGTERM or SIGINT while it is entered.
+    """Whether a SIGTERM or SIGINT was received while it was `noted`."""
 
-    Attributes:
-        received: whether one came.
-    """
+    received = False
 
-    def __init__(self) -> None:
-        self.received = False
-
-    def __enter__(self) -> None:
-        self._noting = first_signal(self._note, signal.SIGTERM, signal.SIGINT)
-        self._noting.__enter__()
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        with first_signal(self._note, signal.SIGTERM, signal.SIGINT):
+            yield
 
     def _note(self) -> None:
         self.received = True
-
-    def __exit__(self, *error: Any) -> None:
-        self._noting.__exit__(*error)
 
 
 def end_with_parent() -> None:

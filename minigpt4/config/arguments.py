@@ -37,11 +37,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def read_config(args: argparse.Namespace) -> Config:
-    """The config that the arguments name, checked; a wrong one fails before slow imports.
-
-    Raises:
-        UserError: see `load_model_config`.
-    """
+    """The config that the arguments name, checked; a wrong one fails before slow imports. Raises as `load_config`."""
     if args.model and args.cfg_path and not os.path.isdir(args.model):
         raise UserError(
             f"MODEL: '{args.model}' is not a checkpoint folder, so it names a config, and so does --cfg-path. Leave "

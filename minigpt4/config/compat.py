@@ -2,80 +2,22 @@
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from minigpt4.common.errors import UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
-# their name -> ours, wherever a value is a name; * stands for any key
-NAMES = {
-    "model.arch": {"minigpt4": "mini_gpt4", "minigpt4qwen": "mini_gpt4", "minigpt4_qwen7b-chat": "mini_gpt4"},
-    "model.model_type": {"qwen7b_chat": "pretrain_qwen", "qwen14b_chat": "pretrain_qwen"},
-    "preprocess.vis_processor.*.name": {"blip_image_eval": "blip2_image_eval"},
-    "datasets.*.vis_processor.*.name": {"blip_image_eval": "blip2_image_eval"},
-    "run.runner": {"deepspeed_runner": "runner_base"},
-    "run.task": {"deepspeed_image_text_pretrain": "image_text_pretrain"},
-}
-# archs that are ours with another default of model_type
-TYPES = {"minigpt4qwen": "pretrain_qwen", "minigpt4_qwen7b-chat": "pretrain_qwen", "minigpt_v2": "pretrain"}
-# their key -> ours; a value that is empty changes nothing
-KEYS = {
-    "model.llm_model": "model.llama_model",
-    "model.llm_device_map": "model.device_map",
-    "model.pretrained": "model.q_former_model",
-    "model.finetuned": "model.ckpt",
-    "run.resume_ckpt_path": "run.resume",
-    "run.grad_norm_clip": "run.max_grad_norm",
-    "run.deepspeed_config.zero_optimization.stage": "run.zero_stage",
-    "run.deepspeed_config.gradient_clipping": "run.max_grad_norm",
-    "run.deepspeed_config.gradient_accumulation_steps": "run.accum_grad_iters",
-    "run.deepspeed_config.train_micro_batch_size_per_gpu": "run.batch_size_train",
-    "run.deepspeed_config.bf16.enabled": "run.amp",
-    "run.deepspeed_config.optimizer.params.lr": "run.init_lr",
-    "run.deepspeed_config.optimizer.params.betas": "run.betas",
-    "run.deepspeed_config.optimizer.params.eps": "run.eps",
-    "run.deepspeed_config.optimizer.params.weight_decay": "run.weight_decay",
-}
-# keys that say what is always so here; another value would ask for something that there is not
-FIXED: dict[str, tuple[Any, ...]] = {
-    "model.load_pretrained": (True,),
-    "model.load_finetuned": (False,),
-    "model.unfreeze_pos_embed": (False,),
-    "model.qformer_text_input": (False,),
-    "model.freeze_queries": (True,),
-    "model.freeze_proj": (False,),
-    "model.enable_autocast": (True, False),  # the ViT's precision is model.vit_precision
-    "model.get_lora": (False, True),  # and lora_r, below
-    "run.loss_scale": (False,),
-    "run.autocast_dtype": ("bf16",),
-    "run.resume_ckpt_load_dir": (None,),
-    "run.resume_ckpt_tag": (None,),
-    "run.deepspeed_config.fp16.enabled": (False,),
-    "run.deepspeed_config.optimizer.type": ("AdamW", "Adam"),  # DeepSpeed's Adam is AdamW
-    "run.deepspeed_config.scheduler": (None,),  # run.lr_sched says it
-    "run.deepspeed_config.train_batch_size": (None,),  # the product of the other two and the number of processes
-}
-# the original's keys that nothing reads here: torchrun says how many processes run, valid_splits what is validated
-UNUSED = (
-    *("model.prompt", "datasets.*.data_type", "run.name", "run.train_splits", "run.test_splits", "run.world_size"),
-    *("run.rank", "run.gpu", "run.dist_url", "run.dist_backend", "run.distributed"),
-)
-# DeepSpeed's settings that change nothing that is learned: what it prints, fp16 while it is off, where memory lies
-WITHOUT_EFFECT = {
-    "run.deepspeed_config": ("steps_per_print", "wall_clock_breakdown", "dump_state", "zero_allow_untested_optimizer"),
-    "run.deepspeed_config.fp16": (
-        *("auto_cast", "loss_scale", "loss_scale_window", "initial_scale_power", "hysteresis", "min_loss_scale"),
-    ),
-    "run.deepspeed_config.zero_optimization": (
-        *("contiguous_gradients", "overlap_comm", "round_robin_gradients", "sub_group_size"),
-        *("allgather_bucket_size", "allgather_partitions", "reduce_bucket_size", "reduce_scatter"),
-        *("stage3_gather_16bit_weights_on_model_save", "stage3_max_live_parameters", "stage3_max_reuse_distance"),
-        *("stage3_param_persistence_threshold", "stage3_prefetch_bucket_size"),
-    ),
-    "run.deepspeed_config.zero_optimization.offload_optimizer": ("device", "pin_memory"),
-    "run.deepspeed_config.zero_optimization.offload_param": ("device", "pin_memory"),
-}
+_TABLES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))  # which says what each is
+NAMES: dict[str, dict[str, str]] = _TABLES["names"]
+TYPES: dict[str, str] = _TABLES["types"]
+KEYS: dict[str, str] = _TABLES["keys"]
+FIXED: dict[str, list[Any]] = _TABLES["fixed"]
+UNUSED: list[str] = _TABLES["unused"]
+WITHOUT_EFFECT: dict[str, list[str]] = _TABLES["without_effect"]
 
 
 def translate(source: str, layer: dict[str, Any]) -> dict[str, Any]:

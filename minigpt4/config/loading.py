@@ -17,6 +17,7 @@ from minigpt4.config.yaml_files import one_line, read_options, read_yaml, shorte
 
 _DEFAULTS = Path(__file__).parent / "defaults"
 _FILES_OF_MODEL = ("vit_model", "q_former_model", "llama_model", "ckpt", "plain_text", "prompt_path")
+_READ_FIRST = ("model", "datasets")  # groups that name other layers
 
 
 def load_config(name: str | Path, options: list[str] | None = None, checkpoint: str | Path | None = None) -> Config:
@@ -37,22 +38,19 @@ def load_config(name: str | Path, options: list[str] | None = None, checkpoint: 
 
 
 def load_model_config(model: str | Path, options: list[str] | None = None, base: str | Path = TINY) -> Config:
-    """The config of a model that is to answer.
+    """The config of a model that is to answer; raises as `load_config`.
 
     Args:
         model: a checkpoint folder that training wrote; or a config as `load_config` takes it.
         base: what says all but the model, where a checkpoint says that.
-
-    Raises:
-        UserError: as `load_config`.
     """
     return load_config(base, options, checkpoint=model) if os.path.isdir(model) else load_config(model, options)
 
 
 def _load(file: Path, options: list[str], checkpoint: Path | None) -> Config:
     path, given = str(file), _given_layers(file, options, checkpoint)
-    asked = _merge(OmegaConf.create(), given)
-    model, datasets = _group(path, asked, "model"), _group(path, asked, "datasets")
+    asked = cast(dict[str, Any], OmegaConf.to_container(_merge(OmegaConf.create(), given), resolve=False))
+    model, datasets = (asked.get(group, {}) for group in _READ_FIRST)
     arch = _name("model.arch", model.get("arch", ModelConfig.arch))
     model_type = _name("model.model_type", model.get("model_type", ModelConfig.model_type))
     layers: list[tuple[str, Any]] = [("config/defaults/default.yaml", read_yaml(_DEFAULTS / "default.yaml"))]
@@ -123,7 +121,7 @@ def _translated(source: str, layer: DictConfig) -> DictConfig:
 
 def _check_groups(source: str, place: str, node: Any, schema: Any) -> None:
     """Refuses a value where a group of keys belongs. An empty group, which YAML reads as null, has no keys."""
-    if isinstance(node, str) and node.startswith("${"):
+    if isinstance(node, str) and node.startswith("${") and place not in _READ_FIRST:
         return
     if not isinstance(node, dict):
         raise UserError(f"{source}: {place}: expected keys and values below it, found '{node}'.")
@@ -134,13 +132,6 @@ def _check_groups(source: str, place: str, node: Any, schema: Any) -> None:
         if is_dataclass(group) or get_origin(group) is dict:
             node[key] = {} if value is None else value
             _check_groups(source, f"{place}.{key}".removeprefix("."), node[key], group)
-
-
-def _group(path: str | Path, layer: Any, key: str) -> dict[str, Any]:
-    group = cast(dict[str, Any], OmegaConf.to_container(layer, resolve=False)).get(key) or {}
-    if not isinstance(group, dict):
-        raise UserError(f"{path}: {key}: expected keys and values below it, found '{group}'.")
-    return group
 
 
 def _name(key: str, value: Any) -> str:

@@ -1,13 +1,19 @@
 """What the types of a config can't say: values that can't work are refused, `~` in paths is expanded."""
 
+import math
 import os
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from operator import attrgetter
 from string import Formatter
 from typing import Any
 
 from minigpt4.common.errors import UserError, did_you_mean
-from minigpt4.config.ranges import check_numbers, values_of
+from minigpt4.config.ranges import FINITE, range_of
 from minigpt4.config.schema import Config, ModelConfig
 from minigpt4.conversation.templates import TEMPLATES, TOKENIZER
+
+_LARGEST = 4_000_000_000  # of whole numbers; NumPy's seeds end at 2**32, and ranks add theirs
 
 
 def expand_home(config: Config) -> None:
@@ -24,10 +30,12 @@ def expand_home(config: Config) -> None:
 
 def check_values(config: Config) -> None:
     """Refuses values of the right type that can't work."""
-    check_numbers(config)
-    for key, _, value in values_of(config):
+    for key, kind, value in _values_of(config, Config):
         if isinstance(value, str) and "\0" in value:
             raise UserError(f"{key}: '{value}' holds a NUL character. Remove that.")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            _check_number(key, kind, value)
+    _check_sizes(config.model)
     for name in config.evaluation_datasets:
         if "/" in name or "\0" in name:
             raise UserError(f"evaluation_datasets: '{name}' is to name files. Take a name without slashes.")
@@ -76,3 +84,37 @@ def _check_trained(model: ModelConfig) -> None:
         raise UserError(
             f"model.unfreeze: llm trains all its weights, model.lora_r={model.lora_r} adapters instead. Remove one."
         )
+
+
+def _values_of(node: Any, kind: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, type in the schema, value) of each value that is not a group or list."""
+    if is_dataclass(node):
+        for field in fields(node):
+            yield from _values_of(getattr(node, field.name), field.type, f"{key}.{field.name}".removeprefix("."))
+    elif isinstance(node, dict):
+        for name, value in node.items():
+            yield from _values_of(value, kind, f"{key}.{name}")
+    elif isinstance(node, list | tuple):
+        for i, value in enumerate(node):
+            yield from _values_of(value, kind, f"{key}[{i}]")
+    else:
+        yield key, kind, node
+
+
+def _check_number(key: str, kind: Any, value: float) -> None:
+    range_ = range_of(kind) if math.isfinite(value) else FINITE
+    if not range_.holds(value):
+        raise UserError(f"{key}: {value} is out of range. Set it to {range_.words}.")
+    if isinstance(value, int) and value > _LARGEST:
+        raise UserError(f"{key}: {value} is out of range. Set it to at most {_LARGEST}.")
+
+
+def _check_sizes(model: ModelConfig) -> None:
+    """Refuses sizes that don't go together."""
+    pairs = [("vit.embed_dim", "vit.num_heads"), ("qformer.hidden_size", "qformer.num_attention_heads")]
+    if model.vision_kind.startswith("eva_"):
+        pairs.insert(0, ("image_size", "vit.patch_size"))
+    for whole, part in pairs:
+        size, divisor = attrgetter(whole)(model), attrgetter(part)(model)
+        if size % divisor:
+            raise UserError(f"model.{whole}: {size} is not a multiple of model.{part}, {divisor}. Change one of them.")

@@ -1,9 +1,12 @@
-"""Templates: the strings that an LLM expects around a dialogue. A template is data."""
+"""Templates: the strings that an LLM expects around a dialogue. A template is data, in `templates.yaml`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
 from jinja2 import TemplateError
 
 from minigpt4.common.errors import UserError, did_you_mean, first_line
@@ -11,15 +14,6 @@ from minigpt4.conversation.conversation import Conversation, Part
 
 if TYPE_CHECKING:  # slow to import
     from transformers import PreTrainedTokenizerBase
-
-SYSTEM = (  # the original demo's
-    "Give the following image: <Img>ImageContent</Img>. "
-    "You will be able to see the image once I provide it to you. Please answer my questions."
-)
-_VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
 
 
 @dataclass(frozen=True)
@@ -39,8 +33,8 @@ class Template:
     user: str
     assistant: str
     end: str
-    stop: tuple[str, ...]
-    learned: tuple[str, ...] = ()
+    stop: Sequence[str]
+    learned: Sequence[str] = ()
     before_answer: str = ""
     own_system: str = ""
 
@@ -74,8 +68,8 @@ class TokenizerTemplate:
     """The chat template that a tokenizer brings along, for any other LLM."""
 
     tokenizer: "PreTrainedTokenizerBase"
-    stop: tuple[str, ...] = ()  # the end-of-sequence ids do it
-    learned: tuple[str, ...] = ()
+    stop: Sequence[str] = ()  # the end-of-sequence ids do it
+    learned: Sequence[str] = ()
 
     def render(self, conversation: Conversation) -> list[Part]:
         """What the LLM reads, without the BOS that generation puts in front; see `Template.render`.
@@ -124,29 +118,9 @@ class TokenizerTemplate:
         )
 
 
-TEMPLATES = {
-    "vicuna_v0": Template(SYSTEM + "###", "Human: ", "###Assistant: ", "###", ("###",), own_system="{}###"),
-    # the first version, of May 2023: no space where the answer is to begin
-    "vicuna_v0_2023_05": Template(
-        SYSTEM + "###", "Human: ", "###Assistant:", "###", ("###",), before_answer=" ", own_system="{}###"
-    ),
-    "vicuna_v1.1": Template(
-        _VICUNA_SYSTEM + " ", "USER: ", " ASSISTANT:", "</s>", ("</s>",), before_answer=" ", own_system="{} "
-    ),
-    "llama2": Template(SYSTEM, "<s>[INST] ", " [/INST] ", "", ("</s>",), own_system="{}"),
-    "minigpt_v2": Template("", "<s>[INST] ", " [/INST]", "", ("</s>",)),
-    "chatml": Template(
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
-        "<|im_start|>user\n",
-        "<|im_end|>\n<|im_start|>assistant\n",
-        "<|im_end|>\n",
-        ("<|im_end|>", "<|im_start|>"),
-        ("<|im_start|>", "<|im_end|>\n"),  # MiniGPT4Qwen's labels
-        own_system="<|im_start|>system\n{}<|im_end|>\n",
-    ),
-    # stage 2's prompt_template, turn after turn
-    "tiny": Template("", "###Human: ", " ###Assistant: ", "", ("###",)),
-}
+_DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+TEMPLATES = {name: Template(**strings) for name, strings in _DATA.items()}
+SYSTEM = TEMPLATES["llama2"].system  # the original demo's
 TOKENIZER = "tokenizer"
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from minigpt4.config.schema import Config
 from minigpt4.datasets.formats.shards import ShardedCaptionDataset
 from minigpt4.datasets.loading import SKIPPED, Batch, Prepare, worker_init
-from minigpt4.datasets.streams import POSITION, MapBatches, MapPosition, MapStream, ShardBatches, ShardStream
+from minigpt4.datasets.streams import POSITION, MapBatches, MapStream, ShardBatches, ShardStream
 
 
 class TrainBatches:
@@ -137,8 +137,8 @@ class _SharedWorkers:
 # not a method: through a cycle of references the garbage collector would end the workers, and it may delete their
 # queues before they are told to stop
 def _requests(
-    to_come: dict[str, Iterator[tuple[MapPosition, list[int]]]], names: Iterator[str], replacements: deque[str]
-) -> Iterator[tuple[str, MapPosition, list[int]]]:
+    to_come: dict[str, Iterator[tuple[dict[str, int], list[int]]]], names: Iterator[str], replacements: deque[str]
+) -> Iterator[tuple[str, dict[str, int], list[int]]]:
     """(dataset, position after it, indices) of each batch that the workers are to make."""
     while True:
         name = replacements.popleft() if replacements else next(names)

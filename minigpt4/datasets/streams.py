@@ -21,8 +21,6 @@ logger = logging.getLogger(__name__)
 POSITION = "_position"  # a batch's key: (its dataset or its worker, where the stream goes on after it)
 _MOST_WAITING = 100  # reasons that a worker keeps before it reports them
 
-MapPosition = tuple[int, int, int]  # pass, base and batches drawn, see `MapStream`
-
 
 @contextmanager
 def seeded(seed: str) -> Iterator[None]:
@@ -41,9 +39,13 @@ class _Stream:
     """Batches of one dataset: where they go on, and what of them can't be used.
 
     Subclasses say how a pass over the data is shared by ranks and workers.
+
+    Attributes:
+        position: where the stream goes on, in numbers and lists of them.
     """
 
     length: int | None = None
+    position: dict[str, Any]
 
     def __init__(self, name: str, dataset: Any, batch_size: int, run: RunConfig, prepare: Prepare | None):
         self.name, self.dataset, self.batch_size, self.run, self.prepare = name, dataset, batch_size, run, prepare
@@ -66,19 +68,16 @@ class _Stream:
         raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
-        raise NotImplementedError
+        return {"layout": self.layout, **self.position}
 
     def resume(self, states: list[dict[str, Any]]) -> None:
         """Goes on from the states of all ranks."""
         if states and states[0]["layout"] == self.layout and len(states) == self.ranks:
-            self._go_on(states[self.rank])
+            self.position = {key: states[self.rank][key] for key in self.position}
         elif states:
             where = self._go_on_differently(states)
             are, were = (", ".join(f"{n} {of}" for of, n in x.items()) for x in (self.layout, states[0]["layout"]))
             logger.warning("datasets.%s: %s now, %s before; it goes on from %s", self.name, are, were, where)
-
-    def _go_on(self, state: dict[str, Any]) -> None:
-        raise NotImplementedError
 
     def _go_on_differently(self, states: list[dict[str, Any]]) -> str:
         """Goes on from what another layout of processes and workers had done; returns where that is."""
@@ -88,13 +87,14 @@ class _Stream:
 class MapStream(_Stream):
     """Passes over a map-style dataset, shuffled anew each time, an equal part to each rank.
 
-    A pass is the shuffled order from `base` on, which is 0 but for the pass that another layout had begun.
+    A position is the number of the `pass`, its `base`, and the batches `drawn` of it. A pass is the shuffled order from
+    `base` on, which is 0 but for the pass that another layout had begun.
     """
 
     def __init__(self, *args: Any):
         super().__init__(*args)
         self.layout["samples in a batch"] = self.batch_size
-        self.pass_, self.base, self.drawn = 0, 0, 0  # drawn: batches of this pass
+        self.position = {"pass": 0, "base": 0, "drawn": 0}
         self.length = self._pass_length(0)
         if not self.length:
             raise UserError(
@@ -105,32 +105,29 @@ class MapStream(_Stream):
     def _pass_length(self, base: int) -> int:
         return (len(self.dataset) - base) // self.ranks // self.batch_size
 
-    def to_come(self) -> Iterator[tuple[MapPosition, list[int]]]:
+    def to_come(self) -> Iterator[tuple[dict[str, int], list[int]]]:
         """The indices of each batch to come, with the position after it."""
-        pass_, base, drawn = self.pass_, self.base, self.drawn
+        pass_, base, drawn = (self.position[key] for key in ("pass", "base", "drawn"))
         while True:
             order = list(range(len(self.dataset)))
             random.Random(f"{self.seed} {pass_}").shuffle(order)
             mine = order[base:][self.rank :: self.ranks]
             for i in range(drawn, self._pass_length(base)):
-                yield (pass_, base, i + 1), mine[i * self.batch_size : (i + 1) * self.batch_size]
+                yield (
+                    {"pass": pass_, "base": base, "drawn": i + 1},
+                    mine[i * self.batch_size : (i + 1) * self.batch_size],
+                )
             pass_, base, drawn = pass_ + 1, 0, 0
 
-    def _passed(self, of: str, position: MapPosition) -> None:
-        self.pass_, self.base, self.drawn = position
-
-    def state(self) -> dict[str, Any]:
-        return {"layout": self.layout, "pass": self.pass_, "base": self.base, "drawn": self.drawn}
-
-    def _go_on(self, state: dict[str, Any]) -> None:
-        self.pass_, self.base, self.drawn = state["pass"], state["base"], state["drawn"]
+    def _passed(self, of: str, position: dict[str, int]) -> None:
+        self.position = position
 
     def _go_on_differently(self, states: list[dict[str, Any]]) -> str:
         # a rank may have drawn more, in place of batches of which nothing could be used
         last = min(states, key=lambda state: (state["pass"], state["drawn"]))
-        self.pass_, self.drawn = last["pass"], 0
-        self.base = last["base"] + last["drawn"] * math.prod(last["layout"].values())
-        return f"sample {self.base} of pass {self.pass_}"
+        base = last["base"] + last["drawn"] * math.prod(last["layout"].values())
+        self.position = {"pass": last["pass"], "base": base, "drawn": 0}
+        return f"sample {base} of pass {last['pass']}"
 
 
 class MapBatches(Dataset):
@@ -140,23 +137,25 @@ class MapBatches(Dataset):
         self.samples = {name: UsableSamples(stream.dataset, stream.prepare) for name, stream in streams.items()}
         self.seeds = {name: stream.seed for name, stream in streams.items()}
 
-    def __getitem__(self, request: tuple[str, MapPosition, list[int]]) -> Batch:
+    def __getitem__(self, request: tuple[str, dict[str, int], list[int]]) -> Batch:
         name, position, indices = request
         samples = []
         for index in indices:
-            with seeded(f"{self.seeds[name]} {position[0]} {index}"):
+            with seeded(f"{self.seeds[name]} {position['pass']} {index}"):
                 samples.append(self.samples[name][index])
         return collate(samples) | {POSITION: (name, position)}
 
 
 class ShardStream(_Stream):
-    """Batches of shards; each worker of each rank has shards of its own, and the workers take turns."""
+    """Batches of shards; each worker of each rank has shards of its own, and the workers take turns.
+
+    A position is the number of batches `drawn`, of all workers, and each worker's own of the `positions`.
+    """
 
     def __init__(self, *args: Any):
         super().__init__(*args)
         self.workers = self.layout["workers"] = max(self.run.num_workers, 1)
-        self.drawn = 0  # batches, of all workers
-        self.positions = [Position()] * self.workers
+        self.position = {"drawn": 0, "positions": [list(Position())] * self.workers}
         readers = self.ranks * self.workers
         if (shards := len(self.dataset.shards)) < readers:
             raise UserError(
@@ -168,20 +167,15 @@ class ShardStream(_Stream):
             )
 
     def _passed(self, of: int, position: Position) -> None:
-        self.positions[of] = position
-        self.drawn += 1
-
-    def state(self) -> dict[str, Any]:
-        return {"layout": self.layout, "drawn": self.drawn, "positions": [list(p) for p in self.positions]}
-
-    def _go_on(self, state: dict[str, Any]) -> None:
-        self.drawn, self.positions = state["drawn"], [Position(*p) for p in state["positions"]]
+        positions = list(self.position["positions"])
+        positions[of] = list(position)
+        self.position = {"drawn": self.position["drawn"] + 1, "positions": positions}
 
     def _go_on_differently(self, states: list[dict[str, Any]]) -> str:
         positions = [Position(*p) for state in states for p in state["positions"]]
         last = min((p.pass_, p.shard) for p in positions)  # each has done with as many, or is a pass ahead
         base = next(p.base for p in positions if (p.pass_, p.shard) == last) + last[1] * len(positions)
-        self.positions = [Position(last[0], base)] * self.workers
+        self.position["positions"] = [list(Position(last[0], base))] * self.workers
         return f"shard {base} of pass {last[0]}"
 
 
@@ -191,7 +185,7 @@ class ShardBatches(IterableDataset):
     def __init__(self, stream: ShardStream):
         self.dataset, self.seed, self.batch_size = stream.dataset, stream.seed, stream.batch_size
         self.rank, self.ranks, self.prepare = stream.rank, stream.ranks, stream.prepare
-        self.positions, self.drawn = list(stream.positions), stream.drawn
+        self.positions, self.drawn = [Position(*p) for p in stream.position["positions"]], stream.position["drawn"]
 
     def __iter__(self) -> Iterator[Batch]:
         workers = len(self.positions)

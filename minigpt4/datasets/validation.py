@@ -25,8 +25,7 @@ from minigpt4.datasets.formats.records import (
     record_id,
 )
 from minigpt4.processors import build_processor
-from minigpt4.processors.image import open_image
-from minigpt4.processors.picture_file import thumbnail_url
+from minigpt4.processors.picture_file import open_image, thumbnail_url
 from minigpt4.processors.video import open_video
 
 SHOWN = 20  # samples on the page

@@ -32,15 +32,9 @@ def draw_seeds(count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How the tokens of an answer are chosen. Answers that are decoded alike can share a batch.
+    """How the tokens of an answer are chosen: `AnswerOptions` says what each field does.
 
-    Attributes:
-        min_new_tokens: fewest tokens of an answer.
-        num_beams: of the search; 1 is none.
-        do_sample: draw tokens, instead of always taking the likeliest.
-        temperature, top_p: of drawing.
-        repetition_penalty: above 1, what was said before is avoided.
-        length_penalty: of beams; above 0 favours long answers, below 0 short ones.
+    Answers that are decoded alike can share a batch.
 
     Raises:
         UserError: a value out of range.

@@ -23,9 +23,7 @@ class Ending:
         limit: most tokens.
         own_stops: more stop strings.
         begun: the beginning of the answer, with which the prompt ends; the text is what goes on from there.
-        on_token: called with the number of tokens so far, at each.
-        on_text: called with the whole text so far, whenever it has grown.
-        on_end: called once it has ended.
+        on_token, on_text, on_end: called as those of a `Request` are, the last without the answer.
 
     Attributes:
         finish: how it ended; None until then.

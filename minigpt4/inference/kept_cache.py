@@ -27,9 +27,6 @@ class KeptCache:
         self._cache: DynamicCache | None = None
         self._read: Tensor | None = None  # [T, D], what the cache holds
 
-    def __len__(self) -> int:
-        return 0 if self._read is None else len(self._read)
-
     @contextmanager
     def reading(self, llm: PreTrainedModel, embeds: Tensor) -> Iterator[DynamicCache | None]:
         """Gives the cache for a prompt [T, D], rolled back to what they have in common; None if this LLM has none.

@@ -124,7 +124,8 @@ def _answered(key: str, path: Path, questions: Sequence[Question]) -> dict[str |
                 break
             result = None
         if not _is_answer(result):
-            raise _foreign(key, path, "its end" if last else f"line {number}")
+            where = "its end" if last else f"line {number}"
+            raise UserError(f"{key}: {where} of '{path}' is not an answer of an earlier run. Name another file.")
         if "error" in result:
             continue
         name = result["id"]
@@ -145,7 +146,3 @@ def _is_answer(found: Any) -> bool:
     if "error" in said:
         return said <= {"error", *_ANSWERED} and isinstance(found["error"], str)
     return said == _ANSWERED and isinstance(found["answer"], str)
-
-
-def _foreign(key: str, path: Path, where: str) -> UserError:
-    return UserError(f"{key}: {where} of '{path}' is not an answer of an earlier run. Name another file.")

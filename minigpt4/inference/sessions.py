@@ -1,7 +1,7 @@
 """Many visitors, bounded memory: who was away longest gives up first what can be made again."""
 
-import weakref
 from threading import Lock
+from weakref import WeakKeyDictionary
 
 from minigpt4.common.errors import UserError
 from minigpt4.common.limits import MAX_IMAGE_PIXELS, MAX_SESSIONS
@@ -31,15 +31,15 @@ class Sessions:
         self.max_sessions = max_sessions
         self.max_pixels = max_pixels
         self._lock = Lock()
-        self._used: list[weakref.ref[Chat]] = []  # the last one is the last that asked
+        self._used = WeakKeyDictionary[Chat, None]()  # the last one is the last that asked
 
     def open(self) -> Chat:
         return Chat(self.engine, self._note, self.max_pixels)
 
     def _note(self, chat: Chat) -> None:
         with self._lock:
-            others = [ref for ref in self._used if ref() is not None and ref() is not chat]
-            self._used = [*others, weakref.ref(chat)]
-            for place, ref in enumerate(reversed(self._used)):
-                if place >= self.max_sessions and (idle := ref()) is not None:
+            self._used.pop(chat, None)
+            self._used[chat] = None
+            for place, idle in enumerate(reversed(list(self._used))):
+                if place >= self.max_sessions:
                     idle.forget_cache(pictures_too=place >= _PICTURES_PER_CACHE * self.max_sessions)

@@ -39,9 +39,8 @@ class MiniGPT4(BaseModel):
 
     @classmethod
     def from_config(cls, config: Config, towers: bool = True, problems: Problems | None = None) -> Self:
-        c, vision, problems = config.model, None, Problems() if problems is None else problems
-        with problems.collect():
-            vision = build_vision(config, towers)
+        c, problems = config.model, Problems() if problems is None else problems
+        vision = problems.attempt(build_vision, config, towers)
         files = preflight(config, vision, problems)
         assert vision is not None
         llm = add_lora(load_llm(c, pick_device(config.run.device)), c)

@@ -48,43 +48,31 @@ def preflight(config: Config, vision: VisionPart | None = None, problems: Proble
         UserError: with one line for each problem, and its cure.
     """
     c, problems = config.model, Problems() if problems is None else problems
-    sight, paths, sound = dict[str, str](), checkpoint_paths(c), set[str]()
-    with problems.collect():
-        sight = vision_class(c).files(config)
+    sight = problems.attempt(lambda: vision_class(c).files(config)) or {}
+    paths, sound = checkpoint_paths(c), set[str]()
     for key, path in (sight | paths).items():
         with problems.collect():
             check_path(key, path)
             sound.add(path)
     if vision is not None and sound.issuperset(sight.values()):
-        with problems.collect():
-            vision.check(sight)
-    prompted = replace(c, prompt_path="")  # with which all else is looked at
-    with problems.collect():
-        read_prompts(c.prompt_path, c.prompt_template)
-        prompted = c
+        problems.attempt(vision.check, sight)
+    if problems.attempt(read_prompts, c.prompt_path, c.prompt_template) is None:
+        c = replace(c, prompt_path="")  # with which all else is looked at
     if c.plain_text is not None and not Path(c.plain_text).is_file():
         problems.append(f"model.plain_text: '{c.plain_text}' does not exist. Set it to a text file, or to null.")
-    device = folder = llm = None
-    with problems.collect():
-        device = pick_device(config.run.device)
-    with problems.collect():
-        folder = llm_folder(c.llama_model)
-        llm = llm_outline(folder, c.trust_remote_code)
+    device = problems.attempt(pick_device, config.run.device)
+    folder = problems.attempt(llm_folder, c.llama_model)
+    llm = None if folder is None else problems.attempt(llm_outline, folder, c.trust_remote_code)
     if folder is not None and llm is not None:
-        with problems.collect():
-            check_tokenizer(prompted, folder, llm, 0 if vision is None else vision.rows)
-        with problems.collect():
-            check_lora(c, llm)
-        with problems.collect():
-            check_weight_files("model.llama_model", folder, llm)
-    if folder is not None and llm is not None and vision is not None:
+        problems.attempt(check_tokenizer, c, folder, llm, 0 if vision is None else vision.rows)
+        problems.attempt(check_lora, c, llm)
+        problems.attempt(check_weight_files, "model.llama_model", folder, llm)
+    if vision is not None and llm is not None:
         for path in [path for path in c.ckpts if path in sound]:
-            with problems.collect():
-                check_projection(c, vision, llm, path)
+            problems.attempt(check_projection, c, vision, llm, path)
         if device is not None:
-            with problems.collect():
-                holders = world_size() if config.run.shards_weights else 1
-                check_memory(memory_of_devices(c, vision, llm, device), holders)
+            holders = world_size() if config.run.shards_weights else 1
+            problems.attempt(check_memory, memory_of_devices(c, vision, llm, device), holders)
     problems.raise_all()
     assert folder is not None
     return {**local_files(sight | paths, config.env.cache_root), "model.llama_model": folder}

@@ -1,7 +1,7 @@
 """Image processors: PIL image -> normalised tensor [3, image_size, image_size]."""
 
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -12,9 +12,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import normalize
 
 from minigpt4.common.registry import registry
-from minigpt4.processors.picture_file import open_image, opened, rgb, squared
-
-__all__ = ["Blip2ImageEvalProcessor", "Blip2ImageTrainProcessor", "open_image"]
+from minigpt4.processors.picture_file import opened, rgb, squared
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -38,14 +36,11 @@ class Blip2ImageEvalProcessor:
         return self._pixels(image, self.box(image), 1)
 
     def load(self, file: Path | BinaryIO, reduced: bool) -> Tensor:
-        """Reads a picture.
+        """Reads a picture; raises as `open_image`.
 
         Args:
             reduced: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as what is used of it needn't be
                 enlarged for that: faster, the same region to half a pixel, and not to the bit what the whole gives.
-
-        Raises:
-            UserError: as `open_image`.
         """
         with opened(file) as image:
             left, top, right, bottom = box = self.box(image)
@@ -77,20 +72,15 @@ class Blip2ImageEvalProcessor:
 class Blip2ImageTrainProcessor(Blip2ImageEvalProcessor):
     """A random crop of `min_scale`..`max_scale` of the area, resized: what the released weights were trained with.
 
-    `random_resized_crop` False resizes the whole image, as the original does since November 2023.
+    `random_resized_crop` False resizes the whole image, as the original does since November 2023. What else it takes,
+    `Blip2ImageEvalProcessor` does too.
     """
 
     def __init__(
-        self,
-        image_size: int = 224,
-        mean: tuple[float, ...] = CLIP_MEAN,
-        std: tuple[float, ...] = CLIP_STD,
-        min_scale: float = 0.5,
-        max_scale: float = 1.0,
-        random_resized_crop: bool = True,
+        self, *args: Any, min_scale: float = 0.5, max_scale: float = 1.0, random_resized_crop: bool = True, **more: Any
     ):
-        super().__init__(image_size, mean, std)
-        self.crop = RandomResizedCrop(image_size, (min_scale, max_scale)) if random_resized_crop else None
+        super().__init__(*args, **more)
+        self.crop = RandomResizedCrop(self.image_size, (min_scale, max_scale)) if random_resized_crop else None
 
     def box(self, image: Image.Image) -> _Box:
         if self.crop is None:

@@ -39,11 +39,6 @@ class PixelBudget:
         sizes = [image.width * image.height for image in shown]
         self._left, self._count, self._most = self._all - sum(sizes), len(sizes), most
 
-    @property
-    def max_pixels(self) -> int:
-        """The most pixels that one picture may have."""
-        return self._each
-
     def expect(self, count: int) -> None:
         """Checks the number of pictures that are to come, before the first is opened.
 
@@ -118,8 +113,7 @@ def thumbnail_url(image: Image.Image, side: int) -> str:
 def opened(file: Path | BinaryIO, budget: PixelBudget | None = None) -> Iterator[Image.Image]:
     """Opens a picture file, and checks what its header says; what the block decodes is read then.
 
-    Raises:
-        UserError: as `open_image`, from within the block too.
+    Raises as `open_image`, from within the block too.
     """
     where = f"{file}: " if isinstance(file, Path) else ""
     try:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from tqdm import tqdm
 
 from minigpt4.common import distributed
@@ -25,7 +25,7 @@ from minigpt4.common.files import replace_file
 from minigpt4.common.locks import locked
 from minigpt4.config.schema import Config, DatasetConfig
 from minigpt4.conversation.conversation import Conversation, Turn
-from minigpt4.datasets.loading import Skipped, use
+from minigpt4.datasets.loading import Skipped, UsableSamples
 from minigpt4.models.checkpoint import write_tensors
 from minigpt4.models.cpu_linear import use_onednn
 from minigpt4.models.preflight import preflight
@@ -120,23 +120,6 @@ class CachedDataset(Dataset):
         return sample | {"conversation": Conversation(turns, **sample["conversation"])}
 
 
-class _Attempt(Dataset):
-    """(key, sample) of the samples of a dataset that are to be encoded; None for one that can't be used."""
-
-    def __init__(self, name: str, dataset: Any, indices: list[int]):
-        self.name, self.dataset, self.indices = name, dataset, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, i: int) -> tuple[str, dict[str, Any] | None]:
-        key = f"{self.name}/{self.indices[i]}"
-        sample = use(key, None, self.dataset.__getitem__, self.indices[i])
-        if isinstance(sample, Skipped):
-            logger.warning("%s: %s", _KEY, sample.reason)
-        return key, None if isinstance(sample, Skipped) else sample
-
-
 def cached_datasets(config: Config, task: ImageTextPretrainTask) -> dict[str, dict[str, Any]]:
     """Builds the datasets of all splits with cached features; what the cache lacks is computed first.
 
@@ -169,7 +152,7 @@ def cached_datasets(config: Config, task: ImageTextPretrainTask) -> dict[str, di
         missing = {n: [i for i in range(len(d)) if f"{n}/{i}" not in cache.index] for n, d in datasets.items()}
         distributed.barrier()  # all have looked before the first writes
         if any(missing.values()):
-            _fill(cache, [_Attempt(n, d, missing[n]) for n, d in datasets.items()], config, files)
+            _fill(cache, datasets, missing, config, files)
             distributed.barrier()
             cache = FeatureCache(folder)
     return {
@@ -179,14 +162,16 @@ def cached_datasets(config: Config, task: ImageTextPretrainTask) -> dict[str, di
 
 
 @torch.inference_mode()
-def _fill(cache: FeatureCache, attempts: list[_Attempt], config: Config, files: dict[str, Path]) -> None:
-    """Encodes this rank's share of the samples, in the precision of training."""
+def _fill(
+    cache: FeatureCache, datasets: dict[str, Any], missing: dict[str, list[int]], config: Config, files: dict[str, Path]
+) -> None:
+    """Encodes this rank's share of the missing samples, in the precision of training."""
     run, device = config.run, distributed.pick_device(config.run.device)
     vision = build_vision(config)
     if isinstance(vision, CachedFeatures):
         raise UserError(
             f"model.vision.name: cached_features sees no pictures, and {_KEY} '{cache.folder}' lacks "
-            f"{sum(len(a) for a in attempts)} samples. Name the part that filled it, or set {_KEY} to a full one."
+            f"{sum(map(len, missing.values()))} samples. Name the part that filled it, or set {_KEY} to a full one."
         )
     vision.load(config, files)
     vision.eval().to(device)
@@ -195,11 +180,17 @@ def _fill(cache: FeatureCache, attempts: list[_Attempt], config: Config, files: 
     dtype = amp_dtype(run, device)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     shard: dict[str, tuple[Tensor | None, dict[str, Any] | None]] = {}
-    for attempt in attempts:
-        attempt.indices = attempt.indices[distributed.rank() :: distributed.world_size()]
-        loader = DataLoader(attempt, run.batch_size_eval, num_workers=run.num_workers, collate_fn=list)
-        for batch in tqdm(loader, desc=f"features of {attempt.name}", disable=not distributed.is_main()):
-            images = {key: s["conversation"].pictures for key, s in batch if s and s["conversation"].pictures}
+    for name, indices in missing.items():
+        indices = indices[distributed.rank() :: distributed.world_size()]
+        keys = (f"{name}/{i}" for i in indices)
+        usable = Subset(UsableSamples(datasets[name], None), indices)
+        loader = DataLoader(usable, run.batch_size_eval, num_workers=run.num_workers, collate_fn=list)
+        for batch in tqdm(loader, desc=f"features of {name}", disable=not distributed.is_main()):
+            samples = {next(keys): sample for sample in batch}
+            for skipped in [sample for sample in batch if isinstance(sample, Skipped)]:
+                logger.warning("%s: %s: %s", _KEY, name, skipped.reason)
+            shown = {key: s for key, s in samples.items() if not isinstance(s, Skipped) and s["conversation"].pictures}
+            images = {key: sample["conversation"].pictures for key, sample in shown.items()}
             features: dict[str, Tensor] = {}  # [n, rows, width] of a sample's n pictures
             if images:
                 pixels = torch.stack([picture for own in images.values() for picture in own]).to(device)
@@ -207,7 +198,7 @@ def _fill(cache: FeatureCache, attempts: list[_Attempt], config: Config, files: 
                     rows = vision(pixels).split([len(own) for own in images.values()])
                 features = dict(zip(images, rows, strict=True))
             shard |= {
-                key: (features.get(key), _without_pictures(s) if s and key in features else None) for key, s in batch
+                key: (features.get(key), _without_pictures(shown[key]) if key in shown else None) for key in samples
             }
             if len(shard) >= _SHARD:
                 cache.write(shard)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from minigpt4.common.distributed import distributed, is_main, pick_device, world_size
@@ -53,9 +54,8 @@ def run_on(device_name: str) -> Iterator[tuple[torch.device, Problems]]:
 
     Gives the device, and the problems found so far, to be raised with others before anything is loaded.
     """
-    device, problems = torch.device("cpu"), Problems()
-    with problems.collect():
-        device = pick_device(device_name)
+    problems = Problems()
+    device = problems.attempt(pick_device, device_name) or torch.device("cpu")
     with distributed(device):
         setup_logger()
         yield device, problems
@@ -90,7 +90,11 @@ class RunLog:
         threading.excepthook = partial(_but_tensorboards, threading.excepthook)
         self._board: Any = SummaryWriter(str(self.folder / "tensorboard"), purge_step=resumed + 1)
         if config.run.wandb_log:
-            self._wandb = _start_wandb(config)
+            import wandb  # `RunnerBase.check` has looked for it
+
+            plain: Any = OmegaConf.to_container(OmegaConf.structured(config))
+            name = config.run.job_name or self.folder.name
+            self._wandb = wandb.init(project="minigpt4", name=name, dir=str(self.folder), config=plain)
 
     def write(self, **record: Any) -> None:
         """Writes a record; `step` says where it belongs.
@@ -132,15 +136,6 @@ def _but_tensorboards(hook: Callable[[threading.ExceptHookArgs], Any], failed: t
     """Shows a thread's error, but for the writer of TensorBoard's, which raises it at the next record too."""
     if not type(failed.thread).__module__.startswith("tensorboard."):
         hook(failed)
-
-
-def _start_wandb(config: Config) -> Any:
-    import wandb  # `RunnerBase.check` has looked for it
-    from omegaconf import OmegaConf
-
-    plain = OmegaConf.to_container(OmegaConf.structured(config))
-    name = config.run.job_name or Path(config.run.output_dir).name
-    return wandb.init(project="minigpt4", name=name, dir=config.run.output_dir, config=plain)  # type: ignore[arg-type]
 
 
 class Meter:
@@ -193,12 +188,10 @@ def plot_loss(folder: Path) -> None:
 
     Where it can't be written, a warning says so.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # matplotlib is slow to import
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # slow to import
 
     records = [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
     figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)")
     for key, style in (("train_loss", "-"), ("val_loss", "o")):
         points = [(r["step"], r[key]) for r in records if r.get(key) is not None]

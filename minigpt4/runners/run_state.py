@@ -18,7 +18,7 @@ from torch import nn
 
 from minigpt4.common.checksums import check_checksums, rename_checked, write_checksums
 from minigpt4.common.distributed import all_gather, barrier, is_main
-from minigpt4.common.errors import UserError, first_line
+from minigpt4.common.errors import Problems, UserError, first_line
 from minigpt4.common.files import replace_file
 from minigpt4.models.checkpoint import WEIGHTS, load_checkpoints, shapes_of
 from minigpt4.runners.log import to_json
@@ -189,15 +189,10 @@ def checkpoint_to_continue(resume: str | None, output_dir: Path) -> tuple[Path, 
     Raises:
         UserError: it can't be read, or an earlier run's checkpoints would be lost.
     """
-    choice: tuple[Path | None, str] = (None, "")
-    if is_main():
-        try:
-            choice = (_choose(resume, output_dir), "")
-        except UserError as error:
-            choice = (None, str(error))
-    folder, problem = all_gather([choice])[0]
-    if problem:
-        raise UserError(problem)
+    problems = Problems()
+    found = problems.attempt(_choose, resume, output_dir) if is_main() else None
+    folder, problems = all_gather([(found, problems)])[0]
+    problems.raise_all()
     return (folder, read_state(folder)) if folder else None
 
 

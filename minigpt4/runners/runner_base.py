@@ -43,10 +43,19 @@ logger = logging.getLogger(__name__)
 class RunnerBase:
     """Trains for `run.max_epoch` epochs, runner_iter for `run.max_iters` batches in pieces of `run.iters_per_epoch`.
 
-    Everything is built here, in order; the methods only run it.
+    Everything is built here, in order; the methods only run it. The strategy brings the model to the device.
+
+    Args:
+        datasets: maps a split to {name: dataset}.
+        prompter: lays out the conversations of samples, in data workers; without one the samples are the model's own
+            already.
 
     Attributes:
         step: batches that each process has trained with, over all epochs.
+
+    Raises:
+        UserError: there is nothing to continue from, an earlier run's checkpoints would be lost, or the data or the
+            strategy don't suit the config.
     """
 
     def __init__(
@@ -57,17 +66,6 @@ class RunnerBase:
         datasets: dict[str, Any],
         prompter: Prompter | None = None,
     ):
-        """Builds all that a run needs. The strategy brings the model to the device.
-
-        Args:
-            datasets: maps a split to {name: dataset}.
-            prompter: lays out the conversations of samples, in data workers; without one the samples are the model's
-                own already.
-
-        Raises:
-            UserError: there is nothing to continue from, an earlier run's checkpoints would be lost, or the data or
-                the strategy don't suit the config.
-        """
         run = config.run
         self.config, self.run, self.task, self.model = config, run, task, model
         self.device = distributed.pick_device(run.device)
@@ -188,7 +186,7 @@ class RunnerBase:
         self.began = time.perf_counter(), self.step
         if self.step >= self.total:
             logger.info("nothing is left to do: step %d of %d. Raise run.max_epoch to go on", self.step, self.total)
-        with self.signals, closing(self.batches):
+        with self.signals.noted(), closing(self.batches):
             if self.validation_due:
                 self._end_epoch((self.step - 1) // self.iters_per_epoch, time.perf_counter())
             while self.step < self.total and not self.stopping:

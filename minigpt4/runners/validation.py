@@ -24,7 +24,15 @@ class Stopped(Exception):
 
 
 class Validation:
-    """Measures a strategy's model on the splits that `run.valid_splits` names, and by `run.metric`."""
+    """Measures a strategy's model on the splits that `run.valid_splits` names, and by `run.metric`.
+
+    Args:
+        datasets: maps a split to {name: dataset}.
+        prepare: makes of a sample what the model takes.
+
+    Raises:
+        UserError: a sharded model needs all ranks for each sample, and one would have none.
+    """
 
     def __init__(
         self,
@@ -35,19 +43,11 @@ class Validation:
         signals: StopSignals,
         prepare: Prepare | None = None,
     ):
-        """`datasets` maps a split to {name: dataset}; `prepare` makes of a sample what the model takes.
-
-        Raises:
-            UserError: a sharded model needs all ranks for each sample, and one would have none.
-        """
         run, self.signals = config.run, signals
         self.config, self.run, self.task, self.strategy, self.device = config, run, task, strategy, strategy.device
-        self.loaders = {
-            name: build_valid_loader(dataset, run.batch_size_eval, min(run.num_workers, 1), prepare)
-            for split in run.valid_splits
-            for name, dataset in datasets[split].items()
-        }
+        self.loaders = {}
         for name, dataset in ((n, d) for split in run.valid_splits for n, d in datasets[split].items()):
+            self.loaders[name] = build_valid_loader(dataset, run.batch_size_eval, min(run.num_workers, 1), prepare)
             if strategy.sharded and not isinstance(dataset, IterableDataset) and len(dataset) < world_size():
                 raise UserError(
                     f"datasets.{name}: {len(dataset)} validation samples, and with run.strategy={run.strategy} each "

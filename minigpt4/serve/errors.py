@@ -22,14 +22,9 @@ class ApiError(HTTPException):
     """An answer that is an error. `param` names what of the request is at fault, `code` is for programs."""
 
     def __init__(
-        self,
-        status: int,
-        message: str,
-        param: str | None = None,
-        code: str | None = None,
-        kind: str = "invalid_request_error",
-        headers: dict[str, str] | None = None,
+        self, status: int, message: str, param: str | None = None, code: str | None = None, headers: dict | None = None
     ):
+        kind = {429: "rate_limit_error"}.get(status, "server_error" if status >= 500 else "invalid_request_error")
         # what is wrong with them may have megabytes
         message, param = shortened(message, 500), param and shortened(param, 100)
         super().__init__(status, message, headers)

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,11 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Answers what is not answered yet, and exits with 1 where some questions failed.
-
-    Raises:
-        UserError: an argument, the config, the input, the output or a weight file can't be used.
-    """
+    """Answers what is not answered yet, and exits with 1 where some questions failed."""
     timing = Timing()
     config, options = read_config(args), options_of(args)
     _check(args, options)
@@ -71,15 +68,16 @@ def main(args: argparse.Namespace) -> None:
                 from minigpt4.inference.loading import load_engine  # slow to import
 
                 engine = load_engine(config)
-            timing.loaded()
+            timing.note("load")
         # disable=None: only where stderr is a terminal
         with tqdm(total=len(questions), initial=kept, disable=no_bar or None) as bar:
             for start in range(0, len(results.open), size):
                 asked, n_frms = results.open[start : start + size], config.preprocess.n_frms
                 rows = [prepare(engine, question, n_frms) for question in asked]
-                timing.read(rows)
+                timing.note("read", images=sum(len(row.conversation.pictures) for row in rows if row.conversation))
                 answers = answer(engine, rows, options)
-                timing.answered(answers)
+                tokens = [result["new_tokens"] for result in answers if "answer" in result]
+                timing.note("answer", answers=len(tokens), tokens=sum(tokens))
                 results.write(answers)
                 bar.update(len(rows))
                 failed += sum("error" in result for result in answers)
@@ -152,38 +150,25 @@ def _in_words(error: Exception) -> str:
 
 
 class Timing:
-    """How long everything took, in seconds of wall-clock time."""
+    """How long the steps of a run took, in seconds of wall-clock time, and how much they got through."""
 
     def __init__(self) -> None:
-        self._load = self._read = self._answer = 0.0
-        self._images = self._tokens = self._answers = 0
+        self._sums: dict[str, float] = defaultdict(float)
         self._last = time.perf_counter()
 
-    def loaded(self) -> None:
-        """The model is there."""
-        self._load = self._lap()
-
-    def read(self, rows: Sequence[Row]) -> None:
-        """Pictures were read."""
-        self._read += self._lap()
-        self._images += sum(len(row.conversation.pictures) for row in rows if row.conversation)
-
-    def answered(self, results: Sequence[dict[str, Any]]) -> None:
-        """Answers were given."""
-        self._answer += self._lap()
-        self._answers += sum("answer" in result for result in results)
-        self._tokens += sum(result.get("new_tokens", 0) for result in results)
-
-    def _lap(self) -> float:
+    def note(self, step: str, **amounts: int) -> None:
+        """A part of a step has ended: "load", "read" with so many `images`, "answer" with `answers` and `tokens`."""
         last, self._last = self._last, time.perf_counter()
-        return self._last - last
+        for name, amount in {step: self._last - last, **amounts}.items():
+            self._sums[name] += amount
 
     def __str__(self) -> str:
-        seconds = self._read + self._answer
-        if not self._answers:
-            return f"loading {self._load:.2f} s; no answers in {seconds:.2f} s"
+        load, read, answers = (self._sums[name] for name in ("load", "read", "answers"))
+        seconds = read + self._sums["answer"]
+        if not answers:
+            return f"loading {load:.2f} s; no answers in {seconds:.2f} s"
         return (
-            f"loading {self._load:.2f} s; {self._answers} answers in {seconds:.2f} s, "
-            f"{self._read:.2f} s of them to read pictures: {seconds / self._answers:.3f} s per answer, "
-            f"{self._images / seconds:.2f} images/s, {self._tokens / seconds:.1f} tokens/s"
+            f"loading {load:.2f} s; {answers:.0f} answers in {seconds:.2f} s, {read:.2f} s of them to read pictures: "
+            f"{seconds / answers:.3f} s per answer, {self._sums['images'] / seconds:.2f} images/s, "
+            f"{self._sums['tokens'] / seconds:.1f} tokens/s"
         )

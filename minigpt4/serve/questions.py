@@ -11,7 +11,7 @@ from PIL import Image
 
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import Turn
-from minigpt4.datasets.formats.records import BadLine, image_folder, read_records, record_id
+from minigpt4.datasets.formats.records import RecordError, image_folder, read_records, record_id
 from minigpt4.inference.chat import turns_of
 from minigpt4.inference.pictures import Picture, Video
 from minigpt4.processors.picture_file import FORMATS, PixelBudget
@@ -94,8 +94,8 @@ def read_questions(file: str, text: str | None, folder: str | None) -> list[Ques
     """
     start, questions = image_folder(file, folder), []
     for index, raw in enumerate(read_records("--input", file)):
-        if isinstance(raw, BadLine):  # answers are few, and each is waited for
-            raise UserError(raw.reason)
+        if isinstance(raw, RecordError):  # answers are few, and each is waited for
+            raise UserError(raw.detail)
         own = raw.get("id") if isinstance(raw, dict) else None
         name = own if isinstance(own, int | str) and own != "" else record_id(raw, index)
         try:

@@ -36,11 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Loads the model and talks until the input ends; through pipes it exits with 1 where a line could not be obeyed.
-
-    Raises:
-        UserError: the config, an option, a weight file, stdin or stdout can't be used.
-    """
+    """Loads the model and talks until the input ends; through pipes it exits with 1 if a line could not be obeyed."""
     require_open("stdin", "stdout")
     config, options = read_config(args), options_of(args)
     with quietly():

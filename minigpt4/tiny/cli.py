@@ -23,11 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Runs the chosen subcommand.
-
-    Raises:
-        UserError: the folder can't be made.
-    """
+    """Runs the chosen subcommand."""
     make_folder("--out", args.out)
     if args.tiny_command == "data":
         from minigpt4.tiny.data import write_all

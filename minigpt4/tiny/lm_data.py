@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import sentencepiece
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from minigpt4.conversation.templates import SYSTEM
 from minigpt4.tiny.text import (
@@ -170,20 +171,16 @@ def collate(examples: Sequence[Example], table: Tensor, noise: Tensor) -> tuple[
     `noise` [batch] is each example's noise on its image slots, in parts of the table's root mean square.
     Returns embeddings [batch, T, D], padded on the right, and labels [batch, T], -100 where nothing is learned.
     """
-    length = max(len(example.ids) for example in examples)
-    ids = torch.zeros(len(examples), length, dtype=torch.long)
-    labels = torch.full_like(ids, -100)
-    is_slot = torch.zeros(len(examples), length)
+    ids = pad_sequence([torch.tensor(example.ids) for example in examples], batch_first=True)
+    learned = pad_sequence([torch.tensor(example.learned) for example in examples], batch_first=True)
+    is_slot = torch.zeros(ids.shape)
     rows: list[int] = []
     words: list[tuple[int, ...]] = []
     weights: list[tuple[float, ...]] = []
     for index, example in enumerate(examples):
-        row = torch.tensor(example.ids)
-        ids[index, : len(row)] = row
-        labels[index, : len(row)] = torch.where(torch.tensor(example.learned), row, -100)
         is_slot[index, example.slots] = 1
         for position, blend_words, blend_weights in example.blends:
-            rows.append(index * length + position)
+            rows.append(index * ids.shape[1] + position)
             words.append(blend_words)
             weights.append(blend_weights)
     embeddings = table[ids] * (1 - is_slot)[..., None]
@@ -191,4 +188,4 @@ def collate(examples: Sequence[Example], table: Tensor, noise: Tensor) -> tuple[
         blends = (table[torch.tensor(words)] * torch.tensor(weights)[..., None]).sum(1)
         embeddings = embeddings.flatten(0, 1).index_add(0, torch.tensor(rows), blends).view_as(embeddings)
     scale = noise[:, None] * is_slot * table.detach().square().mean().sqrt()
-    return embeddings + scale[..., None] * torch.randn_like(embeddings), labels
+    return embeddings + scale[..., None] * torch.randn_like(embeddings), torch.where(learned, ids, -100)

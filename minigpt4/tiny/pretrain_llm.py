@@ -47,12 +47,18 @@ def build_lm(width: int, heads: int, mlp: int) -> LlamaForCausalLM:
     return model
 
 
-def labelled_logits(model: LlamaForCausalLM, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [N, V] and targets [N] of the labelled positions alone; padding is on the right, so no mask is needed."""
+def labelled_logits(model: LlamaForCausalLM, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [N, V], targets [N] and rows [N] of the labelled positions; padding is on the right and needs no mask."""
     hidden = model.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state[:, :-1]
     targets = labels[:, 1:]
     known = targets != -100
-    return F.linear(hidden[known], model.lm_head.weight), targets[known]
+    return F.linear(hidden[known], model.lm_head.weight), targets[known], known.nonzero()[:, 0]
+
+
+def part_right(wrong: Tensor, rows: Tensor) -> float:
+    """Part of the rows that hold no wrong position; `wrong` [N] and `rows` [N] are of each position."""
+    count = int(rows.max()) + 1
+    return round(float((torch.zeros(count).index_add(0, rows, wrong.float()) == 0).float().mean()), 4)
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ def train_lm(
         for start in range(0, len(examples), size):
             group = examples[start : start + size]
             noise = level * torch.empty(len(group)).uniform_(0.2, 1.0)
-            logits, targets = labelled_logits(model, *collate(group, table, noise))
+            logits, targets, _ = labelled_logits(model, *collate(group, table, noise))
             losses.append(F.cross_entropy(logits, targets, reduction="sum"))
         return torch.stack(losses).sum() / sum(sum(example.learned) for example in examples)
 
@@ -113,11 +119,8 @@ def validate_lm(model: LlamaForCausalLM, writer: Writer, noise: float) -> dict[s
 def exact_matches(model: LlamaForCausalLM, examples: list[Example], table: Tensor, noise: float, space: int) -> float:
     """Part of examples whose learned tokens are all predicted, `space` aside: an answer may begin with it or not."""
     embeddings, labels = collate(examples, table, torch.full((len(examples),), noise))
-    logits, targets = labelled_logits(model, embeddings, labels)
-    rows = torch.arange(len(examples))[:, None].expand_as(labels)[:, 1:][labels[:, 1:] != -100]
-    is_wrong = (logits.argmax(-1) != targets) & (targets != space)
-    wrong = torch.zeros(len(examples)).index_add(0, rows, is_wrong.float())
-    return round(float((wrong == 0).float().mean()), 4)
+    logits, targets, rows = labelled_logits(model, embeddings, labels)
+    return part_right((logits.argmax(-1) != targets) & (targets != space), rows)
 
 
 def pretrain_helper(out: Path, seed: int, scale: float, log: Path) -> None:

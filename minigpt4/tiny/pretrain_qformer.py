@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import sentencepiece
@@ -13,10 +14,10 @@ from transformers import LlamaForCausalLM
 
 from minigpt4.config.schema import QformerConfig
 from minigpt4.models.checkpoint import file_name
-from minigpt4.models.vision.qformer import build_qformer
+from minigpt4.models.vision.eva_qformer import build_qformer
 from minigpt4.tiny.fit import Stage, fit, seed_all
 from minigpt4.tiny.lm_data import BOS, SLOTS
-from minigpt4.tiny.pretrain_llm import labelled_logits
+from minigpt4.tiny.pretrain_llm import labelled_logits, part_right
 from minigpt4.tiny.pretrain_vision import SIZES as VIT_SIZES
 from minigpt4.tiny.pretrain_vision import load_vit, pixels
 from minigpt4.tiny.text import caption
@@ -94,8 +95,7 @@ class Captions:
         start = embed(torch.full((len(scenes), 1), BOS))
         embeddings = torch.cat([start, slots, embed(ids.clamp(min=0))], dim=1)
         labels = torch.cat([torch.full((len(scenes), 1 + SLOTS), -100), ids], dim=1)
-        numbers = torch.arange(len(scenes))[:, None].expand_as(labels)[labels != -100]
-        return *labelled_logits(helper, embeddings, labels), numbers
+        return labelled_logits(helper, embeddings, labels)
 
 
 def pretrain_qformer(out: Path, seed: int, scale: float, log: Path) -> None:
@@ -120,9 +120,7 @@ def pretrain_qformer(out: Path, seed: int, scale: float, log: Path) -> None:
         color_loss = F.cross_entropy(colors.flatten(0, 1), targets[picked, :, 1].flatten())
         return F.cross_entropy(logits, tokens) + POSITION_LOSS[stage.name] * (digit_loss + color_loss)
 
-    def check() -> dict[str, float]:
-        return validate_qformer(model, helper, captions, held_out)
-
+    check = partial(validate_qformer, model, helper, captions, held_out)
     helper.requires_grad_(False)
     frozen, joint = FROZEN_HELPER.scaled(scale), JOINT_HELPER.scaled(scale)
     fit(frozen, [(model, 1.0)], lambda _: loss_at(frozen), log, check)
@@ -139,13 +137,12 @@ def validate_qformer(
     """On unseen handwriting: captions that are right in every token, and digits and colours named by position."""
     scenes, features = held_out
     outputs = model(features.float())
-    logits, tokens, numbers = captions.logits(helper, model.to_language(outputs), scenes)
-    wrong = torch.zeros(len(scenes)).index_add(0, numbers, (logits.argmax(-1) != tokens).float())
+    logits, tokens, rows = captions.logits(helper, model.to_language(outputs), scenes)
     targets = position_targets(scenes)
     there = targets[..., 0] != 10
     digits, colors = (part.argmax(-1) for part in model.position_logits(outputs))
     return {
-        "caption": round(float((wrong == 0).float().mean()), 4),
+        "caption": part_right(logits.argmax(-1) != tokens, rows),
         "digit": round(float((digits == targets[..., 0])[there].float().mean()), 4),
         "color": round(float((colors == targets[..., 1])[there].float().mean()), 4),
     }

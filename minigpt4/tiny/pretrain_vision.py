@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from minigpt4.config.schema import VitConfig
 from minigpt4.models.vision.eva import build_vit, load_vit_weights
-from minigpt4.processors.image import CLIP_MEAN, CLIP_STD
+from minigpt4.processors.image import Blip2ImageEvalProcessor
 from minigpt4.tiny.fit import Stage, fit, seed_all
 from minigpt4.tiny.world import COLORS, SIDE, Scene, covered_patches, render, sample_scene
 
@@ -68,9 +68,8 @@ def load_vit(out: Path) -> nn.Module:
 
 def pixels(scenes: Sequence[Scene]) -> Tensor:
     """Renders scenes to [B, 3, SIDE, SIDE], normalised as `blip2_image_eval` does."""
-    stacked = np.stack([np.asarray(render(scene), np.float32) for scene in scenes]) / 255
-    normalised = (stacked - np.array(CLIP_MEAN, np.float32)) / np.array(CLIP_STD, np.float32)
-    return torch.from_numpy(np.ascontiguousarray(normalised.transpose(0, 3, 1, 2)))
+    processor = Blip2ImageEvalProcessor(SIDE)
+    return torch.stack([processor(render(scene)) for scene in scenes])
 
 
 def patch_targets(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:

@@ -1,38 +1,20 @@
-"""Everything that is said about a scene: captions, descriptions, questions and answers."""
+"""Everything that is said about a scene: captions, descriptions, questions and answers, made of `text.yaml`."""
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
 
 from minigpt4.tiny.world import COLORS, POSITIONS, Fact
 
-PLACES = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom",
-          "middle": "in the middle"}  # fmt: skip
-COUNTS = ("zero", "one", "two", "three", "four", "five")
-DETAIL_REQUESTS = (  # MiniGPT-4's own four requests (prompts/alignment.txt)
-    "Describe this image in detail.",
-    "Take a look at this image and describe what you notice.",
-    "Please provide a detailed description of the picture.",
-    "Could you describe the contents of this image for me?",
-)
-MORE_REQUESTS = ("Describe the image.", "Describe the picture.", "What do you see?", "What is in the image?")
-PHRASINGS: dict[str, tuple[str, ...]] = {
-    "digit_at": ("Which digit is {place}?", "What digit is {place}?", "What number do you see {place}?",
-                 "Tell me the digit {place}."),
-    "color_at": ("What color is the digit {place}?", "Which color does the digit {place} have?",
-                 "What is the color of the digit {place}?", "Tell me the color of the digit {place}."),
-    "color_of": ("What color is the {digit}?", "Which color does the {digit} have?",
-                 "What is the color of the digit {digit}?", "Tell me the color of the {digit}."),
-    "count": ("How many digits are there?", "How many digits do you see?", "How many digits are in the image?",
-              "Count the digits."),
-    "exists": ("Is there {thing}?", "Is there {thing} in the image?", "Do you see {thing}?", "Can you see {thing}?"),
-    "where_color": ("Where is the {color} digit?", "Where do you see the {color} digit?",
-                    "Where in the image is the {color} digit?", "Tell me where the {color} digit is."),
-    "where_digit": ("Where is the {digit}?", "Where do you see the {digit}?", "Where in the image is the {digit}?",
-                    "Tell me where the {digit} is."),
-    "digit_of_color": ("Which digit is {color}?", "What digit is {color}?", "What number is the {color} digit?",
-                       "Tell me the {color} digit."),
-}  # fmt: skip
+_WORDS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+PLACES: dict[str, str] = _WORDS["places"]
+COUNTS: list[str] = _WORDS["counts"]
+DETAIL_REQUESTS: list[str] = _WORDS["detail_requests"]
+MORE_REQUESTS: list[str] = _WORDS["more_requests"]
+PHRASINGS: dict[str, list[str]] = _WORDS["phrasings"]
 QUESTION_TYPES = tuple(PHRASINGS)
 
 
@@ -102,16 +84,7 @@ def ask_all(rng: random.Random, facts: Sequence[Fact]) -> list[Question]:
 def notes(rng: random.Random, facts: Sequence[Fact]) -> str:
     """The scene as a text that stands in the image slot while the language model learns to read it."""
     shuffled = rng.sample(list(facts), len(facts))
-    styles = (
-        "{color} {digit} {position}",
-        "{position} {color} {digit}",
-        "{digit} {color} {position}",
-        "{position}: {digit}, {color}",
-        "a {color} {digit} {place}",
-        "{place} there is a {color} {digit}",
-        "the {digit} {place} is {color}",
-    )
-    style, separator = rng.choice(styles), rng.choice([" ", ", ", "; ", " and "])
+    style, separator = rng.choice(_WORDS["notes"]), rng.choice([" ", ", ", "; ", " and "])
     places = [{**vars(fact), "place": PLACES[fact.position]} for fact in shuffled]
     return separator.join(style.format(**words) for words in places)
 

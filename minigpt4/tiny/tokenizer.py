@@ -1,18 +1,20 @@
 """The tiny language model's sentencepiece tokenizer, of the same make as Llama's."""
 
 import io
-import json
 import random
 from pathlib import Path
 
 import sentencepiece
 
+import minigpt4
 from minigpt4.conversation.templates import SYSTEM
 from minigpt4.tiny.text import DETAIL_REQUESTS, ask_all, caption, description, notes
 from minigpt4.tiny.world import sample_facts
 
 VOCABULARY = 512
 CHARACTERS = "".join(map(chr, range(33, 127)))
+# what transformers needs to know beside the pieces: the bundled model's, whose values are those of the original's Llama
+_SETTINGS = Path(minigpt4.__file__).parent / "assets" / "tiny" / "llm" / "tokenizer_config.json"
 
 
 def train_tokenizer(folder: Path, seed: int, scenes: int = 3000) -> None:
@@ -45,28 +47,7 @@ def train_tokenizer(folder: Path, seed: int, scenes: int = 3000) -> None:
     )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.model").write_bytes(model.getvalue())
-    (folder / "tokenizer_config.json").write_text(json.dumps(_config(), indent=2) + "\n")
-
-
-def _config() -> dict[str, object]:
-    """What transformers needs to know beside the pieces; the values are those of the original's Llama tokenizer."""
-
-    def token(content: str) -> dict[str, object]:
-        flags = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
-        return {"__type": "AddedToken", "content": content, **flags}
-
-    return {
-        "bos_token": token("<s>"),
-        "eos_token": token("</s>"),
-        "unk_token": token("<unk>"),
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": 2048,
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "pad_token": None,
-        "sp_model_kwargs": {},
-        "tokenizer_class": "LlamaTokenizer",
-    }
+    (folder / "tokenizer_config.json").write_text(_SETTINGS.read_text())
 
 
 def load_tokenizer(folder: Path) -> sentencepiece.SentencePieceProcessor:

@@ -5,7 +5,7 @@ no download. The scans are split by index; no scan is ever shared between the sp
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -98,13 +98,11 @@ def sample_scene(rng: random.Random, split: str, *, least: int = 1, most: int = 
 def _sample_look(rng: random.Random, split: str, fact: Fact, warped: bool) -> Look:
     x, y = POSITIONS[fact.position]
     center = (x + rng.uniform(-0.04, 0.04), y + rng.uniform(-0.04, 0.04))
-    writing, size = rng.choice(writings(split, fact.digit)), rng.uniform(0.27, 0.35)
+    look = Look(rng.choice(writings(split, fact.digit)), center, rng.uniform(0.27, 0.35))
     if not warped:
-        return Look(writing, center, size)
-    return Look(
-        writing,
-        center,
-        size,
+        return look
+    return replace(
+        look,
         angle=rng.uniform(-0.22, 0.22),
         shear=rng.uniform(-0.22, 0.22),
         stretch=rng.uniform(0.85, 1.18),

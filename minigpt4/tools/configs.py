@@ -17,11 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Prints a line for each config: its name, and what its first comment says.
-
-    Raises:
-        UserError: a copy can't be written, or would replace a file that was changed.
-    """
+    """Prints a line for each config: its name, and what its first comment says."""
     if args.copy:
         copy_configs(args.copy)
         return
@@ -37,7 +33,7 @@ def copy_configs(target: Path) -> None:
     """Copies configs and prompts, in the folders that they lie in here.
 
     Raises:
-        UserError: see `main`; nothing is copied where a file would be replaced.
+        UserError: a copy can't be written, or would replace a file that was changed: then nothing is copied.
     """
     files = [file for name in _FOLDERS for file in sorted(packaged(name).iterdir()) if file.is_file()]
     sources = {target / file.parent.name / file.name: file for file in files}

@@ -24,11 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Converts a folder.
-
-    Raises:
-        UserError: it is not a checkpoint of DeepSpeed.
-    """
+    """Converts a folder."""
     from minigpt4.models.checkpoint import save_weights
 
     make_folder("--out", args.out)

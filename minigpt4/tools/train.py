@@ -12,11 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Trains, as a config says.
-
-    Raises:
-        UserError: the config, the data, the device or a weight file can't be used; all problems are told at once.
-    """
+    """Trains, as a config says."""
     config = read_config(args)  # wrong configs fail before the slow imports below
 
     from minigpt4.common.distributed import seed_everything
@@ -27,8 +23,7 @@ def main(args: argparse.Namespace) -> None:
 
     with run_on(config.run.device) as (_, problems), locked("run.output_dir", Path(config.run.output_dir)):
         runner_class = registry.get_runner_class(config.run.runner)
-        with problems.collect():
-            runner_class.check(config)
+        problems.attempt(runner_class.check, config)
         task = registry.get_task_class(config.run.task)(config)
         if cached := bool(config.run.cache_features):
             from minigpt4.runners.feature_cache import cached_datasets

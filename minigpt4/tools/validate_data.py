@@ -34,11 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Checks a file, prints what is found, and exits with 1 where there are problems.
-
-    Raises:
-        UserError: the file can't be parsed, or the tokenizer not be loaded.
-    """
+    """Checks a file, prints what is found, and exits with 1 where there are problems."""
     from minigpt4.datasets.validation import TokenCounter, check_file
     from minigpt4.models.loading import load_prompter
 

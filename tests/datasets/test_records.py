@@ -24,7 +24,7 @@ from minigpt4.datasets.formats.records import (
     read_records,
     record_id,
 )
-from minigpt4.processors.image import open_image
+from minigpt4.processors.picture_file import open_image
 from minigpt4.processors.video import open_video
 
 IMAGE = "<Img><ImageHere></Img>"  # as questions of records are rewritten

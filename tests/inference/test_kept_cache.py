@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch import Tensor
 from transformers import Gemma2Config, Gemma3TextConfig, MistralConfig, Phi3Config
 
 from minigpt4.common.errors import UserError
@@ -209,7 +210,10 @@ def test_the_comparison_would_notice_a_wrong_cache(parity_engine, monkeypatch):
     """A cache that is not rolled back gives other tokens: the tests above are not blind."""
     from minigpt4.inference.kept_cache import KeptCache
 
-    monkeypatch.setattr(KeptCache, "_roll_back", lambda self, embeds: min(len(self), len(embeds) - 1))
+    def stay(self: KeptCache, embeds: Tensor) -> int:
+        return 0 if self._read is None else min(len(self._read), len(embeds) - 1)
+
+    monkeypatch.setattr(KeptCache, "_roll_back", stay)
     do = both(parity_engine)
     do(lambda chat: chat.answer([RED, "What is it?"], **LENGTH))
     with pytest.raises((AssertionError, RuntimeError, IndexError)):

@@ -14,11 +14,13 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from minigpt4.common.errors import UserError
+from minigpt4.config.schema import BuildInfo
 from minigpt4.datasets.formats.align import CCSBUAlignDataset
 from minigpt4.datasets.formats.instruction import InstructionDataset
 from minigpt4.datasets.formats.shards import ShardedCaptionDataset
 from minigpt4.processors import image as image_module
-from minigpt4.processors.image import CLIP_MEAN, CLIP_STD, Blip2ImageEvalProcessor, Blip2ImageTrainProcessor, open_image
+from minigpt4.processors.image import CLIP_MEAN, CLIP_STD, Blip2ImageEvalProcessor, Blip2ImageTrainProcessor
+from minigpt4.processors.picture_file import open_image
 
 SIDE = 32
 EVAL, TRAIN = Blip2ImageEvalProcessor(SIDE), Blip2ImageTrainProcessor(SIDE)
@@ -185,7 +187,7 @@ def test_what_is_no_picture_is_an_error_in_words(reduced, tmp_path, monkeypatch)
 @pytest.mark.parametrize("kind", ["shards", "align", "instruction"])
 def test_only_training_reads_jpegs_at_reduced_size(kind, tmp_path):
     picture = stored(smooth(128, 128), "JPEG").getvalue()
-    common = {"key": "k", "vis_processor": EVAL, "text_processor": str}
+    common = {"key": "k", "info": BuildInfo(), "vis_processor": EVAL, "text_processor": str}
     if kind == "shards":
         with wds.TarWriter(str(tmp_path / "0.tar")) as tar:
             tar.write({"__key__": "0", "jpg": picture, "json": json.dumps({"caption": "x"})})
@@ -199,11 +201,10 @@ def test_only_training_reads_jpegs_at_reduced_size(kind, tmp_path):
     def sample_of(training: bool) -> dict:
         if kind == "instruction":
             own = str(tmp_path / "own.json")
-            return InstructionDataset(**common, storage=own, training=training, images=None, n_frms=1)[0]
+            return InstructionDataset(**common, storage=own, training=training)[0]
         if kind == "align":
             return CCSBUAlignDataset(**common, storage=str(tmp_path), training=training)[0]
-        keys = {"image_keys": ["jpg"], "caption_keys": ["json:caption"]}
-        [(_, sample)] = ShardedCaptionDataset(**common, **keys, storage=str(tmp_path), training=training)
+        [(_, sample)] = ShardedCaptionDataset(**common, storage=str(tmp_path), training=training)
         return sample()
 
     def read(training: bool) -> torch.Tensor:

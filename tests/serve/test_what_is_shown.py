@@ -14,6 +14,7 @@ from PIL import Image
 from minigpt4.common.errors import UserError
 from minigpt4.config.finding import TINY
 from minigpt4.config.loading import load_config
+from minigpt4.config.schema import BuildInfo
 from minigpt4.datasets.formats.instruction import InstructionDataset
 from minigpt4.inference.chat import Chat
 from minigpt4.inference.engine import Engine
@@ -82,8 +83,8 @@ def clip(tmp_path_factory):
 def test_a_video_gives_the_same_frames_to_training_and_to_every_door(n_frms, clip, tiny, tmp_path, monkeypatch):
     processor = tiny.processor
     (tmp_path / "own.json").write_text(json.dumps([{"video": str(clip), "instruction": "x", "output": "y"}]))
-    common = {"key": "k", "storage": str(tmp_path / "own.json"), "images": None, "text_processor": str}
-    data = InstructionDataset(**common, vis_processor=processor, training=True, n_frms=n_frms)
+    common = {"key": "k", "storage": str(tmp_path / "own.json"), "text_processor": str}
+    data = InstructionDataset(**common, info=BuildInfo(n_frms=n_frms), vis_processor=processor, training=True)
     trained = torch.stack(data[0]["conversation"].pictures)
     assert len(trained) == min(n_frms, 25)
 

@@ -17,7 +17,6 @@ class DatasetBuilder:
     """Builds the splits of one dataset from its config block."""
 
     dataset_class: ClassVar[Any]
-    build_info_keys: ClassVar[tuple[str, ...]] = ()  # of build_info, that this dataset reads besides its storage
 
     def __init__(self, name: str, config: DatasetConfig):
         self.name, self.config = name, config
@@ -36,9 +35,9 @@ class DatasetBuilder:
         if not storage:
             raise UserError(f"datasets.{self.name}.build_info.{key}: not set. Set it to where the {split} split lies.")
         return self.dataset_class(
-            **{name: getattr(self.config.build_info, name) for name in self.build_info_keys},
             key=f"datasets.{self.name}.build_info.{key}",
             storage=storage,
+            info=self.config.build_info,
             vis_processor=build_processor(getattr(self.config.vis_processor, "eval" if exact else mode)),
             text_processor=build_processor(getattr(self.config.text_processor, mode)),
             training=split == "train" and not exact,
@@ -48,13 +47,11 @@ class DatasetBuilder:
 @registry.register_builder("laion", "cc_sbu")
 class ShardsBuilder(DatasetBuilder):
     dataset_class = ShardedCaptionDataset
-    build_info_keys = ("image_keys", "caption_keys")
 
 
 @registry.register_builder("instruction", "minigpt4_instruction", "llava_instruction")
 class InstructionBuilder(DatasetBuilder):
     dataset_class = InstructionDataset
-    build_info_keys = ("images", "n_frms")
 
 
 @registry.register_builder("cc_sbu_align")

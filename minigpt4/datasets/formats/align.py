@@ -1,13 +1,13 @@
 """The second stage's detailed descriptions: a folder with `filter_cap.json` and `image/` (MiniGPT-4, section 3.2)."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
 
 from minigpt4.common.errors import UserError
+from minigpt4.config.schema import BuildInfo
 from minigpt4.conversation.conversation import Conversation, Turn, spaced
 
 
@@ -23,7 +23,7 @@ class CCSBUAlignDataset(Dataset):
     """
 
     def __init__(
-        self, key: str, storage: str, vis_processor: Any, text_processor: Callable[[str], str], training: bool
+        self, key: str, storage: str, info: BuildInfo, vis_processor: Any, text_processor: Any, training: bool
     ):
         self.vis_processor = vis_processor  # captions stay as they are: punctuation and case are to be learnt
         self.reduced = training  # JPEGs may be decoded at reduced size

@@ -6,6 +6,7 @@ positions that lead there, joined by dots.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from minigpt4.common.errors import UserError
@@ -79,17 +80,13 @@ def _without(what: str, option: str, keys: Sequence[str], sample: Mapping[str, b
     found = list[str]()
     for field in sample:
         if not field.startswith("__"):  # not webdataset's own
-            texts = _texts_of(field, sample[field]) if what == "caption" and _is_json(field) else []
+            texts = list[str]()
+            if what == "caption" and _is_json(field):
+                with suppress(UserError):
+                    texts += _paths(_json(field, sample[field]))
             found += [f"{field}:{path}" for path in texts] or [field]
     holds = ", ".join(found[:_NAMED]) + (", ..." if len(found) > _NAMED else "")
     return UserError(f"no {what}: it holds {holds or 'nothing'}; set build_info.{option}, now [{', '.join(keys)}]")
-
-
-def _texts_of(field: str, data: bytes) -> list[str]:
-    try:
-        return list(_paths(_json(field, data)))
-    except UserError:
-        return []
 
 
 def _paths(value: Any, path: str = "") -> Iterator[str]:

@@ -1,6 +1,5 @@
 """Own data: instructions about images and videos, or about none, in any of the formats of `records`."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -9,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from minigpt4.common.errors import prefixed
+from minigpt4.config.schema import BuildInfo
 from minigpt4.datasets.formats.records import image_folder, load_pictures, parse_record, read_records, record_id
 from minigpt4.processors.video import open_video
 
@@ -16,29 +16,19 @@ from minigpt4.processors.video import open_video
 class InstructionDataset(Dataset):
     """Samples {conversation, image_id} of a JSON, JSON lines or Parquet file.
 
-    A record that can't be used is an error that names file and record when it is drawn.
-
-    Args:
-        images: where file names begin, see `image_folder`.
-        n_frms: pictures taken of a video.
+    A record that can't be used is an error that names file and record when it is drawn. For where file names begin, see
+    `image_folder`.
 
     Raises:
         UserError: the file can't be parsed or is empty.
     """
 
     def __init__(
-        self,
-        key: str,
-        storage: str,
-        vis_processor: Any,
-        text_processor: Callable[[str], str],
-        training: bool,
-        images: str | None,
-        n_frms: int,
+        self, key: str, storage: str, info: BuildInfo, vis_processor: Any, text_processor: Any, training: bool
     ):
-        self.vis_processor, self.text_processor, self.n_frms = vis_processor, text_processor, n_frms
+        self.vis_processor, self.text_processor, self.n_frms = vis_processor, text_processor, info.n_frms
         self.reduced = training  # JPEGs may be decoded at reduced size
-        self.file, self.images = storage, image_folder(storage, images)
+        self.file, self.images = storage, image_folder(storage, info.images)
         self.records = read_records(key, storage)
 
     def __len__(self) -> int:

@@ -18,6 +18,7 @@ from typing_extensions import Self
 from webdataset.gopen import gopen_schemes
 
 from minigpt4.common.errors import UserError, first_line
+from minigpt4.config.schema import BuildInfo
 from minigpt4.conversation.conversation import Conversation, Turn
 from minigpt4.datasets.formats import fields
 
@@ -82,23 +83,14 @@ class ShardedCaptionDataset(IterableDataset):
 
     `endless` is what training reads. Iterating passes once, in order, each sample going to one worker of one rank: it
     yields a sample's name and what reads it.
-
-    Args:
-        image_keys, caption_keys: where a sample's picture and caption are, see `fields`.
+    For where a sample's picture and caption are, see `fields`.
     """
 
     def __init__(
-        self,
-        key: str,
-        storage: str,
-        vis_processor: Any,
-        text_processor: Callable[[str], str],
-        training: bool,
-        image_keys: list[str],
-        caption_keys: list[str],
+        self, key: str, storage: str, info: BuildInfo, vis_processor: Any, text_processor: Any, training: bool
     ):
         self.vis_processor, self.text_processor = vis_processor, text_processor
-        self.image_keys, self.caption_keys = fields.lower_fields(image_keys), fields.lower_fields(caption_keys)
+        self.image_keys, self.caption_keys = map(fields.lower_fields, (info.image_keys, info.caption_keys))
         self.reduced = training  # JPEGs may be decoded at reduced size
         self.shards = expand_shards(key, storage)
 

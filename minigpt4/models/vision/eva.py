@@ -1,25 +1,32 @@
-"""EVA-ViT, the original's vision tower (EVA: Fang et al. 2022, arXiv:2211.07636, section 2; BLIP-2, section 3.1)."""
+"""EVA-ViT, the original's vision tower (EVA: Fang et al. 2022, arXiv:2211.07636, section 2; BLIP-2, section 3.1).
+
+Alone, with its patch tokens joined by fours, it is what sees in MiniGPT-4 on Llama-2 and MiniGPT-v2.
+"""
 
 import logging
+from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from minigpt4.common.errors import UserError
-from minigpt4.config.schema import ModelConfig, VitConfig
+from minigpt4.common.registry import registry
+from minigpt4.config.schema import Config, ModelConfig, VitConfig
 from minigpt4.models.base_model import checkpoint_blocks
 from minigpt4.models.checkpoint import load_tensors
-from minigpt4.models.vision.part import convert_weights, in_half, tower_dtype
+from minigpt4.models.vision.part import VisionPart, convert_weights, in_half, joined, joined_shape, tower_dtype
 
 logger = logging.getLogger(__name__)
 
 _WELL_KNOWN = {
     "eva_clip_g": "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
 }
+_JOINED = 4
 
 
 def vit_file(config: ModelConfig) -> dict[str, str]:
@@ -35,16 +42,12 @@ def build_vit(config: VitConfig, image_size: int, drop_path_rate: float = 0.0) -
     """
     vit = Eva(
         img_size=image_size,
-        patch_size=config.patch_size,
         num_classes=0,
         global_pool="",
-        embed_dim=config.embed_dim,
-        depth=config.depth,
-        num_heads=config.num_heads,
-        mlp_ratio=config.mlp_ratio,
         qkv_bias=True,
         drop_path_rate=drop_path_rate,
         norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        **asdict(config),
     )
     vit.norm = nn.Identity()
     return vit
@@ -77,10 +80,12 @@ def load_vit_weights(vit: Eva, path: str | Path) -> None:
     """
     state = load_tensors(path)
     depth = len(vit.blocks)
-    unused = {k for k in state if k.startswith(("norm.", "head.", "fc_norm.")) or _block_index(k) >= depth}
+    unused = {k for k in state if k.startswith(("norm.", "head.", "fc_norm."))}
+    unused |= {k for k in state if k.startswith("blocks.") and int(k.split(".")[1]) >= depth}
     built = vit.state_dict()
     if "pos_embed" in state:
-        state["pos_embed"] = interpolate_pos_embed(state["pos_embed"].float(), vit.patch_embed.grid_size)
+        grid = list(vit.patch_embed.grid_size)  # bicubic, without antialiasing, as the original
+        state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"].float(), grid, antialias=False)
     used = {key: value for key, value in state.items() if key not in unused}
     if used.keys() != built.keys():
         missing, unknown = sorted(built.keys() - used.keys())[:3], sorted(used.keys() - built.keys())[:3]
@@ -97,16 +102,30 @@ def load_vit_weights(vit: Eva, path: str | Path) -> None:
     logger.info("ViT: %d tensors from %s, unused: %s", len(used), path, sorted(unused) or "none")
 
 
-def _block_index(key: str) -> int:
-    return int(key.split(".")[1]) if key.startswith("blocks.") else -1
+@registry.register_vision("eva_patches")
+class EvaPatches(VisionPart):
+    """Patch tokens that follow one another in raster order, not squares of them; the class token is left out."""
 
+    settings = ("join",)
 
-def interpolate_pos_embed(pos_embed: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Resizes position embeddings [1, 1 + h*h, D] to [1, 1 + grid[0]*grid[1], D], bicubic; the class row is kept."""
-    cls_row, rows = pos_embed[:, :1], pos_embed[:, 1:]
-    side = round(rows.shape[1] ** 0.5)
-    if (side, side) == grid:
-        return pos_embed
-    square = rows.reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    square = F.interpolate(square, size=grid, mode="bicubic", align_corners=False)
-    return torch.cat([cls_row, square.flatten(2).transpose(1, 2)], dim=1)
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.join = config.model.vision.join or _JOINED
+        self.vit, self.norm = new_vit(config.model), nn.LayerNorm(config.model.vit.embed_dim)
+
+    @classmethod
+    def shape(cls, config: Config) -> tuple[int, int]:
+        c = config.model
+        return joined_shape(c.image_size // c.vit.patch_size, c.vit.embed_dim, c.vision.join or _JOINED)
+
+    @classmethod
+    def files(cls, config: Config) -> dict[str, str]:
+        return vit_file(config.model)
+
+    def load(self, config: Config, files: Mapping[str, Path]) -> dict[str, str]:
+        load_vit_weights(self.vit, file := files["model.vit_model"])
+        self.requires_grad_("vit" in config.model.trained)
+        return {"vit": str(file)}
+
+    def forward(self, images: Tensor) -> Tensor:
+        return joined(self.norm(vit_tokens(self.vit, images))[:, 1:], self.join)

@@ -97,9 +97,8 @@ class DeepSpeed(Strategy):
             self._refuse(folder, state)
         files = sorted((folder / _TAG).glob("*.pt"))
         problems = Problems()
-        with problems.collect():
-            for file in files[rank() :: world_size()]:
-                load_data(file)  # for its error alone
+        for file in files[rank() :: world_size()]:
+            problems.attempt(load_data, file)  # for its error alone
         if found := all_gather(list(problems)):  # all ranks refuse what one has found
             raise UserError(f"run.resume: {found[0]} Use another checkpoint.")
         try:

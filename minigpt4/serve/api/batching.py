@@ -146,7 +146,9 @@ class Batcher:
                 continue
             start = time.perf_counter()
             try:
-                self._answer(batch)
+                for answer in self.engine.answer([item.request for item in batch]):
+                    if answer.error is not None:
+                        logger.error("an answer failed", exc_info=answer.error)
             except Exception as error:  # the thread has to outlive any
                 logger.exception("a batch failed")
                 for item in batch:
@@ -165,8 +167,3 @@ class Batcher:
             self.at_work = [item for item in self.waiting if item.request.decoding == decoding][: self.max_batch]
             self.waiting = [item for item in self.waiting if item not in self.at_work]
             return self.at_work
-
-    def _answer(self, batch: list[QueuedRequest]) -> None:
-        for answer in self.engine.answer([item.request for item in batch]):
-            if answer.error is not None:
-                logger.error("an answer failed", exc_info=answer.error)

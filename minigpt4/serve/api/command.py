@@ -45,11 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Loads the model and serves until Ctrl-C.
-
-    Raises:
-        UserError: the config is wrong, a file is missing, or the address can't be used.
-    """
+    """Loads the model and serves until Ctrl-C."""
     config = read_config(args)  # wrong configs fail before the slow imports below
     try:
         import openai  # noqa: F401

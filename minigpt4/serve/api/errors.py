@@ -20,7 +20,7 @@ def as_api_error(error: Exception) -> ApiError:
         case QueueFullError():
             again = {"Retry-After": str(error.retry_after)}
             message = f"The queue is full. Try again in {error.retry_after} s."
-            return ApiError(429, message, None, "rate_limit_exceeded", "rate_limit_error", again)
+            return ApiError(429, message, code="rate_limit_exceeded", headers=again)
         case RequestValidationError():
             return _invalid(error)
         case HTTPException(status_code=404):
@@ -29,7 +29,7 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(error.status_code, error.detail, headers=dict(error.headers or {}))
         case _:
             message = f"The model failed: {type(error).__name__}: {first_line(error)}"
-            return ApiError(500, message, kind="server_error")
+            return ApiError(500, message)
 
 
 def _invalid(error: RequestValidationError) -> ApiError:

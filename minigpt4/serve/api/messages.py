@@ -2,8 +2,8 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, model_validator
+from pydantic_core import PydanticCustomError, core_schema
 
 MAX_PARTS = 1_000  # of one message
 
@@ -31,7 +31,7 @@ class Strict(BaseModel):
         return given
 
 
-class Only:
+def only(*nothing: Any, why: str) -> GetPydanticSchema:
     """Annotates a field for something that this server can't do: only what asks for nothing of it is taken.
 
     Args:
@@ -39,23 +39,16 @@ class Only:
         why: the reason for refusing any other, and what to do.
     """
 
-    def __init__(self, *nothing: Any, why: str):
-        self.nothing = nothing
-        self.why = why
+    def check(value: Any) -> None:
+        if value is not None and not any(value == own and type(value) is type(own) for own in nothing):
+            raise PydanticCustomError("unsupported", " is not supported: {why}", {"why": why})
 
-    def _check(self, value: Any) -> None:
-        if value is not None and not any(value == own and type(value) is type(own) for own in self.nothing):
-            raise PydanticCustomError("unsupported", " is not supported: {why}", {"why": self.why})
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(self._check)
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"enum": [None, *self.nothing]}
+    validator = core_schema.no_info_plain_validator_function(check)
+    return GetPydanticSchema(lambda *_: validator, lambda *_: {"enum": [None, *nothing]})
 
 
-NoTools = Annotated[None, Only([], "none", "auto", why="the model calls no tools. Leave it out.")]
-NoSound = Annotated[None, Only(why="the model answers in text. Leave it out.")]
+NoTools = Annotated[None, only([], "none", "auto", why="the model calls no tools. Leave it out.")]
+NoSound = Annotated[None, only(why="the model answers in text. Leave it out.")]
 
 _MARKS = ("cache_control", "id", "prompt_cache_breakpoint")  # of parts, for caches and clients
 _NOTES = (*_MARKS, "name", "opts", "timestamp")  # of messages
@@ -78,7 +71,7 @@ class ImagePart(Strict):
     IGNORED = (*_MARKS, "detail")
     type: Literal["image_url", "input_image"]
     image_url: ImageUrl | str
-    file_id: Annotated[None, Only(why="no files are kept here. Send the picture itself as image_url.")] = None
+    file_id: Annotated[None, only(why="no files are kept here. Send the picture itself as image_url.")] = None
 
     @property
     def url(self) -> str:

@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 if TYPE_CHECKING:  # which imports this
     from minigpt4.serve.api.batching import QueuedRequest
@@ -25,13 +26,10 @@ class Metrics:
         self.batch_size = Histogram(
             "minigpt4_batch_size", "Answers made together", buckets=(1, 2, 4, 8, 16, 32, 64), registry=own
         )
-        self.queue_seconds = self._seconds("queue", "From asking to the begin of the batch", own)
-        self.first_token_seconds = self._seconds("first_token", "From asking to the first token", own)
-        self.request_seconds = self._seconds("request", "From a request to the end of its answer", own)
-
-    @staticmethod
-    def _seconds(name: str, about: str, registry: CollectorRegistry) -> Histogram:
-        return Histogram(f"minigpt4_{name}_seconds", about, buckets=_SECONDS, registry=registry)
+        seconds = partial(Histogram, buckets=_SECONDS, registry=own)
+        self.queue_seconds = seconds("minigpt4_queue_seconds", "From asking to the begin of the batch")
+        self.first_token_seconds = seconds("minigpt4_first_token_seconds", "From asking to the first token")
+        self.request_seconds = seconds("minigpt4_request_seconds", "From a request to the end of its answer")
 
     def note_request(self, status: int, begun: float) -> None:
         """Counts a request for answers that began at `begun`, of `time.perf_counter`."""
@@ -51,7 +49,3 @@ class Metrics:
         if any(item.new_tokens for item in items):
             self.tokens.labels("prompt").inc(items[0].prompt_tokens)
             self.tokens.labels("completion").inc(sum(item.new_tokens for item in items))
-
-    def text(self) -> bytes:
-        """All of them in Prometheus' text format."""
-        return generate_latest(self.registry)

@@ -10,7 +10,7 @@ from openai.types import Model
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from minigpt4.serve.api.messages import AssistantMessage, Messages, NoSound, NoTools, Only, Strict
+from minigpt4.serve.api.messages import AssistantMessage, Messages, NoSound, NoTools, Strict, only
 
 DEFAULT_MAX_TOKENS = 300  # as on the page and in the terminal
 MAX_FIELDS = 1_000  # of one object: each unknown one is an error of its own
@@ -27,7 +27,7 @@ Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1), WHOLE]
 
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
-NoPenalty = Annotated[None, Only(0, 0.0, why="use repetition_penalty (1 is none, 1.1 a little), or leave it out.")]
+NoPenalty = Annotated[None, only(0, 0.0, why="use repetition_penalty (1 is none, 1.1 a little), or leave it out.")]
 _NO_LOGPROBS = "answers come without log probabilities. Leave it out."
 _NO_ARGUMENTS = "it takes no arguments here. Leave it out."
 _ONE_WAY = "an answer is decoded in one way, token by token. Leave it out."
@@ -65,15 +65,8 @@ class ChatRequest(Strict):
 
     IGNORED = (
         *("metadata", "parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_options"),
-        *(
-            "prompt_cache_retention",
-            "reasoning_effort",
-            "safety_identifier",
-            "service_tier",
-            "store",
-            "user",
-            "verbosity",
-        ),
+        *("prompt_cache_retention", "reasoning_effort", "safety_identifier", "service_tier", "store"),
+        *("user", "verbosity"),
         # of clients and of other servers; what does not fit into the model's window is refused, never left out
         *("cache_prompt", "cache_salt", "chat_id", "id", "include_reasoning", "keep_alive", "num_ctx", "priority"),
         *("reasoning", "request_id", "session_id", "think", "thinking"),
@@ -104,33 +97,33 @@ class ChatRequest(Strict):
 
     frequency_penalty: NoPenalty = None
     presence_penalty: NoPenalty = None
-    logprobs: Annotated[None, Only(False, why=_NO_LOGPROBS)] = None
-    top_logprobs: Annotated[None, Only(0, why=_NO_LOGPROBS)] = None
-    logit_bias: Annotated[None, Only({}, why="tokens can't be weighted. Leave it out.")] = None
+    logprobs: Annotated[None, only(False, why=_NO_LOGPROBS)] = None
+    top_logprobs: Annotated[None, only(0, why=_NO_LOGPROBS)] = None
+    logit_bias: Annotated[None, only({}, why="tokens can't be weighted. Leave it out.")] = None
     response_format: Annotated[
-        None, Only({"type": "text"}, why="answers are plain text. Ask for a format in words.")
+        None, only({"type": "text"}, why="answers are plain text. Ask for a format in words.")
     ] = None
     tools: NoTools = None
     tool_choice: NoTools = None
     functions: NoTools = None
     function_call: NoTools = None
-    modalities: Annotated[None, Only(["text"], why='the model answers in text. Set it to ["text"].')] = None
+    modalities: Annotated[None, only(["text"], why='the model answers in text. Set it to ["text"].')] = None
     audio: NoSound = None
-    moderation: Annotated[None, Only(why="nothing is moderated here. Leave it out.")] = None
-    web_search_options: Annotated[None, Only(why="nothing is searched here. Leave it out.")] = None
+    moderation: Annotated[None, only(why="nothing is moderated here. Leave it out.")] = None
+    web_search_options: Annotated[None, only(why="nothing is searched here. Leave it out.")] = None
     # of other servers
-    top_k: Annotated[None, Only(50, why="one of the 50 likeliest tokens is drawn. Leave it out.")] = None
-    min_p: Annotated[None, Only(0, 0.0, why="use top_p, or leave it out.")] = None
-    best_of: Annotated[None, Only(1, why=_ONE_WAY)] = None
-    use_beam_search: Annotated[None, Only(False, why=_ONE_WAY)] = None
-    ignore_eos: Annotated[None, Only(False, why=_NO_END)] = None
-    min_tokens: Annotated[None, Only(0, why=_NO_END)] = None
-    stop_token_ids: Annotated[None, Only([], why=_NO_END)] = None
-    echo: Annotated[None, Only(False, why="an answer holds nothing of the question. Leave it out.")] = None
-    chat_template_kwargs: Annotated[None, Only({}, why=f"the model's prompt is fixed; {_NO_ARGUMENTS}")] = None
-    mm_processor_kwargs: Annotated[None, Only({}, why=f"pictures are read in one way; {_NO_ARGUMENTS}")] = None
+    top_k: Annotated[None, only(50, why="one of the 50 likeliest tokens is drawn. Leave it out.")] = None
+    min_p: Annotated[None, only(0, 0.0, why="use top_p, or leave it out.")] = None
+    best_of: Annotated[None, only(1, why=_ONE_WAY)] = None
+    use_beam_search: Annotated[None, only(False, why=_ONE_WAY)] = None
+    ignore_eos: Annotated[None, only(False, why=_NO_END)] = None
+    min_tokens: Annotated[None, only(0, why=_NO_END)] = None
+    stop_token_ids: Annotated[None, only([], why=_NO_END)] = None
+    echo: Annotated[None, only(False, why="an answer holds nothing of the question. Leave it out.")] = None
+    chat_template_kwargs: Annotated[None, only({}, why=f"the model's prompt is fixed; {_NO_ARGUMENTS}")] = None
+    mm_processor_kwargs: Annotated[None, only({}, why=f"pictures are read in one way; {_NO_ARGUMENTS}")] = None
     options: Annotated[
-        None, Only({}, why="set temperature, top_p, seed, stop and max_tokens beside the messages. Leave it out.")
+        None, only({}, why="set temperature, top_p, seed, stop and max_tokens beside the messages. Leave it out.")
     ] = None
 
     @model_validator(mode="before")

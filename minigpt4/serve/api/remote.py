@@ -1,6 +1,6 @@
 """Pictures from the web, of addresses that strangers name: only of allowed hosts, public ones, and only so much."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from ipaddress import ip_address, ip_network
 from string import punctuation
 from typing import Any
@@ -27,11 +27,7 @@ _NOT_PUBLIC = [
     )
 ]
 _PUBLIC_V6 = ip_network("2000::/3")  # all that was ever given to somebody
-_HEADERS: dict[bytes | str, bytes | str] = {
-    "Accept": "image/*",
-    "Accept-Encoding": "identity",
-    "User-Agent": "minigpt4",
-}
+_HEADERS = [("Accept", "image/*"), ("Accept-Encoding", "identity"), ("User-Agent", "minigpt4")]
 
 
 def is_public(address: str) -> bool:
@@ -49,14 +45,7 @@ class _Allowed(httpcore.AsyncNetworkBackend):
         self._hosts = hosts
         self._network = httpcore.AnyIOBackend()
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
+    async def connect_tcp(self, host: str, port: int, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
         if not is_among(in_url(host), self._hosts):
             raise UserError(f"this server fetches none from '{host[:80]}'.")
         try:
@@ -67,7 +56,7 @@ class _Allowed(httpcore.AsyncNetworkBackend):
             raise UserError(f"'{host}' has no public address, and others are refused.")
         for address in addresses:
             try:
-                return await self._network.connect_tcp(address, port, timeout=timeout)
+                return await self._network.connect_tcp(address, port, *args, **options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 continue
         raise UserError(f"'{host}' can't be reached.")

@@ -15,7 +15,7 @@ from fastapi.security import HTTPBearer
 from openai.types import CompletionUsage, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage, chat_completion
 from openai.types.chat.chat_completion_chunk import Choice, ChoiceDelta
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
@@ -25,7 +25,7 @@ from minigpt4.serve.api.access import CHAT, AccessControl
 from minigpt4.serve.api.batching import QueuedRequest, QueueFullError
 from minigpt4.serve.api.errors import as_api_error
 from minigpt4.serve.api.protocol import ChatRequest, Health, ModelList
-from minigpt4.serve.api.service import Service
+from minigpt4.serve.api.service import Piece, Service
 from minigpt4.serve.errors import ErrorAnswer
 from minigpt4.serve.middleware import BodyLimit, KnownHosts
 
@@ -72,7 +72,7 @@ def build_app(service: Service, api_key: str = "", hosts: Collection[str] = ("*"
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
         """Numbers for Prometheus."""
-        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
 
@@ -154,7 +154,7 @@ class _Events(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[str], answers: AsyncIterator[tuple[int, str | Answer]]):
+    def __init__(self, events: AsyncIterator[str], answers: AsyncIterator[Piece]):
         super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self._answers: Any = answers
 
@@ -166,11 +166,7 @@ class _Events(StreamingResponse):
 
 
 async def _events(
-    head: dict[str, Any],
-    items: list[QueuedRequest],
-    first: tuple[int, str | Answer],
-    answers: AsyncIterator[tuple[int, str | Answer]],
-    with_usage: bool,
+    head: dict[str, Any], items: list[QueuedRequest], first: Piece, answers: AsyncIterator[Piece], with_usage: bool
 ) -> AsyncIterator[str]:
     """The chunks of all choices as they come."""
     no_usage: dict[str, Any] = {"usage": None} if with_usage else {}

@@ -33,6 +33,8 @@ from minigpt4.serve.picture_decoding import Decoder
 _ARRIVING = 16  # requests that may be read while all places of answers are taken
 _READERS = 2  # requests whose words or pictures are read at once
 
+Piece = tuple[int, str | Answer]  # of one of a request's answers, by its index; the `Answer` ends it
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -127,7 +129,7 @@ class Service:
             message = f"The model '{name[:80]}' is not here. Ask for '{self.name}'."
             raise ApiError(404, message, "model", "model_not_found")
 
-    async def answers(self, items: Sequence[QueuedRequest]) -> AsyncIterator[tuple[int, str | Answer]]:
+    async def answers(self, items: Sequence[QueuedRequest]) -> AsyncIterator[Piece]:
         """Queues requests; yields the index of one and, if it streams, each further piece, and at its end its `Answer`.
 
         To leave before the end is to interrupt what is under way.
@@ -136,7 +138,7 @@ class Service:
             QueueFullError: there is no room for them.
             ApiError: one failed.
         """
-        loop, parts = asyncio.get_running_loop(), asyncio.Queue[tuple[int, str | Answer]]()
+        loop, parts = asyncio.get_running_loop(), asyncio.Queue[Piece]()
 
         def put(index: int, what: str | Answer) -> None:
             with suppress(RuntimeError):  # the loop is closed, and nobody listens

@@ -36,23 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Loads the model and serves the page until Ctrl-C.
-
-    Raises:
-        UserError: the config is wrong, a file is missing, or the address can't be used.
-    """
+    """Loads the model and serves the page until Ctrl-C."""
     config = read_config(args)  # wrong configs fail before the slow imports below
 
     from minigpt4.serve.web.server import serve
 
-    serve(
-        config,
-        host=args.host,
-        port=args.port,
-        share=args.share,
-        auth=args.auth,
-        max_sessions=args.max_sessions,
-        max_image_pixels=args.max_image_pixels,
-        max_upload_mb=args.max_upload_mb,
-        allowed_hosts=args.allowed_hosts,
-    )
+    serve(config, args)

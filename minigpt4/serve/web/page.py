@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import yaml
 from gradio_client.utils import is_http_url_like
 
+import minigpt4
 from minigpt4.inference.options import AnswerOptions
 from minigpt4.serve.web.controls import BEAMS, GREEDY, LABELS, MODES, SAMPLE
 from minigpt4.serve.web.visitor import Handlers, Message
@@ -18,40 +20,7 @@ THEME = gr.themes.Default(
     font=["system-ui", "sans-serif"],  # nothing to download
     font_mono=["ui-monospace", "monospace"],
 )
-CSS = """
-:root { --edge: clamp(12px, 5vw - 32px, 32px) }
-:root:has(#message .thumbnails) { --attached: 44px }
-#chat { height: max(300px, calc(100dvh - 345px - var(--attached, 0px))) !important }
-#chat .placeholder { padding: 0 20px; text-align: center }
-#chat .bot .md { white-space: normal }
-#chat .bot .md :is(ul, ol) { padding-left: 1.5em }
-#chat .bot .md :is(h1, h2, h3, h4) { font-weight: bold; margin: 0.5em 0 }
-#chat .image-frame img { width: auto; max-width: 100%; max-height: 200px }
-#chat .bot .image-frame img { max-height: 300px }
-#chat .message-buttons:has(.download-link) { display: none }  /* would send a visitor's picture to another site */
-#status, #status * { font-size: 13px; line-height: 18px; color: var(--body-text-color-subdued) }
-#status { min-height: 24px; padding-top: 6px }
-#status [data-testid="status-tracker"] :is(.error, .clear-status) { display: none }  /* the toast says what it was */
-#mode .wrap { flex-wrap: nowrap; gap: 4px }
-#mode label { padding: 6px 5px; flex-grow: 1; font-size: 13px }
-#examples .gallery-item * { width: 68px; height: 68px }
-.main.app { padding-inline: var(--edge) !important }
-.toast-wrap { left: var(--edge) !important; right: auto !important; max-width: calc(100vw - 24px) !important }
-.toast-wrap .toast-header { padding-bottom: 0 }
-.toast-wrap .toast-messages { padding-left: 46px; overflow-wrap: anywhere }
-@media (max-width: 640px) { #chat { height: max(300px, calc(100dvh - 440px - var(--attached, 0px))) !important } }
-"""
-# A file that is dropped beside the message box would replace the page. In the head, for gradio runs its own `js` only
-# after the page is there, and a file may be dropped before.
-HEAD = """<script>
-    document.addEventListener("dragover", event => event.preventDefault());
-    document.addEventListener("drop", event => {
-        const box = document.querySelector("#message .full-container");
-        if (!event.dataTransfer.files.length || box?.contains(event.target)) return;
-        event.preventDefault();
-        box?.dispatchEvent(new DragEvent("drop", { dataTransfer: event.dataTransfer, cancelable: true }));
-    });
-</script>"""
+ASSETS = Path(minigpt4.__file__).parent / "assets"
 KEPT = 4 * 3600  # seconds for which the conversation of a visitor who does nothing is kept
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}  # events that are no API
 _DOWNLOAD = "() => setTimeout(() => document.querySelector('#saved').click(), 100)"
@@ -62,14 +31,12 @@ class Guide:
     """What the page tells a visitor about the loaded model."""
 
     about: str
-    questions: tuple[str, ...]
+    questions: list[str]
 
 
-ANY_MODEL = Guide(
-    "Show pictures or a video and ask about them, in several turns if you like. The model can be wrong, and sound sure "
-    "of it.",
-    ("Describe this image in detail.", "What is unusual about this image?", "Write a poem about this image."),
-)
+# by the model's type or arch; the first for any other
+GUIDES = {name: Guide(**own) for name, own in yaml.safe_load((ASSETS / "guides.yaml").read_text()).items()}
+ANY_MODEL = GUIDES["any"]
 
 
 class _Page(gr.Blocks):
@@ -212,10 +179,7 @@ def _options() -> list[Any]:
             shortest, longest = number("min_new_tokens"), number("max_new_tokens")
     controls = {beams: BEAMS, length_penalty: BEAMS, temperature: SAMPLE, top_p: SAMPLE, seed: SAMPLE}
     mode.change(
-        lambda chosen: [gr.update(visible=chosen == of) for of in controls.values()],
-        mode,
-        list(controls),
-        **_PRIVATE,
+        lambda chosen: [gr.update(visible=chosen == of) for of in controls.values()], mode, list(controls), **_PRIVATE
     )
     return [mode, beams, temperature, top_p, repetition, length_penalty, shortest, longest, seed]
 

@@ -1,5 +1,6 @@
 """The demo: a web page on which a visitor shows pictures and talks about them."""
 
+import argparse
 import logging
 import re
 from collections.abc import Collection, Iterator
@@ -16,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minigpt4.common.errors import Problems
-from minigpt4.common.limits import MAX_IMAGE_PIXELS, MAX_SESSIONS, MAX_UPLOAD_MB
+from minigpt4.common.limits import MAX_SESSIONS, MAX_UPLOAD_MB
 from minigpt4.config.schema import Config
 from minigpt4.inference.loading import load_engine
 from minigpt4.inference.sessions import Sessions
@@ -24,7 +25,7 @@ from minigpt4.runners.log import setup_logger
 from minigpt4.serve.address import bind, in_url, known_hosts
 from minigpt4.serve.http import Server
 from minigpt4.serve.middleware import BodyLimit, KnownHosts
-from minigpt4.serve.web.page import ANY_MODEL, CSS, HEAD, THEME, Guide, build_page
+from minigpt4.serve.web.page import ANY_MODEL, ASSETS, GUIDES, THEME, build_page
 from minigpt4.serve.web.visitor import Handlers
 
 logger = logging.getLogger(__name__)
@@ -45,56 +46,24 @@ _RELAYED = re.compile("/file[=/]https?://")  # by either of gradio's routes of f
 _AROUND_FILES = 1_000_000  # bytes of an upload that are not its files
 _VISITORS_PER_SESSION = 4  # whose conversations, with their pictures, are kept in main memory
 
-_GUIDES = {
-    "tiny": Guide(
-        "This tiny model knows one kind of picture: colored handwritten digits on a dark ground. Ask it which digits "
-        "there are, how many, where, and in what color. About other pictures it makes things up.",
-        ("Describe this image in detail.", "How many digits are there?", "Is there a yellow digit?"),
-    ),
-    "minigpt_v2": Guide(
-        "Show a picture and ask about it. Where an answer names places in the picture, boxes show them. The model can "
-        "be wrong, and sound sure of it.",
-        (
-            "[grounding] describe this image in detail",
-            "[detection] people",
-            "[refer] the largest object",
-            "[vqa] What is unusual about this image?",
-        ),
-    ),
-}
 
-
-def serve(
-    config: Config,
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    share: bool = False,
-    auth: list[tuple[str, str]] | None = None,
-    max_sessions: int = MAX_SESSIONS,
-    max_image_pixels: int = MAX_IMAGE_PIXELS,
-    max_upload_mb: int = MAX_UPLOAD_MB,
-    allowed_hosts: Collection[str] = (),
-) -> None:
-    """Loads the model of a config and serves the page until Ctrl-C.
-
-    Args:
-        allowed_hosts: see `known_hosts`.
-        auth: users and passwords; None lets everybody in.
-        max_sessions: see `Sessions`; the conversations of four times as many visitors are kept at all.
+def serve(config: Config, args: argparse.Namespace) -> None:
+    """Loads the model of a config and serves the page until Ctrl-C; `args` are those of `command.add_arguments`.
 
     Raises:
         UserError: a weight file or the address cannot be used.
     """
     setup_logger()
     problems = Problems()
-    with problems.collect(), bind(host, port) as place:  # before the minutes that loading can take
-        port = place.getsockname()[1]  # for 0, any, a free one
-    sessions = Sessions(load_engine(config, problems), max_sessions, max_image_pixels)
-    handlers = Handlers(sessions, max_upload_mb, config.preprocess.n_frms)
+    with problems.collect(), bind(args.host, args.port) as place:  # before the minutes that loading can take
+        args.port = place.getsockname()[1]  # for 0, any, a free one
+    sessions = Sessions(load_engine(config, problems), args.max_sessions, args.max_image_pixels)
+    handlers = Handlers(sessions, args.max_upload_mb, config.preprocess.n_frms)
     kind = config.model.model_type
     examples = sorted((Path(config.env.package_dir) / "assets" / kind / "examples").glob("*.jpg"))
-    page = build_page(handlers, examples, guide=_GUIDES.get(kind) or _GUIDES.get(config.model.arch) or ANY_MODEL)
-    launch(page, host, port, share, auth, max_upload_mb, max_sessions, allowed_hosts)
+    page = build_page(handlers, examples, guide=GUIDES.get(kind) or GUIDES.get(config.model.arch) or ANY_MODEL)
+    served = args.host, args.port, args.share, args.auth
+    launch(page, *served, args.max_upload_mb, args.max_sessions, args.allowed_hosts)
     logger.info("The page is at %s (Ctrl-C ends it)", page.share_url or page.local_url)
     page.block_thread()
 
@@ -110,6 +79,11 @@ def launch(
     allowed_hosts: Collection[str] = (),
 ) -> None:
     """Serves a page in a background thread.
+
+    Args:
+        auth: users and passwords; None lets everybody in.
+        max_sessions: see `Sessions`; the conversations of four times as many visitors are kept.
+        allowed_hosts: see `known_hosts`.
 
     Raises:
         UserError: the address can't be used.
@@ -128,8 +102,8 @@ def launch(
             share=share,
             auth=auth,
             theme=THEME,
-            css=CSS,
-            head=HEAD,
+            css_paths=ASSETS / "page.css",
+            head_paths=ASSETS / "page_head.html",
             footer_links=[],
             show_error=True,
             max_file_size=f"{max_upload_mb}mb",

@@ -28,7 +28,6 @@ from minigpt4.serve.picture_decoding import Decoder
 from minigpt4.serve.web.controls import decoding, labelled
 from minigpt4.serve.web.status import READING, Clock, waiting
 from minigpt4.serve.web.view import View, original_file, typed
-from minigpt4.serve.web.waiting import AnswerQueue
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +95,30 @@ class Visitor:
         """
         if stopped.wait(seconds):
             raise _GivenUpError if self._stopped is stopped else RestartedError
+
+
+class AnswerQueue:
+    """A queue in front of a few places: first come, first served.
+
+    Gradio's own queue begins an event only when its turn comes; who waits here can be told so, and can leave.
+    """
+
+    def __init__(self, places: int):
+        self._places = places
+        self._queue: list[object] = []  # those who have a place are its first
+
+    @contextmanager
+    def join(self) -> Iterator[Callable[[], int]]:
+        """Waits at the end of the queue, and leaves it with its block.
+
+        Gives a function that says how many have to leave before one's own turn comes.
+        """
+        me = object()
+        self._queue.append(me)
+        try:
+            yield lambda: max(0, self._queue.index(me) + 1 - self._places)
+        finally:
+            self._queue.remove(me)
 
 
 class Handlers:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from prometheus_client import generate_latest
 
 from minigpt4.inference.chat import Chat
 from minigpt4.serve.api.service import Limits, Service
@@ -274,7 +275,7 @@ def test_metrics(tiny):
         assert value(f"minigpt4_{name}_seconds_count") == count
         assert 0 < value(f"minigpt4_{name}_seconds_sum") < 60
     assert value("minigpt4_batch_size_count") == 3
-    assert "minigpt4_queue_length 0.0" in service.metrics.text().decode()
+    assert "minigpt4_queue_length 0.0" in generate_latest(service.metrics.registry).decode()
 
 
 @pytest.mark.slow

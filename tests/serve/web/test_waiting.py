@@ -11,7 +11,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from minigpt4.serve.web import visitor as visitors
-from minigpt4.serve.web.waiting import AnswerQueue
+from minigpt4.serve.web.visitor import AnswerQueue
 from tests.serve.visiting import OPTIONS, ask, message, texts
 from tests.waiting import LIMIT, wait_for
 

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,15 +15,10 @@ from minigpt4.datasets.formats.records.record import Record, RecordError, short
 _Read = Callable[[Path | BinaryIO], Any]
 
 
-@dataclass
-class BadLine:
-    """Stands for a record whose line can't be read."""
-
-    reason: str
-
-
 def read_records(key: str, storage: str) -> list[Any]:
     """Reads the records of a JSON, JSON lines or Parquet file, and looks at none of them.
+
+    For a line that can't be read stands the `RecordError` that says so.
 
     Raises:
         UserError: the file is missing, can't be parsed, or is empty. `key` is the config key or argument that names it.
@@ -50,7 +44,7 @@ def _read_json(file: Path) -> list[Any]:
         except UserError as error:
             if not records:  # it is hardly a file of lines
                 raise
-            records.append(BadLine(str(error)))
+            records.append(RecordError("unreadable line", str(error)))
     return records
 
 

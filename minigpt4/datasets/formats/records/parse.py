@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minigpt4.conversation.prompter import IMAGE_PLACEHOLDER
-from minigpt4.datasets.formats.records.files import BadLine
 from minigpt4.datasets.formats.records.record import IMAGE, VIDEO, Record, RecordError, short
 
 _LISTS = ("messages", "conversations")
@@ -50,8 +49,8 @@ def parse_record(raw: Any) -> Record:
     Raises:
         RecordError: the format is not known, or the record makes no sense.
     """
-    if isinstance(raw, BadLine):
-        raise RecordError("unreadable line", raw.reason)
+    if isinstance(raw, RecordError):
+        raise RecordError(raw.kind, raw.detail)
     if not isinstance(raw, dict):
         raise _unknown(f"expected an object, found {short(raw)}")
     # Parquet fills what a record lacks

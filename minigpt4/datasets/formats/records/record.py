@@ -18,8 +18,11 @@ class RecordError(UserError):
     """What is wrong with one record: the kind of problem, and the detail."""
 
     def __init__(self, kind: str, detail: str):
-        super().__init__(f"{kind}: {detail}")
+        super().__init__(kind, detail)
         self.kind, self.detail = kind, detail
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.detail}"
 
 
 @dataclass
