@@ -1,6 +1,5 @@
 """What a visitor's browser does, done by gradio_client."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,16 +8,8 @@ from PIL import Image
 
 from minigpt4.inference.chat import Chat
 from minigpt4.inference.engine import Engine
-from minigpt4.serve.web.command import add_arguments
 
 OPTIONS = ["Greedy", 5, 1, 0.9, 1, 1, 0, 8, -1]  # mode, beams, temperature, top-p, penalties, min, max, seed
-
-
-def arguments(*typed: str) -> argparse.Namespace:
-    """Those of `minigpt4 demo`."""
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return parser.parse_args(typed)
 
 
 def message(text: str, files: Sequence[Path] = ()) -> dict:

@@ -41,4 +41,14 @@ def main(args: argparse.Namespace) -> None:
 
     from minigpt4.serve.web.server import serve
 
-    serve(config, args)
+    serve(
+        config,
+        host=args.host,
+        port=args.port,
+        share=args.share,
+        auth=args.auth,
+        max_sessions=args.max_sessions,
+        max_image_pixels=args.max_image_pixels,
+        max_upload_mb=args.max_upload_mb,
+        allowed_hosts=args.allowed_hosts,
+    )

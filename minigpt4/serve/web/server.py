@@ -1,6 +1,5 @@
 """The demo: a web page on which a visitor shows pictures and talks about them."""
 
-import argparse
 import logging
 import re
 from collections.abc import Collection, Iterator
@@ -17,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minigpt4.common.errors import Problems
-from minigpt4.common.limits import MAX_SESSIONS, MAX_UPLOAD_MB
+from minigpt4.common.limits import MAX_IMAGE_PIXELS, MAX_SESSIONS, MAX_UPLOAD_MB
 from minigpt4.config.schema import Config
 from minigpt4.inference.loading import load_engine
 from minigpt4.inference.sessions import Sessions
@@ -47,23 +46,37 @@ _AROUND_FILES = 1_000_000  # bytes of an upload that are not its files
 _VISITORS_PER_SESSION = 4  # whose conversations, with their pictures, are kept in main memory
 
 
-def serve(config: Config, args: argparse.Namespace) -> None:
-    """Loads the model of a config and serves the page until Ctrl-C; `args` are those of `command.add_arguments`.
+def serve(
+    config: Config,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    share: bool = False,
+    auth: list[tuple[str, str]] | None = None,
+    max_sessions: int = MAX_SESSIONS,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
+    max_upload_mb: int = MAX_UPLOAD_MB,
+    allowed_hosts: Collection[str] = (),
+) -> None:
+    """Loads the model of a config and serves the page until Ctrl-C.
+
+    Args:
+        allowed_hosts: see `known_hosts`.
+        auth: users and passwords; None lets everybody in.
+        max_sessions: see `Sessions`; the conversations of four times as many visitors are kept at all.
 
     Raises:
         UserError: a weight file or the address cannot be used.
     """
     setup_logger()
     problems = Problems()
-    with problems.collect(), bind(args.host, args.port) as place:  # before the minutes that loading can take
-        args.port = place.getsockname()[1]  # for 0, any, a free one
-    sessions = Sessions(load_engine(config, problems), args.max_sessions, args.max_image_pixels)
-    handlers = Handlers(sessions, args.max_upload_mb, config.preprocess.n_frms)
+    with problems.collect(), bind(host, port) as place:  # before the minutes that loading can take
+        port = place.getsockname()[1]  # for 0, any, a free one
+    sessions = Sessions(load_engine(config, problems), max_sessions, max_image_pixels)
+    handlers = Handlers(sessions, max_upload_mb, config.preprocess.n_frms)
     kind = config.model.model_type
     examples = sorted((Path(config.env.package_dir) / "assets" / kind / "examples").glob("*.jpg"))
     page = build_page(handlers, examples, guide=GUIDES.get(kind) or GUIDES.get(config.model.arch) or ANY_MODEL)
-    served = args.host, args.port, args.share, args.auth
-    launch(page, *served, args.max_upload_mb, args.max_sessions, args.allowed_hosts)
+    launch(page, host, port, share, auth, max_upload_mb, max_sessions, allowed_hosts)
     logger.info("The page is at %s (Ctrl-C ends it)", page.share_url or page.local_url)
     page.block_thread()
 
@@ -79,11 +92,6 @@ def launch(
     allowed_hosts: Collection[str] = (),
 ) -> None:
     """Serves a page in a background thread.
-
-    Args:
-        auth: users and passwords; None lets everybody in.
-        max_sessions: see `Sessions`; the conversations of four times as many visitors are kept.
-        allowed_hosts: see `known_hosts`.
 
     Raises:
         UserError: the address can't be used.

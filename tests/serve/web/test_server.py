@@ -20,7 +20,7 @@ from minigpt4.inference.options import AnswerOptions
 from minigpt4.inference.requests import Answer
 from minigpt4.serve.web import server
 from tests.picture_files import write_video
-from tests.serve.visiting import OPTIONS, arguments, ask, message, number_of, pictures, texts
+from tests.serve.visiting import OPTIONS, ask, message, number_of, pictures, texts
 from tests.waiting import LIMIT, wait_for
 
 
@@ -288,14 +288,14 @@ def test_only_who_knows_the_password_comes_in(example):
 @pytest.mark.slow
 def test_address_in_use_is_one_line():
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="--port .* in use"):
-        server.serve(Config(), arguments(f"--port={taken.getsockname()[1]}"))
+        server.serve(Config(), port=taken.getsockname()[1])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 70000), ("no.such.host.invalid", 7860)])
 def test_address_that_cannot_be_is_one_line(host, port):
     with pytest.raises(UserError, match="Choose another"):
-        server.serve(Config(), arguments(f"--host={host}", f"--port={port}"))
+        server.serve(Config(), host=host, port=port)
 
 
 @pytest.mark.slow
@@ -308,5 +308,5 @@ def test_any_port_will_do(tiny, monkeypatch):
 
     monkeypatch.setattr("minigpt4.serve.web.server.load_engine", lambda *_: tiny)
     monkeypatch.setattr(gr.Blocks, "block_thread", ask)
-    server.serve(load_config(TINY), arguments("--port=0"))
+    server.serve(load_config(TINY), port=0)
     pages[0].close()
