@@ -1,23 +1,30 @@
 """The line editor of `minigpt4 chat`: history, and completion with Tab."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.completion import Completer, NestedCompleter, PathCompleter, WordCompleter, merge_completers
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter, WordCompleter
+from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory
 
 from minigpt4.common.errors import UserError, make_folder
 
-_TAKE_PATHS = (":img", ":video", ":save", ":load")
 
-
-def completer(commands: Sequence[str], options: Sequence[str]) -> Completer:
+class Commands(Completer):
     """Completes a command's name, and what stands behind it."""
-    behind: dict[str, Completer | None] = dict.fromkeys(_TAKE_PATHS, PathCompleter(expanduser=True))
-    behind[":conf"] = WordCompleter([f"{key}=" for key in options], WORD=True)
-    own = NestedCompleter({name: behind[name] for name in commands if name in behind})
-    return merge_completers([WordCompleter(commands, sentence=True), own], deduplicate=True)
+
+    def __init__(self, commands: Sequence[str], options: Sequence[str]):
+        self._names = WordCompleter(commands, WORD=True)
+        path = PathCompleter(expanduser=True)
+        self._behind: dict[str, Completer] = {name: path for name in (":img", ":video", ":save", ":load")}
+        self._behind[":conf"] = WordCompleter([f"{key}=" for key in options], WORD=True)
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+        name, space, rest = document.text_before_cursor.partition(" ")
+        if not space:
+            return self._names.get_completions(document, complete_event) if name.startswith(":") else []
+        return self._behind[name].get_completions(Document(rest), complete_event) if name in self._behind else []
 
 
 def line_editor(folder: Path, commands: Sequence[str], options: Sequence[str]) -> Callable[[], str]:
@@ -40,6 +47,6 @@ def line_editor(folder: Path, commands: Sequence[str], options: Sequence[str]) -
             f"env.cache_root: '{history}' can't be written ({error.strerror}). Set it to a folder you may write to."
         ) from None
     session: PromptSession[str] = PromptSession(
-        "> ", history=FileHistory(str(history)), completer=completer(commands, options), complete_while_typing=False
+        "> ", history=FileHistory(str(history)), completer=Commands(commands, options), complete_while_typing=False
     )
     return session.prompt

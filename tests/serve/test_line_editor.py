@@ -9,7 +9,7 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from minigpt4.serve.line_editor import completer, line_editor
+from minigpt4.serve.line_editor import Commands, line_editor
 
 SCENE = Path(__file__).parents[2] / "minigpt4" / "assets" / "tiny" / "examples" / "scene1.jpg"
 
@@ -45,5 +45,5 @@ def test_the_line_editor_edits_and_remembers(tmp_path):
     ],
 )
 def test_tab_completes_commands_paths_and_options(typed, completed):
-    found = completer([":img", ":conf"], ["num_beams", "top_p"]).get_completions(Document(typed), CompleteEvent())
+    found = Commands([":img", ":conf"], ["num_beams", "top_p"]).get_completions(Document(typed), CompleteEvent())
     assert " ".join(typed[: len(typed) + c.start_position] + c.text for c in found) == completed
