@@ -30,7 +30,9 @@ def expand_home(config: Config) -> None:
 
 def check_values(config: Config) -> None:
     """Refuses values of the right type that can't work."""
-    for key, kind, value in _values_of(config, Config):
+    # what a processor of a data set does not say, it takes from preprocess, whose key is named first
+    values = sorted(_values_of(config, Config), key=lambda value: not value[0].startswith("preprocess."))
+    for key, kind, value in values:
         if isinstance(value, str) and "\0" in value:
             raise UserError(f"{key}: '{value}' holds a NUL character. Remove that.")
         if isinstance(value, int | float) and not isinstance(value, bool):

@@ -12,6 +12,7 @@ from typing_extensions import Self
 from minigpt4.common.errors import Problems
 from minigpt4.config.schema import Config
 from minigpt4.models.cpu_linear import pack_4bit, use_onednn
+from minigpt4.models.quantized_linear import QuantizedLinear
 
 
 class PartlyFrozen(nn.Module):
@@ -72,6 +73,9 @@ class BaseModel(PartlyFrozen):
     def answering(self) -> Self:
         """Sets eval mode for good: what makes answers faster, but gradients wrong, is allowed from here on."""
         pack_4bit(self, allowed=True)
+        for module in self.modules():
+            if isinstance(module, QuantizedLinear):
+                module.pack()
         return self.eval()
 
 

@@ -1,4 +1,4 @@
-"""The only file that reads or writes weights on disk."""
+"""Weights of a model on disk: what may lie in a file, and under which names. tensor_files.py reads parts of tensors."""
 
 import logging
 import os

@@ -23,7 +23,8 @@ from minigpt4.common.errors import UserError, did_you_mean, first_line
 from minigpt4.common.wrong_files import wrong_file
 from minigpt4.config.schema import ModelConfig
 from minigpt4.models.cpu_linear import pack_4bit
-from minigpt4.models.pretrained import load_pretrained, reason_of, settings_folder
+from minigpt4.models.pretrained import load_pretrained, reading, reason_of, settings_folder
+from minigpt4.models.quantized_llm import load_quantized
 
 logger = logging.getLogger(__name__)
 
@@ -108,16 +109,22 @@ def _llama_tokenizer(folder: Path) -> LlamaSentencePieceTokenizer | None:
 def load_llm(config: ModelConfig, device: torch.device) -> PreTrainedModel:
     """Loads a causal LM's weights as `llama_model`, `llm_dtype`, `quantization` and `device_map` say.
 
-    They are frozen unless `unfreeze` names them. Quantized (8bit is LLM.int8(): Dettmers et al. 2022; 4bit is NF4:
-    Dettmers et al. 2023) they go straight to the device, with a device map to where that says, else to the CPU.
+    They are frozen unless `unfreeze` names them. Quantized by bitsandbytes (8bit is LLM.int8(): Dettmers et al. 2022;
+    4bit is NF4: Dettmers et al. 2023) they go straight to the device, with a device map to where that says, else to the
+    CPU; there they are of `quantized_linear` where nothing asks for bitsandbytes.
     `llm_dtype: auto` is bf16 where the device has it, fp16 on other accelerators, fp32 on a CPU.
 
     Raises:
         UserError: the folder holds no causal LM, or bitsandbytes is missing.
     """
-    path, quantization = config.llama_model, quantization_of(config)
+    path, quantization, dtype = config.llama_model, quantization_of(config), dtype_of(config, device)
+    if quantizes_itself(config, device):
+        with reading("model.llama_model", Path(path), "causal LM"):
+            llm = load_quantized(path, int(quantization[0]), dtype, config.trust_remote_code)
+        if llm is not None:
+            return llm
     kwargs: dict[str, Any] = {
-        "dtype": dtype_of(config, device),
+        "dtype": dtype,
         "trust_remote_code": config.trust_remote_code,  # False, not None: that would ask on the terminal
     }
     if quantization == "8bit":
@@ -133,6 +140,12 @@ def load_llm(config: ModelConfig, device: torch.device) -> PreTrainedModel:
     llm = load_pretrained("model.llama_model", path, "causal LM", AutoModelForCausalLM, **kwargs)
     pack_4bit(llm, allowed=False)  # it may be trained through
     return llm.requires_grad_("llm" in config.trained)
+
+
+def quantizes_itself(config: ModelConfig, device: torch.device) -> bool:
+    """Whether a quantized LLM is of `quantized_linear`: on a CPU, unless it has adapters, which know bitsandbytes."""
+    asked = quantization_of(config) != "none" and device.type == "cpu"
+    return asked and config.lora_r <= 0 and not config.device_map
 
 
 def quantization_of(config: ModelConfig) -> str:

@@ -25,9 +25,12 @@ from minigpt4.models.llm import (
     llm_folder,
     load_tokenizer,
     quantization_of,
+    quantizes_itself,
     window_of,
 )
 from minigpt4.models.pretrained import check_weight_files, reading
+from minigpt4.models.quantized_linear import QuantizedLinear
+from minigpt4.models.quantized_llm import layers_to_quantize
 from minigpt4.models.vision import VisionPart, vision_class
 
 logger = logging.getLogger(__name__)
@@ -142,7 +145,11 @@ def memory_of_devices(
     parts = {"vision": _bytes(vision)}
     quantization, dtype = quantization_of(config), dtype_of(config, device)
     size = _bytes(cast(nn.Module, llm).to(dtype))
-    if quantization != "none":  # all linear layers but the output's
+    if quantizes_itself(config, device):
+        for name, bits in layers_to_quantize(llm, int(quantization[0])).items():
+            layer = cast(nn.Linear, llm.get_submodule(name))
+            size += QuantizedLinear.bytes_of(layer, bits) - layer.weight.nbytes
+    elif quantization != "none":  # all linear layers but the output's
         head = llm.get_output_embeddings()
         linear = [m for m in llm.modules() if isinstance(m, nn.Linear) and m is not head]
         size -= (1 - int(quantization[0]) / 8 / dtype.itemsize) * sum(_bytes(m) for m in linear)

@@ -1,7 +1,7 @@
 """Image processors: PIL image -> normalised tensor [3, image_size, image_size]."""
 
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -72,15 +72,20 @@ class Blip2ImageEvalProcessor:
 class Blip2ImageTrainProcessor(Blip2ImageEvalProcessor):
     """A random crop of `min_scale`..`max_scale` of the area, resized: what the released weights were trained with.
 
-    `random_resized_crop` False resizes the whole image, as the original does since November 2023. What else it takes,
-    `Blip2ImageEvalProcessor` does too.
+    `random_resized_crop` False resizes the whole image, as the original does since November 2023.
     """
 
     def __init__(
-        self, *args: Any, min_scale: float = 0.5, max_scale: float = 1.0, random_resized_crop: bool = True, **more: Any
+        self,
+        image_size: int = 224,
+        mean: tuple[float, ...] = CLIP_MEAN,
+        std: tuple[float, ...] = CLIP_STD,
+        min_scale: float = 0.5,
+        max_scale: float = 1.0,
+        random_resized_crop: bool = True,
     ):
-        super().__init__(*args, **more)
-        self.crop = RandomResizedCrop(self.image_size, (min_scale, max_scale)) if random_resized_crop else None
+        super().__init__(image_size, mean, std)
+        self.crop = RandomResizedCrop(image_size, (min_scale, max_scale)) if random_resized_crop else None
 
     def box(self, image: Image.Image) -> _Box:
         if self.crop is None:

@@ -197,16 +197,15 @@ def plot_loss(folder: Path) -> None:
         points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=key.replace("_", " "))
-            axes.legend()
     axes.grid(alpha=0.3)
     scores = list(dict.fromkeys(key for r in records for key in r if "." in key))  # <benchmark>.<score>
     if scores:
         beside = axes.twinx()
         beside.set_ylabel("score")
-        for key in scores:
+        for number, key in enumerate(scores, 2):  # colours of the cycle go on behind those of the losses
             points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
-            beside.plot(*zip(*points, strict=True), "s--", label=key)
-        beside.legend(loc="lower left")
+            beside.plot(*zip(*points, strict=True), "s--", label=key, color=f"C{number}")
+    figure.legend(loc="outside upper center", ncols=2)
     picture = BytesIO()
     figure.savefig(picture, dpi=120)
     try:

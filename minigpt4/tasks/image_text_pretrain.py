@@ -43,4 +43,6 @@ class ImageTextPretrainTask:
         """The `loss` of one batch, ready for backward: a mean over so many `tokens`."""
         return model(samples)
 
-    valid_step = train_step  # the same of a validation split
+    def valid_step(self, model: nn.Module, samples: dict[str, Any]) -> dict[str, Tensor]:
+        """The same of a validation split."""
+        return self.train_step(model, samples)

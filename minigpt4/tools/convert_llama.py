@@ -37,7 +37,6 @@ _LAYER = {
     "attention_norm": ("input_layernorm", _WHOLE),
     "ffn_norm": ("post_attention_layernorm", _WHOLE),
 }
-_ROTATED = ("attention.wq", "attention.wk")
 _OUTER = {
     "tok_embeddings": ("model.embed_tokens", _COLUMNS),
     "norm": ("model.norm", _WHOLE),

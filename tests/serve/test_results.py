@@ -119,8 +119,8 @@ def test_the_output_may_be_a_link_but_no_device(predict, tmp_path):
     [
         ("my notes\n", "line 1 of '{}' is not an answer of an earlier run. Name another file."),
         ("my notes", "its end of '{}' is not an answer of an earlier run"),
-        (ANSWER, "line 1 of '{}' answers 'x', which is asked otherwise now, or not at all"),
-        (ANSWER.replace('"x"', json.dumps(str(SCENES[0]))), "which is asked otherwise now"),
+        (ANSWER, "line 1 of '{}' answers 'x', which is now another question, or none"),
+        (ANSWER.replace('"x"', json.dumps(str(SCENES[0]))), "which is now another question"),
         ('{"id": "x", "text": "?"}\n', "line 1 of '{}' is not an answer of an earlier run"),
         ('{"id": "x", "text": "?"}', "its end of '{}' is not an answer of an earlier run"),
         ('{"id": "x", "text": "?", "answer": "y"}\n', "line 1 of '{}' is not an answer of an earlier run"),
