@@ -84,14 +84,14 @@ class Ending:
         elif len(tokens) >= self.limit:
             self._finish("length", self._decode(tokens))
         elif self.on_text:
-            self._say(settled(self._decode(tokens), self.stops, self._continues))
+            self._say(stable_part(self._decode(tokens), self.stops, self._continues))
 
     def _finish(self, how: Finish, text: str) -> None:
         self.finish = how
         if how == "stop":
             self._say(cut(text, self.stops, self._continues))
         else:  # the beginning of a stop string that was asked for is a part of the answer as any other
-            self._say(settled(text, self._markers, self._continues))
+            self._say(stable_part(text, self._markers, self._continues))
         self.on_end()
 
     def _say(self, text: str) -> None:
@@ -119,7 +119,7 @@ def cut(text: str, stops: Sequence[str], continues: bool = False) -> str:
     return text if continues else text.lstrip()
 
 
-def settled(text: str, stops: Sequence[str], continues: bool = False) -> str:
+def stable_part(text: str, stops: Sequence[str], continues: bool = False) -> str:
     """The part of an unfinished answer that stays: no stop string nor the beginning of one, and no half character."""
     text = cut(text, stops, continues).rstrip("\N{REPLACEMENT CHARACTER}")
     tails = (stop[:n] for stop in stops for n in range(1, len(stop)))

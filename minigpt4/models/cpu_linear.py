@@ -19,24 +19,34 @@ class OneDnnLinear(nn.Linear):
         return torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
 
 
-class HalfLinear(nn.Linear):
-    """`nn.Linear` whose weight is kept in half precision and computed with in fp32, where no gradient is asked for.
+class HalfLinear(nn.Module):
+    """`nn.Linear` whose weight is kept in half precision, and computed with in fp32.
 
     Processors without products in half precision are many times as slow with them; the weight of one layer at a time in
     fp32 costs little.
     """
 
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.kept, self.bias = linear.weight, linear.bias
+
+    @property
+    def weight(self) -> Tensor:
+        """[out, in] in fp32; timm's attention multiplies with it itself."""
+        return self.kept.float()
+
     def forward(self, input: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.float()
-        return F.linear(input.float(), self.weight.float(), bias)
+        return F.linear(input, self.weight, None if self.bias is None else self.bias.float())
 
 
 def compute_in_fp32(tower: nn.Module) -> None:
     """Makes large linear layers in half precision `HalfLinear`; what else is in half precision becomes fp32."""
-    for module in tower.modules():
-        if type(module) is nn.Linear and module.weight.numel() >= _WORTH_A_CALL and module.weight.dtype.itemsize == 2:
-            module.__class__ = HalfLinear
-        elif isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module, HalfLinear):
+    for name, module in list(tower.named_modules()):
+        if not isinstance(module, nn.Linear | nn.Conv2d) or module.weight.dtype.itemsize != 2:
+            continue
+        if type(module) is nn.Linear and module.weight.numel() >= _WORTH_A_CALL:
+            tower.set_submodule(name, HalfLinear(module))
+        else:
             module.float()
 
 

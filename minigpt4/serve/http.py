@@ -38,7 +38,7 @@ class _Protocol(H11Protocol):
         self._opened = self.loop.time()
         self._arriving: asyncio.TimerHandle | None = None  # until the headers are there
         self._unread: asyncio.TimerHandle | None = None  # until the client reads
-        self._make_room()
+        self._limit_connections()
         self._watch()
 
     def data_received(self, data: bytes) -> None:
@@ -71,7 +71,7 @@ class _Protocol(H11Protocol):
         elif self._arriving is None:
             self._arriving = self.loop.call_later(HEADERS_WITHIN, self.transport.abort)
 
-    def _make_room(self) -> None:
+    def _limit_connections(self) -> None:
         """Of too many connections, ends the oldest on which no request is under way."""
         others = [c for c in self.connections if isinstance(c, _Protocol) and not c.transport.is_closing()]
         if len(others) > MOST_CONNECTIONS:

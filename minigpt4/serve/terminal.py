@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # slow to import
     from minigpt4.inference.chat import Chat
     from minigpt4.inference.pictures import Picture, Video
 
-_SETTLES = (":img", ":video", ":load", ":clh")  # after these, it is clear again what a question is about
+_NEW_TOPIC = (":img", ":video", ":load", ":clh")  # after these, it is clear again what a question is about
 WELCOME = "Show a picture with :img PATH, then ask about it. :help tells more, :q leaves."
 
 
@@ -126,11 +126,11 @@ class Terminal:
                 self._failed = {key: own for key, own in self._failed.items() if key != name} | {name: line.strip()}
                 self._obey(line.strip())
                 del self._failed[name]
-                if name in _SETTLES:
+                if name in _NEW_TOPIC:
                     self._failed.clear()
             elif line.strip() and self._failed and not self.interactive:  # who can't see that it failed
                 *_, last = self._failed.values()
-                cure = f"Write it right, or go on with one of {', '.join(_SETTLES)}."
+                cure = f"Write it right, or go on with one of {', '.join(_NEW_TOPIC)}."
                 raise UserError(f"'{line.strip()}' was not asked, for '{last}' failed. {cure}")
             elif line.strip():
                 self._ask(line.strip())

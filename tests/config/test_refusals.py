@@ -227,6 +227,11 @@ def test_an_unset_variable_is_told_with_where_it_is_used(option, tmp_path):
         )
 
 
+def test_a_number_of_preprocess_is_not_said_to_be_of_a_data_set():
+    with pytest.raises(UserError, match="^preprocess.vis_processor.eval.min_scale: -1.0 is out of range"):
+        load_config(STAGE1, ["preprocess.vis_processor.eval.min_scale=-1", "datasets.laion.sample_ratio=1"])
+
+
 def test_weights_in_place_of_a_config(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"\xa0\x00")
     with pytest.raises(UserError, match="w.safetensors is not valid YAML: it is not UTF-8 text. Name a YAML"):

@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from minigpt4.config.schema import VitConfig
 from minigpt4.models.base_model import BaseModel
-from minigpt4.models.cpu_linear import OneDnnLinear
+from minigpt4.models.cpu_linear import HalfLinear, OneDnnLinear, compute_in_fp32
+from minigpt4.models.vision.eva import build_vit, vit_tokens
+from minigpt4.models.vision.part import convert_weights
 
 CPU = torch.device("cpu")
 
@@ -50,3 +53,19 @@ def test_results_are_those_of_pytorch(rows, bias, strided):
     assert model.large(x).equal(plain(x))
     model.large(x).sum().backward()
     assert model.large.weight.grad is not None and model.state_dict().keys() == Model(bias).state_dict().keys()
+
+
+def test_a_tower_in_half_precision_computes_in_fp32_on_a_cpu():
+    """What it gives is what its fp16 weights give in fp32; timm's attention reads a layer's weight itself."""
+    sizes = VitConfig(embed_dim=512, depth=2, num_heads=8)
+    torch.manual_seed(0)
+    tower = build_vit(sizes, 56).eval()
+    convert_weights(tower, torch.float16)
+    exact = copy.deepcopy(tower).float()
+    images = torch.randn(2, 3, 56, 56)
+    kept = sum(p.nbytes for p in tower.parameters())
+    compute_in_fp32(tower)
+    assert sum(isinstance(module, HalfLinear) for module in tower.modules()) >= 8
+    assert sum(p.nbytes for p in tower.parameters()) < 1.3 * kept
+    with torch.no_grad():
+        torch.testing.assert_close(vit_tokens(tower, images), vit_tokens(exact, images), atol=1e-5, rtol=1e-4)

@@ -93,16 +93,19 @@ def test_loss_png_shows_both_losses_and_scores(tmp_path, monkeypatch):
     for step in (1, 2):
         log.write(step=step, train_loss=3.0 / step, lr=1.0)
     log.write(step=2, epoch=0, val_loss=2.5, **{"okvqa.overall": 61.0})
-    drawn = {}
+    drawn, colours = {}, set()
     plot = Axes.plot
 
-    def note(axes, x, y, *style, label):
+    def note(axes, x, y, *style, label, **more):
         drawn[label] = list(zip(x, y, strict=True))
-        return plot(axes, x, y, *style, label=label)
+        (line,) = plot(axes, x, y, *style, label=label, **more)
+        colours.add(line.get_color())
+        return [line]
 
     monkeypatch.setattr(Axes, "plot", note)
     plot_loss(tmp_path)
     assert drawn == {"train loss": [(1, 3.0), (2, 1.5)], "val loss": [(2, 2.5)], "okvqa.overall": [(2, 61.0)]}
+    assert len(colours) == 3
     with Image.open(tmp_path / "loss.png") as image:
         assert image.size == (840, 480)
         assert len(image.convert("RGB").getcolors(10**6)) > 10

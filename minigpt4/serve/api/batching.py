@@ -108,8 +108,8 @@ class Batcher:
             self._changed.notify()
         self._thread.join()
 
-    def require_room(self, count: int) -> None:
-        """Checks that the queue has room for `count` more answers.
+    def require_capacity(self, count: int) -> None:
+        """Checks that the queue has capacity for `count` more answers.
 
         Raises:
             QueueFullError: it has not.
@@ -122,10 +122,10 @@ class Batcher:
         """Puts all of them into the queue, or none.
 
         Raises:
-            QueueFullError: there is no room.
+            QueueFullError: it is full.
         """
         with self._changed:
-            self.require_room(len(items))
+            self.require_capacity(len(items))
             self.waiting += items
             self._changed.notify()
 

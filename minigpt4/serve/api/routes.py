@@ -58,7 +58,7 @@ def build_app(service: Service, api_key: str = "", hosts: Collection[str] = ("*"
     app.add_middleware(KnownHosts, hosts=hosts)  # the last is the first to be asked
     for kind in (HTTPException, RequestValidationError, UserError, QueueFullError, Exception):
         app.add_exception_handler(kind, lambda _, error: as_api_error(error).response())
-    # the gate has let the request in: this is for the document
+    # access was checked already: this is for the OpenAPI document
     key = [Security(HTTPBearer(auto_error=False))] if api_key else []
     app.include_router(_v1(service), dependencies=key, responses=_ERRORS)
 

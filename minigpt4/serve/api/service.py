@@ -96,7 +96,7 @@ class Service:
         count = request.n or 1
         if count > self.limits.queue:
             raise ApiError(400, f"n: {count} is more than this server queues ({self.limits.queue}).", "n")
-        self.batcher.require_room(count)  # before the work
+        self.batcher.require_capacity(count)  # before the work
         conversation, length = await to_thread.run_sync(self._read_words, request, limiter=self._readers)
         gone = Event()
         decoder = Decoder(self.limits.max_image_pixels, partial(check_client, gone))

@@ -10,7 +10,7 @@ from minigpt4.conversation.conversation import Conversation, Turn
 from minigpt4.conversation.prompter import IGNORE
 from minigpt4.conversation.templates import get_template
 from minigpt4.inference.chat import Chat
-from minigpt4.inference.endings import settled
+from minigpt4.inference.endings import stable_part
 from minigpt4.models.checkpoint import file_name
 from tests.conftest import golden, golden_json
 from tests.models.parity import (
@@ -97,7 +97,9 @@ def test_the_chat(parity_engine, generations):
             same = leaves_end or not any(past["answer"].endswith("</s>") for past in SPEC["chat"][:i])
             assert read is same
             assert (generations[-1].tokens == [turn["returned_tokens"]]) is same
-            whole = settled(turn["answer"].removesuffix("</s>"), own.template.stop)  # one ends with half a character
+            whole = stable_part(
+                turn["answer"].removesuffix("</s>"), own.template.stop
+            )  # one ends with half a character
             assert (answer == whole) is same
             if leaves_end:
                 chat.turns[-1].answer = turn["answer"]
