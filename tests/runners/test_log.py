@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from importlib.machinery import ModuleSpec
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +24,7 @@ from minigpt4.runners.log import RunLog, plot_loss, write_run_info
 from minigpt4.runners.runner_base import RunnerBase
 from tests.runners.run_strategies import ROOT
 from tests.runners.toy import toy_runner
+from tests.waiting import wait_for
 
 
 def lines(folder: Path) -> list[dict]:
@@ -58,6 +60,8 @@ def test_a_run_that_goes_on_takes_back_what_came_after_its_checkpoint(tmp_path):
     first.close()
     with (tmp_path / "log.txt").open("a") as file:
         file.write('{"step": 6, "train_l')  # the power failed
+    ended = int(time.time())
+    wait_for(lambda: int(time.time()) > ended)  # TensorBoard's files are ordered by the second in their names
     second = log_of(tmp_path, resumed=3)
     second.write(step=4, train_loss=40.0)
     second.close()
