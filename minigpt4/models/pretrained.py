@@ -18,7 +18,7 @@ from minigpt4.processors.image import CLIP_MEAN, CLIP_STD
 
 logger = logging.getLogger(__name__)
 
-_SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]  # all but the weights
+SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]  # all but the weights
 
 
 def settings_folder(key: str, path: str, what: str) -> Path:
@@ -35,7 +35,7 @@ def settings_folder(key: str, path: str, what: str) -> Path:
     folder, reason = Path(path), ""
     if not folder.is_dir():
         try:
-            folder = Path(snapshot_download(path, allow_patterns=_SMALL_FILES))
+            folder = Path(snapshot_download(path, allow_patterns=SMALL_FILES))
         except HFValidationError:
             pass  # a path, or a placeholder
         except (OSError, ValueError) as error:

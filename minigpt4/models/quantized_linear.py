@@ -67,7 +67,7 @@ class QuantizedLinear(nn.Module):
             self.codes, self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1), True
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or self.bits == 4 and not self.packed:
+        if torch.is_grad_enabled() and input.requires_grad or self.bits == 4 and not self.packed:
             return F.linear(input, self.weight.to(input.dtype), self._bias(input.dtype))
         rows = input.reshape(-1, self.in_features).bfloat16()
         if self.bits == 4:

@@ -1,6 +1,5 @@
 """An LLM in 4 or 8 bits on a CPU, read weight by weight: no more of it is in memory than what is kept."""
 
-import logging
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
@@ -13,10 +12,9 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from minigpt4.common.errors import UserError
+from minigpt4.models.pretrained import SMALL_FILES
 from minigpt4.models.quantized_linear import QuantizedLinear
-from minigpt4.models.tensor_files import TensorFiles
-
-logger = logging.getLogger(__name__)
+from minigpt4.models.tensor_files import TensorFiles, weight_files
 
 _HEAD_BITS = 8  # of the output layer: its errors are those of the words themselves
 _BUFFERS = "rotary_emb.inv_freq"  # in files of old versions of transformers; it is computed
@@ -26,12 +24,17 @@ def load_quantized(path: str, bits: int, dtype: torch.dtype, trust_remote_code: 
     """Loads a causal LM whose linear layers are `QuantizedLinear`; all else has the dtype.
 
     Returns:
-        None where its files are quantized, or name weights otherwise than the model does: transformers must read them.
+        None where there are no safetensors on the hub, or files are quantized, or name weights otherwise than the model
+        does: transformers must read them.
 
     Raises:
         UserError: a weight file is damaged, or a weight has another shape than the config says.
     """
-    folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(path))
+    folder = Path(path)
+    if not folder.is_dir():  # a hub id, where other formats of the same weights may lie too
+        folder = Path(snapshot_download(path, allow_patterns=[*SMALL_FILES, "model*.safetensors"]))
+        if not weight_files(folder):
+            return None
     files = TensorFiles.of_folder("model.llama_model", folder)
     settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if getattr(settings, "quantization_config", None):  # it is so in its files

@@ -1,7 +1,6 @@
 """A model's weight files, read and written piece by piece: whole models, or whole tensors, are never in memory."""
 
 import json
-import logging
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,8 +17,6 @@ from tqdm import tqdm
 from minigpt4.common.errors import UserError, make_folder, writing
 from minigpt4.common.files import replace_file
 from minigpt4.models.checkpoint import unreadable
-
-logger = logging.getLogger(__name__)
 
 INDEXES = "model.safetensors.index.json", "pytorch_model.bin.index.json"
 _UNFINISHED = "unfinished.json"  # in a folder that is being written: what it is made from
@@ -54,7 +51,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 class TensorFiles(Mapping[str, Outline]):
-    """{name: outline} of all tensors in weight files, `.safetensors` or PyTorch's. Scalars are left out.
+    """{name: outline} of the weights in files, `.safetensors` or PyTorch's.
+
+    Scalars, and tensors of other types than those of `_DTYPES`, such as masks, are left out.
 
     Raises:
         UserError: a file is not weights, is damaged, or holds a tensor that another one holds.
@@ -120,13 +119,17 @@ class TensorFiles(Mapping[str, Outline]):
 
 def _outlines(file: Path) -> dict[str, Outline]:
     if file.suffix != ".safetensors":
-        return {name: Outline(tuple(own.shape), own.dtype) for name, own in _pytorch(file).items() if own.ndim}
+        return {
+            name: Outline(tuple(own.shape), own.dtype)
+            for name, own in _pytorch(file).items()
+            if own.ndim and own.dtype in _NAMES
+        }
     with safe_open(file, framework="pt") as tensors:
         slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
         return {
             name: Outline(tuple(own.get_shape()), _DTYPES[own.get_dtype()])
             for name, own in slices.items()
-            if own.get_shape()
+            if own.get_shape() and own.get_dtype() in _DTYPES
         }
 
 

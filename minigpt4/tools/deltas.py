@@ -88,6 +88,10 @@ def _outlines(base: TensorFiles, other: TensorFiles, folders: Mapping[str, Path]
     """
     base_key, other_key = folders
     names = [name for name in other if not name.endswith(_BUFFERS)]
+    if not any(name.endswith(_GROWING) for name in names):
+        raise UserError(
+            f"{other_key} ('{folders[other_key]}') has no {_GROWING[0]}: it is not of a LLaMA. {_cure(folders)}"
+        )
     differing = {name for name in base if not name.endswith(_BUFFERS)} ^ set(names)
     if differing:
         name = min(differing)

@@ -45,6 +45,7 @@ def test_a_layer(bits, error):
     assert input.grad is not None and input.grad.any()
     own.pack()
     own.pack()  # once more changes nothing
+    torch.testing.assert_close(own(input.detach()), expected.detach(), atol=0.02, rtol=0.02)  # no gradient is asked for
     with torch.no_grad():
         torch.testing.assert_close(own(input), expected, atol=0.02, rtol=0.02)
         assert own(input.bfloat16()).dtype == torch.bfloat16
@@ -106,6 +107,14 @@ def test_any_llm_of_linear_layers(options, tmp_path, monkeypatch):
     assert isinstance(own.lm_head, QuantizedLinear) is not tied
     assert not tied or own.lm_head.weight is own.model.embed_tokens.weight
     assert own.generation_config.eos_token_id == exact.generation_config.eos_token_id
+
+
+def test_masks_and_scalars_in_the_files_do_no_harm(tmp_path):
+    exact = llama(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    extra = {"model.mask": torch.ones(4, dtype=torch.bool), "model.count": torch.tensor(3)}
+    save_file(weights | extra, tmp_path / "model.safetensors")
+    assert differs(exact, load_quantized(str(tmp_path), 8, torch.float32, False)) < 0.03
 
 
 def test_what_transformers_must_read_is_left_to_it(tmp_path):

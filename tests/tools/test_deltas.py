@@ -183,6 +183,11 @@ def test_what_cannot_be_combined_is_named(pair, tmp_path, minigpt4):
     assert "--delta: '/no/where' has no config.json" in refused(delta=Path("/no/where"))
     other = model(tmp_path / "other", random_weights(0, ROWS - 10), ROWS - 10)
     assert f"is [{ROWS}, 64] in --base and [{ROWS - 10}, 64] in --delta" in refused(delta=other)
+    other = model(tmp_path / "neox", random_weights(0))
+    tensor = {"wte.weight": torch.zeros(3, 3).half()}
+    (other / "model.safetensors").unlink()
+    torch.save(tensor, other / "pytorch_model.bin")
+    assert "has no embed_tokens.weight: it is not of a LLaMA" in refused(base=other, delta=other)
     half = shutil.copytree(base, tmp_path / "half")
     in_pieces(half)
     (half / "pytorch_model-00002-of-00002.bin").unlink()
