@@ -65,7 +65,7 @@ class HuggingFace(VisionPart):
             mask = torch.ones(cut.shape[:3], dtype=torch.long, device=cut.device).flatten(1)
             inputs = {"pixel_values": cut.flatten(1, 2), "pixel_attention_mask": mask}
             inputs["spatial_shapes"] = mask.new_tensor([cut.shape[1:3]] * len(cut))
-        with part.in_half(images.device, self.dtype):
+        with part.in_half(images.device, part.weights_dtype(self.tower)):
             output = self.tower(**inputs, output_hidden_states=self.layer is not None)
         tokens = output.last_hidden_state if self.layer is None else output.hidden_states[self.layer]
         return part.joined(tokens[:, -self.rows * self.join :].float(), self.join)

@@ -106,6 +106,12 @@ def convert_weights(tower: nn.Module, dtype: torch.dtype) -> None:
             module.to(dtype)
 
 
+def weights_dtype(tower: nn.Module) -> torch.dtype:
+    """The dtype of a tower's conv and linear weights as they are now: on CPUs `compute_in_fp32` may have changed it."""
+    weights = (module.weight for module in tower.modules() if isinstance(module, nn.Conv2d | nn.Linear))
+    return next((weight.dtype for weight in weights), torch.float32)
+
+
 def in_half(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
     """Around a tower whose conv and linear weights have this dtype: LayerNorms and biases stay in fp32."""
     return torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
