@@ -1,7 +1,7 @@
 """A dialogue, the one sample that goes from a file, a page, a request or a benchmark to the model."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal
 
@@ -52,6 +52,17 @@ class Conversation:
         """All pictures, in order."""
         return [picture for turn in self.turns for picture in turn.pictures]
 
+    def showing(self, pictures_of: Callable[[Part], Sequence[Part]]) -> "Conversation":
+        """The same with other pictures: in the place of each all that `pictures_of` gives for it, a space between."""
+        turns = []
+        for turn in self.turns:
+            parts: list[Part] = []
+            for part in turn.question:
+                shown = [part] if isinstance(part, str) else pictures_of(part)
+                parts += [other for one in shown for other in (" ", one)][1:]
+            turns.append(replace(turn, question=parts))
+        return replace(self, turns=turns)
+
 
 def spaced(parts: Iterable[Part]) -> list[Part]:
     """Puts a space between text and what comes before or after it, as the original's chat does."""
@@ -73,3 +84,30 @@ def joined(parts: Iterable[Part]) -> list[Part]:
         elif text := "".join(group):
             found.append(text)
     return found
+
+
+def with_pictures(text: str, place: str, pictures: Sequence[Part]) -> list[Part]:
+    """Cuts a text at each `place`, and puts the next picture there.
+
+    Raises:
+        ValueError: there are more places than pictures, or fewer.
+    """
+    first, *texts = text.split(place)
+    return [first, *(part for pair in zip(pictures, texts, strict=True) for part in pair)]
+
+
+def free_place(texts: Iterable[str]) -> str:
+    """A character for the places of pictures that none of the texts holds; it is of Unicode's private use."""
+    used = set().union(*texts)
+    return next(c for c in map(chr, range(0xE000, 0xF900)) if c not in used)
+
+
+def rewritten(parts: Sequence[Part], rewrite: Callable[[str], str]) -> list[Part]:
+    """Rewrites the text of a question as one, with a character in the place of each picture.
+
+    Raises:
+        ValueError: the text that `rewrite` gives has more such places, or fewer.
+    """
+    place = free_place(part for part in parts if isinstance(part, str))
+    text = "".join(part if isinstance(part, str) else place for part in parts)
+    return with_pictures(rewrite(text), place, [part for part in parts if not isinstance(part, str)])

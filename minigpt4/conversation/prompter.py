@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Self
 
 from minigpt4.common.errors import UserError, prefixed
-from minigpt4.conversation.conversation import Conversation, Part, Turn, joined
+from minigpt4.conversation.conversation import Conversation, Part, Turn, joined, rewritten, with_pictures
 from minigpt4.conversation.templates import Template, TokenizerTemplate, get_template
 
 if TYPE_CHECKING:  # slow to import, or built on this
@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # slow to import, or built on this
 
 IMAGE_PLACEHOLDER = "<ImageHere>"  # a picture in the original's prompts
 IMAGE_TAGS = ("<Img>", "</Img>")  # what stands around a picture
+TAGGED_PLACEHOLDER = f"(?:<Img>)?{IMAGE_PLACEHOLDER}(?:</Img>)?"  # a pattern: files write it with tags or without
 IMAGE_ROW = -1  # no token id is negative
 IGNORE = -100  # label that the loss skips
 Draw = Callable[[list[str]], str]
@@ -111,10 +112,10 @@ class Prompter:
         Raises:
             UserError: it does not hold one for each picture.
         """
-        first, *texts = text.split(IMAGE_PLACEHOLDER)
-        if len(texts) != len(pictures):
-            raise UserError(_mismatch("the prompt holds", len(texts), len(pictures)))
-        return joined([first, *(part for pair in zip(pictures, texts, strict=True) for part in pair)])
+        try:
+            return joined(with_pictures(text, IMAGE_PLACEHOLDER, pictures))
+        except ValueError:
+            raise UserError(_mismatch("the prompt holds", text.count(IMAGE_PLACEHOLDER), len(pictures))) from None
 
     def parse_all(self, texts: Sequence[str], pictures: Any) -> list[list[Part]]:
         """Parses prompts.
@@ -194,7 +195,7 @@ class Prompter:
         first, *others = conversation.turns
         prompt, rest = self.pair(self._first_prompt(first, conversation.kind, draw), first.answer or "")
         for turn in others:
-            rest += self.prompt(filled(self.turn_template, self._tagged(turn.question)))
+            rest += self.prompt(rewritten(self._tagged(turn.question), self.turn_template.format))
             rest += self.answer(turn.answer or "")
         return prompt, rest
 
@@ -238,7 +239,8 @@ class Prompter:
         if kind == "caption":
             return self.parse(draw(self.prompts) if self.prompts else IMAGE_PLACEHOLDER, turn.pictures)
         question = self._tagged(turn.question)
-        return question if kind == "instruction" and not self.chat_template else filled(self.prompt_template, question)
+        as_it_is = kind == "instruction" and not self.chat_template
+        return question if as_it_is else rewritten(question, self.prompt_template.format)
 
     def _tagged(self, question: Sequence[Part]) -> list[Part]:
         before, after = self.image_tags
@@ -264,12 +266,6 @@ def _mismatch(who: str, places: int, given: int) -> str:
         f"{who} {places} {IMAGE_PLACEHOLDER} but {given} images were given. Write one {IMAGE_PLACEHOLDER} for each "
         "image."
     )
-
-
-def filled(template: str, question: Sequence[Part]) -> list[Part]:
-    """Puts a question in the place of `{}` in a template."""
-    first, *texts = template.format("\0").split("\0")
-    return [first, *(part for text in texts for part in (*question, text))]
 
 
 def read_prompts(path: str, template: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import yaml
 from jinja2 import TemplateError
 
 from minigpt4.common.errors import UserError, did_you_mean, first_line
-from minigpt4.conversation.conversation import Conversation, Part
+from minigpt4.conversation.conversation import Conversation, Part, free_place, with_pictures
 
 if TYPE_CHECKING:  # slow to import
     from transformers import PreTrainedTokenizerBase
@@ -80,14 +79,12 @@ class TokenizerTemplate:
             UserError: the template refuses the dialogue, or drops the system text or a picture.
         """
         turns = conversation.turns
-        texts = "".join(
-            [conversation.system or "", *(text for turn in turns for text in (turn.words, turn.answer or ""))]
-        )
-        marker = next(m for m in (f"<picture {n}>" for n in count()) if m not in texts)
+        texts = (text for turn in turns for text in (turn.words, turn.answer or ""))
+        place = free_place([conversation.system or "", *texts])
         messages = [{"role": "system", "content": conversation.system}] if conversation.system else []
         asked = list[str]()
         for turn in turns:
-            asked.append("".join(part if isinstance(part, str) else marker for part in turn.question))
+            asked.append("".join(part if isinstance(part, str) else place for part in turn.question))
             if turn.answer is not None or turn is turns[-1]:
                 messages.append({"role": "user", "content": "\n".join(asked)})
                 asked = []
@@ -106,10 +103,10 @@ class TokenizerTemplate:
             raise self._refused(first_line(error)) from error
         if (conversation.system or "").strip() not in text:
             raise self._refused("it drops the system message")
-        first, *others = text.removeprefix(self.tokenizer.bos_token or "").split(marker)
-        if len(others) != len(conversation.pictures):
-            raise self._refused("it drops a picture")
-        return [first, *(part for pair in zip(conversation.pictures, others, strict=True) for part in pair)]
+        try:
+            return with_pictures(text.removeprefix(self.tokenizer.bos_token or ""), place, conversation.pictures)
+        except ValueError:
+            raise self._refused("it drops a picture") from None
 
     def _refused(self, why: str) -> UserError:
         return UserError(

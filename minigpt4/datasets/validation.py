@@ -6,7 +6,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -158,13 +157,12 @@ def _check(index: int, raw: Any, processor: Callable[[str], str], folder: Path, 
     try:
         record = parse_record(raw)
         sample.format, sample.dropped = record.format, record.dropped
-        questions = record.placed([processor(question) for question in record.questions])
+        conversation = record.processed(processor)
         # what its pictures would take, if they can't be opened
-        nothing = [None] * len(record.images), [[None] * n_frms] * len(record.videos)
-        sample.conversation = record.conversation(questions, *nothing)
-        images, videos = load_pictures(record, folder, open_image, partial(open_video, n_frms=n_frms))
-        sample.conversation = record.conversation(questions, [None] * len(images), [[None] * len(v) for v in videos])
-        pictures = [*images, *chain.from_iterable(videos)]
+        sample.conversation = conversation.showing(lambda file: [None] * (n_frms if file.video else 1))
+        loaded = load_pictures(conversation, folder, open_image, partial(open_video, n_frms=n_frms))
+        sample.conversation = loaded.showing(lambda _: [None])
+        pictures = loaded.pictures
         sample.pictures = len(pictures)
         sample.thumbnails = [thumbnail_url(picture, _THUMBNAIL) for picture in pictures] if index in shown else []
     except RecordError as error:

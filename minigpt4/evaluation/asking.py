@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from minigpt4.common.errors import UserError, first_line
 from minigpt4.conversation.conversation import Conversation, Part, Turn, spaced
-from minigpt4.datasets.formats.records.record import Record
 from minigpt4.evaluation.benchmark import Benchmark, Question
 from minigpt4.inference.engine import Engine, Processor
 from minigpt4.inference.ranking import rank
@@ -164,13 +163,11 @@ def answers_to(
 
 def conversation_of(question: Question, images: Sequence[Part], videos: Sequence[Sequence[Part]]) -> Conversation:
     """The dialogue that asks a question; `videos` are the pictures of each."""
-    if not question.placed:
+    if question.dialogue is None:
         shown = [*images, *(picture for video in videos for picture in video)]
         return Conversation([Turn(spaced([*shown, question.prompt]))])
-    texts, answers = zip(*question.earlier, (question.prompt, ""), strict=True)
-    conversation = Record(list(texts), list(answers)).conversation(list(texts), images, videos)
-    conversation.turns[-1].answer = None
-    return conversation
+    pictures, frames = iter(images), iter(videos)
+    return question.dialogue.showing(lambda file: next(frames) if file.video else [next(pictures)])
 
 
 def _answers(

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from minigpt4.common.errors import UserError, closest, did_you_mean
 from minigpt4.common.registry import registry
 from minigpt4.config.schema import EvaluationDatasetConfig
+from minigpt4.conversation.conversation import Conversation
 from minigpt4.evaluation.source import Source
 
 Prediction = str | int  # an answer's text, or the number of the chosen candidate of a question that has `choices`
@@ -25,15 +26,13 @@ class Question:
     """One question, ready to be asked.
 
     Attributes:
-        prompt: the text that is sent, behind the pictures and videos. Whatever it says, it shows no picture, unless it
-            is `placed`.
+        prompt: the text that is sent, behind the pictures and videos. Whatever it says, it shows no picture.
         pictures: files, or the bytes of one.
         reference: what the answer is compared with; JSON can hold it.
         choices: candidates, for a ranking.
         tags: what scores and filters group by, such as {"type": ..., "split": ...}.
-        earlier: turns before this one, (question, answer) each.
-        placed: earlier questions and the prompt hold a placeholder for each picture and video, in the order of those:
-            `<Img><ImageHere></Img>`, `<video>`. Only of records of `own` data that put them among their words.
+        dialogue: what is sent instead of that, where turns come before or pictures stand among the words: the pictures
+            and videos in the places of its `File`s, in the same order. `prompt` then is its last question for people.
         aliases: other ids under which predictions may name it.
         place: the file and the record that it comes from, for errors.
     """
@@ -45,8 +44,7 @@ class Question:
     choices: tuple[str, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     videos: tuple[Path, ...] = ()
-    earlier: tuple[tuple[str, str], ...] = ()
-    placed: bool = False
+    dialogue: Conversation | None = None
     aliases: tuple[str, ...] = ()
     place: str = ""
 

@@ -8,13 +8,12 @@ from typing import Any, TypeVar
 from minigpt4.common.errors import UserError, prefixed
 from minigpt4.common.limits import MAX_TEXT, MAX_TURNS
 from minigpt4.conversation.conversation import Turn, joined
-from minigpt4.conversation.prompter import IMAGE_PLACEHOLDER
+from minigpt4.conversation.prompter import TAGGED_PLACEHOLDER
 from minigpt4.inference.pictures import Picture, Reader, in_this_process
 from minigpt4.processors.picture_file import PixelBudget
 
 T = TypeVar("T")
 _VERSION = 2
-_PLACE = re.compile(f"(?:<Img>)?{IMAGE_PLACEHOLDER}(?:</Img>)?")  # of a picture in a question of version 1
 
 
 def check_size(turns: Sequence[tuple[str, str]]) -> None:
@@ -113,9 +112,9 @@ def _parts(saved: Any) -> tuple[list[Any], str | None]:
 
 
 def _version_1(question: str, urls: list[str]) -> list[Any]:
-    first, *texts = _PLACE.split(question)
+    first, *texts = re.split(TAGGED_PLACEHOLDER, question)
     if len(texts) != len(urls):
-        raise UserError(f"{len(texts)} {IMAGE_PLACEHOLDER} but {len(urls)} pictures. Give each its own.")
+        raise UserError(f"{len(texts)} <ImageHere> but {len(urls)} pictures. Give each its own.")
     return [first, *(part for url, text in zip(urls, texts, strict=True) for part in ({"picture": url}, text))]
 
 

@@ -218,7 +218,7 @@ def test_a_template_that_refuses_a_dialogue_is_named(prompter, tokenizer):
     tokenizer.chat_template = "{{ raise_exception('no pictures, please') }}"
     with pytest.raises(UserError, match=r"model.conversation: .* refuses the dialogue \(no pictures, please\)"):
         text_of(prompter("tokenizer"), Turn(["hi"]))
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content.replace('<picture 0>', '') }}{% endfor %}"
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content[1:] }}{% endfor %}"
     with pytest.raises(UserError, match=r"model.conversation: .* refuses the dialogue \(it drops a picture\)"):
         text_of(prompter("tokenizer"), Turn([PICTURE, "hi"]))
 
@@ -226,10 +226,10 @@ def test_a_template_that_refuses_a_dialogue_is_named(prompter, tokenizer):
 def test_pictures_keep_their_places_whatever_is_said(prompter, tokenizer):
     """The tokenizer's own template renders text alone, in which something must stand for the pictures."""
     tokenizer.chat_template = CHATML
-    said = "<picture 0><picture 1>"
+    said = "\ue000\ue001"
     pictures = [object(), object()]
     turns = [Turn([said, pictures[0], said], said), Turn([pictures[1]])]
-    parts = prompter("tokenizer").read(Conversation(turns, system="<picture 2>"))
+    parts = prompter("tokenizer").read(Conversation(turns, system="\ue002"))
     assert [part for part in parts if not isinstance(part, str)] == pictures
     texts = [part for part in parts if isinstance(part, str)]
-    assert texts[0] == f"<system><picture 2><end><user>{said}<Img>" and texts[2] == "</Img><end><assistant>"
+    assert texts[0] == f"<system>\ue002<end><user>{said}<Img>" and texts[2] == "</Img><end><assistant>"

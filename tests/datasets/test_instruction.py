@@ -9,7 +9,7 @@ from PIL import Image
 from minigpt4.common.errors import UserError
 from minigpt4.common.registry import registry
 from minigpt4.config.schema import BuildInfo, DatasetConfig, ProcessorConfig, ProcessorsConfig
-from minigpt4.conversation.conversation import Conversation
+from minigpt4.conversation.conversation import Conversation, joined
 from minigpt4.conversation.prompter import IMAGE_ROW
 from tests.batches import batch_of
 
@@ -45,7 +45,7 @@ def build(tmp_path):
 def shown(own: Conversation) -> list[list]:
     """The questions' parts, with None in the places of pictures [3, 28, 28]."""
     assert all(picture.shape == (3, 28, 28) for picture in own.pictures)
-    return [[part if isinstance(part, str) else None for part in turn.question if part != ""] for turn in own.turns]
+    return [[part if isinstance(part, str) else None for part in joined(turn.question)] for turn in own.turns]
 
 
 @pytest.mark.parametrize("name", ["instruction", "minigpt4_instruction", "llava_instruction"])
@@ -77,11 +77,13 @@ def test_a_record_that_cant_be_used_is_named_when_it_is_drawn(build):
         dataset[4]
     with pytest.raises(UserError, match="x.json: record f: unknown format"):
         dataset[5]
-    with pytest.raises(UserError, match="record b: placeholder mismatch: images named: 1") as raised:
-        build(prompt="<ImageHere>")[1]  # of the processor, in front of each question
+    with pytest.raises(UserError, match="record b: placeholder mismatch: its text processor cuts off") as raised:
+        build(max_words=2)[1]
     assert type(raised.value) is UserError  # a worker process can send it
 
 
-def test_a_processor_rewrites_questions_before_pictures_are_placed(build):
+def test_a_processor_rewrites_words_and_pictures_stay(build):
     assert shown(build(max_words=3)[3]["conversation"]) == [["What is two"]]
     assert shown(build(prompt="Q: ")[2]["conversation"]) == [[None, " ", None, " Q: Which?"]]
+    # among the words a picture keeps its place, and what a processor writes is never one
+    assert shown(build(prompt="<image> ")[1]["conversation"]) == [["<image> Look at ", None, "."], ["<image> Why?"]]

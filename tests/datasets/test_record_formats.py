@@ -12,6 +12,7 @@ from PIL import Image
 
 from minigpt4.common.registry import registry
 from minigpt4.config.schema import BuildInfo, DatasetConfig, ProcessorConfig, ProcessorsConfig
+from minigpt4.conversation.conversation import Conversation, Turn
 from minigpt4.datasets.formats.records import RecordError, parse_record
 from tests.batches import batch_of
 
@@ -199,12 +200,13 @@ def test_validate_data_says_which_format_it_took_each_for(folder, minigpt4):
 
 def test_what_is_left_out_and_what_is_not():
     welcome = parse_record({"conversations": llava("Welcome.", "Hi.", "Hello.", roles=("gpt", "human"))})
-    assert (welcome.questions, welcome.answers, welcome.dropped) == (["Hi."], ["Hello."], 1)
+    assert welcome.conversation == Conversation([Turn(["Hi."], "Hello.")]) and welcome.dropped == 1
     system = [{"role": "system", "content": "Say hello."}, {"role": "assistant", "content": "Hello."}]
-    assert parse_record({"messages": system}).questions == ["Say hello."]  # somebody asked
+    assert parse_record({"messages": system}).conversation.turns[0].words == "Say hello."  # somebody asked
     later = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yes?"}]
     greeted = parse_record({"messages": system + later})
-    assert (greeted.questions, greeted.answers, greeted.dropped) == (["Say hello.\nHi."], ["Yes?"], 1)
+    (turn,) = greeted.conversation.turns
+    assert (turn.words, turn.answer, greeted.dropped) == ("Say hello.\nHi.", "Yes?", 1)
     with pytest.raises(RecordError, match="turns: an answer without a question"):
         parse_record({"messages": said("a", "b") + said("", "c")[1:]})
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from minigpt4.common.errors import UserError
-from minigpt4.conversation.prompter import IMAGE_PLACEHOLDER
+from minigpt4.conversation.conversation import Conversation, Turn, joined
 from minigpt4.datasets.formats.records import (
-    Record,
+    File,
     RecordError,
     image_folder,
     load_pictures,
@@ -27,7 +27,14 @@ from minigpt4.datasets.formats.records import (
 from minigpt4.processors.picture_file import open_image
 from minigpt4.processors.video import open_video
 
-IMAGE = "<Img><ImageHere></Img>"  # as questions of records are rewritten
+IMAGE = "<Img><ImageHere></Img>"  # as the original writes a picture
+
+
+def said(record) -> list[tuple[list, str]]:
+    """Questions, as texts and files, and answers."""
+    return [(joined(turn.question), turn.answer) for turn in record.conversation.turns]
+
+
 WORDS = st.text(st.characters(exclude_characters="<", exclude_categories=["Cs"]), max_size=20)
 ANSWERS = WORDS.filter(str.strip)
 TURNS = st.lists(st.tuples(WORDS, ANSWERS), min_size=1, max_size=4)
@@ -51,12 +58,11 @@ def test_formats_that_say_the_same_agree(turns, files):
         for role, text in (("user", q), ("assistant", a))
     ]
     messages[0]["content"] = [*parts, {"type": "text", "text": questions[0]}]
-    expected = Record([" ".join([IMAGE] * len(files) + questions[:1]), *questions[1:]], answers, files)
-    assert parse_record({"images": files, "conversations": conversations}) == expected
-    assert parse_record({"messages": messages}) == expected
-    plain = parse_record({"images": files, "instruction": questions, "output": answers})
-    assert plain == Record(questions, answers, files)
-    assert plain.placed(plain.questions) == expected.questions
+    first = joined([*(part for file in files for part in (File(file), " ")), questions[0]])
+    expected = list(zip([first, *([q] if q else [] for q in questions[1:])], answers, strict=True))
+    assert said(parse_record({"images": files, "conversations": conversations})) == expected
+    assert said(parse_record({"messages": messages})) == expected
+    assert said(parse_record({"images": files, "instruction": questions, "output": answers})) == expected
 
 
 JSON = st.recursive(
@@ -81,9 +87,8 @@ def test_whatever_a_file_holds_is_a_record_or_an_error_in_words(raw):
     except RecordError as error:
         assert error.kind in {"unknown format", "turns", "empty answer", "placeholder mismatch"}
         return
-    text = "".join(record.placed(record.questions))
-    assert (text.count(IMAGE_PLACEHOLDER), text.count("<video>")) == (len(record.images), len(record.videos))
-    assert len(record.questions) == len(record.answers) > 0
+    assert all(isinstance(file, File) and file.name for file in record.conversation.pictures)
+    assert record.conversation.turns and all(turn.question and turn.answer for turn in record.conversation.turns)
 
 
 def conversation(*turns: str, **media) -> dict:
@@ -94,17 +99,23 @@ def conversation(*turns: str, **media) -> dict:
 
 def test_placeholders_stay_where_they_are():
     record = parse_record(conversation("Is <image>\nlike\n<image>?", "No.", images=["a", "b"]))
-    assert record.questions == [f"Is {IMAGE} like\n{IMAGE}?"]
-    own = parse_record({"image": "a", "instruction": f"See {IMAGE}\nWhat?", "output": "x"})
-    assert own.placed(own.questions) == [f"See {IMAGE}\nWhat?"]
+    assert said(record) == [(["Is ", File("a"), " like\n", File("b"), "?"], "No.")]
+    for marker in (IMAGE, "<ImageHere>"):
+        own = parse_record({"image": "a", "instruction": f"See {marker}\nWhat?", "output": "x"})
+        assert said(own) == [(["See ", File("a"), "\nWhat?"], "x")]
     later = parse_record(conversation("Hello.", "Hi.", "<image>\nWhat?", "A dog.", image="a"))
-    assert later.questions == ["Hello.", f"{IMAGE} What?"]
+    assert said(later) == [(["Hello."], "Hi."), ([File("a"), " What?"], "A dog.")]
+
+
+def test_a_picture_shown_again_with_each_question_is_shown_once():
+    again = parse_record(conversation("<image>\nA?", "a", "<image>\nB?", "b", "C? <image>", "c", image="x"))
+    assert said(again) == [([File("x"), " A?"], "a"), (["B?"], "b"), (["C?"], "c")]
 
 
 def test_the_systems_words_and_questions_in_a_row_are_one_question():
-    said = [("system", "Be brief."), ("user", "Hm."), ("user", "What?"), ("assistant", "x")]
-    record = parse_record({"messages": [{"role": role, "content": text} for role, text in said]})
-    assert record == Record(["Be brief.\nHm.\nWhat?"], ["x"])
+    roles = [("system", "Be brief."), ("user", "Hm."), ("user", "What?"), ("assistant", "x")]
+    record = parse_record({"messages": [{"role": role, "content": text} for role, text in roles]})
+    assert said(record) == [(["Be brief.\nHm.\nWhat?"], "x")]
 
 
 def test_parts_of_messages():
@@ -116,13 +127,14 @@ def test_parts_of_messages():
     ]
     answer = {"role": "assistant", "content": [{"type": "text", "text": "They differ."}]}
     record = parse_record({"messages": [{"role": "user", "content": parts}, answer]})
-    assert record == Record([f"Compare {IMAGE} {IMAGE} <video>"], ["They differ."], ["a.jpg", "b.jpg"], ["c.mp4"])
+    question = ["Compare ", File("a.jpg"), " ", File("b.jpg"), " ", File("c.mp4", video=True)]
+    assert said(record) == [(question, "They differ.")]
 
 
 def test_llava_writes_image_for_a_video_too():
     for marker in ("<image>", "<video>"):
         record = parse_record(conversation(f"{marker}\nWhat?", "x", video="a.mp4"))
-        assert record == Record(["<video> What?"], ["x"], [], ["a.mp4"])
+        assert said(record) == [([File("a.mp4", video=True), " What?"], "x")]
 
 
 SAID = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -141,19 +153,22 @@ SAID = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         ({"instruction": [], "output": []}, "turns: no turns"),
         ({"instruction": "a", "output": 3}, "turns: expected a text, found 3"),
         ({"instruction": "a", "output": " \n"}, "empty answer: the answer of turn 1"),
-        ({"image": "a", "instruction": "<image><image>", "output": "b"}, "images named: 1, <ImageHere> .*: 2"),
-        ({"instruction": "<image> a", "output": "b"}, "images named: 0, <ImageHere> .*: 1"),
-        ({"videos": ["a", "b"], "instruction": "<video>", "output": "b"}, "videos named: 2, <video> .*: 1"),
+        ({"image": "a", "instruction": "<image><image>", "output": "b"}, "images named: 1, shown .*: 2"),
+        ({"instruction": "<image> a", "output": "b"}, "images named: 0, shown .*: 1"),
+        ({"videos": ["a", "b"], "instruction": "<video>", "output": "b"}, "videos named: 2, shown .*: 1"),
         ({"image": "a", "instruction": "a", "output": "<ImageHere>"}, "an answer holds a placeholder"),
         (conversation("a"), "turns: the last question has no answer"),
         ({"conversations": [{"from": "gpt", "value": "a"}]}, "turns: an answer without a question"),
         ({"conversations": [{"from": "robot", "value": "a"}]}, "turns: 'from' is 'robot'; known: system, human"),
         ({"conversations": "a"}, "unknown format: expected a list of objects, found 'a'"),
         ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "a part of type 'audio'; known: text"),
-        ({"messages": [{"role": "user", "content": [{"type": "image", "url": "a"}]}], "image": "x"}, "Do one of both"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image", "url": "a"}]}, SAID[1]], "image": "x"},
+            "Do one of both",
+        ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image"}]}, SAID[1]]},
-            "images named: 0, <ImageHere> .*: 1",
+            "images named: 0, shown .*: 1",
         ),
         ({"instruction": "a", "output": "half \ud83d"}, r"unreadable text: .* half there .*: 'half \\ud83d'"),
         ({"query": "a", "response": "b", "history": ["a"]}, "turns: 'history' is .* expected .*question, answer"),
@@ -241,17 +256,21 @@ def folder(tmp_path):
     return tmp_path
 
 
-def load(folder, question: str, n_frms: int = 4, **media):
-    record = Record([question], ["x"], **media)
-    pictures = load_pictures(record, folder, open_image, partial(open_video, n_frms=n_frms))
-    return record.conversation(record.placed(record.questions), *pictures)
+def load(folder, *question, n_frms: int = 4):
+    """Reads the files of a question; without words they stand before "What?"."""
+    parts = [*question, "What?"] if all(isinstance(part, File) for part in question) else list(question)
+    own = Conversation([Turn(parts, "x")])
+    return load_pictures(own, folder, open_image, partial(open_video, n_frms=n_frms))
+
+
+def video(name: str) -> File:
+    return File(name, video=True)
 
 
 def test_pictures_come_in_the_order_of_appearance(folder):
     url = "data:image/png;base64," + base64.b64encode((folder / "1.png").read_bytes()).decode()
     absolute = (folder / "2.png").as_uri()
-    question = f"{IMAGE} then <video> then {IMAGE}{IMAGE}"
-    own = load(folder, question, images=["0.png", url, absolute], videos=["v.avi"])
+    own = load(folder, File("0.png"), " then ", video("v.avi"), " then ", File(url), File(absolute))
     shown = "".join(part if isinstance(part, str) else IMAGE for part in own.turns[0].question)
     assert shown == f"{IMAGE} then {' '.join([IMAGE] * 4)} then {IMAGE}{IMAGE}"
     reds = [picture.getpixel((0, 0))[0] for picture in own.pictures]
@@ -259,45 +278,45 @@ def test_pictures_come_in_the_order_of_appearance(folder):
 
 
 def test_a_video_of_fewer_frames_gives_all_of_them(folder):
-    assert len(load(folder, "What?", n_frms=64, videos=["v.avi"]).pictures) == 10
+    assert len(load(folder, video("v.avi"), n_frms=64).pictures) == 10
     url = "data:video/avi;base64," + base64.b64encode((folder / "v.avi").read_bytes()).decode()
-    assert len(load(folder, "What?", videos=[url]).pictures) == 4
+    assert len(load(folder, video(url)).pictures) == 4
 
 
 @pytest.mark.parametrize(
-    ("media", "message"),
+    ("file", "message"),
     [
-        ({"images": ["9.png"]}, "missing file: .*9.png' does not exist"),
-        ({"images": ["http://x.org/1.png"]}, "missing file: 'http://x.org/1.png' is not on this machine"),
-        ({"images": ["bad.png"]}, "unreadable image: .*bad.png can't be read as a picture"),
-        ({"images": ["data:image/png;base64,eA=="]}, "unreadable image: this can't be read as a picture"),
-        ({"images": ["data:nothing"]}, "unreadable image: 'data:nothing'"),
+        (File("9.png"), "missing file: .*9.png' does not exist"),
+        (File("http://x.org/1.png"), "missing file: 'http://x.org/1.png' is not on this machine"),
+        (File("bad.png"), "unreadable image: .*bad.png can't be read as a picture"),
+        (File("data:image/png;base64,eA=="), "unreadable image: this can't be read as a picture"),
+        (File("data:nothing"), "unreadable image: 'data:nothing'"),
         (
-            {"images": ["C:\\images\\0.png"]},
+            File("C:\\images\\0.png"),
             "missing file: 'C:.*0.png' is a path of another machine. Write it relative",
         ),
-        ({"images": ["\\\\server\\0.png"]}, "missing file: '.*0.png' is a path of another machine"),
-        ({"images": ["images\\9.png"]}, "missing file: .*9.png' does not exist"),
-        ({"images": ["\0"]}, "file|image"),
-        ({"images": ["x" * 5000]}, "file|image"),
-        ({"videos": ["9.avi"]}, "missing file: .*9.avi"),
-        ({"videos": ["0.png.txt"]}, "missing file"),
-        ({"videos": ["bad.avi"]}, "unreadable video: .*bad.avi can't be read as a video"),
+        (File("\\\\server\\0.png"), "missing file: '.*0.png' is a path of another machine"),
+        (File("images\\9.png"), "missing file: .*9.png' does not exist"),
+        (File("\0"), "file|image"),
+        (File("x" * 5000), "file|image"),
+        (video("9.avi"), "missing file: .*9.avi"),
+        (video("0.png.txt"), "missing file"),
+        (video("bad.avi"), "unreadable video: .*bad.avi can't be read as a video"),
     ],
 )
-def test_files_that_cant_be_opened(media, message, folder):
+def test_files_that_cant_be_opened(file, message, folder):
     with pytest.raises(RecordError, match=message):
-        load(folder, "What?", **media)
+        load(folder, file)
 
 
 def test_windows_separators(folder):
     (folder / "sub").mkdir()
     (folder / "1.png").rename(folder / "sub" / "1.png")
-    assert load(folder, "What?", images=["sub\\1.png"]).pictures[0].getpixel((0, 0)) == (80, 0, 0)
+    assert load(folder, File("sub\\1.png")).pictures[0].getpixel((0, 0)) == (80, 0, 0)
 
 
 def test_pictures_within_parquet(folder):
     image = {"bytes": (folder / "1.png").read_bytes(), "path": "elsewhere.png"}
     record = parse_record({"image": image, "instruction": "What?", "output": "x"})
-    (picture,), videos = load_pictures(record, folder, open_image, open_video)
-    assert picture.getpixel((0, 0)) == (80, 0, 0) and not videos
+    (picture,) = load_pictures(record.conversation, folder, open_image, open_video).pictures
+    assert picture.getpixel((0, 0)) == (80, 0, 0)

@@ -7,6 +7,7 @@ from PIL import Image
 
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import Conversation, Turn
+from minigpt4.datasets.formats.records import File
 from minigpt4.evaluation.asking import Shown, adjacent, answers_to, asked, conversation_of, shuffled
 from minigpt4.evaluation.benchmark import Benchmark, Question
 from minigpt4.inference.ranking import rank
@@ -71,10 +72,10 @@ def test_bytes_several_pictures_and_none(parity_engine, pictures):
 
 
 def test_earlier_turns_and_pictures_among_the_words():
-    picture = "<Img><ImageHere></Img>"
-    question = Question("x", f"and {picture} <video>?", earlier=((f"see {picture}", "yes"),), placed=True)
+    turns = [Turn(["see ", File("a")], "yes"), Turn(["and ", File("b"), " ", File("c", video=True), "?"])]
+    question = Question("x", "and <image> <video>?", dialogue=Conversation(turns))
     first, last = conversation_of(question, [1, 2], [[3, 4]]).turns
-    assert (first.question, first.answer) == (["see ", 1, ""], "yes") and last.answer is None
+    assert (first.question, first.answer) == (["see ", 1], "yes") and last.answer is None
     assert last.question == ["and ", 2, " ", 3, " ", 4, "?"]
 
 

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from minigpt4.common.errors import UserError
+from minigpt4.conversation.conversation import joined
+from minigpt4.datasets.formats.records import File
 from tests.evaluation import load, write_lines
 
 QUESTIONS = [
@@ -87,7 +89,6 @@ def test_choices_that_are_not_ranked_are_shown(tmp_path):
 
 
 def test_records_of_training(tmp_path):
-    marked = "<Img><ImageHere></Img>"
     rows = [
         {"image": "a", "conversations": [{"from": "user", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "X"}]},
         {"image": "a.png", "question": "<image>\nWhat is it?", "answer": "X"},
@@ -96,10 +97,12 @@ def test_records_of_training(tmp_path):
         {"image": "a.png", "question": ["One?", "Two?"], "answer": ["1", "2"]},
     ]  # fmt: skip
     one, pair, two, among, turns = own(tmp_path, rows).questions
-    assert [q.prompt for q in (one, pair, two)] == ["What?", "What is it?", "Which?"] and not one.placed
+    assert [q.prompt for q in (one, pair, two)] == ["What?", "What is it?", "Which?"] and not one.dialogue
     assert two.pictures == (tmp_path / "a.png", tmp_path / "b.png") and two.tags == {"type": "t"}
-    assert among.placed and among.prompt == f"Is {marked} like {marked}?"
-    assert turns.placed and turns.earlier == ((f"{marked} One?", "1"),)
+    assert among.prompt == "Is <image> like <image>?"
+    assert among.dialogue.turns[0].question == ["Is ", File("a.png"), " like ", File("b.png"), "?"]
+    assert [turn.answer for turn in turns.dialogue.turns] == ["1", None]
+    assert joined(turns.dialogue.turns[0].question) == [File("a.png"), " One?"]
     assert (turns.prompt, turns.reference) == ("Two?", ["2"])
     assert own(tmp_path, rows).score({f"#{i}": "x" for i in range(5)}).scores == {"all": 0.75, "overall": 0.8, "t": 1}
 

@@ -38,11 +38,10 @@ class InstructionDataset(Dataset):
         raw = self.records[index]
         name = record_id(raw, index)
         with prefixed(f"{self.file}: record {name}: "):
-            record = parse_record(raw)
-            questions = record.placed([self.text_processor(question) for question in record.questions])
+            conversation = parse_record(raw).processed(self.text_processor)
             image = partial(self.vis_processor.load, reduced=self.reduced)
-            pictures = load_pictures(record, self.images, image, self._frames)
-        return {"conversation": record.conversation(questions, *pictures), "image_id": name}
+            conversation = load_pictures(conversation, self.images, image, self._frames)
+        return {"conversation": conversation, "image_id": name}
 
     def _frames(self, file: Path | BinaryIO) -> list[Tensor]:
         return [self.vis_processor(frame) for frame in open_video(file, self.n_frms)]

@@ -1,14 +1,16 @@
 """Questions and answers of one's own: a benchmark without code."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 from minigpt4.common.errors import UserError
 from minigpt4.common.registry import registry
+from minigpt4.conversation.conversation import Conversation, Turn, rewritten
 from minigpt4.datasets.formats.records import RecordError, image_folder, parse_record, read_records, record_id
-from minigpt4.datasets.formats.records.record import IMAGE, VIDEO
+from minigpt4.datasets.formats.records.record import split_leading
 from minigpt4.evaluation.benchmark import Benchmark, Judged, Prediction, Question, Scorer, Scores
 from minigpt4.evaluation.judging import Rule, by_tag, judge
 from minigpt4.evaluation.metrics.exact import chosen, exact_match
@@ -78,23 +80,26 @@ def _record(row: Row, key: str, folder: Path, template: str) -> Question:
     """A record as training reads it. Pictures that do not simply come first stay where its words have them."""
     try:
         record = parse_record(row.data)
-        questions = record.placed(record.questions)
     except RecordError as error:
         raise UserError(f"{row.place}: {error}") from None
-    first = " ".join([IMAGE] * len(record.images) + [VIDEO] * len(record.videos))
-    rest = questions[-1].removeprefix(first).lstrip(" ")
-    placed = len(questions) > 1 or not questions[-1].startswith(first) or "<ImageHere>" in rest or VIDEO in rest
-    return Question(
+    *earlier, last = record.conversation.turns
+    files = record.conversation.pictures
+    named = Question(
         key,
-        template.format(question=questions[-1] if placed else rest, choices=""),
-        tuple(_picture(name, folder) for name in record.images),
-        [record.answers[-1]],
+        "",
+        tuple(_picture(file.name, folder) for file in files if not file.video),
+        [last.answer],
         tags={"type": _type(row)},
-        videos=tuple(folder / name for name in record.videos),
-        earlier=tuple(zip(questions[:-1], record.answers[:-1], strict=True)),
-        placed=placed,
+        videos=tuple(folder / file.name for file in files if file.video),
         place=row.place,
     )
+    shown, words = split_leading(last.question)
+    first = [part for part in shown if not isinstance(part, str)]
+    if not earlier and first == sorted(files, key=lambda file: file.video):
+        return replace(named, prompt=template.format(question="".join(words), choices=""))
+    asked = Turn(rewritten(last.question, lambda text: template.format(question=text, choices="")))
+    texts = (p if isinstance(p, str) else "<video>" if p.video else "<image>" for p in asked.question)
+    return replace(named, prompt="".join(texts), dialogue=Conversation([*earlier, asked]))
 
 
 def _type(row: Row) -> str:

@@ -2,6 +2,15 @@
 
 from minigpt4.datasets.formats.records.files import image_folder, load_pictures, read_records, record_id
 from minigpt4.datasets.formats.records.parse import parse_record
-from minigpt4.datasets.formats.records.record import Record, RecordError
+from minigpt4.datasets.formats.records.record import File, Record, RecordError
 
-__all__ = ["Record", "RecordError", "image_folder", "load_pictures", "parse_record", "read_records", "record_id"]
+__all__ = [
+    "File",
+    "Record",
+    "RecordError",
+    "image_folder",
+    "load_pictures",
+    "parse_record",
+    "read_records",
+    "record_id",
+]

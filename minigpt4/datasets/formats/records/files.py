@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname, urlopen
 
 from minigpt4.common.errors import UserError, first_line
-from minigpt4.datasets.formats.records.record import Record, RecordError, short
+from minigpt4.conversation.conversation import Conversation
+from minigpt4.datasets.formats.records.record import File, RecordError, short
 
 _Read = Callable[[Path | BinaryIO], Any]
 
@@ -83,22 +84,24 @@ def image_folder(file: str | Path, images: str | None) -> Path:
     return Path(images) if images else beside if beside.is_dir() else Path(file).parent
 
 
-def load_pictures(record: Record, folder: Path, image: _Read, video: _Read) -> tuple[list[Any], list[Any]]:
-    """Reads a record's images and videos.
+def load_pictures(conversation: Conversation, folder: Path, image: _Read, video: _Read) -> Conversation:
+    """Reads the pictures and videos of a record's conversation.
 
     Args:
         folder: where file names begin.
-        image: reads an image.
+        image: reads a picture.
         video: reads a list of pictures.
-
-    Returns:
-        What was read of each image, and of each video.
 
     Raises:
         RecordError: a file is missing or can't be read.
     """
-    images = [_load(name, folder, "unreadable image", image) for name in record.images]
-    return images, [_load(name, folder, "unreadable video", video) for name in record.videos]
+
+    def pictures_of(file: File) -> list[Any]:
+        if file.video:
+            return _load(file.name, folder, "unreadable video", video)
+        return [_load(file.name, folder, "unreadable image", image)]
+
+    return conversation.showing(pictures_of)
 
 
 def _load(name: str, folder: Path, kind: str, read: _Read) -> Any:

@@ -10,11 +10,11 @@ caption or text, beside a picture
 
 import base64
 import re
-from dataclasses import dataclass, field
 from typing import Any
 
-from minigpt4.conversation.prompter import IMAGE_PLACEHOLDER
-from minigpt4.datasets.formats.records.record import IMAGE, VIDEO, Record, RecordError, short
+from minigpt4.conversation.conversation import Conversation, Part, Turn, rewritten
+from minigpt4.conversation.prompter import TAGGED_PLACEHOLDER
+from minigpt4.datasets.formats.records.record import File, Record, RecordError, short
 
 _LISTS = ("messages", "conversations")
 _PAIRS = {"instruction": "output", "query": "response", "question": "answer"}
@@ -22,25 +22,12 @@ _CAPTIONS = ("caption", "text")
 _KNOWN = "; ".join([*_LISTS, *map(", ".join, _PAIRS.items()), "image, caption"])
 _ROLES = {"system": "system"} | dict.fromkeys(("human", "user"), "user")
 _ROLES |= dict.fromkeys(("gpt", "assistant", "bot", "chatgpt", "model"), "assistant")
-_NAMED = "<img>(.+?)</img>"  # Qwen-VL's
+# LLaVA's, and Qwen-VL's, which names its file: a line break behind it is the space that a chat writes; the original's
+_PLACE = re.compile(
+    rf"(?:<(?P<kind>image|video)>|<img>(?P<name>.+?)</img>)(?P<space>[ \n]?)|{TAGGED_PLACEHOLDER}(?P<blank> ?)"
+)
 _SHOWN = 10  # keys that an error names
-
-
-@dataclass
-class Parsed:
-    """What a record says.
-
-    Attributes:
-        format: the keys by which it was known.
-        turns: ("system", "user" or "assistant", what should be text). Pictures that are named
-            within a turn have left a placeholder.
-        images, videos: file names and data: URLs, in the order of their places.
-    """
-
-    format: str
-    turns: list[tuple[str, Any]]
-    images: list[str] = field(default_factory=list)
-    videos: list[str] = field(default_factory=list)
+Roles = list[tuple[str, Any]]  # "system", "user" or "assistant", and what should be text, or a list of parts
 
 
 def parse_record(raw: Any) -> Record:
@@ -53,104 +40,145 @@ def parse_record(raw: Any) -> Record:
         raise RecordError(raw.kind, raw.detail)
     if not isinstance(raw, dict):
         raise _unknown(f"expected an object, found {short(raw)}")
-    # Parquet fills what a record lacks
-    parsed = _read({key: value for key, value in raw.items() if value is not None})
-    record = Record([], [], parsed.images, parsed.videos, parsed.format)
-    _add_turns(record, parsed.turns)
-    for marker, files in ((f"(<Img>)?{IMAGE_PLACEHOLDER}(</Img>)?", record.images), (VIDEO, record.videos)):
-        if len(files) == 1:
-            record.questions = _once(marker, record.questions)
-    record.placed(record.questions)
-    return record
+    raw = {key: value for key, value in raw.items() if value is not None}  # Parquet fills what a record lacks
+    files = [
+        File(name, key == "video")
+        for key in ("image", "video")
+        for name in _files(raw.get(key)) + _files(raw.get(f"{key}s"))
+    ]
+    known, roles = _read(raw, bool(files))
+    turns, dropped = _turns(roles)
+    _place([turn.question for turn in turns], files)
+    return Record(Conversation(turns), known, dropped)
 
 
-def _add_turns(record: Record, turns: list[tuple[str, Any]]) -> None:
-    """Pairs questions and answers. What is said before an answer, the system's words too, is one question."""
-    asked: list[str] = []
-    greets = any(role == "user" for role, _ in turns)  # else the system's words may be the question
-    for role, text in turns:
-        greets &= role != "user"
-        if role == "assistant" and not record.questions and (greets or not asked):
-            record.dropped += 1  # nobody asked
-            continue
-        _check_text(text)
-        if role != "assistant":
-            asked.append(_canonical(text, record))
-        elif not asked:
-            raise RecordError("turns", "an answer without a question")
-        elif not text.strip():
-            raise RecordError("empty answer", f"the answer of turn {len(record.questions) + 1} is empty")
-        elif any(marker in text for marker in (IMAGE_PLACEHOLDER, "<image>", VIDEO)):
-            raise RecordError("placeholder mismatch", "an answer holds a placeholder; only questions show pictures")
-        else:
-            record.questions.append("\n".join(asked))
-            record.answers.append(text)
-            asked = []
-    if asked or not record.answers:
-        problem = "the last question has no answer" if asked else "an answer without a question"
-        raise RecordError("turns", problem if turns else "no turns")
-
-
-def _check_text(text: Any) -> None:
-    if not isinstance(text, str):
-        raise RecordError("turns", f"expected a text, found {short(text)}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half = text[max(error.start - 20, 0) : error.end]
-        raise RecordError("unreadable text", f"a character is only half there (a lone surrogate): {half!r}") from None
-
-
-def _canonical(text: str, record: Record) -> str:
-    """LLaVA's `<image>` becomes our placeholder, and the line break after it the space that a chat writes."""
-    marker = IMAGE if record.images or not record.videos else VIDEO  # LLaVA-Video writes <image> for its videos too
-    return re.sub("(<image>|<video>)\n", r"\1 ", text).replace("<image>", marker)
-
-
-def _once(marker: str, questions: list[str]) -> list[str]:
-    """Takes the places of the only picture out of all turns but the first that shows it."""
-    shown = [len(re.findall(marker, question)) for question in questions]
-    if sum(shown) < 2 or max(shown) > 1:
-        return questions
-    first = shown.index(1)
-    later = [re.sub(f"{marker} ?", "", question).strip() for question in questions[first + 1 :]]
-    return questions[: first + 1] + later
-
-
-def _read(raw: dict[str, Any]) -> Parsed:
-    """Finds out what a record says, whatever its format.
-
-    Raises:
-        RecordError: none of the formats has its keys, or it does not keep to its format.
-    """
-    images, videos = (_files(raw.get(key)) + _files(raw.get(f"{key}s")) for key in ("image", "video"))
+def _read(raw: dict[str, Any], shows: bool) -> tuple[str, Roles]:
+    """The keys by which a format is known, and what is said in it."""
     lists = [key for key in _LISTS if key in raw]
     pairs = [(question, answer) for question, answer in _PAIRS.items() if question in raw and answer in raw]
-    captions = [key for key in _CAPTIONS if key in raw and (images or videos)]
+    captions = [key for key in _CAPTIONS if key in raw and shows]
     if lists:
-        parsed = Parsed(lists[0], _system(raw) + _listed(raw[lists[0]]))
-    elif pairs:
-        parsed = Parsed(", ".join(pairs[0]), _system(raw) + _history(raw) + _paired(raw, *pairs[0]))
-    elif captions:
-        parsed = Parsed(f"image, {captions[0]}", [("user", ""), ("assistant", raw[captions[0]])])
-    else:
-        raise _unknown(f"it has the keys {', '.join(map(str, list(raw)[:_SHOWN]))}")
-    parsed.turns = [(role, _content(role, content, parsed)) for role, content in parsed.turns]
-    if (images or videos) and (parsed.images or parsed.videos):
+        return lists[0], _system(raw) + _listed(raw[lists[0]])
+    if pairs:
+        return ", ".join(pairs[0]), _system(raw) + _history(raw) + _paired(raw, *pairs[0])
+    if captions:
+        return f"image, {captions[0]}", [("user", ""), ("assistant", raw[captions[0]])]
+    raise _unknown(f"it has the keys {', '.join(map(str, list(raw)[:_SHOWN]))}")
+
+
+def _turns(roles: Roles) -> tuple[list[Turn], int]:
+    """Pairs questions and answers, and counts those that nobody asked for.
+
+    What is said before an answer, the system's words too, is one question.
+    """
+    turns: list[Turn] = []
+    asked: list[Part] = []
+    dropped = 0
+    greets = any(role == "user" for role, _ in roles)  # else the system's words may be the question
+    for role, content in roles:
+        greets &= role != "user"
+        if role == "assistant" and not turns and (greets or not asked):
+            dropped += 1
+            continue
+        parts = _parts(content)
+        if role != "assistant":
+            asked += ["\n", *parts] if asked else parts
+            continue
+        answer = "".join(part for part in parts if isinstance(part, str))
+        if not asked:
+            raise RecordError("turns", "an answer without a question")
+        if any(isinstance(part, File) for part in parts):
+            raise RecordError("placeholder mismatch", "an answer holds a placeholder; only questions show pictures")
+        if not answer.strip():
+            raise RecordError("empty answer", f"the answer of turn {len(turns) + 1} is empty")
+        turns.append(Turn(asked, answer))
+        asked = []
+    if asked or not turns:
+        problem = "the last question has no answer" if asked else "an answer without a question"
+        raise RecordError("turns", problem if roles else "no turns")
+    return turns, dropped
+
+
+def _parts(content: Any) -> list[Part]:
+    """The text of a turn, and a file, with a name or yet without, where it shows one."""
+    if isinstance(content, list):
+        return [part for one in _objects(content) for part in (" ", *_part(one))][1:] or [""]
+    if not isinstance(content, str):
+        raise RecordError("turns", f"expected a text, found {short(content)}")
+    try:
+        content.encode()
+    except UnicodeEncodeError as error:
+        half = content[max(error.start - 20, 0) : error.end]
+        raise RecordError("unreadable text", f"a character is only half there (a lone surrogate): {half!r}") from None
+    parts: list[Part] = []
+    end = 0
+    for found in _PLACE.finditer(content):
+        parts += [content[end : found.start()], File(found["name"] or "", found["kind"] == "video")]
+        parts += [" "] if found["space"] or found["blank"] else []
+        end = found.end()
+    return [*parts, content[end:]]
+
+
+def _part(part: dict[str, Any]) -> list[Part]:
+    """Of a list of parts, one's text, or its file, which may be named beside the turns."""
+    kind = str(part.get("type")).removesuffix("_url").removeprefix("input_").removeprefix("output_")
+    if kind == "text" and isinstance(part.get("text"), str):
+        return _parts(part["text"])
+    if kind in ("image", "video"):
+        values = (part.get(key) for key in (f"{kind}_url", kind, "url", "path"))
+        if len(found := _files(next(filter(None, values), None))) <= 1:
+            return [File("".join(found), kind == "video")]
+    raise RecordError("unknown format", f"a part of type {short(part.get('type'))}; known: text, image_url, video_url")
+
+
+def _place(questions: list[list[Part]], beside: list[File]) -> None:
+    """Puts files that are named beside the questions where these have places for them, or before the first.
+
+    Raises:
+        RecordError: there are more places than files, or fewer.
+    """
+    places = [part for question in questions for part in question if isinstance(part, File)]
+    if not places:
+        questions[0][:0] = [part for file in beside for part in (file, " ")]
+        return
+    named = [file for file in places if file.name]
+    if named and beside:
         raise RecordError("unknown format", "pictures are named within its turns and beside them. Do one of both")
-    parsed.images, parsed.videos = parsed.images or images, parsed.videos or videos
-    return parsed
+    files = named or beside
+    if files and all(file.video for file in files):  # LLaVA-Video writes <image> for its videos too
+        for question in questions:
+            question[:] = [File(part.name, video=True) if isinstance(part, File) else part for part in question]
+    for video, what in ((False, "images"), (True, "videos")):
+        own = [file for file in files if file.video == video]
+        shown = [[i for i, part in enumerate(q) if isinstance(part, File) and part.video == video] for q in questions]
+        if len(own) == 1 and max(map(len, shown)) == 1:  # shown once more with each question
+            first, *later = [number for number, places_ in enumerate(shown) if places_]
+            for number in later:
+                _remove(questions[number], *shown[number])
+            shown = shown[: first + 1]
+        if (written := sum(map(len, shown))) != len(own):
+            raise RecordError("placeholder mismatch", f"{what} named: {len(own)}, shown in its questions: {written}")
+        left = iter(own)
+        for question, at in zip(questions, shown, strict=False):
+            for i in at:
+                question[i] = next(left)
+
+
+def _remove(question: list[Part], place: int) -> None:
+    """Takes a picture out of a question, with the space behind it and those at both ends."""
+    del question[place : place + 2 if question[place + 1 : place + 2] == [" "] else place + 1]
+    question[:] = rewritten(question, str.strip)
 
 
 def _unknown(why: str) -> RecordError:
     return RecordError("unknown format", f"{why}; known: {_KNOWN}")
 
 
-def _system(raw: dict[str, Any]) -> list[tuple[str, Any]]:
+def _system(raw: dict[str, Any]) -> Roles:
     return [("system", raw["system"])] if raw.get("system") else []
 
 
-def _history(raw: dict[str, Any]) -> list[tuple[str, Any]]:
+def _history(raw: dict[str, Any]) -> Roles:
     """Earlier turns, [[question, answer], ...]."""
     history = raw.get("history") or []
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
@@ -158,7 +186,7 @@ def _history(raw: dict[str, Any]) -> list[tuple[str, Any]]:
     return [turn for question, answer in history for turn in (("user", question), ("assistant", answer))]
 
 
-def _paired(raw: dict[str, Any], question: str, answer: str) -> list[tuple[str, Any]]:
+def _paired(raw: dict[str, Any], question: str, answer: str) -> Roles:
     """One question and its answer, or lists of a turn each."""
     questions, answers = (x if isinstance(x, list) else [x] for x in (raw[question], raw[answer]))
     if len(questions) != len(answers):
@@ -168,7 +196,7 @@ def _paired(raw: dict[str, Any], question: str, answer: str) -> list[tuple[str, 
     return turns[:1] + ([("user", own)] if own else []) + turns[1:]
 
 
-def _listed(turns: Any) -> list[tuple[str, Any]]:
+def _listed(turns: Any) -> Roles:
     """Turns with a role each."""
     found = []
     for turn in _objects(turns):
@@ -181,30 +209,6 @@ def _listed(turns: Any) -> list[tuple[str, Any]]:
 
 def _either(turn: dict[str, Any], one: str, other: str) -> str:
     return other if turn.get(one) is None else one  # Parquet fills what a turn lacks
-
-
-def _content(role: str, content: Any, parsed: Parsed) -> Any:
-    """The text of a turn, with a placeholder for each picture that it names: among its parts, or as Qwen-VL does."""
-    if isinstance(content, list):
-        return " ".join(_part(part, parsed) for part in _objects(content))
-    if role == "user" and isinstance(content, str):
-        parsed.images += re.findall(_NAMED, content)
-        return re.sub(_NAMED, "<image>", content)
-    return content
-
-
-def _part(part: dict[str, Any], parsed: Parsed) -> str:
-    """A part's text, or the placeholder of its picture, which may be named beside the turns."""
-    kind = str(part.get("type")).removesuffix("_url").removeprefix("input_").removeprefix("output_")
-    if kind == "text" and isinstance(part.get("text"), str):
-        return part["text"]
-    for known, files, marker in (("image", parsed.images, IMAGE), ("video", parsed.videos, VIDEO)):
-        values = (part.get(key) for key in (f"{known}_url", known, "url", "path"))
-        found = _files(next(filter(None, values), None)) if kind == known else []
-        if kind == known and len(found) <= 1:
-            files += found
-            return marker
-    raise RecordError("unknown format", f"a part of type {short(part.get('type'))}; known: text, image_url, video_url")
 
 
 def _files(value: Any) -> list[str]:

@@ -1,17 +1,11 @@
 """One training conversation, and what may be wrong with it."""
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from minigpt4.common.errors import UserError
-from minigpt4.conversation.conversation import Conversation, Part, Turn
-from minigpt4.conversation.prompter import IMAGE_PLACEHOLDER
-
-IMAGE = "<Img><ImageHere></Img>"  # a picture, as questions of records are rewritten
-VIDEO = "<video>"
-_SHOWN = re.compile(f"((?:<Img>)?{IMAGE_PLACEHOLDER}(?:</Img>)?|{VIDEO})")
+from minigpt4.conversation.conversation import Conversation, Part, Turn, rewritten
 
 
 class RecordError(UserError):
@@ -25,63 +19,52 @@ class RecordError(UserError):
         return f"{self.kind}: {self.detail}"
 
 
+@dataclass(frozen=True)
+class File:
+    """A picture or a video that a record names: a file name or a `data:` URL. It is not opened yet."""
+
+    name: str
+    video: bool = False
+
+
 @dataclass
 class Record:
     """One training conversation.
 
     Attributes:
-        images: file names, or data: URLs; as many as the questions hold `<ImageHere>`, in that order.
-        videos: the same of `<video>`. Where the questions hold neither, all belong in front of the first one.
-        answers: one for each question.
+        conversation: its pictures are `File`s.
         format: the keys by which its format was known.
         dropped: answers before the first question, which are left out.
     """
 
-    questions: list[str]
-    answers: list[str]
-    images: list[str] = field(default_factory=list)
-    videos: list[str] = field(default_factory=list)
-    format: str = field(default="", compare=False)
-    dropped: int = field(default=0, compare=False)
+    conversation: Conversation
+    format: str
+    dropped: int = 0
 
-    def placed(self, questions: list[str]) -> list[str]:
-        """Its questions, perhaps rewritten by a processor, with one placeholder for each image and video.
+    def processed(self, processor: Callable[[str], str]) -> Conversation:
+        """The conversation, with the text of each question, behind pictures that it begins with, as `processor` has it.
 
         Raises:
-            RecordError: they hold another number of placeholders.
+            RecordError: the processor cut off the place of a picture.
         """
-        text = "".join(questions)
-        counts = {IMAGE_PLACEHOLDER: (len(self.images), "images"), VIDEO: (len(self.videos), "videos")}
-        if not any(marker in text for marker in counts):
-            return [" ".join([IMAGE] * len(self.images) + [VIDEO] * len(self.videos) + questions[:1]), *questions[1:]]
-        for marker, (given, what) in counts.items():
-            if (written := text.count(marker)) != given:
-                raise RecordError(
-                    "placeholder mismatch", f"{what} named: {given}, {marker} in its questions: {written}"
-                )
-        return questions
-
-    def conversation(
-        self, questions: list[str], images: Sequence[Part], videos: Sequence[Sequence[Part]]
-    ) -> Conversation:
-        """Its turns, with pictures in their places.
-
-        Args:
-            questions: those of `placed`.
-            images: a picture for each image.
-            videos: pictures for each video.
-        """
-        left_images, left_videos = iter(images), iter(videos)
         turns = []
-        for question, answer in zip(questions, self.answers, strict=True):
-            parts: list[Part] = []
-            for text in _SHOWN.split(question):
-                if text == VIDEO:
-                    parts += [part for picture in next(left_videos) for part in (" ", picture)][1:]
-                else:
-                    parts.append(next(left_images) if IMAGE_PLACEHOLDER in text else text)
-            turns.append(Turn(parts, answer))
+        for turn in self.conversation.turns:
+            before, rest = split_leading(turn.question)
+            try:
+                question = [*before, *rewritten(rest, processor)]
+            except ValueError:
+                raise RecordError(
+                    "placeholder mismatch", "its text processor cuts off the place of a picture. Set max_words higher"
+                ) from None
+            turns.append(Turn(question, turn.answer))
         return Conversation(turns)
+
+
+def split_leading(question: list[Part]) -> tuple[list[Part], list[Part]]:
+    """The pictures that a question begins with, and spaces between them; and the rest."""
+    words = (i for i, part in enumerate(question) if isinstance(part, str) and part.strip(" "))
+    start = next(words, len(question))
+    return question[:start], question[start:]
 
 
 def short(value: Any) -> str:
