@@ -12,7 +12,8 @@ from minigpt4.common.errors import UserError
 from minigpt4.common.limits import MAX_IMAGE_PIXELS
 from minigpt4.common.signals import end_with_parent
 
-PATIENCE, LONG_PATIENCE = 3.0, 30.0  # seconds
+REPEAT_WAIT = 3.0  # seconds until a rank other than 0 says what rank 0 may have said
+LOST_RANK_WAIT = 30.0  # seconds in which the rank that failed first says why
 
 
 def add_serving(parser: argparse.ArgumentParser, port: int) -> None:
@@ -105,7 +106,7 @@ def run(main: Callable[[], object]) -> None:
         main()
     except UserError as error:
         if rank != "0":
-            time.sleep(PATIENCE)
+            time.sleep(REPEAT_WAIT)
         # a worker process of a loader sends its traceback along; the error is its last line
         message = str(error).strip()
         if message.startswith("Caught UserError"):
@@ -116,7 +117,7 @@ def run(main: Callable[[], object]) -> None:
         sys.exit(130)
     except Exception as error:
         if _lost_another_rank(error):  # that one tells why, and torchrun ends this one
-            time.sleep(LONG_PATIENCE)
+            time.sleep(LOST_RANK_WAIT)
         raise
 
 

@@ -19,26 +19,26 @@ from minigpt4.common.files import regular_file
 logger = logging.getLogger(__name__)
 
 _LOCK, _HOLDER = ".lock", ".lock.json"
-_PATIENCE = 10.0  # seconds: workers of a killed rank may hold its lock until they notice
-_PATIENCE_AGAIN = 120.0  # for ranks that torchrun starts again: NFS frees a dead machine's locks after 90
+_TIMEOUT = 10.0  # seconds: workers of a killed rank may hold its lock until they notice
+_RESTART_TIMEOUT = 120.0  # for ranks that torchrun starts again: NFS frees a dead machine's locks after 90
 
 
 @contextmanager
-def locked(key: str, folder: Path, patience: float = _PATIENCE) -> Iterator[None]:
+def locked(key: str, folder: Path, timeout: float = _TIMEOUT) -> Iterator[None]:
     """Makes a folder and holds its lock, on rank 0 for all ranks. All ranks must call it.
 
     Args:
         key: the config key that names the folder.
-        patience: seconds to wait for another process to free it.
+        timeout: seconds to wait for another process to free it.
 
     Raises:
         UserError: on all ranks: another process holds it, or it can't be written.
     """
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
-        patience = max(patience, _PATIENCE_AGAIN)
+        timeout = max(timeout, _RESTART_TIMEOUT)
     lock, problems = FileLock(folder / _LOCK), Problems()
     if is_main():
-        problems.attempt(_acquire_folder, lock, key, folder, patience)
+        problems.attempt(_acquire_folder, lock, key, folder, timeout)
     Problems(all_gather(list(problems))).raise_all()
     try:
         yield
@@ -66,19 +66,19 @@ def locked_file(key: str, path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _acquire_folder(lock: FileLock, key: str, folder: Path, patience: float) -> None:
+def _acquire_folder(lock: FileLock, key: str, folder: Path, timeout: float) -> None:
     make_folder(key, folder)
     cure = f"Wait until it ends, end it, or set {key} to another folder."
     with writing(key, folder / _LOCK):
-        _acquire(lock, key, folder, patience, lambda: f"'{folder}' is in use by {_holder(folder)}. {cure}")
+        _acquire(lock, key, folder, timeout, lambda: f"'{folder}' is in use by {_holder(folder)}. {cure}")
         own = {"host": socket.gethostname(), "pid": os.getpid(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
         (folder / _HOLDER).write_text(json.dumps(own) + "\n")
 
 
-def _acquire(lock: FileLock, key: str, path: Path, patience: float, in_use: Callable[[], str]) -> None:
+def _acquire(lock: FileLock, key: str, path: Path, timeout: float, in_use: Callable[[], str]) -> None:
     """Takes the lock of `path`; on a file system without locks it only warns."""
     try:
-        lock.acquire(timeout=patience)
+        lock.acquire(timeout=timeout)
     except Timeout:
         raise UserError(f"{key}: {in_use()}") from None
     except (OSError, NotImplementedError) as error:

@@ -24,10 +24,14 @@ _PACKAGES = {
 
 
 class Registry:
-    """Maps (kind, name) to a class, or a function that makes an object, with the decorators and look-ups of LAVIS."""
+    """Maps (kind, name) to a class, or a function that makes an object, with the decorators and look-ups of LAVIS.
+
+    Attributes:
+        table: {kind: {name: what is registered}}, of the packages that were imported so far.
+    """
 
     def __init__(self) -> None:
-        self._table: dict[str, dict[str, Any]] = {kind: {} for kind in _PACKAGES}
+        self.table: dict[str, dict[str, Any]] = {kind: {} for kind in _PACKAGES}
         self._imported: set[str] = set()
 
     def register(self, kind: str, *names: str) -> Callable[[T], T]:
@@ -35,7 +39,7 @@ class Registry:
 
         def wrap(item: T) -> T:
             for name in names:
-                taken = self._table[kind].setdefault(name, item)
+                taken = self.table[kind].setdefault(name, item)
                 assert taken.__qualname__ == item.__qualname__, f"{kind} '{name}' is taken by {taken}"
             return item
 
@@ -48,14 +52,14 @@ class Registry:
             UserError: nothing is; the message lists the names that are.
         """
         self._import(kind)
-        if name not in self._table[kind]:
-            raise UserError(f"'{name}' is not a registered {kind}.{did_you_mean(name, self._table[kind])}")
-        return self._table[kind][name]
+        if name not in self.table[kind]:
+            raise UserError(f"'{name}' is not a registered {kind}.{did_you_mean(name, self.table[kind])}")
+        return self.table[kind][name]
 
     def names(self, kind: str) -> list[str]:
         """All names of a kind."""
         self._import(kind)
-        return sorted(self._table[kind])
+        return sorted(self.table[kind])
 
     def build(self, kind: str, name: str, **arguments: Any) -> Any:
         """Makes an object of the class that is registered under the name.

@@ -37,7 +37,7 @@ class CompiledDecoding:
             )
         self.config = CompileConfig(dynamic=False)  # else the second size would make a slower step for all sizes
         cast(Any, self.config)._compile_all_devices = True  # a CPU too, which its default leaves out
-        self._caches: dict[int, StaticCache] = {}
+        self.caches: dict[int, StaticCache] = {}
         self._free = Lock()
         self._thread = ThreadPoolExecutor(1, "compiled-decoding")  # a device's graphs are the recording thread's
 
@@ -66,9 +66,9 @@ class CompiledDecoding:
 
     def _static(self, tokens: int) -> StaticCache:
         size = max(_LEAST, 1 << (tokens - 1).bit_length())
-        if size not in self._caches:
-            self._caches[size] = StaticCache(config=self._text_config, max_cache_len=size)
-        return self._caches[size]
+        if size not in self.caches:
+            self.caches[size] = StaticCache(config=self._text_config, max_cache_len=size)
+        return self.caches[size]
 
 
 def _copy(source: Cache, target: Cache, start: int, end: int) -> None:

@@ -38,8 +38,8 @@ from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 logger = logging.getLogger(__name__)
 
 _KEY = "run.cache_features"
-_SHARD = 256  # samples in a file
-_PATIENCE = 300.0  # seconds: runs that start together look at it in turn
+SHARD_SAMPLES = 256  # samples in a file
+LOCK_TIMEOUT = 300.0  # seconds: runs that start together look at it in turn
 _TEXTS = (".json", ".jsonl", ".parquet")  # files that count to the letter, others by name, size and time
 _FINGERPRINT = "fingerprint.json"
 _FORMAT = {"format": "2"}  # of a cache; the first said nothing of it, and kept other samples
@@ -141,7 +141,7 @@ def cached_datasets(config: Config, task: ImageTextPretrainTask) -> dict[str, di
             )
     # the vision part and the LLM are never in memory together
     files = preflight(config, build_vision(config, towers=False))
-    with locked(_KEY, folder, _PATIENCE):
+    with locked(_KEY, folder, LOCK_TIMEOUT):
         if distributed.is_main():
             with writing(_KEY, folder):
                 _check_fingerprint(folder, fingerprint(config, files, datasets))
@@ -200,7 +200,7 @@ def _fill(
             shard |= {
                 key: (features.get(key), _without_pictures(shown[key]) if key in shown else None) for key in samples
             }
-            if len(shard) >= _SHARD:
+            if len(shard) >= SHARD_SAMPLES:
                 cache.write(shard)
                 shard = {}
     if shard:

@@ -10,7 +10,7 @@ from minigpt4.common.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_PATIENCE = 200  # steps in which any recipe has left chance behind
+CHANCE_STEPS = 200  # steps in which any recipe has left chance behind
 
 
 class Guard:
@@ -55,7 +55,7 @@ class Guard:
 
     def watch(self, step: int, loss: float) -> None:
         """Warns once that a run learns nothing: its loss stays that of guessing any word."""
-        if step >= _PATIENCE and loss > 0.9 * self.chance and not self._warned:
+        if step >= CHANCE_STEPS and loss > 0.9 * self.chance and not self._warned:
             self._warned = True
             logger.warning(
                 "after %d steps the loss is %.2f, that of guessing among all words (%.2f). Likely causes: the LLM's "

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Timer
 
-from minigpt4.common.command_line import PATIENCE
+NOTICE_AFTER = 3.0  # seconds
 
 
 @contextmanager
@@ -15,7 +15,7 @@ def quietly() -> Iterator[None]:
 
     On a terminal, one line tells of a load that takes long.
     """
-    notice = Timer(PATIENCE, sys.stderr.write, ["Loading the model...\n"])
+    notice = Timer(NOTICE_AFTER, sys.stderr.write, ["Loading the model...\n"])
     if sys.stderr.isatty():
         notice.start()
     try:

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from minigpt4.serve.address import is_among
 from minigpt4.serve.errors import ApiError
 
-PATIENCE = 60.0  # seconds for a request to arrive
+REQUEST_TIMEOUT = 60.0  # seconds for a request to arrive
 _UPLOAD_SPEED = 100_000  # bytes per second that an upload may count on besides: a video takes its time on a slow line
 MAX_VALUES = 20_000  # of a JSON body: some thousand messages
 _MAX_OTHER = 1_000_000  # bytes of a JSON body that are no picture's: of text, and of numbers and indentation
@@ -45,8 +45,8 @@ class KnownHosts:
 
 
 class BodyLimit:
-    """Middleware that refuses requests that are too large, that take longer than `PATIENCE` to arrive, and JSON of too
-    many values.
+    """Middleware that refuses requests that are too large, or take longer than `REQUEST_TIMEOUT` to arrive, and JSON of
+    too many values.
 
     Uploads are passed on as they arrive, other bodies once they are there.
 
@@ -92,7 +92,7 @@ class BodyLimit:
 
     def _bounded(self, receive: Receive, upload: bool) -> Receive:
         """Receives a request as `receive` does, but no more than is allowed, and not for longer."""
-        seconds = PATIENCE + upload * self.max_bytes / _UPLOAD_SPEED
+        seconds = REQUEST_TIMEOUT + upload * self.max_bytes / _UPLOAD_SPEED
         deadline, read, whole = time.perf_counter() + seconds, 0, False
 
         async def bounded() -> Message:

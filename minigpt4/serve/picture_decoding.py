@@ -23,7 +23,7 @@ from PIL import Image
 from minigpt4.common.errors import UserError, first_line
 from minigpt4.common.limits import MAX_DECODE_SECONDS, MAX_IMAGE_PIXELS
 
-_HEED_EVERY = 0.2  # seconds
+_CHECK_EVERY = 0.2  # seconds
 _BYTES, _BYTES_PER_PIXEL = 512_000_000, 32  # that decoding may take: a progressive JPEG takes about 17 per pixel
 _CPU_SECONDS = 100  # on all cores; the server waits for less, but it may have been killed
 
@@ -32,7 +32,7 @@ _Opener = Callable[..., list[Image.Image]]
 _Answer = Future[tuple[list[Image.Image], str]]  # with what the opener complained of
 
 _places = BoundedSemaphore(2)  # processes at once
-_idle: list[_Process] = []
+idle: list[_Process] = []  # processes that wait for a file
 
 
 class Decoder:
@@ -64,7 +64,7 @@ class Decoder:
             start = time.monotonic()
             Thread(target=_ask, args=(process, (opener, args, self._memory), answer), daemon=True).start()
             try:
-                while not wait([answer], _HEED_EVERY).done:
+                while not wait([answer], _CHECK_EVERY).done:
                     self._check()
                     if time.monotonic() - start > self._left:
                         raise UserError(
@@ -74,7 +74,7 @@ class Decoder:
             finally:
                 self._left -= time.monotonic() - start
                 if answer.done() and answer.exception() is None:
-                    _idle.append(process)
+                    idle.append(process)
                 else:
                     process.kill()
                     process.wait()
@@ -87,7 +87,7 @@ class Decoder:
 
     @contextmanager
     def _place(self) -> Iterator[None]:
-        while not _places.acquire(timeout=_HEED_EVERY):
+        while not _places.acquire(timeout=_CHECK_EVERY):
             self._check()
         try:
             yield
@@ -97,7 +97,7 @@ class Decoder:
 
 def _idle_process() -> _Process | None:
     with suppress(IndexError):
-        while (process := _idle.pop()).poll() is not None:
+        while (process := idle.pop()).poll() is not None:
             pass
         return process
     return None

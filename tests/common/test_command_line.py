@@ -19,7 +19,7 @@ def fail(message: str):
     return main
 
 
-@pytest.mark.parametrize(("rank", "waited"), [("0", []), ("1", [command_line.PATIENCE])])
+@pytest.mark.parametrize(("rank", "waited"), [("0", []), ("1", [command_line.REPEAT_WAIT])])
 def test_errors_are_one_line_and_exit_code_2_and_rank_0_speaks_first(rank, waited, monkeypatch, capsys):
     naps: list[float] = []
     monkeypatch.setenv("RANK", rank)
@@ -49,7 +49,7 @@ def test_a_rank_that_lost_another_lets_that_one_speak(error, waited, rank, monke
     monkeypatch.setattr(command_line.time, "sleep", naps.append)
     with pytest.raises(RuntimeError):
         command_line.run(main)
-    assert naps == [command_line.LONG_PATIENCE] * waited
+    assert naps == [command_line.LOST_RANK_WAIT] * waited
 
 
 LONE_RANK = """

@@ -15,7 +15,7 @@ def test_a_benchmark_is_one_file(parity_model, parity_config, tmp_path, monkeypa
     text = (ROOT / "docs" / "extend.md").read_text().partition("## A benchmark")[2]
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
     registry.names("benchmark")  # all that come along are there
-    monkeypatch.setattr(registry, "_table", registry._table | {"benchmark": dict(registry._table["benchmark"])})
+    monkeypatch.setattr(registry, "table", registry.table | {"benchmark": dict(registry.table["benchmark"])})
     exec(compile(code, "my_signs.py", "exec"), {"__name__": "my_signs"})
     write_questions(tmp_path)
     file = tmp_path / "questions.json"

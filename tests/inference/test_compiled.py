@@ -103,7 +103,7 @@ def test_each_session_keeps_its_own_cache(parity_engine, graphs):
 def test_numbers_that_an_answer_left_reach_no_other(parity_engine, graphs):
     expected = parity_engine.generate(None, ["7"], **LENGTH)
     parity_engine.generate(None, ["dog " * 40], **LENGTH)
-    (cache,) = parity_engine.compiled._caches.values()
+    (cache,) = parity_engine.compiled.caches.values()
     with torch.inference_mode():
         for layer in cache.layers:
             layer.values.fill_(torch.inf)

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch import Tensor
 from transformers import Gemma2Config, Gemma3TextConfig, MistralConfig, Phi3Config
 
 from minigpt4.common.errors import UserError
@@ -16,6 +15,7 @@ from minigpt4.conversation.conversation import Conversation, Turn
 from minigpt4.conversation.prompter import IMAGE_ROW
 from minigpt4.inference.chat import Chat
 from minigpt4.inference.engine import Engine
+from minigpt4.inference.growing_cache import GrowingCache
 from minigpt4.inference.loading import load_engine
 from minigpt4.inference.requests import Decoding, Request
 from tests.inference.talking import picture, said
@@ -208,12 +208,7 @@ def test_any_course_of_a_conversation(actions, window, parity_engine):
 
 def test_the_comparison_would_notice_a_wrong_cache(parity_engine, monkeypatch):
     """A cache that is not rolled back gives other tokens: the tests above are not blind."""
-    from minigpt4.inference.kept_cache import KeptCache
-
-    def stay(self: KeptCache, embeds: Tensor) -> int:
-        return 0 if self._read is None else min(len(self._read), len(embeds) - 1)
-
-    monkeypatch.setattr(KeptCache, "_roll_back", stay)
+    monkeypatch.setattr(GrowingCache, "crop", lambda *_: None)
     do = both(parity_engine)
     do(lambda chat: chat.answer([RED, "What is it?"], **LENGTH))
     with pytest.raises((AssertionError, RuntimeError, IndexError)):

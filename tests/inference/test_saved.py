@@ -140,7 +140,7 @@ def test_what_a_chat_was_shown_loads_again(parity_engine, monkeypatch):
 
 @pytest.mark.slow
 def test_turns_and_words_have_limits_before_anything_is_made_of_them(monkeypatch):
-    monkeypatch.setattr("minigpt4.inference.saved._turn", None)  # not even a turn
+    monkeypatch.setattr("minigpt4.inference.saved.Turn", None)  # not even a turn
     said = {"question": "a", "answer": "b"}
     long = {"question": "a" * MAX_TEXT, "answer": "b"}
     for turns, complaint in (

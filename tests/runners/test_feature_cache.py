@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from unittest.mock import ANY
 
@@ -53,7 +54,7 @@ def write_pictures(folder: Path, count: int) -> str:
 
 @pytest.fixture
 def config(tmp_path, parity_config, monkeypatch) -> Config:
-    monkeypatch.setattr(feature_cache, "_SHARD", 4)
+    monkeypatch.setattr(feature_cache, "SHARD_SAMPLES", 4)
     images = ProcessorsConfig(ProcessorConfig("blip2_image_train", 56), ProcessorConfig("blip2_image_eval", 56))
     text = ProcessorsConfig(ProcessorConfig("blip_caption"), ProcessorConfig("blip_caption"))
     info = BuildInfo(write_pictures(tmp_path / "train", 10), write_pictures(tmp_path / "val", 3))
@@ -132,7 +133,7 @@ def test_others_may_read_a_cache_as_the_umask_says(config):
 @pytest.mark.slow
 def test_a_full_cache_needs_no_towers(config, monkeypatch):
     first = cached(config)["train"]["cc_sbu_align"]
-    monkeypatch.setattr(feature_cache, "_fill", None)
+    monkeypatch.setattr(feature_cache, "build_vision", partial(build_vision, towers=False))
     again = cached(config)["train"]["cc_sbu_align"]
     assert torch.equal(shown(first, 3), shown(again, 3)) and first[3]["image_id"] == again[3]["image_id"] == "3"
     assert again[3]["conversation"] == Conversation([Turn([ANY], "a dog 3")], kind="caption")
@@ -325,7 +326,7 @@ KEYS_AT = ["stage2", "stage2_val"]
 
 @pytest.mark.slow
 def test_two_runs_do_not_fill_one_cache_at_once(config, monkeypatch):
-    monkeypatch.setattr(feature_cache, "_PATIENCE", 0)
+    monkeypatch.setattr(feature_cache, "LOCK_TIMEOUT", 0)
     folder = Path(config.run.cache_features)
     with locked("run.cache_features", folder), pytest.raises(UserError, match="run.cache_features: .* is in use by"):
         cached(config)

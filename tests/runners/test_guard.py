@@ -85,7 +85,7 @@ def test_a_run_that_learns_nothing_is_told_once(caplog):
 
 @pytest.mark.slow
 def test_a_run_watches_its_own_losses(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("minigpt4.runners.guard._PATIENCE", 20)
+    monkeypatch.setattr("minigpt4.runners.guard.CHANCE_STEPS", 20)
     model = Toy()
     with torch.no_grad():
         model.head.weight.zero_()

@@ -10,10 +10,10 @@ from tests.waiting import wait_for
 
 
 @pytest.mark.parametrize(
-    ("terminal", "patience", "told"), [(True, 0.01, "Loading the model...\n"), (True, 60, ""), (False, 0.01, "")]
+    ("terminal", "after", "told"), [(True, 0.01, "Loading the model...\n"), (True, 60, ""), (False, 0.01, "")]
 )
-def test_a_terminal_is_told_of_a_load_that_takes_long(terminal, patience, told, monkeypatch, capsys):
-    monkeypatch.setattr(loading, "PATIENCE", patience)
+def test_a_terminal_is_told_of_a_load_that_takes_long(terminal, after, told, monkeypatch, capsys):
+    monkeypatch.setattr(loading, "NOTICE_AFTER", after)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     said = []
     with loading.quietly():

@@ -163,7 +163,7 @@ def test_no_more_than_two_files_are_decoded_at_once():
         with pytest.raises(_GoneError):
             Decoder(check=check)(endless)
 
-    picture_decoding._idle.clear()
+    picture_decoding.idle.clear()
     before = works()
     threads = [threading.Thread(target=run) for _ in range(5)]
     for thread in threads:

@@ -63,8 +63,8 @@ def test_pictures_and_turns(talk, terminal):
 
 @pytest.mark.slow
 def test_answers_are_printed_as_they_grow(talk, terminal, monkeypatch):
-    words = []
-    monkeypatch.setattr("minigpt4.serve.terminal._say", lambda text, end="\n": words.append(text + end))
+    words, write = [], sys.stdout.write
+    monkeypatch.setattr(sys.stdout, "write", lambda text: words.append(text) or write(text))
     talk(f":img {SCENE}", "Describe this image in detail.")
     assert len(words) > 20 and "".join(words) == terminal.chat.turns[0].answer + "\n"
 
@@ -189,15 +189,16 @@ def test_words_that_the_model_no_longer_reads_are_told(talk, terminal):
 @pytest.mark.slow
 @pytest.mark.parametrize("beams", [1, 2])
 @pytest.mark.parametrize("presses", [1, 2])
-def test_ctrl_c_ends_the_answer_and_not_the_program(presses, beams, talk, terminal, tiny):
+def test_ctrl_c_ends_the_answer_and_not_the_program(presses, beams, talk, terminal, tiny, monkeypatch):
     terminal.options = AnswerOptions(num_beams=beams)
-    read = []
+    read, stops, stop = [], [], terminal.chat.stop
+    monkeypatch.setattr(terminal.chat, "stop", lambda: (stop(), stops.append(1)))
 
     def press(*_):
         read.append(1)
         if len(read) in (5, 8)[:presses]:
             os.kill(os.getpid(), signal.SIGINT)
-            wait_for(terminal.chat._interrupt.is_set)
+            wait_for(lambda: len(stops) == len([n for n in (5, 8)[:presses] if n <= len(read)]))
 
     handle, earlier = tiny.model.llm.register_forward_hook(press), signal.getsignal(signal.SIGINT)
     try:

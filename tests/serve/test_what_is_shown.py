@@ -80,7 +80,7 @@ def clip(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n_frms", [1, 3, 8, 40])
-def test_a_video_gives_the_same_frames_to_training_and_to_every_door(n_frms, clip, tiny, tmp_path, monkeypatch):
+def test_a_video_gives_the_same_frames_to_training_and_to_every_door(n_frms, clip, tiny, tmp_path):
     processor = tiny.processor
     (tmp_path / "own.json").write_text(json.dumps([{"video": str(clip), "instruction": "x", "output": "y"}]))
     common = {"key": "k", "storage": str(tmp_path / "own.json"), "text_processor": str}
@@ -94,11 +94,8 @@ def test_a_video_gives_the_same_frames_to_training_and_to_every_door(n_frms, cli
     chat = Chat(tiny)
     terminal, lines = Terminal(chat, AnswerOptions(), False, n_frms), iter([f":video {clip}"])
     terminal.run(lambda: next(lines, None) or (_ for _ in ()).throw(EOFError))
-    handlers, asked = Handlers(None, n_frms=n_frms), []
-    monkeypatch.setattr(handlers, "_answer", lambda prepare, *_: asked.append(prepare) or iter(()))
-    list(handlers.ask({"text": "x", "files": [clip]}, *OPTIONS, None))
-    turns, _ = asked[0](Chat(tiny), lambda: None)
-    for pictures in (chat.pictures, turns[0].pictures):
+    *_, page = Handlers(Sessions(tiny), n_frms=n_frms).ask({"text": "x", "files": [clip]}, *OPTIONS, None)
+    for pictures in (chat.pictures, page[-1].chat.turns[0].pictures):
         assert all(processor(picture.image).equal(frame) for picture, frame in zip(pictures, trained, strict=True))
 
 

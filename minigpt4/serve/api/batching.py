@@ -46,7 +46,7 @@ class QueuedRequest:
     _sent: str = ""
 
     def __post_init__(self) -> None:
-        self.request.on_token, self.request.on_end = self._count, self.finish
+        self.request.on_token, self.request.on_end = self.count, self.finish
         self.request.on_text = self._send_text if self.stream else None
 
     def finish(self, answer: Answer) -> None:
@@ -55,7 +55,8 @@ class QueuedRequest:
             self.answer = answer
             self.send(answer)
 
-    def _count(self, tokens: int) -> None:
+    def count(self, tokens: int) -> None:
+        """Notes how many tokens there are so far."""
         self.new_tokens = tokens
         self.first_token = self.first_token or time.perf_counter()
 

@@ -12,7 +12,7 @@ import httpcore
 from minigpt4.common.errors import UserError
 from minigpt4.serve.address import in_url, is_among
 
-PATIENCE = 10.0  # seconds for a picture, redirects included
+TIMEOUT = 10.0  # seconds for a picture, redirects included
 _REDIRECTS = 3
 # from https://www.iana.org/assignments/iana-ipv4-special-registry and iana-ipv6-special-registry: what Python's
 # `is_global` says differs from release to release
@@ -73,7 +73,7 @@ async def download(url: str, hosts: Collection[str], max_bytes: int) -> bytes:
             is an error, too large or too slow.
     """
     try:
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT):
             async with httpcore.AsyncConnectionPool(network_backend=_Allowed(hosts)) as pool:
                 for _ in range(_REDIRECTS + 1):
                     # as a browser does with a path: what is not ASCII is escaped, what is escaped stays
@@ -85,7 +85,7 @@ async def download(url: str, hosts: Collection[str], max_bytes: int) -> bytes:
     except UserError as error:
         raise UserError(f"the picture '{url[:80]}' can't be fetched: {error} Send it as a data: URL.") from None
     except (TimeoutError, httpcore.TimeoutException):
-        reason = f"it took more than {PATIENCE:.0f} s."
+        reason = f"it took more than {TIMEOUT:.0f} s."
     except (httpcore.NetworkError, httpcore.ProtocolError, OSError, ValueError):
         reason = "this is not an answer of a web server."
     raise UserError(f"the picture '{url[:80]}' can't be fetched: {reason} Send it as a data: URL.")

@@ -65,7 +65,7 @@ class View:
             return ""
         files = self._files.setdefault(pictures[-1], {})
         if key not in files or not files[key].exists():  # gradio removes old ones
-            image = draw_boxes(_sheet([_resized(picture.image, _SIDE) for picture in pictures]), boxes)
+            image = draw_boxes(sheet([_resized(picture.image, _SIDE) for picture in pictures]), boxes)
             files[key] = Path(save_pil_to_cache(image, get_upload_folder()))
         return str(files[key])
 
@@ -74,16 +74,16 @@ def _message(role: str, file: str, text: str) -> dict[str, Any]:
     return {"role": role, "content": [*([{"path": file}] if file else []), text]}
 
 
-def _sheet(images: list[Image.Image]) -> Image.Image:
+def sheet(images: list[Image.Image]) -> Image.Image:
     """One picture, or several side by side: gradio's chat would put them one below the other."""
     if len(images) == 1:
         return images[0]
     columns = max(_COLUMNS, math.isqrt(len(images) - 1) + 1)  # at least as many as rows: no side may be endless
     tile = max(16, min(_TILE, _SHEET // columns))
-    sheet = Image.new("RGBA", (tile * min(len(images), columns), tile * -(-len(images) // columns)))
+    page = Image.new("RGBA", (tile * min(len(images), columns), tile * -(-len(images) // columns)))
     for i, image in enumerate(images):
-        sheet.paste(_resized(image, tile - 8), (i % columns * tile + 4, i // columns * tile + 4))
-    return sheet
+        page.paste(_resized(image, tile - 8), (i % columns * tile + 4, i // columns * tile + 4))
+    return page
 
 
 def _resized(image: Image.Image, side: int) -> Image.Image:

@@ -23,7 +23,7 @@ def test_a_tower_is_one_file_and_one_yaml(tmp_path, monkeypatch):
     text = (ROOT / "docs" / "extend.md").read_text().partition("## A vision tower")[2]
     code, yaml = (re.search(rf"```{kind}\n(.*?)```", text, re.DOTALL)[1] for kind in ("python", "yaml"))
     registry.get_vision_class("huggingface")  # all that come along are there
-    monkeypatch.setattr(registry, "_table", registry._table | {"vision": dict(registry._table["vision"])})
+    monkeypatch.setattr(registry, "table", registry.table | {"vision": dict(registry.table["vision"])})
     exec(compile(code, "my_tower.py", "exec"), {"__name__": "my_tower"})
 
     torch.manual_seed(0)

@@ -115,9 +115,9 @@ def test_own_stops(data, parity_engine, batcher):
 
 @pytest.mark.slow
 def test_a_short_answer_does_not_wait_for_a_long_one(parity_engine, batcher, monkeypatch):
-    count, go = QueuedRequest._count, threading.Event()
+    count, go = QueuedRequest.count, threading.Event()
     monkeypatch.setattr(
-        QueuedRequest, "_count", lambda self, tokens: count(self, tokens) or (tokens == 10 and go.wait(LIMIT))
+        QueuedRequest, "count", lambda self, tokens: count(self, tokens) or (tokens == 10 and go.wait(LIMIT))
     )
     parity_engine.stop_ids = []
     own, short, long = batcher(), Asked(parity_engine, max_tokens=2), Asked(parity_engine, max_tokens=100)
@@ -237,9 +237,9 @@ def test_nobody_waits_for_an_end_that_no_token_shows(parity_engine, batcher, mon
 
 def test_close_ends_what_is_under_way(parity_engine, batcher, monkeypatch):
     parity_engine.stop_ids = []
-    count, begun = QueuedRequest._count, threading.Event()
+    count, begun = QueuedRequest.count, threading.Event()
     monkeypatch.setattr(
-        QueuedRequest, "_count", lambda self, tokens: (begun.set(), time.sleep(0.01), count(self, tokens))
+        QueuedRequest, "count", lambda self, tokens: (begun.set(), time.sleep(0.01), count(self, tokens))
     )
     own, each = batcher(), Asked(parity_engine, max_tokens=1000)
     own.start()

@@ -84,14 +84,14 @@ def go() -> threading.Event:
 @pytest.fixture
 def slow(parity_engine, monkeypatch, go):
     """A model that talks to no end; see `go`."""
-    count = QueuedRequest._count
+    count = QueuedRequest.count
 
     def slowly(self, tokens):
         count(self, tokens)
         while self.new_tokens == 20 and not (go.is_set() or self.request.interrupt.wait(0.01)):
             pass
 
-    monkeypatch.setattr(QueuedRequest, "_count", slowly)
+    monkeypatch.setattr(QueuedRequest, "count", slowly)
     parity_engine.stop_ids = []
     monkeypatch.setattr(parity_engine.model.llm.generation_config, "eos_token_id", None)
     return parity_engine
@@ -215,7 +215,7 @@ def test_only_so_many_requests_are_read_at_once(tiny):
 
 @pytest.mark.slow
 def test_a_request_must_arrive_in_time(tiny, monkeypatch):
-    monkeypatch.setattr(middleware, "PATIENCE", 0.5)
+    monkeypatch.setattr(middleware, "REQUEST_TIMEOUT", 0.5)
     service = Service(tiny, NAME, Limits())
     with running(service) as url, ExitStack() as later:
         client = half_sent(url, later)
@@ -231,7 +231,7 @@ def test_an_answer_may_take_longer_than_its_request_may(monkeypatch):
 
     async def answer(scope, receive, send):
         received.append(await receive())
-        clock.now += 2 * middleware.PATIENCE
+        clock.now += 2 * middleware.REQUEST_TIMEOUT
         received.append(await receive())
 
     async def receive():
@@ -252,7 +252,7 @@ def test_an_upload_has_time_by_its_size(monkeypatch):
             received.append(await receive())
 
     async def receive():
-        clock.now += 9 * middleware.PATIENCE
+        clock.now += 9 * middleware.REQUEST_TIMEOUT
         await asyncio.sleep(0)
         return {"type": "http.request", "body": b"a", "more_body": True}
 

@@ -9,7 +9,6 @@ import openai
 import pytest
 
 from minigpt4.common.errors import UserError
-from minigpt4.inference.endings import Ending
 from minigpt4.serve.api.service import Limits, Service
 from tests.serve.asking import NAME, SCENES, client_of, image_part, running, user
 
@@ -231,14 +230,14 @@ def test_a_failure_of_the_model_is_told(client, tiny, monkeypatch):
     client.chat.completions.create(**request)
 
 
-def test_a_failure_within_a_stream_is_told(client, monkeypatch):
-    decode = Ending._decode
+def test_a_failure_within_a_stream_is_told(client, tiny, monkeypatch):
+    decode = tiny.prompter.tokenizer.decode
 
-    def fail(ending, tokens):
+    def fail(tokens, **options):
         if len(tokens) > 3:
             raise RuntimeError("no such piece")
-        return decode(ending, tokens)
+        return decode(tokens, **options)
 
     with monkeypatch.context() as broken, pytest.raises(openai.APIError, match="no such piece"):
-        broken.setattr(Ending, "_decode", fail)
+        broken.setattr(tiny.prompter.tokenizer, "decode", fail)
         list(client.chat.completions.create(messages=[user("Describe this image in detail.")], stream=True, **GREEDY))

@@ -107,7 +107,7 @@ def test_answers_that_are_no_picture(site, path, words):
 
 @pytest.mark.slow
 def test_slow_answers(site, monkeypatch):
-    monkeypatch.setattr(remote, "PATIENCE", 0.5)
+    monkeypatch.setattr(remote, "TIMEOUT", 0.5)
     with pytest.raises(UserError, match="it took more than"):
         fetch(f"{site}/slow")
 

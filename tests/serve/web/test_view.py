@@ -12,7 +12,7 @@ from PIL import Image
 from minigpt4.conversation.conversation import Turn
 from minigpt4.inference.pictures import Picture
 from minigpt4.serve.web import view as view_module
-from minigpt4.serve.web.view import View, _sheet, typed
+from minigpt4.serve.web.view import View, typed
 
 PLAIN = {"p", "br", "strong", "em", "s", "code", "pre", "ul", "ol", "li", "blockquote", "hr", "a"}
 PLAIN |= {"h1", "h2", "h3", "h4", "h5", "h6", "table", "thead", "tbody", "tr", "th", "td"}
@@ -135,7 +135,7 @@ def test_boxes_are_drawn_on_the_last_picture_and_only_once(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 16, 17, 293, 6000])
 def test_a_sheet_of_many_pictures_is_one_that_browsers_show(count):
-    sheet = _sheet([Image.new("RGB", (20, 10), "red")] * count)
+    sheet = view_module.sheet([Image.new("RGB", (20, 10), "red")] * count)
     assert max(sheet.size) <= 4096 or count == 1
     assert sheet.getcolors(2)[0][1][:3] in ((255, 0, 0), (0, 0, 0))
     if count == 16:

@@ -10,7 +10,7 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
-from minigpt4.serve.web import visitor as visitors
+from minigpt4.inference.pictures import Picture
 from minigpt4.serve.web.visitor import AnswerQueue
 from tests.serve.visiting import OPTIONS, ask, message, texts
 from tests.waiting import LIMIT, wait_for
@@ -60,8 +60,8 @@ def test_a_question_that_waits_can_be_given_up(visitor, echo, way):
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["stop", "restart"])
 def test_the_first_question_can_be_given_up_while_its_pictures_are_read(visitor, echo, picture, monkeypatch, way):
-    read, go, client = visitors.Handlers._open, threading.Event(), visitor()
-    monkeypatch.setattr(visitors.Handlers, "_open", lambda *args: go.wait(LIMIT) and read(*args))
+    read, go, client = Picture.from_file, threading.Event(), visitor()
+    monkeypatch.setattr(Picture, "from_file", lambda *args: go.wait(LIMIT) and read(*args))
     asked = begun(client, "never asked", 1, [picture("red")])
     assert asked.outputs()[0][-1] == "Reading …" and asked.outputs()[0][1]["value"]["text"] == ""
     with pytest.raises(AppError, match="nothing to save yet"):
