@@ -70,7 +70,10 @@ def _load(file: Path, options: list[str], checkpoint: Path | None) -> Config:
     except Exception as error:
         place = str(getattr(error, "full_key", None) or "").partition("[")[0]
         source = next((source for source, layer in reversed(given) if place in _leaves(layer)), path)
-        raise UserError(f"{source}: {one_line(error)}") from None
+        # the error of a reference to another kind of group names nothing
+        leaves = [leaf for _, layer in given for leaf in _leaves(layer).items()]
+        references = [f"{key}: {value}: " for key, value in leaves if str(value).startswith("${")]
+        raise UserError(f"{source}: {'' if place else ''.join(references[:1])}{one_line(error)}") from None
     check_values(checked)
     expand_home(checked)
     checked.model.prompt_path = find_prompts(checked.model.prompt_path)

@@ -5,29 +5,38 @@ from pathlib import Path
 from typing import Any, Literal
 
 import minigpt4
-from minigpt4.config.ranges import Above0, Below1, Count, NotNegative, Part, Positive, Whole, Workers
+from minigpt4.config.ranges import (
+    FloatBelow1,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PositiveUnitFloat,
+    UnitFloat,
+    WorkerCount,
+)
 
 
 @dataclass
 class VitConfig:
     """Sizes of the vision tower; the defaults are EVA-ViT-g's."""
 
-    patch_size: Count = 14
-    embed_dim: Count = 1408
-    depth: Count = 39  # blocks used; the 40th in the file is not
-    num_heads: Count = 16
-    mlp_ratio: Positive = 4.3637
+    patch_size: PositiveInt = 14
+    embed_dim: PositiveInt = 1408
+    depth: PositiveInt = 39  # blocks used; the 40th in the file is not
+    num_heads: PositiveInt = 16
+    mlp_ratio: PositiveFloat = 4.3637
 
 
 @dataclass
 class QformerConfig:
     """Sizes of the Q-Former; the defaults are BLIP-2's."""
 
-    hidden_size: Count = 768
-    num_hidden_layers: Count = 12
-    num_attention_heads: Count = 12
-    intermediate_size: Count = 3072
-    cross_attention_frequency: Count = 2
+    hidden_size: PositiveInt = 768
+    num_hidden_layers: PositiveInt = 12
+    num_attention_heads: PositiveInt = 12
+    intermediate_size: PositiveInt = 3072
+    cross_attention_frequency: PositiveInt = 2
 
 
 @dataclass
@@ -38,9 +47,9 @@ class VisionConfig:
     name: str | None = None
     model: str | None = None  # of huggingface: folder or hub id of the tower
     layer: int | None = None  # of huggingface: hidden state that is read, such as -2; null: the last, normed
-    join: Count | None = None  # of eva_patches and huggingface: patch tokens in a row; null: 4 and 1
-    rows: Count | None = None  # of cached_features: rows of a picture's features
-    width: Count | None = None  # of cached_features: their width
+    join: PositiveInt | None = None  # of eva_patches and huggingface: patch tokens in a row; null: 4 and 1
+    rows: PositiveInt | None = None  # of cached_features: rows of a picture's features
+    width: PositiveInt | None = None  # of cached_features: their width
 
 
 @dataclass
@@ -60,18 +69,18 @@ class ModelConfig:
     vision: VisionConfig = field(default_factory=VisionConfig)
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
 
-    image_size: Count = 224
+    image_size: PositiveInt = 224
     vit_model: str = "eva_clip_g"  # file or URL; eva_clip_g: the original's URL
     vit: VitConfig = field(default_factory=VitConfig)
     vit_precision: Literal["fp16", "bf16", "fp32"] = "fp16"
-    drop_path_rate: Below1 = 0.0
+    drop_path_rate: FloatBelow1 = 0.0
     use_grad_checkpoint: bool = False  # ViT and LLM compute activations anew for backward: less memory, more time
     freeze_vit: bool = True
 
     has_qformer: bool = True  # the original's spelling of model.vision.name: eva_qformer, False: eva_patches
     q_former_model: str = ""  # file or URL; also holds ln_vision
     qformer: QformerConfig = field(default_factory=QformerConfig)
-    num_query_token: Count = 32
+    num_query_token: PositiveInt = 32
     freeze_qformer: bool = True
 
     llama_model: str = ""  # folder or hub id of any Hugging Face causal LM
@@ -82,10 +91,10 @@ class ModelConfig:
     device_map: str | None = None  # auto: spread the LLM over all devices
     # a single answer without beams is decoded by a compiled step with a static cache: the first takes a minute or more
     compile: bool = False
-    lora_r: Whole = 0  # rank of the trained adapters on the LLM; 0: none
+    lora_r: NonNegativeInt = 0  # rank of the trained adapters on the LLM; 0: none
     lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])  # names of its linear layers
-    lora_alpha: Count = 16
-    lora_dropout: Below1 = 0.05
+    lora_alpha: PositiveInt = 16
+    lora_dropout: FloatBelow1 = 0.05
 
     # trained besides the projection, in fp32 whatever the precision of what stays frozen
     unfreeze: list[Literal["llm", "qformer", "vit"]] = field(default_factory=list)
@@ -99,8 +108,8 @@ class ModelConfig:
     prompt_template: str = "{}"
     turn_template: str | None = None  # of later turns in training conversations; null: BOS and prompt_template
     chat_template: bool = False  # wrap a sample's own instruction in prompt_template too
-    max_txt_len: Count = 32  # tokens of an answer that training reads
-    max_context_len: Count | None = None  # tokens of prompt and answer together; null: the LLM's own window
+    max_txt_len: PositiveInt = 32  # tokens of an answer that training reads
+    max_context_len: PositiveInt | None = None  # tokens of prompt and answer together; null: the LLM's own window
     end_sym: str = "\n"
 
     @property
@@ -125,14 +134,14 @@ class ProcessorConfig:
     """One processor. What is null is the processor's own default."""
 
     name: str = ""
-    image_size: Count | None = None
-    min_scale: Above0 | None = None
-    max_scale: Above0 | None = None
+    image_size: PositiveInt | None = None
+    min_scale: PositiveUnitFloat | None = None
+    max_scale: PositiveUnitFloat | None = None
     random_resized_crop: bool | None = None
     mean: list[float] | None = None
-    std: list[Positive] | None = None
+    std: list[PositiveFloat] | None = None
     prompt: str | None = None
-    max_words: Count | None = None
+    max_words: PositiveInt | None = None
 
     def kwargs(self) -> dict[str, Any]:
         """The values that are set, as keyword arguments of the processor's class."""
@@ -151,7 +160,7 @@ class PreprocessConfig:
 
     vis_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig)
     text_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig)
-    n_frms: Count = 8  # pictures taken of a video
+    n_frms: PositiveInt = 8  # pictures taken of a video
 
 
 @dataclass
@@ -159,7 +168,7 @@ class BuildInfo:
     storage: str = ""  # where the training split lies
     valid_storage: str | None = None  # where the validation split lies
     images: str | None = None  # folder of the images, where storage is a file that names them
-    n_frms: Count = PreprocessConfig.n_frms  # of a video; if not set, as in preprocess
+    n_frms: PositiveInt = PreprocessConfig.n_frms  # of a video; if not set, as in preprocess
     # of shards: where a sample's picture and its caption are, the first that it has. FIELD, what follows the first dot
     # of a file's name, or FIELD:PATH, an entry of JSON whose keys are joined by dots
     image_keys: list[str] = field(default_factory=lambda: ["jpg", "jpeg", "png", "webp"])
@@ -171,8 +180,8 @@ class DatasetConfig:
     build_info: BuildInfo = field(default_factory=BuildInfo)
     vis_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig)
     text_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig)
-    sample_ratio: Positive = 1.0
-    batch_size: Count | None = None  # null: run.batch_size_train
+    sample_ratio: PositiveFloat = 1.0
+    batch_size: PositiveInt | None = None  # null: run.batch_size_train
 
 
 @dataclass
@@ -181,11 +190,11 @@ class EvaluationDatasetConfig:
 
     eval_file_path: str = ""  # the annotation file, or the folder that holds it
     img_path: str = ""
-    max_new_tokens: Count = 20
-    batch_size: Count = 10
+    max_new_tokens: PositiveInt = 20
+    batch_size: PositiveInt = 10
     benchmark: str | None = None  # which one; null: the one that the block is named after, or else own
     split: str | None = None
-    limit: Count | None = None  # only so many questions, the first; null: all
+    limit: PositiveInt | None = None  # only so many questions, the first; null: all
     prompt: str | None = None  # a template; the benchmark's page says what it may hold in braces
     scorer: str = "official"  # or original, MiniGPT-4's own, where that differs
     method: Literal["generate", "rank"] | None = None  # rank: the likeliest of a question's choices is its answer
@@ -201,28 +210,28 @@ class RunConfig:
     save_path: str | None = None  # where evaluation writes; null: output_dir
 
     lr_sched: str = "linear_warmup_cosine_lr"
-    init_lr: Positive = 1e-4
-    min_lr: NotNegative = 0.0
+    init_lr: PositiveFloat = 1e-4
+    min_lr: NonNegativeFloat = 0.0
     warmup_lr: float = -1.0  # negative: init_lr
-    warmup_steps: Whole = 0
-    lr_decay_rate: Positive = 1.0  # per epoch, of linear_warmup_step_lr
-    weight_decay: NotNegative = 0.05
-    betas: tuple[Below1, Below1] = (0.9, 0.999)
-    eps: Positive = 1e-8
-    max_grad_norm: Positive | None = None
-    accum_grad_iters: Count = 1
+    warmup_steps: NonNegativeInt = 0
+    lr_decay_rate: PositiveFloat = 1.0  # per epoch, of linear_warmup_step_lr
+    weight_decay: NonNegativeFloat = 0.05
+    betas: tuple[FloatBelow1, FloatBelow1] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    max_grad_norm: PositiveFloat | None = None
+    accum_grad_iters: PositiveInt = 1
 
     strategy: Literal["ddp", "fsdp", "deepspeed"] = "ddp"  # how several processes share the work
     zero_stage: Literal[0, 1, 2, 3] = 2  # of strategy deepspeed
-    max_epoch: Count = 1
-    iters_per_epoch: Count | None = None  # null: once through the data
-    max_iters: Count | None = None  # of runner_iter, in place of max_epoch
-    batch_size_train: Count = 64
-    batch_size_eval: Count = 64
-    num_workers: Workers = 4
-    log_freq: Count = 50
+    max_epoch: PositiveInt = 1
+    iters_per_epoch: PositiveInt | None = None  # null: once through the data
+    max_iters: PositiveInt | None = None  # of runner_iter, in place of max_epoch
+    batch_size_train: PositiveInt = 64
+    batch_size_eval: PositiveInt = 64
+    num_workers: WorkerCount = 4
+    log_freq: PositiveInt = 50
 
-    seed: Whole = 42
+    seed: NonNegativeInt = 42
     amp: bool = True  # autocast to amp_dtype
     amp_dtype: Literal["auto", "bf16", "fp16"] = "auto"  # auto: bf16 where the device has it, else fp16
     device: str = "auto"
@@ -231,10 +240,10 @@ class RunConfig:
     controls: list[Literal["untrained_projection", "shuffled_images", "blank_images"]] = field(default_factory=list)
     metric: str | None = None  # of evaluation_datasets, each epoch: decides the best checkpoint; null: val_loss
     resume: str | None = None  # auto: from the newest complete checkpoint of output_dir; or a checkpoint's folder
-    save_steps: Count | None = None  # steps between checkpoints within an epoch; null: at its end only
-    keep_last: Count | None = None  # checkpoints kept besides the best; null: all
-    max_bad_steps: Count = 10  # steps in a row with a loss that is not a number, before training stops
-    max_skip_rate: Part = 0.01  # part of the samples that may be unusable
+    save_steps: PositiveInt | None = None  # steps between checkpoints within an epoch; null: at its end only
+    keep_last: PositiveInt | None = None  # checkpoints kept besides the best; null: all
+    max_bad_steps: PositiveInt = 10  # steps in a row with a loss that is not a number, before training stops
+    max_skip_rate: UnitFloat = 0.01  # part of the samples that may be unusable
     cache_features: str | None = None  # folder where the frozen towers' outputs are kept
     wandb_log: bool = False
     job_name: str = ""  # of wandb's run; empty: the last part of output_dir

@@ -116,6 +116,8 @@ def one_line(error: Exception) -> str:
         message = f"{message.partition('. Did you mean')[0]}. Did you mean '{place}'?"
     elif match := re.search(r"length (\d+) does not match type hint length (\d+)", message):
         message = f"expected {match[2]} values, found {match[1]}"
+    elif match := re.search(r"(?s)Invalid type assigned: .* is not a subclass of .*\. value: (.*)", message):
+        message = f"expected other keys and values than {match[1]:.60} ..."
     elif match := re.search("Environment variable '(.*?)' not found", message):
         message = f"the environment variable {match[1]} is not set. Set it, or write a path."
     message = message.replace("Value '$VALUE' of type '$VALUE_TYPE'", "a value in it")

@@ -182,7 +182,7 @@ class Prompter:
         first, rest = self.turns(conversation, draw)
         example = first + rest[: self.max_txt_len]
         if len(example) > self.window:
-            raise UserError(f"it has {len(example)} tokens, and the LLM reads {self.window} at once")
+            raise UserError(f"it has {len(example)} tokens, and the LLM reads {self.window} at once. Shorten it.")
         if (shown := sum(i == IMAGE_ROW for i, _ in example)) != len(conversation.pictures) * self.rows:
             raise UserError(
                 f"its prompts show {shown / self.rows:g} pictures within model.max_txt_len={self.max_txt_len}, and it "
@@ -281,5 +281,7 @@ def read_prompts(path: str, template: str) -> list[str]:
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     prompts = [template.format(line) for line in lines if IMAGE_PLACEHOLDER in line]
     if not prompts:
-        raise UserError(f"model.prompt_path: no line of '{path}' holds {IMAGE_PLACEHOLDER}.")
+        raise UserError(
+            f"model.prompt_path: no line of '{path}' holds {IMAGE_PLACEHOLDER}. Write it where the picture goes."
+        )
     return prompts

@@ -117,7 +117,7 @@ class Video:
     def pictures(self, budget: PixelBudget | None = None, reader: Reader = in_this_process) -> list[Picture]:
         """Reads the frames; a shorter video has fewer. As `Picture.from_file`."""
         if not self.path.is_file():
-            raise UserError(f"{self.path} does not exist.")
+            raise UserError(f"{self.path} does not exist. Name a video file.")
         images = _read(reader, open_video, self.path, self.frames, budget=budget or PixelBudget())
         return [Picture(image) for image in images]
 

@@ -128,10 +128,12 @@ def _own_names(file: Path, state: Any) -> dict[str, Tensor]:
         inner = next((key for key in _WRAPPERS if isinstance(state, dict) and isinstance(state.get(key), dict)), None)
         state = state[inner] if inner else state
     if not isinstance(state, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()):
-        raise UserError(f"{file} can't be read as weights: expected names and tensors.")
+        raise UserError(f"{file} can't be read as weights: expected names and tensors. Use another file.")
     while (bare := {_WRAPPED.sub("", name): value for name, value in state.items()}).keys() != state.keys():
         if len(bare) < len(state):
-            raise UserError(f"{file} can't be read as weights: it holds some twice, with and without a prefix.")
+            raise UserError(
+                f"{file} can't be read as weights: it holds some twice, with and without a prefix. Use another file."
+            )
         state = bare
     return state
 
@@ -239,7 +241,9 @@ def trained_weights(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
         else:
             weights[key] = value
     if not weights:
-        raise UserError(f"model.ckpt: {path} holds no trained weights: loading it would change nothing.")
+        raise UserError(
+            f"model.ckpt: {path} holds no trained weights: loading it would change nothing. Name another file."
+        )
     return weights, buffers
 
 

@@ -23,7 +23,9 @@ def build_optimizer(model: nn.Module, run: RunConfig) -> Optimizer:
     trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     trainable.sort(key=lambda item: item[0] != "vision.queries")  # states go by position, and our first runs' had it so
     if not trainable:
-        raise UserError("model: every parameter is frozen, there is nothing to train.")
+        raise UserError(
+            "model.unfreeze: every parameter is frozen, there is nothing to train. Name a part of it in model.unfreeze."
+        )
     plain = [p for n, p in trainable if p.ndim < 2 or "bias" in n]
     decayed = [p for n, p in trainable if not (p.ndim < 2 or "bias" in n)]
     groups = [{"params": decayed, "weight_decay": run.weight_decay}, {"params": plain, "weight_decay": 0.0}]

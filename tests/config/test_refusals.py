@@ -167,7 +167,10 @@ HOSTILE = {  # what a file holds, and what is said of it
     ),
     "interpolation of nothing": (TINY + "datasets: {laion: {vis_processor: '${no}'}}", "laion.vis_processor: Interp"),
     "dataset of nothing": (TINY + "datasets: {laion: '${nowhere}'}", "datasets.laion: Interpolation key 'nowhere'"),
-    "dataset of another kind": (TINY + "datasets: {laion: '${run}'}", "RunConfig is not a subclass of DatasetConfig"),
+    "dataset of another kind": (
+        TINY + "datasets: {laion: '${run}'}",
+        "datasets.laion: ${run}: expected other keys and values than {'task'",
+    ),
 }
 
 

@@ -211,7 +211,9 @@ def test_limits_of_training(prompter):
     assert len(own.turns(long)[1]) > 10 and len(own.example(long)) == len(own.turns(long)[0]) + 10
     tokens = len(own.example(long))
     assert replace(own, window=tokens).example(long)
-    with pytest.raises(UserError, match=f"^it has {tokens} tokens, and the LLM reads {tokens - 1} at once$"):
+    with pytest.raises(
+        UserError, match=f"^it has {tokens} tokens, and the LLM reads {tokens - 1} at once. Shorten it.$"
+    ):
         replace(own, window=tokens - 1).example(long)
     later = Conversation([*long.turns, Turn([PICTURE], "a dog")])
     with pytest.raises(UserError, match="^its prompts show 0 pictures within model.max_txt_len=10, and it has 1. Show"):

@@ -55,6 +55,22 @@ def test_files_of_another_size_are_refused(parity_config):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("pos_embed", torch.zeros(17, 32), "does not fit model.vit: size mismatch for pos_embed"),
+        ("blocks.x", torch.zeros(3), "is not an EVA-ViT of depth 3: .*unknown .'blocks.x'"),
+    ],
+)
+def test_a_tower_of_another_kind_is_refused_in_words(name, value, complaint, parity_config, tmp_path):
+    weights = torch.load(parity_config.vit_model, weights_only=True) | {name: value}
+    torch.save(weights, tmp_path / "vit.pth")
+    config = replace(parity_config, vit_model=str(tmp_path / "vit.pth"))
+    with pytest.raises(UserError, match=f"model.vit_model: .*{complaint}"):
+        MiniGPT4.from_config(Config(model=config))
+
+
+@pytest.mark.slow
 def test_batches_answer_as_one_by_one(parity_engine):
     torch.manual_seed(0)
     images = torch.randn(3, 3, 56, 56)

@@ -50,12 +50,14 @@ class CCSBUAlignDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         annotation = self.annotations[index]
         if not isinstance(annotation, dict) or "image_id" not in annotation:
-            raise UserError(f"no image_id: {annotation!r:.60}")
+            raise UserError(f'no image_id: {annotation!r:.60}. Write {{"image_id", "caption"}}, or remove it.')
         name, caption, question = (annotation.get(key) for key in ("image_id", "caption", "instruction"))
         if not isinstance(caption, str) or not caption.strip():
-            raise UserError(f"{name}: no caption")
+            raise UserError(f"{name}: no caption. Write one, or remove the annotation.")
         if not isinstance(question, str | None):
-            raise UserError(f"{name}: its instruction is not text: {question!r:.60}")
+            raise UserError(
+                f"{name}: its instruction is not text: {question!r:.60}. Write a question, or leave it out."
+            )
         picture = self.vis_processor.load(self.images / f"{name}.jpg", self.reduced)
         turn = Turn(spaced([picture, question] if question else [picture]), caption)
         return {"conversation": Conversation([turn], kind="instruction" if question else "caption"), "image_id": name}

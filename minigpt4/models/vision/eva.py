@@ -4,6 +4,7 @@ Alone, with its patch tokens joined by fours, it is what sees in MiniGPT-4 on Ll
 """
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -81,22 +82,24 @@ def load_vit_weights(vit: Eva, path: str | Path) -> None:
     state = load_tensors(path)
     depth = len(vit.blocks)
     unused = {k for k in state if k.startswith(("norm.", "head.", "fc_norm."))}
-    unused |= {k for k in state if k.startswith("blocks.") and int(k.split(".")[1]) >= depth}
+    past = re.compile(r"blocks\.(\d+)\.")
+    unused |= {k for k in state if (block := past.match(k)) and int(block[1]) >= depth}
     built = vit.state_dict()
-    if "pos_embed" in state:
+    if "pos_embed" in state and state["pos_embed"].dim() == built["pos_embed"].dim():
         grid = list(vit.patch_embed.grid_size)  # bicubic, without antialiasing, as the original
         state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"].float(), grid, antialias=False)
     used = {key: value for key, value in state.items() if key not in unused}
     if used.keys() != built.keys():
         missing, unknown = sorted(built.keys() - used.keys())[:3], sorted(used.keys() - built.keys())[:3]
         raise UserError(
-            f"model.vit_model: {path} is not an EVA-ViT of depth {depth}: missing {missing}, unknown {unknown}"
+            f"model.vit_model: {path} is not an EVA-ViT of depth {depth}: missing {missing}, unknown {unknown}. "
+            "Use another file, or set model.vit.depth."
         )
     try:
         vit.load_state_dict({key: value.to(built[key].dtype) for key, value in used.items()}, assign=True)
     except RuntimeError as error:
         problem = str(error).splitlines()[-1].strip()
-        raise UserError(f"model.vit_model: {path} does not fit model.vit: {problem}") from None
+        raise UserError(f"model.vit_model: {path} does not fit model.vit: {problem} Change one of them.") from None
     for name, buffer in vit.named_buffers():  # timm's k_bias, which no file holds: EVA's keys have no bias
         vit.get_submodule(name.rpartition(".")[0]).k_bias = torch.zeros_like(buffer, device="cpu")
     logger.info("ViT: %d tensors from %s, unused: %s", len(used), path, sorted(unused) or "none")
