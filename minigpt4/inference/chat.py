@@ -14,12 +14,11 @@ from minigpt4.common.errors import UserError
 from minigpt4.common.limits import MAX_IMAGE_PIXELS
 from minigpt4.conversation.conversation import Conversation, Turn, spaced
 from minigpt4.inference.decoding import Decoding
-from minigpt4.inference.engine import Engine
-from minigpt4.inference.forgetting import remembered, to_forget
 from minigpt4.inference.kept_cache import KeptCache
 from minigpt4.inference.pictures import Picture, Reader, Shown, Video, in_this_process, pictures_of
-from minigpt4.inference.requests import Answer, Request, raise_first
+from minigpt4.inference.requests import Answer, Answerer, Request, raise_first
 from minigpt4.inference.saved import check_size, from_json, to_json
+from minigpt4.inference.truncation import remembered, to_forget
 from minigpt4.processors.picture_file import PixelBudget
 
 
@@ -40,7 +39,7 @@ class Chat:
     """
 
     def __init__(
-        self, engine: Engine, on_use: Callable[["Chat"], None] = lambda _: None, max_pixels: int = MAX_IMAGE_PIXELS
+        self, engine: Answerer, on_use: Callable[["Chat"], None] = lambda _: None, max_pixels: int = MAX_IMAGE_PIXELS
     ):
         self.engine = engine
         self.max_pixels = max_pixels
@@ -241,19 +240,19 @@ class Chat:
     def _read(self, turns: list[Turn], max_new_tokens: int) -> Conversation:
         """The dialogue as the model reads it, without what it has no room for."""
         prompter = self.engine.prompter
-        if (room := prompter.window - max_new_tokens) < 1:
+        if (budget := prompter.window - max_new_tokens) < 1:
             raise UserError(
                 f"max_new_tokens: {max_new_tokens} leaves nothing of the {prompter.window} tokens that the model reads "
                 "and answers. Set it lower."
             )
 
         def length(turns: list[Turn]) -> int:
-            return prompter.length(prompter.read(Conversation(turns)), room)
+            return prompter.length(prompter.read(Conversation(turns)), budget)
 
-        forgotten = to_forget(turns, self.forgotten, room, length)
+        forgotten = to_forget(turns, self.forgotten, budget, length)
         left = remembered(turns, forgotten)
         nothing_more = all(turn.answer is None for turn in left)
-        if nothing_more and (more := len(prompter.layout(prompter.read(Conversation(left)))) - room) > 0:
+        if nothing_more and (more := len(prompter.layout(prompter.read(Conversation(left)))) - budget) > 0:
             raise UserError(
                 f"The message is {more} tokens too long: the model reads {prompter.window} at once, {max_new_tokens} "
                 "of them kept for its answer. Shorten it, show fewer images, or ask for a shorter answer."

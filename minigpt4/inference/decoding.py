@@ -110,6 +110,6 @@ class _Draw(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         drawn = torch.stack([torch.rand((1,), generator=generator) for generator in self.generators])
-        heap = scores.float().softmax(-1).cumsum(-1)
-        token = (heap <= drawn.to(heap.device) * heap[:, -1:]).sum(-1, keepdim=True)
+        cumulative = scores.float().softmax(-1).cumsum(-1)
+        token = (cumulative <= drawn.to(cumulative.device) * cumulative[:, -1:]).sum(-1, keepdim=True)
         return torch.full_like(scores, -torch.inf).scatter(-1, token, 0.0)

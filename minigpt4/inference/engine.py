@@ -19,9 +19,10 @@ from minigpt4.inference.compiled import CompiledDecoding
 from minigpt4.inference.decoding import Decoding, draw_seeds
 from minigpt4.inference.endings import Ending, Endings
 from minigpt4.inference.growing_cache import new_cache
-from minigpt4.inference.kept_cache import shared_prefix, turns_with_length
+from minigpt4.inference.kept_cache import rope_depends_on_length
 from minigpt4.inference.pictures import Picture
 from minigpt4.inference.requests import Answer, Request, raise_first
+from minigpt4.inference.shared_prefix import SharedPrefix, shared_prefix
 from minigpt4.models.llm import stop_ids
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.splice import pad, splice
@@ -38,7 +39,7 @@ class _Row:
     layout: list[int] = field(default_factory=list)
     images: Tensor | None = None  # embeddings [n, rows, D]
     seed: int = 0
-    room: int = 0  # most tokens that the batch it is in may generate
+    limit: int = 0  # most tokens that the batch it is in may generate
     ending: Ending | None = None
     answer: Answer | None = None
 
@@ -94,9 +95,9 @@ class Engine:
         for number, row in enumerate(_open(rows)):
             decoding = row.request.decoding
             # a search for beams depends on how long they may be
-            row.room = min(row.room, row.request.max_new_tokens if decoding.num_beams > 1 else most[decoding])
+            row.limit = min(row.limit, row.request.max_new_tokens if decoding.num_beams > 1 else most[decoding])
             # rows near the window's end get a batch of their own: others would go on where it has no positions
-            groups[number if turns_with_length(self.model.llm) else (decoding, row.room)].append(row)
+            groups[number if rope_depends_on_length(self.model.llm) else (decoding, row.limit)].append(row)
         for group in groups.values():
             _isolated(group, lambda some: self._generate(some, alone=len(rows) == 1))
         return [cast(Answer, row.answer) for row in rows]
@@ -157,10 +158,10 @@ class Engine:
             prompt, window = row.request.prompt, self.prompter.window
             row.parts = self.prompter.read(prompt) if isinstance(prompt, Conversation) else list(prompt)
             row.layout = self.prompter.layout(row.parts)
-            row.room = cast(int, window - len(row.layout))  # infinite where the LLM sets no limit
-            if row.room < 1:
+            row.limit = cast(int, window - len(row.layout))  # infinite where the LLM sets no limit
+            if row.limit < 1:
                 raise UserError(
-                    f"a prompt is {1 - row.room} tokens longer than the LLM can read and answer (it reads {window} at "
+                    f"a prompt is {1 - row.limit} tokens longer than the LLM can read and answer (it reads {window} at "
                     "once). Shorten it, or show fewer images."
                 )
             sampled = row.request.decoding.do_sample and row.request.seed is None
@@ -182,7 +183,7 @@ class Engine:
             self.prompter.tokenizer,
             self.stop_ids,
             self.prompter.template.stop,
-            min(row.room, request.max_new_tokens),
+            min(row.limit, request.max_new_tokens),
             request.stops,
             self.prompter.encode(begun),
             continues=bool(begun) and not begun.endswith(" "),
@@ -199,9 +200,9 @@ class Engine:
         if kept is not None and beams:
             kept.reused, kept = 0, None
         fresh = None if beams or kept is not None else new_cache(llm)
-        shown = [[id(picture) for picture in row.pictures] for row in rows]
-        shared, same = (0, []) if fresh is None else shared_prefix(llm, [row.layout for row in rows], shown)
-        ids, mask = (t.to(self.model.device) for t in pad([row.layout for row in rows], value=0, behind=shared))
+        layouts, shown = [row.layout for row in rows], [[id(picture) for picture in row.pictures] for row in rows]
+        shared = SharedPrefix(0, []) if fresh is None else shared_prefix(llm, layouts, shown)
+        ids, mask = (t.to(self.model.device) for t in pad(layouts, value=0, behind=shared.length))
         images = [row.images for row in rows if row.images is not None]
         embeds = splice(ids, torch.cat(images) if images else None, embedding)
         for row in rows:
@@ -212,18 +213,14 @@ class Engine:
         options: dict[str, Any] = {
             "inputs_embeds": embeds,
             "attention_mask": mask,
-            "generation_config": self._config(decoding, rows[0].room),
+            "generation_config": self._config(decoding, rows[0].limit),
             "logits_processor": decoding.processors(seeds),
             "stopping_criteria": StoppingCriteriaList([ends]),
         }
         held = nullcontext(fresh) if kept is None else kept.reading(llm, embeds[0])
         with decoding.seeded(seeds), held as cache:
-            if shared:  # read once for all rows that begin alike
-                read = sorted(set(same))
-                # the decoder alone: no logits
-                llm.get_decoder()(inputs_embeds=embeds[read, :shared], past_key_values=cache, use_cache=True)
-                beginnings = torch.tensor([read.index(row) for row in same], device=embeds.device)
-                cast(DynamicCache, cache).batch_select_indices(beginnings)
+            if shared.length:
+                shared.read(llm, cast(DynamicCache, cache), embeds)
             if self.compiled and cache is not None and len(rows) == 1:
                 tokens = self.compiled.generate(llm, cache, **options)
             else:

@@ -8,15 +8,15 @@ from transformers.cache_utils import DynamicLayer
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values with room behind them, where `DynamicLayer` copies all of both for each token.
+    """Keys and values in larger buffers, where `DynamicLayer` copies all of both for each token.
 
-    The room is a quarter of what is held, so that copies stay few and memory bounded. Whatever replaces `keys` and
-    `values` (cropping, reordering) is noticed by their address.
+    A buffer is a quarter larger than what it holds, so that copies stay few and memory bounded. Whatever replaces
+    `keys` and `values` (cropping, reordering) is noticed by their address.
     """
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
-        self._rooms: dict[str, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
@@ -29,14 +29,14 @@ class GrowingLayer(DynamicLayer):
         """Writes [B, heads, T, D] behind what is held; returns both."""
         assert held is not None  # since lazy_initialization
         past = held.shape[-2] if held.numel() else 0
-        total, room = past + new.shape[-2], self._rooms.get(name)
-        if room is None or total > room.shape[-2] or held.data_ptr() != room.data_ptr():
-            room = new.new_empty((*new.shape[:-2], total + total // 4 + 64, new.shape[-1]))
+        total, buffer = past + new.shape[-2], self._buffers.get(name)
+        if buffer is None or total > buffer.shape[-2] or held.data_ptr() != buffer.data_ptr():
+            buffer = new.new_empty((*new.shape[:-2], total + total // 4 + 64, new.shape[-1]))
             if past:
-                room[..., :past, :] = held
-            self._rooms[name] = room
-        room[..., past:total, :] = new
-        return room[..., :total, :]
+                buffer[..., :past, :] = held
+            self._buffers[name] = buffer
+        buffer[..., past:total, :] = new
+        return buffer[..., :total, :]
 
 
 class GrowingCache(DynamicCache):

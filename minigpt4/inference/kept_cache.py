@@ -1,17 +1,13 @@
 """A KV cache that outlives one call of `generate`, so that the next reads only what is new."""
 
-import inspect
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from minigpt4.conversation.prompter import IMAGE_ROW
 from minigpt4.inference.growing_cache import GrowingCache
-
-_WORTH_A_PASS = 64  # embeddings not read; a pass over a few takes as long as the next token
 
 
 class KeptCache:
@@ -59,7 +55,7 @@ class KeptCache:
         return common
 
 
-def turns_with_length(llm: PreTrainedModel) -> bool:
+def rope_depends_on_length(llm: PreTrainedModel) -> bool:
     """Whether all keys turn otherwise once the longest text of a batch is long: dynamic and longrope positions."""
     ropes = getattr(llm.config.get_text_config(decoder=True), "rope_parameters", None) or {}
     kinds = {rope.get("rope_type") for rope in (ropes, *ropes.values()) if isinstance(rope, dict)}
@@ -70,39 +66,4 @@ def can_keep(llm: PreTrainedModel) -> bool:
     """Whether keys and values of a prefix depend on nothing that follows, and can be cropped."""
     layers = {type(layer) for layer in DynamicCache(config=llm.config.get_text_config(decoder=True)).layers}
     # recurrent layers have no past to go back to
-    return not turns_with_length(llm) and layers <= {DynamicLayer, DynamicSlidingWindowLayer}
-
-
-def shared_prefix(
-    llm: PreTrainedModel, layouts: Sequence[list[int]], pictures: Sequence[Sequence[Hashable]] | None = None
-) -> tuple[int, list[int]]:
-    """What all prompts of a batch begin with, if it is worth reading in a pass of its own.
-
-    Args:
-        layouts: of the prompts.
-        pictures: what each prompt shows, in order; without them no picture is shared.
-
-    Returns:
-        How many words and image rows all begin with, and for each prompt the first one that begins with the same:
-        prompts may show different pictures there. 0 for an LLM that does not take positions from the mask: the padding
-        then lies between these words and the rest.
-    """
-    first, last = min(layouts), max(layouts)  # what these two have in common, all between them have
-    most = min(map(len, layouts)) - 1  # of each at least one is left to read
-    alike = next((i for i in range(most) if first[i] != last[i]), most)
-    words = first[:alike].index(IMAGE_ROW) if IMAGE_ROW in first[:alike] else alike
-    found = words, [0] * len(layouts)
-    if words < alike and pictures is not None and all(pictures):
-        each = layouts[0].count(IMAGE_ROW) // len(pictures[0])
-        shown = first[:alike].count(IMAGE_ROW) // each
-        if (cut := shown * each) < first[:alike].count(IMAGE_ROW):  # it ends within a picture
-            places = [i for i, token in enumerate(first[:alike]) if token == IMAGE_ROW]
-            alike = places[cut]
-        keys = [tuple(own[:shown]) for own in pictures]
-        same = [keys.index(key) for key in keys]
-        if alike * (len(same) - len(set(same))) > words * (len(same) - 1):
-            found = alike, same
-    length, same = found
-    takes_positions = "position_ids" in inspect.signature(llm.get_decoder().forward).parameters
-    worth = length * (len(same) - len(set(same))) >= _WORTH_A_PASS
-    return found if worth and takes_positions and can_keep(llm) else (0, same)
+    return not rope_depends_on_length(llm) and layers <= {DynamicLayer, DynamicSlidingWindowLayer}

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Event
-from typing import Any
+from typing import Any, Protocol
 
+from PIL import Image
+from torch import Tensor
 from typing_extensions import Self
 
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import Conversation, Part
+from minigpt4.conversation.prompter import Prompter
 from minigpt4.inference.decoding import Decoding
 from minigpt4.inference.endings import Finish
 from minigpt4.inference.kept_cache import KeptCache
@@ -71,6 +74,26 @@ class Request:
             raise UserError(
                 f"min_new_tokens: {self.decoding.min_new_tokens} is out of range. Set it to 0 to max_new_tokens."
             )
+
+
+class Answerer(Protocol):
+    """What answers requests: an `Engine`, or what stands for a model in another process.
+
+    Attributes:
+        prompter: lays out conversations for that model.
+        processor: makes of a PIL image the pixels [3, H, W] that the model sees.
+    """
+
+    prompter: Prompter
+    processor: Callable[[Image.Image], Tensor]
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answers each request as if it were alone; one that fails has an `error`."""
+        ...
+
+    def embeddings(self, pictures: Sequence[Part]) -> Any:
+        """Sees pictures ahead of the request that shows them; a `Picture` keeps what it was found to be."""
+        ...
 
 
 def raise_first(answers: Sequence[Answer]) -> None:

@@ -6,7 +6,7 @@ from weakref import WeakKeyDictionary
 from minigpt4.common.errors import UserError
 from minigpt4.common.limits import MAX_IMAGE_PIXELS, MAX_SESSIONS
 from minigpt4.inference.chat import Chat
-from minigpt4.inference.engine import Engine
+from minigpt4.inference.requests import Answerer
 
 _PICTURES_PER_CACHE = 4  # an image's embedding is far smaller than the keys and values of its chat
 
@@ -24,7 +24,7 @@ class Sessions:
             half precision for a LLaMA of 7B.
     """
 
-    def __init__(self, engine: Engine, max_sessions: int = MAX_SESSIONS, max_pixels: int = MAX_IMAGE_PIXELS):
+    def __init__(self, engine: Answerer, max_sessions: int = MAX_SESSIONS, max_pixels: int = MAX_IMAGE_PIXELS):
         if max_sessions < 1:
             raise UserError(f"max_sessions: {max_sessions} is out of range. Set it to 1 or more.")
         self.engine = engine

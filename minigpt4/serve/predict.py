@@ -18,11 +18,10 @@ from minigpt4.config.finding import TINY
 from minigpt4.config.schema import PreprocessConfig
 from minigpt4.conversation.conversation import Conversation
 from minigpt4.inference.options import AnswerOptions, add_option_arguments, options_of
-from minigpt4.serve.loading import quietly
+from minigpt4.serve.quiet_loading import quietly
 
 if TYPE_CHECKING:  # slow to import
-    from minigpt4.inference.engine import Engine
-    from minigpt4.inference.requests import Answer
+    from minigpt4.inference.requests import Answer, Answerer
     from minigpt4.serve.questions import Question
 
 
@@ -117,7 +116,7 @@ class Row:
     error: str = ""
 
 
-def prepare(engine: "Engine", question: "Question", n_frms: int = PreprocessConfig.n_frms) -> Row:
+def prepare(engine: "Answerer", question: "Question", n_frms: int = PreprocessConfig.n_frms) -> Row:
     """Opens a question's files; of a video, `n_frms` pictures."""
     from minigpt4.processors.picture_file import PixelBudget
 
@@ -130,7 +129,7 @@ def prepare(engine: "Engine", question: "Question", n_frms: int = PreprocessConf
         return Row(question, error=_in_words(error))
 
 
-def answer(engine: "Engine", rows: Sequence[Row], options: AnswerOptions) -> list[dict[str, Any]]:
+def answer(engine: "Answerer", rows: Sequence[Row], options: AnswerOptions) -> list[dict[str, Any]]:
     """Answers a batch, each question as if it were alone. One that fails has an `error` in place of its `answer`."""
     good = [row for row in rows if row.conversation]
     answers = engine.answer([options.request(row.conversation) for row in good if row.conversation])

@@ -19,7 +19,7 @@ from minigpt4.config.arguments import add_model_arguments, read_config
 from minigpt4.config.finding import TINY
 from minigpt4.config.schema import PreprocessConfig
 from minigpt4.inference.options import AnswerOptions, add_option_arguments, options_of
-from minigpt4.serve.loading import quietly
+from minigpt4.serve.quiet_loading import quietly
 
 if TYPE_CHECKING:  # slow to import
     from minigpt4.inference.chat import Chat

@@ -61,7 +61,7 @@ def read_deepspeed(folder: Path, everything: bool = False) -> "dict[str, Tensor]
 
 def _of_shards(tag: Path) -> "dict[str, Tensor]":
     """ZeRO's weights in full precision."""
-    from minigpt4.runners.strategies.engine_files import load_data, tensors_only
+    from minigpt4.runners.strategies.deepspeed_files import load_data, tensors_only
 
     try:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
@@ -78,7 +78,7 @@ def _of_files(files: list[Path], everything: bool) -> "dict[str, Tensor]":
     from torch import Tensor
 
     from minigpt4.models.checkpoint import TRAINED, file_name
-    from minigpt4.runners.strategies.engine_files import load_data
+    from minigpt4.runners.strategies.deepspeed_files import load_data
 
     weights: dict[str, Tensor] = {}
     for file in files:

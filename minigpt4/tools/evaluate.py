@@ -29,10 +29,10 @@ def main(args: argparse.Namespace) -> None:
     config = read_config(args)  # wrong configs fail before the slow imports below
     names = _chosen(config, args)
 
+    from minigpt4.common.console_log import run_on
     from minigpt4.common.locks import locked
     from minigpt4.common.registry import registry
     from minigpt4.evaluation.evaluating import Evaluation
-    from minigpt4.runners.log import run_on
 
     with run_on(config.run.device) as (device, problems), locked(*config.run.results):
         evaluation = None

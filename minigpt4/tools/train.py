@@ -15,11 +15,11 @@ def main(args: argparse.Namespace) -> None:
     """Trains, as a config says."""
     config = read_config(args)  # wrong configs fail before the slow imports below
 
+    from minigpt4.common.console_log import run_on
     from minigpt4.common.distributed import seed_everything
     from minigpt4.common.locks import locked
     from minigpt4.common.registry import registry
     from minigpt4.models.loading import load_prompter
-    from minigpt4.runners.log import run_on
 
     with run_on(config.run.device) as (_, problems), locked("run.output_dir", Path(config.run.output_dir)):
         runner_class = registry.get_runner_class(config.run.runner)

@@ -117,23 +117,33 @@ def test_numbers_from_one_on(wrong):
 
 @pytest.mark.slow
 def test_the_demos_arguments_reach_the_page(monkeypatch, minigpt4):
+    import gradio as gr
+
     from minigpt4.serve.web import server
 
     given = {}
-    monkeypatch.setattr(server, "serve", lambda config, **options: given.update(options))
-    assert minigpt4("demo")[0] == 0
-    assert (given["host"], given["port"], given["share"], given["auth"]) == ("127.0.0.1", 7860, False, None)
-    argv = "--host 0.0.0.0 --port 80 --share --auth a:b --auth c:d --max-sessions 3 --max-image-pixels 5"
-    assert minigpt4("demo", *argv.split(), "--max-upload-mb", "7")[0] == 0
-    assert given == {
+    monkeypatch.setattr("minigpt4.inference.loading.load_engine", lambda *_: None)
+    monkeypatch.setattr("minigpt4.inference.sessions.Sessions", lambda _, *sizes: given.update(sizes=sizes))
+    monkeypatch.setattr(gr.Blocks, "block_thread", lambda _: None)
+
+    def launch(page, *values):
+        page.share_url = page.local_url = "http://here"
+        names = ("host", "port", "share", "auth", "max_upload_mb", "max_sessions", "allowed_hosts")
+        given.update(zip(names, values, strict=True))
+
+    monkeypatch.setattr(server, "launch", launch)
+    assert minigpt4("demo", "--port", "0")[0] == 0
+    assert (given["host"], given["share"], given["auth"]) == ("127.0.0.1", False, None) and given["port"] > 0
+    argv = "--host 0.0.0.0 --port 0 --share --auth a:b --auth c:d --max-sessions 3 --max-image-pixels 5"
+    assert minigpt4("demo", *argv.split(), "--max-upload-mb", "7", "--allowed-hosts", "x.org")[0] == 0
+    assert given.pop("port") > 0 and given == {
         "host": "0.0.0.0",
-        "port": 80,
         "share": True,
         "auth": [("a", "b"), ("c", "d")],
+        "sizes": (3, 5),
         "max_sessions": 3,
-        "max_image_pixels": 5,
         "max_upload_mb": 7,
-        "allowed_hosts": [],
+        "allowed_hosts": ["x.org"],
     }
 
 

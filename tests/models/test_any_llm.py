@@ -18,8 +18,8 @@ from minigpt4.conversation.prompter import IGNORE, IMAGE_ROW
 from minigpt4.conversation.templates import get_template
 from minigpt4.datasets.loading import Batch, collate, tensors_of
 from minigpt4.inference.engine import Engine
-from minigpt4.inference.kept_cache import shared_prefix
 from minigpt4.inference.requests import Request
+from minigpt4.inference.shared_prefix import SharedPrefix, shared_prefix
 from minigpt4.models.llm import add_lora, check_lora
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.projection import build_projection
@@ -155,24 +155,26 @@ def test_a_batch_reads_a_long_common_beginning_once(engine):
 def test_positions_that_are_not_the_masks_forbid_it():
     config = MptConfig(d_model=48, n_heads=4, n_layers=1, max_seq_len=64, vocab_size=99)
     layouts = [[1] * 70, [1] * 71]
-    assert shared_prefix(AutoModelForCausalLM.from_config(config), layouts)[0] == 0
+    assert shared_prefix(AutoModelForCausalLM.from_config(config), layouts).length == 0
     llama = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL, vocab_size=99))
-    assert shared_prefix(llama, layouts) == (69, [0, 0])
-    assert shared_prefix(llama, [[1] * 65 + [IMAGE_ROW] * 9, [1] * 65 + [IMAGE_ROW] * 9])[0] == 65
-    assert shared_prefix(llama, [[1] * 63 + [2], [1] * 63 + [3]])[0] == shared_prefix(llama, layouts[:1])[0] == 0
+    assert shared_prefix(llama, layouts) == SharedPrefix(69, [0, 0])
+    assert shared_prefix(llama, [[1] * 65 + [IMAGE_ROW] * 9, [1] * 65 + [IMAGE_ROW] * 9]).length == 65
+    assert (
+        shared_prefix(llama, [[1] * 63 + [2], [1] * 63 + [3]]).length == shared_prefix(llama, layouts[:1]).length == 0
+    )
 
 
 def test_what_begins_with_the_same_picture_is_read_once():
     llama = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL, vocab_size=99))
     words, picture = [1] * 9, [IMAGE_ROW] * 60
     layouts = [[*words, *picture, 2, 3], [*words, *picture, 2, 4], [*words, *picture, 2, 5]]
-    assert shared_prefix(llama, layouts, ["a", "b", "a"]) == (70, [0, 1, 0])
-    assert shared_prefix(llama, layouts, ["a", "a", "a"]) == (70, [0, 0, 0])
-    assert shared_prefix(llama, layouts, ["a", "b", "c"]) == (0, [0, 0, 0])  # 9 words are not worth a pass
+    assert shared_prefix(llama, layouts, ["a", "b", "a"]) == SharedPrefix(70, [0, 1, 0])
+    assert shared_prefix(llama, layouts, ["a", "a", "a"]) == SharedPrefix(70, [0, 0, 0])
+    assert shared_prefix(llama, layouts, ["a", "b", "c"]) == SharedPrefix(0, [0, 0, 0])  # 9 words are not worth a pass
     long = [[1] * 90 + row[9:] for row in layouts]
-    assert shared_prefix(llama, long, ["a", "b", "c"]) == (90, [0, 0, 0])
+    assert shared_prefix(llama, long, ["a", "b", "c"]) == SharedPrefix(90, [0, 0, 0])
     two = [[*words, *picture, *picture, 2, 3], [*words, *picture, 2, *picture, 3]]
-    assert shared_prefix(llama, two, ["ab", "ac"]) == (69, [0, 0])  # and not into the second picture
+    assert shared_prefix(llama, two, ["ab", "ac"]) == SharedPrefix(69, [0, 0])  # and not into the second picture
 
 
 def test_generation_stops_at_the_end_of_the_turn(engine):

@@ -1,6 +1,5 @@
 """What a run leaves for its user: log.txt, TensorBoard, wandb where asked, loss.png, run_info.json; who may speak."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -22,7 +21,6 @@ from minigpt4.config.schema import Config, RunConfig
 from minigpt4.runners import log as run_log
 from minigpt4.runners.log import RunLog, plot_loss, write_run_info
 from minigpt4.runners.runner_base import RunnerBase
-from tests.runners.run_strategies import ROOT
 from tests.runners.toy import toy_runner
 from tests.waiting import wait_for
 
@@ -200,38 +198,3 @@ def test_run_info_says_what_a_run_was_made_with(tmp_path, monkeypatch):
     }
     assert (info()["processes"], info()["device"]) == (1, "cpu")
     assert info()["python"] == ".".join(map(str, sys.version_info[:3]))
-
-
-SPEAKERS = """
-import logging, warnings
-from minigpt4.runners import log as run_log
-
-for who in ("main", "other"):
-    run_log.is_main = lambda: who == "main"
-    run_log.setup_logger()
-    for name in (
-        "minigpt4.models.llm",
-        "minigpt4.models.checkpoint",
-        "transformers.modeling_utils",
-        "minigpt4.datasets.loading",
-        "minigpt4.runners.feature_cache",
-    ):
-        logging.getLogger(name).warning(f"{who} warns: {name}")
-    warnings.warn(f"{who} warns: python")
-    logging.getLogger("minigpt4.models.llm").error(f"{who} errs")
-"""
-
-
-@pytest.mark.slow
-def test_other_ranks_say_only_what_they_alone_know():
-    done = subprocess.run([sys.executable, "-c", SPEAKERS], cwd=ROOT, capture_output=True, text=True, check=True)
-    for name in ("minigpt4.models.llm", "minigpt4.models.checkpoint", "transformers.modeling_utils", "python"):
-        assert f"main warns: {name}" in done.stderr and f"other warns: {name}" not in done.stderr
-    for name in ("minigpt4.datasets.loading", "minigpt4.runners.feature_cache"):  # of their own samples
-        assert f"main warns: {name}" in done.stderr and f"other warns: {name}" in done.stderr
-    assert "main errs" in done.stderr and "other errs" in done.stderr
-
-
-def test_the_modules_that_know_samples_are_named_as_they_are():
-    for name in run_log._OF_SAMPLES:
-        assert importlib.import_module(name).logger.name == name

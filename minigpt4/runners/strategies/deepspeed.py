@@ -14,7 +14,7 @@ from minigpt4.common.errors import Problems, UserError, first_line
 from minigpt4.config.schema import RunConfig
 from minigpt4.models.base_model import BaseModel
 from minigpt4.runners.optims import build_optimizer
-from minigpt4.runners.strategies.engine_files import load_data, tensors_only
+from minigpt4.runners.strategies.deepspeed_files import load_data, tensors_only
 from minigpt4.runners.strategies.strategy import Strategy, amp_dtype
 
 _TAG = "deepspeed"  # the engine's folder within a checkpoint

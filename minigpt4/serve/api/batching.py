@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 
-from minigpt4.inference.engine import Engine
-from minigpt4.inference.requests import Answer, Request
+from minigpt4.inference.requests import Answer, Answerer, Request
 from minigpt4.serve.api.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -79,7 +78,7 @@ class Batcher:
         at_work: those of the batch that is being answered.
     """
 
-    def __init__(self, engine: Engine, metrics: Metrics, max_batch: int = 8, queue: int = 64):
+    def __init__(self, engine: Answerer, metrics: Metrics, max_batch: int = 8, queue: int = 64):
         self.engine = engine
         self.metrics = metrics
         self.max_batch = max_batch

@@ -54,8 +54,8 @@ def main(args: argparse.Namespace) -> None:
     except ImportError as error:
         raise UserError(f"serving needs {error.name}. Install it: pip install 'minigpt4[serve]'") from error
 
+    from minigpt4.common.console_log import setup_logger
     from minigpt4.inference.loading import load_engine
-    from minigpt4.runners.log import setup_logger
     from minigpt4.serve.api.routes import build_app
     from minigpt4.serve.api.service import Limits, Service
     from minigpt4.serve.http import Server

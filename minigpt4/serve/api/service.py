@@ -17,9 +17,8 @@ from minigpt4.common.errors import UserError
 from minigpt4.common.limits import MAX_IMAGE_PIXELS
 from minigpt4.conversation.conversation import Conversation
 from minigpt4.inference.decoding import LEAST_TEMPERATURE, Decoding
-from minigpt4.inference.engine import Engine
 from minigpt4.inference.pictures import data_of
-from minigpt4.inference.requests import Answer, Request
+from minigpt4.inference.requests import Answer, Answerer, Request
 from minigpt4.processors.picture_file import PixelBudget, open_upright
 from minigpt4.serve.api import remote
 from minigpt4.serve.api.batching import Batcher, QueuedRequest
@@ -76,7 +75,7 @@ class Service:
         name: of the model, in requests and answers.
     """
 
-    def __init__(self, engine: Engine, name: str, limits: Limits):
+    def __init__(self, engine: Answerer, name: str, limits: Limits):
         self.engine = engine
         self.name = name
         self.limits = limits

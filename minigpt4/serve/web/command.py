@@ -1,11 +1,16 @@
 """`minigpt4 demo`: the page."""
 
 import argparse
+import logging
 
 from minigpt4.common.command_line import add_serving, credentials, positive
+from minigpt4.common.errors import Problems
 from minigpt4.common.limits import MAX_SESSIONS, MAX_UPLOAD_MB
 from minigpt4.config.arguments import add_model_arguments, read_config
 from minigpt4.config.finding import TINY
+from minigpt4.serve.address import bind
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,16 +44,21 @@ def main(args: argparse.Namespace) -> None:
     """Loads the model and serves the page until Ctrl-C."""
     config = read_config(args)  # wrong configs fail before the slow imports below
 
-    from minigpt4.serve.web.server import serve
+    from minigpt4.common.console_log import setup_logger
+    from minigpt4.inference.loading import load_engine
+    from minigpt4.inference.sessions import Sessions
+    from minigpt4.serve.web.page import ASSETS, build_page
+    from minigpt4.serve.web.server import launch
+    from minigpt4.serve.web.visitor import Handlers
 
-    serve(
-        config,
-        host=args.host,
-        port=args.port,
-        share=args.share,
-        auth=args.auth,
-        max_sessions=args.max_sessions,
-        max_image_pixels=args.max_image_pixels,
-        max_upload_mb=args.max_upload_mb,
-        allowed_hosts=args.allowed_hosts,
-    )
+    setup_logger()
+    problems, port = Problems(), args.port
+    with problems.collect(), bind(args.host, port) as place:  # before the minutes that loading can take
+        port = place.getsockname()[1]  # for 0, any, a free one
+    sessions = Sessions(load_engine(config, problems), args.max_sessions, args.max_image_pixels)
+    handlers = Handlers(sessions, args.max_upload_mb, config.preprocess.n_frms)
+    examples = sorted((ASSETS / config.model.model_type / "examples").glob("*.jpg"))
+    page = build_page(handlers, examples, config.model)
+    launch(page, args.host, port, args.share, args.auth, args.max_upload_mb, args.max_sessions, args.allowed_hosts)
+    logger.info("The page is at %s (Ctrl-C ends it)", page.share_url or page.local_url)
+    page.block_thread()

@@ -10,6 +10,7 @@ import yaml
 from gradio_client.utils import is_http_url_like
 
 import minigpt4
+from minigpt4.config.schema import ModelConfig
 from minigpt4.inference.options import AnswerOptions
 from minigpt4.serve.web.controls import BEAMS, GREEDY, LABELS, MODES, SAMPLE
 from minigpt4.serve.web.visitor import Handlers, Message
@@ -34,9 +35,10 @@ class Guide:
     questions: list[str]
 
 
-# by the model's type or arch; the first for any other
-GUIDES = {name: Guide(**own) for name, own in yaml.safe_load((ASSETS / "guides.yaml").read_text()).items()}
-ANY_MODEL = GUIDES["any"]
+def guide_of(model: ModelConfig) -> Guide:
+    """The guide of a model's type or arch, or that of any other; they are in `guides.yaml`."""
+    guides = yaml.safe_load((ASSETS / "guides.yaml").read_text())
+    return Guide(**(guides.get(model.model_type) or guides.get(model.arch) or guides["any"]))
 
 
 class _Page(gr.Blocks):
@@ -57,7 +59,7 @@ def _refuse_addresses(value: Any) -> None:
         _refuse_addresses(part)
 
 
-def build_page(handlers: Handlers, examples: list[Path], guide: Guide = ANY_MODEL) -> gr.Blocks:
+def build_page(handlers: Handlers, examples: list[Path], model: ModelConfig | None = None) -> gr.Blocks:
     """Builds the page.
 
     Its events are also an API for `gradio_client`: `/ask`, `/edit`, `/regenerate`, `/undo`, `/restart` and `/load` give
@@ -65,7 +67,9 @@ def build_page(handlers: Handlers, examples: list[Path], guide: Guide = ANY_MODE
 
     Args:
         examples: picture files that a click adds to the message.
+        model: what the visitors talk with.
     """
+    guide = guide_of(model or ModelConfig())
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # some of gradio's telemetry looks only here
     with _Page(title="MiniGPT-4", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as page:
         visitor = gr.State(time_to_live=KEPT)  # made at the first event: an initial value would be deep-copied

@@ -1,10 +1,8 @@
-"""The demo: a web page on which a visitor shows pictures and talks about them."""
+"""The server of the page: gradio's app behind our limits."""
 
-import logging
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from socket import socket
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,19 +13,11 @@ from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from minigpt4.common.errors import Problems
-from minigpt4.common.limits import MAX_IMAGE_PIXELS, MAX_SESSIONS, MAX_UPLOAD_MB
-from minigpt4.config.schema import Config
-from minigpt4.inference.loading import load_engine
-from minigpt4.inference.sessions import Sessions
-from minigpt4.runners.log import setup_logger
+from minigpt4.common.limits import MAX_SESSIONS, MAX_UPLOAD_MB
 from minigpt4.serve.address import bind, in_url, known_hosts
 from minigpt4.serve.http import Server
 from minigpt4.serve.middleware import BodyLimit, KnownHosts
-from minigpt4.serve.web.page import ANY_MODEL, ASSETS, GUIDES, THEME, build_page
-from minigpt4.serve.web.visitor import Handlers
-
-logger = logging.getLogger(__name__)
+from minigpt4.serve.web.page import ASSETS, THEME
 
 
 class _NoRelay:
@@ -46,41 +36,6 @@ _AROUND_FILES = 1_000_000  # bytes of an upload that are not its files
 _VISITORS_PER_SESSION = 4  # whose conversations, with their pictures, are kept in main memory
 
 
-def serve(
-    config: Config,
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    share: bool = False,
-    auth: list[tuple[str, str]] | None = None,
-    max_sessions: int = MAX_SESSIONS,
-    max_image_pixels: int = MAX_IMAGE_PIXELS,
-    max_upload_mb: int = MAX_UPLOAD_MB,
-    allowed_hosts: Collection[str] = (),
-) -> None:
-    """Loads the model of a config and serves the page until Ctrl-C.
-
-    Args:
-        allowed_hosts: see `known_hosts`.
-        auth: users and passwords; None lets everybody in.
-        max_sessions: see `Sessions`; the conversations of four times as many visitors are kept at all.
-
-    Raises:
-        UserError: a weight file or the address cannot be used.
-    """
-    setup_logger()
-    problems = Problems()
-    with problems.collect(), bind(host, port) as place:  # before the minutes that loading can take
-        port = place.getsockname()[1]  # for 0, any, a free one
-    sessions = Sessions(load_engine(config, problems), max_sessions, max_image_pixels)
-    handlers = Handlers(sessions, max_upload_mb, config.preprocess.n_frms)
-    kind = config.model.model_type
-    examples = sorted((Path(config.env.package_dir) / "assets" / kind / "examples").glob("*.jpg"))
-    page = build_page(handlers, examples, guide=GUIDES.get(kind) or GUIDES.get(config.model.arch) or ANY_MODEL)
-    launch(page, host, port, share, auth, max_upload_mb, max_sessions, allowed_hosts)
-    logger.info("The page is at %s (Ctrl-C ends it)", page.share_url or page.local_url)
-    page.block_thread()
-
-
 def launch(
     page: gr.Blocks,
     host: str,
@@ -92,6 +47,11 @@ def launch(
     allowed_hosts: Collection[str] = (),
 ) -> None:
     """Serves a page in a background thread.
+
+    Args:
+        allowed_hosts: see `known_hosts`.
+        auth: users and passwords; None lets everybody in.
+        max_sessions: see `Sessions`; the conversations of four times as many visitors are kept at all.
 
     Raises:
         UserError: the address can't be used.

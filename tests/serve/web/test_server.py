@@ -12,10 +12,7 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from minigpt4.common.errors import UserError
-from minigpt4.config.finding import TINY
-from minigpt4.config.loading import load_config
-from minigpt4.config.schema import Config
+from minigpt4 import cli
 from minigpt4.inference.options import AnswerOptions
 from minigpt4.inference.requests import Answer
 from minigpt4.serve.web import server
@@ -286,16 +283,17 @@ def test_only_who_knows_the_password_comes_in(example):
 
 
 @pytest.mark.slow
-def test_address_in_use_is_one_line():
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="--port .* in use"):
-        server.serve(Config(), port=taken.getsockname()[1])
+def test_address_in_use_is_one_line(minigpt4):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, _, told = minigpt4("demo", "--port", port := taken.getsockname()[1])
+    assert code == 2 and f"--port {port}: " in told and "in use" in told
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 70000), ("no.such.host.invalid", 7860)])
-def test_address_that_cannot_be_is_one_line(host, port):
-    with pytest.raises(UserError, match="Choose another"):
-        server.serve(Config(), host=host, port=port)
+def test_address_that_cannot_be_is_one_line(host, port, minigpt4):
+    code, _, told = minigpt4("demo", "--host", host, "--port", port, "--options", "model.llama_model=/no/llm")
+    assert code == 2 and "Choose another" in told and "/no/llm" in told  # all at once
 
 
 @pytest.mark.slow
@@ -306,7 +304,7 @@ def test_any_port_will_do(tiny, monkeypatch):
         pages.append(page)
         assert httpx.get(page.local_url).status_code == 200
 
-    monkeypatch.setattr("minigpt4.serve.web.server.load_engine", lambda *_: tiny)
+    monkeypatch.setattr("minigpt4.inference.loading.load_engine", lambda *_: tiny)
     monkeypatch.setattr(gr.Blocks, "block_thread", ask)
-    server.serve(load_config(TINY), port=0)
+    cli.main(["demo", "--port", "0"])
     pages[0].close()

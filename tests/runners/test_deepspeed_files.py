@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from minigpt4.common.errors import UserError
-from minigpt4.runners.strategies.engine_files import load_data, tensors_only
+from minigpt4.runners.strategies.deepspeed_files import load_data, tensors_only
 
 
 class Evil:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from minigpt4.serve import loading
+from minigpt4.serve import quiet_loading
 from tests.waiting import wait_for
 
 
@@ -13,10 +13,10 @@ from tests.waiting import wait_for
     ("terminal", "after", "told"), [(True, 0.01, "Loading the model...\n"), (True, 60, ""), (False, 0.01, "")]
 )
 def test_a_terminal_is_told_of_a_load_that_takes_long(terminal, after, told, monkeypatch, capsys):
-    monkeypatch.setattr(loading, "NOTICE_AFTER", after)
+    monkeypatch.setattr(quiet_loading, "NOTICE_AFTER", after)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     said = []
-    with loading.quietly():
+    with quiet_loading.quietly():
         if told:
             wait_for(lambda: said.append(capsys.readouterr().err) or any(said))
         else:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from minigpt4.conversation.conversation import Turn
 
-_KEPT = 0.75  # of the room for what can be forgotten, when some must be
+_KEPT = 0.75  # of the budget for what can be forgotten, when some must be
 
 
 def remembered(turns: Sequence[Turn], forgotten: int) -> list[Turn]:
@@ -23,15 +23,15 @@ def remembered(turns: Sequence[Turn], forgotten: int) -> list[Turn]:
     return left
 
 
-def to_forget(turns: Sequence[Turn], forgotten: int, room: float, length_of: Callable[[list[Turn]], int]) -> int:
+def to_forget(turns: Sequence[Turn], forgotten: int, budget: float, length_of: Callable[[list[Turn]], int]) -> int:
     """How many of the oldest answered turns lose their words, never an image: all, where no number makes it fit.
 
-    What was forgotten stays so, and once more must be, a quarter of the room is made free: else each further turn would
+    What was forgotten stays so. Once more must be, a quarter of the budget is made free: else each further turn would
     forget another, and all behind it, which then stands in another place, would have to be read again.
 
     Args:
         forgotten: how many have lost them.
-        room: tokens that the prompt may have.
+        budget: tokens that the prompt may have.
         length_of: tokens of a dialogue; each try reads all of it.
     """
     answered = sum(turn.answer is not None for turn in turns)
@@ -39,9 +39,9 @@ def to_forget(turns: Sequence[Turn], forgotten: int, room: float, length_of: Cal
     def length(forgotten: int) -> int:
         return length_of(remembered(turns, forgotten))
 
-    if length(0) <= room:
+    if length(0) <= budget:
         return 0
-    if (forgotten := min(forgotten, answered)) and length(forgotten) <= room:
+    if (forgotten := min(forgotten, answered)) and length(forgotten) <= budget:
         return forgotten
     least = length(answered)
-    return bisect_left(range(answered), True, key=lambda n: length(n) <= least + _KEPT * (room - least))
+    return bisect_left(range(answered), True, key=lambda n: length(n) <= least + _KEPT * (budget - least))
