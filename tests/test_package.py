@@ -2,25 +2,32 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.serve.predicting import COUNT, lines
+from tests.waiting import LIMIT
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("minigpt4", "train_configs", "eval_configs", "prompts")
 BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
 
 
-def run(folder: Path, *command: str | Path, **environment: str) -> str:
+def run(folder: Path, *command: str | Path, input: str = "", **environment: str) -> str:
     """Runs a command in a folder, with nothing of the repository in the path; returns its stdout."""
     own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*map(str, command)], cwd=folder, env=own | environment, capture_output=True, text=True)
+    environment = own | environment
+    done = subprocess.run(
+        [*map(str, command)], cwd=folder, env=environment, capture_output=True, text=True, input=input
+    )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-3000:]}"
     return done.stdout
 
@@ -53,7 +60,8 @@ def site(tmp_path_factory) -> Path:
 def installed(site, tmp_path) -> Callable[..., str]:
     """Runs `python -m minigpt4` of the wheel in an empty folder."""
     (tmp_path / "empty").mkdir()
-    return lambda *words: run(tmp_path / "empty", sys.executable, "-m", "minigpt4", *words, PYTHONPATH=str(site))
+    command = (sys.executable, "-m", "minigpt4")
+    return lambda *words, **more: run(tmp_path / "empty", *command, *words, PYTHONPATH=str(site), **more)
 
 
 @pytest.mark.slow
@@ -85,3 +93,23 @@ def test_all_commands_work_in_an_empty_folder(installed, site, tmp_path):
 
     scene = site / "minigpt4" / "assets" / "tiny" / "examples" / "scene1.jpg"
     assert lines(installed("predict", "--image", scene, "--text", COUNT))[0]["answer"] == "three"
+    assert installed("chat", input=f":img {scene}\n{COUNT}\n") == "three\n"
+    installed("configs", "--copy", "mine")
+    (own,) = (folder / "mine").rglob("minigpt4_tiny_eval.yaml")
+    assert lines(installed("predict", "--cfg-path", own, "--image", scene, "--text", COUNT))[0]["answer"] == "three"
+
+
+@pytest.mark.slow
+def test_the_api_of_the_wheel_answers(site, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "minigpt4", "serve", "--port", "0"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            address = next(found[1] for line in server.stderr if (found := re.search(r"answers at (http\S+)/v1", line)))
+            threading.Thread(target=server.stderr.read, daemon=True).start()  # else it would wait for a reader
+            asked = {"model": httpx.get(f"{address}/v1/models", timeout=LIMIT).json()["data"][0]["id"]}
+            asked |= {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
+            answer = httpx.post(f"{address}/v1/chat/completions", json=asked, timeout=LIMIT).json()
+            assert answer["usage"]["completion_tokens"] in (1, 2, 3)
+        finally:
+            server.terminate()
