@@ -33,20 +33,6 @@ def first_signal(obey: Callable[[], None], *numbers: int) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class StopSignals:
-    """Whether a SIGTERM or SIGINT was received while it was `noted`."""
-
-    received = False
-
-    @contextmanager
-    def noted(self) -> Iterator[None]:
-        with first_signal(self._note, signal.SIGTERM, signal.SIGINT):
-            yield
-
-    def _note(self) -> None:
-        self.received = True
-
-
 def end_with_parent() -> None:
     """From now on, the end of the process that started this one is a SIGTERM, and some time later a SIGKILL."""
     threading.Thread(target=_watch, args=(os.getppid(),), name="parent", daemon=True).start()

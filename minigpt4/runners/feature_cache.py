@@ -112,12 +112,9 @@ class CachedDataset(Dataset):
         features, sample = self.cache.read(f"{self.name}/{index}")
         if features is None:
             return self.dataset[index]
-        left = iter(features)
-        turns = [
-            Turn([next(left) if part is None else part for part in turn["question"]], turn["answer"])
-            for turn in sample["conversation"].pop("turns")
-        ]
-        return sample | {"conversation": Conversation(turns, **sample["conversation"])}
+        left, own = iter(features), sample["conversation"]
+        own["turns"] = [Turn(**turn) for turn in own["turns"]]
+        return sample | {"conversation": Conversation(**own).showing(lambda _: [next(left)])}
 
 
 def cached_datasets(config: Config, task: ImageTextPretrainTask) -> dict[str, dict[str, Any]]:
@@ -209,13 +206,8 @@ def _fill(
 
 def _without_pictures(sample: dict[str, Any]) -> dict[str, Any]:
     """A sample as JSON, with null in the places of its pictures."""
-    own: Conversation = sample["conversation"]
-    turns = [
-        {"question": [part if isinstance(part, str) else None for part in turn.question], "answer": turn.answer}
-        for turn in own.turns
-    ]
-    rest = {name: getattr(own, name) for name in ("system", "continued", "kind")}
-    return {"image_id": sample["image_id"], "conversation": {"turns": turns, **rest}}
+    own = sample["conversation"].showing(lambda _: [None])
+    return {"image_id": sample["image_id"], "conversation": asdict(own)}
 
 
 def fingerprint(config: Config, files: dict[str, Path], datasets: dict[str, Any]) -> dict[str, str]:

@@ -3,6 +3,8 @@
 import logging
 import math
 import shutil
+import signal
+import threading
 import time
 from contextlib import closing
 from fractions import Fraction
@@ -16,7 +18,7 @@ from tqdm import tqdm
 from minigpt4.common import distributed
 from minigpt4.common.errors import UserError, make_folder, writing
 from minigpt4.common.registry import registry
-from minigpt4.common.signals import StopSignals
+from minigpt4.common.signals import first_signal
 from minigpt4.config.finding import CONFIG
 from minigpt4.config.loading import save_config
 from minigpt4.config.schema import Config
@@ -83,9 +85,9 @@ class RunnerBase:
         pin = self.device.type not in ("cpu", "mps")
         lay_out = LayOut(prompter, training=True) if prompter else None
         self.batches = TrainBatches(datasets["train"], config, lay_out, pin)
-        self.signals = StopSignals()  # to this rank
+        self.signalled = threading.Event()  # this rank, by SIGTERM or SIGINT
         prepare = LayOut(prompter, training=False) if prompter else None
-        self.validation = Validation(config, task, self.strategy, datasets, self.signals, prepare)
+        self.validation = Validation(config, task, self.strategy, datasets, self.signalled, prepare)
         self.iters_per_epoch = run.iters_per_epoch or self.batches.length or 0
         if not self.iters_per_epoch:
             raise UserError(
@@ -186,7 +188,7 @@ class RunnerBase:
         self.began = time.perf_counter(), self.step
         if self.step >= self.total:
             logger.info("nothing is left to do: step %d of %d. Raise run.max_epoch to go on", self.step, self.total)
-        with self.signals.noted(), closing(self.batches):
+        with first_signal(self.signalled.set, signal.SIGTERM, signal.SIGINT), closing(self.batches):
             if self.validation_due:
                 self._end_epoch((self.step - 1) // self.iters_per_epoch, time.perf_counter())
             while self.step < self.total and not self.stopping:
@@ -251,7 +253,8 @@ class RunnerBase:
             with self.strategy.autocast():
                 output = self.task.train_step(self.strategy.wrapped, to_device(batch, self.device))
             loss, tokens = output["loss"], output["tokens"].to(output["loss"])
-            shared = torch.stack([loss.detach() * tokens, tokens, tokens.new_tensor(float(self.signals.received))])
+            signalled = tokens.new_tensor(float(self.signalled.is_set()))
+            shared = torch.stack([loss.detach() * tokens, tokens, signalled])
             total, all_tokens, stopping = distributed.all_reduce_sum(shared).tolist()
             mean = total / max(all_tokens, 1)
             finite = math.isfinite(mean)

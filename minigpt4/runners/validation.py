@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import chain, repeat
+from threading import Event
 from typing import Any, cast
 
 import torch
@@ -9,7 +10,6 @@ from torch.utils.data import IterableDataset
 
 from minigpt4.common.distributed import all_reduce_sum, world_size
 from minigpt4.common.errors import UserError, did_you_mean
-from minigpt4.common.signals import StopSignals
 from minigpt4.config.schema import Config
 from minigpt4.datasets.loading import Batch, Prepare, SkipCounter, build_valid_loader, to_device
 from minigpt4.evaluation.evaluating import Evaluation
@@ -28,6 +28,7 @@ class Validation:
 
     Args:
         datasets: maps a split to {name: dataset}.
+        signalled: set once this rank is to stop.
         prepare: makes of a sample what the model takes.
 
     Raises:
@@ -40,10 +41,10 @@ class Validation:
         task: ImageTextPretrainTask,
         strategy: Strategy,
         datasets: dict[str, Any],
-        signals: StopSignals,
+        signalled: Event,
         prepare: Prepare | None = None,
     ):
-        run, self.signals = config.run, signals
+        run, self.signalled = config.run, signalled
         self.config, self.run, self.task, self.strategy, self.device = config, run, task, strategy, strategy.device
         self.loaders = {}
         for name, dataset in ((n, d) for split in run.valid_splits for n, d in datasets[split].items()):
@@ -94,7 +95,7 @@ class Validation:
 
     def _agree(self, more: bool) -> bool:
         """Whether any rank has more to do."""
-        wishes = torch.tensor([float(more), float(self.signals.received)], device=self.device)
+        wishes = torch.tensor([float(more), float(self.signalled.is_set())], device=self.device)
         any_more, stopping = all_reduce_sum(wishes).tolist()
         if stopping:
             raise Stopped

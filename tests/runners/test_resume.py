@@ -34,7 +34,8 @@ def stop_at(runner: RunnerBase, step: int) -> None:
     iteration = runner.train_iteration
 
     def stop_after(*args, **kwargs):
-        runner.signals.received |= runner.step + 1 == step
+        if runner.step + 1 == step:
+            runner.signalled.set()
         return iteration(*args, **kwargs)
 
     runner.train_iteration = stop_after  # type: ignore[method-assign]
@@ -227,7 +228,8 @@ def train_and_stop(folder: Path, options: dict) -> None:
     iteration = runner.train_iteration
 
     def stop_after(*args, **kwargs):  # the last rank alone gets the signal
-        runner.signals.received |= rank() == world_size() - 1 and runner.step + 1 == stop
+        if rank() == world_size() - 1 and runner.step + 1 == stop:
+            runner.signalled.set()
         return iteration(*args, **kwargs)
 
     runner.train_iteration = stop_after

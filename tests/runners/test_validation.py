@@ -115,7 +115,8 @@ def test_a_signal_ends_validation_at_once(tmp_path, whole, monkeypatch):
 
     def valid_step(model, batch):
         seen.append(batch)
-        runner.signals.received = len(seen) == 2
+        if len(seen) == 2:
+            runner.signalled.set()
         return model(batch)
 
     monkeypatch.setattr(runner.task, "valid_step", valid_step)
@@ -130,7 +131,8 @@ def stop_the_last_rank(folder) -> None:
     measure = runner.validation.measure
 
     def stopped() -> dict:
-        runner.signals.received = rank() == 1
+        if rank() == 1:
+            runner.signalled.set()
         return measure()
 
     runner.validation.measure = stopped
@@ -149,8 +151,8 @@ def refuse_few_samples(folder) -> None:
     runner.run.valid_splits, runner.strategy.sharded = ["val"], True
     own = (runner.config, runner.task, runner.strategy)
     with pytest.raises(UserError, match="datasets.numbers: 1 validation samples, and .* each of 2 processes needs one"):
-        Validation(*own, {"val": {"numbers": Numbers(1)}}, runner.signals)
-    enough = Validation(*own, {"val": {"numbers": Numbers(2)}}, runner.signals)
+        Validation(*own, {"val": {"numbers": Numbers(1)}}, runner.signalled)
+    enough = Validation(*own, {"val": {"numbers": Numbers(2)}}, runner.signalled)
     (folder / f"{rank()}.txt").write_text(str(list(enough.loaders)))
 
 

@@ -12,10 +12,6 @@ from minigpt4.serve.address import bind, in_url, known_hosts
 
 logger = logging.getLogger(__name__)
 
-_NO_HOSTS = (
-    "--allow-remote-images: no host is named. Name those that pictures may come from, for example "
-    "upload.wikimedia.org, or '*' for any."
-)
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
@@ -37,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-remote-images",
         type=host_name,
-        nargs="*",
+        nargs="+",
+        default=[],
         metavar="HOST",
         help="fetch pictures of http(s) URLs of these hosts, e.g. upload.wikimedia.org; '*.example.com' is every host "
         "below example.com, '*' any (a risk: strangers choose what this machine asks for)",
@@ -68,10 +65,8 @@ def main(args: argparse.Namespace) -> None:
             queue=args.queue,
             max_image_pixels=args.max_image_pixels,
             max_body_mb=args.max_body_mb,
-            remote_images=tuple(args.allow_remote_images or ()),
+            remote_images=tuple(args.allow_remote_images),
         )
-    if args.allow_remote_images == []:
-        problems.append(_NO_HOSTS)
     with problems.collect():
         place = bind(args.host, args.port)
     engine = load_engine(config, problems)
