@@ -19,7 +19,7 @@ _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError,
 
 class _Member(NamedTuple):
     name: str
-    bytes: int
+    size: int  # bytes
     kind: str  # file, folder, or what else it is
     open: Callable[[], IO[bytes]]
 
@@ -101,7 +101,7 @@ def _checked(archive: Path, members: Iterator[_Member], max_bytes: int) -> list[
             if path in files:
                 raise UserError(f"{archive}: holds '{member.name}' twice. Nothing was unpacked; download it anew.")
             files[path] = None
-            total += member.bytes
+            total += member.size
         if total > max_bytes or len(files) > MAX_FILES:
             raise UserError(
                 f"{archive}: would unpack to more than {max_bytes / 1e9:g} GB or {MAX_FILES:,} files. Nothing was "

@@ -57,11 +57,13 @@ def _rows(file: Path, skipped: list[int]) -> Iterator[tuple[str, str]]:
     import ijson
 
     found = False
-    with file.open("rb") as stream, tqdm(total=file.stat().st_size, desc=file.name, unit="B", unit_scale=True) as bar:
+    with (
+        file.open("rb") as plain,
+        tqdm.wrapattr(plain, "read", total=file.stat().st_size, desc=file.name) as stream,
+    ):
         try:
             for item in ijson.items(stream, "item", buf_size=_READ_AHEAD):
                 found = True
-                bar.update(stream.tell() - bar.n)
                 row = _row(item)
                 skipped[0] += row is None
                 if row:
