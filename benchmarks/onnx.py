@@ -1,7 +1,7 @@
 """An image through ViT-g and the Q-Former on a CPU: torch, ONNX Runtime, and ONNX Runtime in int8, of random weights.
 
-python -m benchmarks.onnx [--vit-depth 39] [--folder DIR]. The default has 4 of the 39 blocks; the whole tower needs 10 GB of
-memory, and of disk in --folder. torch is the product's own way on a CPU: fp32, oneDNN. Side by side, in turn; as JSON.
+python -m benchmarks.onnx [--vit-depth 39] [--folder DIR]. The default has 4 of the 39 blocks; the whole tower needs 12 GB
+of memory, and 11 GB of disk in --folder. torch is the product's own way on a CPU: fp32, oneDNN. In turn; as JSON.
 """
 
 import argparse

@@ -14,7 +14,7 @@ from minigpt4.models.vision.onnx import EMBEDDINGS, FEATURES, IMAGE
 
 logger = logging.getLogger(__name__)
 
-_OPSET = 18
+OPSET = 18  # the exporter's own; for another it converts the graph
 _ONE_FILE = 1_500_000_000  # bytes of weights that fit into the graph's own file: protobuf reads at most 2 GB
 
 
@@ -28,14 +28,15 @@ class _Graph(nn.Module):
         return (features,) if self.projection is None else (features, self.projection(features))
 
 
-def export_onnx(vision: VisionPart, projection: nn.Module | None, file: Path) -> None:
+def export_onnx(vision: VisionPart, projection: nn.Module | None, file: Path, opset: int = OPSET) -> None:
     """Writes a graph from `image` [B, 3, H, W] to `features` [B, rows, width], for any B; all in fp32.
 
-    With a projection there is a second output, `embeddings` [B, rows, D], which an LLM reads. Weights of more than 1.5 GB
-    go to FILE.data, which has to lie beside FILE.
+    With a projection there is a second output, `embeddings` [B, rows, D], which an LLM reads. Weights of more than
+    1.5 GB go to FILE.data, which has to lie beside FILE.
 
     Args:
         vision: frozen, in fp32, on the CPU.
+        opset: version of ONNX's operators; runtimes may know older ones only.
 
     Raises:
         UserError: onnx or onnxscript is missing, the file can't be written, or the graph depends on the batch.
@@ -56,13 +57,15 @@ def export_onnx(vision: VisionPart, projection: nn.Module | None, file: Path) ->
             (example,),
             input_names=[IMAGE],
             output_names=outputs,
-            opset_version=_OPSET,
+            opset_version=opset,
             dynamo=True,
             dynamic_shapes=batch,
             verbose=False,
         )
     written = cast(Any, program)
     written.model.metadata_props["minigpt4.id"] = uuid4().hex  # other weights, another file, even if they lie beside
+    if (own := written.model.opset_imports[""]) != opset:
+        raise UserError(f"--opset: the graph can't be written for {opset}; {own} is possible. Set --opset {own}.")
     with writing("--out", file):
         written.save(str(file), external_data=size > _ONE_FILE)
 

@@ -1,6 +1,7 @@
 """`minigpt4 export onnx`: the image tower for ONNX Runtime, and for compilers that read its files."""
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     onnx.add_argument(
         "--with-projection", action="store_true", help="a second output: the embeddings that the LLM reads"
     )
+    onnx.add_argument("--opset", type=int, default=18, help="version of ONNX's operators (default: %(default)s)")
     onnx.add_argument("--int8", action="store_true", help="also write NAME.int8.onnx, smaller and less exact")
 
 
@@ -35,13 +37,14 @@ def main(args: argparse.Namespace) -> None:
 
     import torch
 
+    logging.getLogger().setLevel(logging.WARNING)  # exporters tell of every node
     from minigpt4.models.image_side import load_projection, load_vision
     from minigpt4.models.onnx_export import difference, export_onnx, quantize_int8, run_onnx
 
     config.model.vit_precision, config.run.device = "fp32", "cpu"
     vision = load_vision(config).requires_grad_(False)
     projection = load_projection(config, vision.width) if args.with_projection else None
-    export_onnx(vision, projection, args.out)
+    export_onnx(vision, projection, args.out, args.opset)
     images = torch.randn(1, 3, vision.image_size, vision.image_size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = vision(images)
