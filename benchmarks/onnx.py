@@ -1,6 +1,8 @@
 """An image through ViT-g and the Q-Former on a CPU: torch, ONNX Runtime, and ONNX Runtime in int8, of random weights.
 
-python -m benchmarks.onnx [--vit-depth 39] [--folder DIR]. The default has 4 of the 39 blocks; the whole tower needs 12 GB
+python -m benchmarks.onnx [--vit-depth 39] [--folder DIR]
+
+The default has 4 of the 39 blocks; the whole tower needs 14 GB
 of memory, and 11 GB of disk in --folder. torch is the product's own way on a CPU: fp32, oneDNN. In turn; as JSON.
 """
 

@@ -26,6 +26,7 @@ TOOLS = {  # name: module with add_arguments and main, what it is for
     "validate-data": ("minigpt4.tools.validate_data", "check a file of own data, and show some of it on a page"),
     "prepare-data": ("minigpt4.tools.preparing.command", "make training data of published files, and check it"),
     "export": ("minigpt4.tools.export", "write the image tower as an ONNX file for other runtimes"),
+    "bench": ("minigpt4.tools.bench.command", "measure how long answers and images take, beside published figures"),
     "apply-delta": ("minigpt4.tools.apply_delta", "make Vicuna of LLaMA and the difference that was given out"),
     "make-delta": ("minigpt4.tools.make_delta", "make such a difference"),
     "convert-llama": ("minigpt4.tools.convert_llama", "make a Hugging Face model of LLaMA as Meta gave it out"),

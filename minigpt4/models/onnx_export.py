@@ -1,6 +1,7 @@
 """The image tower as an ONNX graph: what `minigpt4 export onnx` writes."""
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
@@ -89,6 +90,8 @@ def quantize_int8(file: Path, out: Path) -> None:
             weight_type=QuantType.QInt8,
             use_external_data_format=file.with_name(f"{file.name}.data").is_file(),
         )
+        if (data := out.with_name(f"{out.name}.data")).is_file():
+            shutil.copymode(out, data)  # it is written as private
 
 
 def difference(expected: Tensor, got: Tensor) -> str:
