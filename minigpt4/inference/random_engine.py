@@ -26,6 +26,7 @@ from minigpt4.processors import build_processor
 
 _TINY_LLM = Path(minigpt4.__file__).parent / "assets" / "tiny" / "llm"
 _WINDOW = 4096
+_DRAWN = 512  # rows of a quantized layer, which repeat: more would take minutes to draw
 SIZES: dict[str, dict[str, Any]] = {  # of LLaMA; its own defaults are those of 7B
     "7b": {},
     "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
@@ -73,9 +74,12 @@ def _quantized(sizes: LlamaConfig, bits: int, dtype: torch.dtype) -> PreTrainedM
     """Layer by layer, so that no more is in memory than what is kept."""
     with init_empty_weights():  # buffers have memory
         llm = AutoModelForCausalLM.from_config(sizes, dtype=dtype)
+    llm.tie_weights()
     for name, own in layers_to_quantize(llm, bits).items():
         layer = QuantizedLinear(cast(nn.Linear, llm.get_submodule(name)), own)
-        layer.quantize(0, torch.randn(layer.out_features, layer.in_features) * sizes.initializer_range)
+        some = torch.randn(_DRAWN, layer.in_features) * sizes.initializer_range
+        for start in range(0, layer.out_features, _DRAWN):
+            layer.quantize(start, some[: layer.out_features - start])
         llm.set_submodule(name, layer)
     for name, weight in list(llm.named_parameters()):
         module, _, key = name.rpartition(".")
