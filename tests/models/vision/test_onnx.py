@@ -90,6 +90,11 @@ def test_answers_and_a_saved_config(tower, tmp_path, minigpt4, monkeypatch):
     plain = minigpt4(*ask)
     monkeypatch.chdir(tower.parent)
     assert minigpt4(*ask, "--options", *options(Path(tower.name)))[:2] == plain[:2] and plain[0] == 0
+    (tmp_path / "own.jsonl").write_text('{"image": "0.png", "question": "What is it?", "answer": "a cat"}\n')
+    own = [f"evaluation_datasets.mine.eval_file_path={tmp_path}/own.jsonl"]
+    own += [f"evaluation_datasets.mine.img_path={tmp_path}", f"run.output_dir={tmp_path}/out"]
+    more = ("--benchmarks", "mine", "--options", *own, *options(tower))
+    assert minigpt4("evaluate", "--cfg-path", TINY, *more)[0] == 0
     save_config(load_config(TINY, options(Path(tower.name))), tmp_path / "config.yaml")
     assert load_config(str(tmp_path / "config.yaml"), []).model.vision.model == str(tower)  # found from any folder
 
