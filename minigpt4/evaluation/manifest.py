@@ -7,6 +7,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import OmegaConf
+
 from minigpt4.config.schema import Config
 from minigpt4.evaluation.benchmark import Benchmark
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def _provider(config: Config) -> tuple[str, dict[str, Any]]:
 
 def _import(name: str) -> Any:
     try:
-        return __import__(name)
+        return import_module(name)
     except ImportError:
         raise UserError(
             f"model.vision.name: onnx needs the package {name}. Install it: pip install 'minigpt4[onnx]'"
