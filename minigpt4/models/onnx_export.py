@@ -16,7 +16,7 @@ from minigpt4.models.vision.onnx import EMBEDDINGS, FEATURES, IMAGE
 logger = logging.getLogger(__name__)
 
 OPSET = 18  # the exporter's own; for another it converts the graph
-_ONE_FILE = 1_500_000_000  # bytes of weights that fit into the graph's own file: protobuf reads at most 2 GB
+ONE_FILE = 100_000_000  # bytes of weights that lie in the graph's own file: that is read to look at its shapes
 
 
 class _Graph(nn.Module):
@@ -33,7 +33,7 @@ def export_onnx(vision: VisionPart, projection: nn.Module | None, file: Path, op
     """Writes a graph from `image` [B, 3, H, W] to `features` [B, rows, width], for any B; all in fp32.
 
     With a projection there is a second output, `embeddings` [B, rows, D], which an LLM reads. Weights of more than
-    1.5 GB go to FILE.data, which has to lie beside FILE.
+    0.1 GB go to FILE.data, which has to lie beside FILE.
 
     Args:
         vision: frozen, in fp32, on the CPU.
@@ -68,7 +68,7 @@ def export_onnx(vision: VisionPart, projection: nn.Module | None, file: Path, op
     if (own := written.model.opset_imports[""]) != opset:
         raise UserError(f"--opset: the graph can't be written for {opset}; {own} is possible. Set --opset {own}.")
     with writing("--out", file):
-        written.save(str(file), external_data=size > _ONE_FILE)
+        written.save(str(file), external_data=size > ONE_FILE)
 
 
 def quantize_int8(file: Path, out: Path) -> None:

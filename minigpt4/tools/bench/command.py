@@ -15,6 +15,8 @@ from minigpt4.config.arguments import add_model_arguments, read_config
 from minigpt4.config.schema import Config
 
 if TYPE_CHECKING:  # slow to import
+    from torch import nn
+
     from minigpt4.inference.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -127,7 +129,7 @@ def describe(engine: "Engine", name: str, repeats: int) -> dict[str, str]:
     if device.type == "cpu":
         where = f"{os.cpu_count()} cores of {_processor()}, {torch.get_num_threads()} threads"
     parts = {"vision": model.vision, "LLM": model.llm}
-    sizes = (f"{part} {sum(p.numel() for p in own.parameters()) / 1e6:.4g} M" for part, own in parts.items())
+    sizes = (f"{part} {_weights(own) / 1e6:.4g} M" for part, own in parts.items())
     dtype = f"LLM {str(model.llm.dtype).removeprefix('torch.')}"
     if getattr(model.llm, "is_quantized", False):
         dtype = "LLM quantized"
@@ -139,6 +141,14 @@ def describe(engine: "Engine", name: str, repeats: int) -> dict[str, str]:
         "versions": f"Python {platform.python_version()}, {versions}",
         "measured": f"batch 1, medians of {repeats} after a warm-up; the image was seen before the answer",
     }
+
+
+def _weights(part: "nn.Module") -> int:
+    """How many; those of an ONNX tower are in its file, and not counted."""
+    from minigpt4.models.quantized_linear import QuantizedLinear
+
+    quantized = (layer for layer in part.modules() if isinstance(layer, QuantizedLinear))
+    return sum(p.numel() for p in part.parameters()) + sum(q.in_features * q.out_features for q in quantized)
 
 
 def _processor() -> str:

@@ -1,9 +1,12 @@
 """Unpacks archives of pictures, and nothing of them outside the folder that is meant."""
 
+import gzip
+import lzma
 import shutil
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -14,7 +17,8 @@ from tqdm import tqdm
 from minigpt4.common.errors import UserError, first_line, writing
 
 MAX_FILES = 1_000_000  # of an archive
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, RuntimeError, ValueError)
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
+_UNREADABLE = (NotImplementedError, RuntimeError)  # a ZIP's unknown compression, or its password
 
 
 class _Member(NamedTuple):
@@ -58,6 +62,8 @@ def unpack(archive: Path, holds: str, folder: Path, max_bytes: int) -> int:
                     written += 1
     except _DAMAGED as error:
         raise UserError(f"{archive}: is damaged or not complete: {first_line(error)}. Download it anew.") from None
+    except _UNREADABLE as error:
+        raise UserError(f"{archive}: can't be unpacked: {first_line(error)}. Unpack it by other means.") from None
     return written
 
 
@@ -69,9 +75,18 @@ def _members(archive: Path) -> Iterator[Callable[[], Iterator[_Member]]]:
             yield lambda: (_zipped(file, info) for info in file.infolist())
     elif archive.is_file() and tarfile.is_tarfile(archive):
         with tarfile.open(archive) as tar:
-            yield lambda: (_tarred(tar, info) for info in tar)
+            yield lambda: _walked(tar)
     else:
         raise UserError(f"ARCHIVE: '{archive}' is not a ZIP or tar archive. Download it anew, or name another file.")
+
+
+def _walked(tar: tarfile.TarFile) -> Iterator[_Member]:
+    """tarfile takes a damaged header for the end of the archive, and does not read a checksum that comes later."""
+    for info in tar:
+        yield _tarred(tar, info)
+    while block := cast(IO[bytes], tar.fileobj).read(2**20):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError(f"a header is damaged at byte {tar.offset}")
 
 
 def _zipped(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from minigpt4.common.errors import UserError, first_line, writing
 from minigpt4.common.files import new_folder
 
-ROWS_PER_FILE = 1_000_000  # img2dataset reads a whole file into memory; so many rows take it about 1 GB
+ROWS_PER_FILE = 1_000_000  # img2dataset reads a whole file into memory
 ROWS_PER_SHARD = 10_000  # img2dataset's default: a file of 1,000,000 rows makes 100 whole shards
 _ROWS_AT_ONCE = 20_000
 _READ_AHEAD = 1 << 20  # bytes

@@ -139,7 +139,7 @@ def test_without_a_package_the_cure_is_named(package, tower, monkeypatch):
 
 
 @torch.inference_mode()
-def test_a_tower_of_hugging_face(tmp_path):
+def test_a_tower_of_hugging_face_with_weights_beside_the_graph(tmp_path, monkeypatch):
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -147,7 +147,9 @@ def test_a_tower_of_hugging_face(tmp_path):
     more = ["model.vision.name=huggingface", f"model.vision.model={tmp_path / 'clip'}", "model.image_size=28"]
     config = load_config(TINY, [*more, "model.ckpt=null", "model.vit_precision=fp32", "run.device=cpu"])
     vision = load_vision(config)
+    monkeypatch.setattr("minigpt4.models.onnx_export.ONE_FILE", 0)
     export_onnx(vision, None, tmp_path / "x.onnx")
+    assert (tmp_path / "x.onnx.data").is_file()
     config = load_config(TINY, options(tmp_path / "x.onnx", "model.image_size=28", "model.ckpt=null"))
     ours = build_vision(config)
     ours.load(config, {"model.vision.model": tmp_path / "x.onnx"})
