@@ -1,4 +1,4 @@
-"""A tower that `minigpt4 export onnx` wrote, run by ONNX Runtime: on CPUs, CUDA, Ascend NPUs (CANN) and others."""
+"""A tower that `minigpt4 export onnx` wrote, run by ONNX Runtime: on CPUs, GPUs, Ascend NPUs (CANN) and others."""
 
 import logging
 from collections.abc import Mapping
@@ -19,15 +19,16 @@ logger = logging.getLogger(__name__)
 
 IMAGE, FEATURES, EMBEDDINGS = "image", "features", "embeddings"  # the graph's input, and its outputs
 _KEY = "model.vision.model"
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "npu": "CANNExecutionProvider"}
-_PACKAGES = {"CUDAExecutionProvider": "onnxruntime-gpu", "CANNExecutionProvider": "onnxruntime-cann"}
+_CPU = "CPUExecutionProvider"
+_PROVIDERS = {"npu": "CANNExecutionProvider"}  # of other devices it has the device's own name
+_CURE = "other builds have other providers: pip install onnxruntime-gpu, or onnxruntime-cann"
 
 
 @registry.register_vision("onnx")
 class Onnx(VisionPart):
     """The graph's `features`; the projection is the model's own, so that checkpoints apply. It stays frozen.
 
-    `provider` names an execution provider of ONNX Runtime, such as CUDAExecutionProvider; by default that of
+    `provider` names an execution provider of ONNX Runtime, such as CANNExecutionProvider; by default that of
     `run.device` where it is installed, else the CPU's.
     """
 
@@ -87,15 +88,13 @@ def _provider(config: Config) -> tuple[str, dict[str, Any]]:
     """The execution provider and its options."""
     device, asked = pick_device(config.run.device), config.model.vision.provider
     available = _import("onnxruntime").get_available_providers()
-    name = asked or _PROVIDERS.get(device.type, _PROVIDERS["cpu"])
-    if name not in available and asked:
-        package = f" Install it: pip install {_PACKAGES[name]}." if name in _PACKAGES else ""
-        raise UserError(f"model.vision.provider: '{name}' is not there; {', '.join(available)} are.{package}")
-    if name not in available:
-        logger.warning("ONNX Runtime has no %s here: the tower runs on the CPU (pip install %s)", name, _PACKAGES[name])
-        name = _PROVIDERS["cpu"]
-    ours = _PROVIDERS.get(device.type) == name and device.index is not None
-    return name, {"device_id": device.index} if ours else {}
+    own = _PROVIDERS.get(device.type, f"{device.type.upper()}ExecutionProvider")
+    if asked and asked not in available:
+        raise UserError(f"model.vision.provider: '{asked}' is not there; {', '.join(available)} are ({_CURE}).")
+    if not asked and own not in available:
+        logger.warning("ONNX Runtime has no %s here, so the tower runs on the CPU (%s)", own, _CURE)
+    name = asked or (own if own in available else _CPU)
+    return name, {"device_id": device.index} if name == own and device.index is not None else {}
 
 
 def _import(name: str) -> Any:
