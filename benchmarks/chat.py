@@ -24,22 +24,24 @@ sys.path.insert(0, str(ROOT))  # so that it measures the checkout it lies in
 
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
+from torch import Tensor  # noqa: E402
+from transformers import LlamaConfig  # noqa: E402
 
 from benchmarks.common import in_turn, machine, parse  # noqa: E402
 from benchmarks.instructblip import Rival, instructblip, use_mkl  # noqa: E402
-from minigpt4.config.schema import Config, ModelConfig, ProcessorConfig, QformerConfig, VitConfig  # noqa: E402
+from minigpt4.config.schema import (  # noqa: E402
+    Config,
+    ModelConfig,
+    ProcessorConfig,
+    QformerConfig,
+    RunConfig,
+    VitConfig,
+)
 from minigpt4.conversation.conversation import Conversation, Part, Turn  # noqa: E402
-from minigpt4.conversation.prompter import Prompter  # noqa: E402
+from minigpt4.inference import random_engine as full_size  # noqa: E402
 from minigpt4.inference.chat import Chat  # noqa: E402
 from minigpt4.inference.compiled import CompiledDecoding  # noqa: E402
 from minigpt4.inference.engine import Engine  # noqa: E402
-from minigpt4.models.llm import load_tokenizer, pick_dtype, window_of  # noqa: E402
-from minigpt4.models.minigpt4 import MiniGPT4  # noqa: E402
-from minigpt4.models.projection import build_projection  # noqa: E402
-from minigpt4.models.vision import build_vision  # noqa: E402
-from minigpt4.processors import build_processor  # noqa: E402
 
 IMAGE_SIZE = 224
 TURNS = 8
@@ -57,7 +59,6 @@ def towers(vit_depth: int, device: torch.device) -> ModelConfig:
 
 def random_engine(width: int, layers: int, config: ModelConfig, device: torch.device) -> Engine:
     """MiniGPT-4 around a LLaMA of these sizes, all weights random."""
-    tokenizer = load_tokenizer(ROOT / "minigpt4" / "assets" / "tiny" / "llm", trust_remote_code=False)
     sizes = LlamaConfig(
         vocab_size=WORDS,
         hidden_size=width,
@@ -66,22 +67,9 @@ def random_engine(width: int, layers: int, config: ModelConfig, device: torch.de
         num_attention_heads=width // 128,
         max_position_embeddings=4096,
     )
-    torch.manual_seed(0)
-    dtype = pick_dtype("auto", device)
-    with torch.device(device):
-        llm = AutoModelForCausalLM.from_config(sizes, dtype=dtype)
-    llm.lm_head.weight.data[len(tokenizer) :] = 0  # never chosen: the tokenizer has no such words
-    vision = build_vision(Config(model=config))
-    model = MiniGPT4(vision, build_projection("linear", vision.width, llm), llm)
-    vision.to_empty(device=device)
-    for tensor in (*vision.parameters(), *vision.buffers()):
-        if tensor.is_floating_point():
-            nn.init.normal_(tensor, std=0.02)
-        else:
-            tensor.zero_()
-    model.place(device).answering()
-    processor = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=IMAGE_SIZE))
-    return Engine(model, Prompter.of(config, tokenizer, vision.rows, window_of(sizes)), processor)
+    whole = Config(model=config, run=RunConfig(device=str(device)))
+    whole.preprocess.vis_processor.eval = ProcessorConfig(name="blip2_image_eval", image_size=config.image_size)
+    return full_size.random_engine(whole, sizes)
 
 
 def read(engine: Engine, words: str) -> list[Part]:

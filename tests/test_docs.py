@@ -46,7 +46,7 @@ COMMANDS = {
     (words, option)
     for code in CODE.values()
     for words, rest in re.findall(
-        r"\b(minigpt4(?: [a-z][a-z-]*(?![\w./]))+|(?:train|evaluate|demo)\.py)\b([^\n;|]*)", code
+        r"\b(minigpt4(?: [a-z][a-z0-9-]*(?![\w./]))+|(?:train|evaluate|demo)\.py)\b([^\n;|]*)", code
     )
     for option in re.findall(r"(?<!\S)--[a-z][a-z-]*", rest) or ["--help"]
 }

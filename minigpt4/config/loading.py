@@ -99,6 +99,8 @@ def save_config(config: Config, path: str | Path) -> None:
     plain = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
     for key in _FILES_OF_MODEL:
         plain["model"][key] = _absolute(plain["model"][key], config.env.package_dir + os.sep)
+    vision = plain["model"]["vision"]
+    vision["model"] = _absolute(vision["model"], config.env.package_dir + os.sep)
     if plain["env"]["package_dir"] == EnvConfig.package_dir:
         del plain["env"]["package_dir"]
     replace_file(Path(path), OmegaConf.to_yaml(OmegaConf.create(plain)).encode())

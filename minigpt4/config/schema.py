@@ -43,9 +43,10 @@ class QformerConfig:
 class VisionConfig:
     """The vision part. What is null is the kind's own default; a kind refuses keys that it does not read."""
 
-    # eva_qformer, eva_patches, huggingface or cached_features; null: the first two, as model.has_qformer says
+    # eva_qformer, eva_patches, huggingface, onnx or cached_features; null: the first two, as model.has_qformer says
     name: str | None = None
-    model: str | None = None  # of huggingface: folder or hub id of the tower
+    model: str | None = None  # of huggingface: folder or hub id of the tower; of onnx: its file
+    provider: str | None = None  # of onnx: execution provider of ONNX Runtime; null: that of run.device, or the CPU's
     layer: int | None = None  # of huggingface: hidden state that is read, such as -2; null: the last, normed
     join: PositiveInt | None = None  # of eva_patches and huggingface: patch tokens in a row; null: 4 and 1
     rows: PositiveInt | None = None  # of cached_features: rows of a picture's features

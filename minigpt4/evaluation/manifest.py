@@ -12,6 +12,8 @@ from minigpt4.config.schema import Config
 from minigpt4.evaluation.benchmark import Benchmark
 
 if TYPE_CHECKING:  # slow to import
+    from torch import nn
+
     from minigpt4.inference.engine import Engine
 
 _BLOCK = 2**22
@@ -45,7 +47,7 @@ def manifest_of(config: Config, benchmark: Benchmark, condition: str, engine: "E
         "annotations": {_below(file, Path(block.eval_file_path)): _sha256(file) for file in benchmark.files},
         "template": config.model.conversation,
         "decoding": {"method": "greedy", "max_new_tokens": block.max_new_tokens},
-        "dtype": {name: str(next(part.parameters()).dtype).removeprefix("torch.") for name, part in parts.items()},
+        "dtype": {name: _dtype(part) for name, part in parts.items()},
         "batch_size": block.batch_size,
         "model": {key: value for key, value in plain["model"].items() if key not in ("ckpt", "compile")},
         "preprocess": plain["preprocess"],
@@ -80,6 +82,12 @@ def _below(file: Path, named: Path) -> str:
     """How the manifest names an annotation file: by where it lies below `eval_file_path`, or beside it."""
     folder = named if named.is_dir() else named.parent
     return str(file.relative_to(folder)) if file.is_relative_to(folder) else str(file)
+
+
+def _dtype(part: "nn.Module") -> str:
+    """Of its weights; an ONNX tower has its own in its file."""
+    weight = next(part.parameters(), None)
+    return "none" if weight is None else str(weight.dtype).removeprefix("torch.")
 
 
 def _checksum(path: Path) -> str | None:

@@ -13,6 +13,7 @@ from minigpt4.config.schema import Config, DatasetConfig, ModelConfig
 
 if TYPE_CHECKING:  # slow to import
     from minigpt4.datasets.validation import Report
+    from minigpt4.tools.preparing.checks import Checked
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +66,11 @@ def _block_of(config: Config | None, file: str) -> DatasetConfig:
     return DatasetConfig()
 
 
-def write_page(page: Path, report: "Report") -> None:
+def write_page(page: Path, report: "Report | Checked") -> None:
     """Writes one HTML file that needs no other."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    make_folder("--page", page.parent)
     templates = Environment(loader=PackageLoader("minigpt4", "assets"), autoescape=True, undefined=StrictUndefined)
     html = templates.get_template("validate_data.html").render(report=report)
     try:

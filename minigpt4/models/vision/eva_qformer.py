@@ -51,7 +51,7 @@ class EvaQformer(VisionPart):
 
     def forward(self, images: Tensor) -> Tensor:
         tokens = self.norm(vit_tokens(self.vit, images))
-        queries = self.queries.expand(len(images), -1, -1)
+        queries = self.queries.expand(images.shape[0], -1, -1)  # len() would be a constant in ONNX
         return self.qformer(query_embeds=queries, encoder_hidden_states=tokens).last_hidden_state
 
 

@@ -119,7 +119,7 @@ def in_half(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[
 
 def joined(tokens: Tensor, number: int) -> Tensor:
     """Joins so many tokens that follow one another, in raster order, into a row: [B, N, D] -> [B, N/n, n*D]."""
-    return tokens.reshape(len(tokens), -1, tokens.shape[2] * number)
+    return tokens.reshape(tokens.shape[0], -1, tokens.shape[2] * number)  # len() would be a constant in ONNX
 
 
 def joined_shape(side: int, width: int, number: int) -> tuple[int, int]:

@@ -1,0 +1,99 @@
+"""Annotations of LLaVA, VQAv2 and COCO as records that the data set `instruction` reads."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from minigpt4.common.errors import UserError, make_folder, writing
+from minigpt4.common.files import replace_file
+from minigpt4.datasets.formats.records import RecordError, parse_record, read_records, record_id
+from minigpt4.evaluation.source import Row, read_json, read_rows
+from minigpt4.evaluation.vqa_scoring import human_answers, with_annotations
+
+Records = Iterator[dict[str, Any]]
+
+
+def llava(file: str, skipped: Counter[str]) -> Records:
+    """LLaVA's conversations, one record each: {"id", "image", "instruction": [...], "output": [...]}.
+
+    Args:
+        skipped: counts the records that can't be used, by the reason.
+    """
+    for index, raw in enumerate(read_records("FILE", file)):
+        try:
+            record = parse_record(raw)
+        except RecordError as error:
+            skipped[error.kind] += 1
+            continue
+        files = {"image": record.images, "video": record.videos}
+        named = {kind: names[0] if len(names) == 1 else names for kind, names in files.items() if names}
+        yield {"id": record_id(raw, index), **named, "instruction": record.questions, "output": record.answers}
+
+
+def vqav2(questions: Path, annotations: Path, prompt: str) -> Records:
+    """VQAv2's questions, one record each: {"id", "image", "instruction", "output"}.
+
+    OK-VQA's files are of the same kind. The answer is the one that most of the ten people gave. Pictures have COCO's
+    names of 2014, such as COCO_train2014_000000000009.jpg.
+
+    Args:
+        prompt: what is asked, with {question} in it.
+
+    Raises:
+        UserError: a file is of another format, or a question has no annotation.
+    """
+    asked = Row(read_json(questions), str(questions))
+    answered = Row(read_json(annotations), str(annotations)).rows("annotations")
+    for question, annotation in with_annotations(asked.rows("questions"), answered):
+        [(answer, _)] = Counter(human_answers(annotation)).most_common(1)
+        yield {
+            "id": question.id("question_id"),
+            "image": f"COCO_{asked.text('data_subtype')}_{question.id('image_id'):0>12}.jpg",
+            "instruction": prompt.replace("{question}", question.text("question")),
+            "output": answer,
+        }
+
+
+def coco(captions: Path) -> Records:
+    """COCO's captions, one record each: {"id", "image", "caption"}.
+
+    The file is one of COCO's own, such as captions_train2017.json, or a list of {"image", "caption"} such as
+    coco_karpathy_train.json, where `caption` may be a list.
+
+    Raises:
+        UserError: the file is of another format, or a caption is of a picture that it does not list.
+    """
+    whole = read_json(captions)
+    if isinstance(whole, list):
+        rows = [(row.text("image"), row) for row in read_rows(captions)]
+    else:
+        file = Row(whole, str(captions))
+        names = {image.id("id"): image.text("file_name") for image in file.rows("images")}
+        rows = [(_named(names, row), row) for row in file.rows("annotations")]
+    for index, (image, row) in enumerate(rows):
+        for caption in row.texts("caption") if isinstance(row["caption"], list) else [row.text("caption")]:
+            yield {"id": row.id("id") if "id" in row else str(index), "image": image, "caption": caption.strip()}
+
+
+def _named(names: dict[str, str], row: Row) -> str:
+    if (image := row.id("image_id")) not in names:
+        raise UserError(f"{row.place}: image {image} is not among the file's images. Download it anew.")
+    return names[image]
+
+
+def write_records(records: Records, out: Path) -> int:
+    """Writes a JSON list, or JSON lines if the file's name ends in .jsonl; returns how many records.
+
+    Raises:
+        UserError: there are none, or the file can't be written.
+    """
+    lines = [json.dumps(record, ensure_ascii=False) for record in records]
+    if not lines:
+        raise UserError("FILE: holds no record that can be used. Name another file.")
+    text = "\n".join(lines) if out.suffix == ".jsonl" else "[\n" + ",\n".join(lines) + "\n]"
+    make_folder("--out", out.parent)
+    with writing("--out", out):
+        replace_file(out, (text + "\n").encode(errors="backslashreplace"))
+    return len(lines)
