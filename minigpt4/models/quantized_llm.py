@@ -11,6 +11,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from minigpt4.common.errors import UserError
+from minigpt4.models.cpu_memory import release_freed_memory
 from minigpt4.models.quantized_linear import QuantizedLinear
 from minigpt4.models.tensor_files import TensorFiles
 
@@ -85,6 +86,7 @@ def _fill(llm: PreTrainedModel, files: TensorFiles, names: dict[str, str]) -> No
                 ahead = reader.submit(read, following)
             _put(llm, name, rows, weight)
             bar.update(weight.nbytes)
+            release_freed_memory()
 
 
 def _put(llm: PreTrainedModel, name: str, rows: slice, weight: Tensor) -> None:
