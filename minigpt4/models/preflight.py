@@ -31,9 +31,12 @@ from minigpt4.models.llm import (
 from minigpt4.models.pretrained import check_weight_files, reading
 from minigpt4.models.quantized_linear import QuantizedLinear
 from minigpt4.models.quantized_llm import layers_to_quantize
+from minigpt4.models.tensor_files import TensorFiles, weight_files
 from minigpt4.models.vision import VisionPart, vision_class
 
 logger = logging.getLogger(__name__)
+
+_DELTA = 0.05  # mean size of a norm's weights, below which they are a difference of two; LLaMA's own is over 1
 
 
 def preflight(config: Config, vision: VisionPart | None = None, problems: Problems | None = None) -> dict[str, Path]:
@@ -53,24 +56,30 @@ def preflight(config: Config, vision: VisionPart | None = None, problems: Proble
     sight = problems.attempt(lambda: vision_class(c).files(config)) or {}
     files = dict[str, Path]()
     for key, path in (sight | checkpoint_paths(c)).items():
-        with problems.collect():
+        with problems.collect(f"{key}: {path}"):
             files[key] = sound_file(key, path, config.env.cache_root)
     if vision is not None and files.keys() >= sight.keys():
-        problems.attempt(vision.check, config, files)
-    if problems.attempt(read_prompts, c.prompt_path, c.prompt_template) is None:
+        problems.check(f"vision: {c.vision_kind}, {vision.rows} rows a picture", vision.check, config, files)
+    prompts = f"prompts: {c.prompt_path or 'the template alone'}"
+    if problems.check(prompts, read_prompts, c.prompt_path, c.prompt_template) is None:
         c = replace(c, prompt_path="")  # with which all else is looked at
     if c.plain_text is not None and not Path(c.plain_text).is_file():
         problems.append(f"model.plain_text: '{c.plain_text}' does not exist. Set it to a text file, or to null.")
-    device = problems.attempt(pick_device, config.run.device)
-    folder = problems.attempt(llm_folder, c.llama_model)
+    device = problems.check(f"run.device: {config.run.device}", pick_device, config.run.device)
+    folder = problems.check(f"model.llama_model: {c.llama_model}", llm_folder, c.llama_model)
     llm = None if folder is None else problems.attempt(llm_outline, folder, c.trust_remote_code)
     if folder is not None and llm is not None:
-        problems.attempt(check_tokenizer, c, folder, llm, 0 if vision is None else vision.rows)
+        rows = 0 if vision is None else vision.rows
+        what = f"tokenizer, and the template {c.conversation}"
+        problems.check(f"{what}: suit the LLM's {embedding_of(llm).num_embeddings} words", check_tokenizer, c, folder, llm, rows)
         problems.attempt(check_lora, c, llm)
-        problems.attempt(check_weight_files, "model.llama_model", c.llama_model, folder, llm)
+        key = "model.llama_model"
+        problems.check("weights of the LLM: are whole", check_weight_files, key, c.llama_model, folder, llm)
+        problems.attempt(check_applied, folder, llm)
     if vision is not None and llm is not None:
         for file in [files[key] for key in checkpoint_paths(c) if key in files]:
-            problems.attempt(check_projection, c, vision, llm, file)
+            what = f"projection: {vision.width} -> {embedding_of(llm).embedding_dim}, as in {file}"
+            problems.check(what, check_projection, c, vision, llm, file)
         if device is not None:
             holders = world_size() if config.run.shards_weights else 1
             problems.attempt(check_memory, memory_of_devices(c, vision, llm, device), holders)
@@ -116,6 +125,21 @@ def check_tokenizer(config: ModelConfig, folder: Path, llm: PreTrainedModel, row
             f"{words}. Put tokenizer and weights of one release into the folder."
         )
     Prompter.of(config, tokenizer, rows, window_of(llm.config)).check_prompts()
+
+
+def check_applied(folder: Path, llm: PreTrainedModel) -> None:
+    """Refuses the difference between Vicuna and LLaMA in place of a model: an LLM with it answers nonsense.
+
+    The weight of LLaMA's last norm is far from zero; the difference of two of them is not.
+    """
+    if llm.config.model_type != "llama":
+        return
+    files = TensorFiles(weight_files(folder))
+    if "model.norm.weight" in files and files.read("model.norm.weight").float().abs().mean() < _DELTA:
+        raise UserError(
+            f"model.llama_model: '{folder}' holds a difference to LLaMA (a delta), not a model. Apply it: minigpt4 "
+            f"apply-delta --base LLAMA --delta {folder} --target NEW, and set model.llama_model to NEW."
+        )
 
 
 def check_projection(config: ModelConfig, vision: VisionPart, llm: PreTrainedModel, file: Path) -> None:
