@@ -4,8 +4,8 @@
     python -m benchmarks.memory --sizes 1b 7b --quantization 4bit --eva     # with ViT-g and Q-Former
     python -m benchmarks.memory --sizes 7b --llm-dtype bf16 --batch 1
 
-The LLMs and ViT-g are of random numbers, in fp16 (the Q-Former in fp32), written to a temporary folder: 13.5 GB for 7B. Measured is
-the most memory that was resident (VmHWM), of which mapped files are a part. Linux only: it is read from /proc.
+The LLMs and ViT-g are of random numbers, in fp16 (the Q-Former in fp32), written to a temporary folder: 13.5 GB for 7B.
+Measured is the most memory that was resident (VmHWM), of which mapped files are a part. Linux only: it is in /proc.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 import minigpt4
 from benchmarks.chat import machine
 from minigpt4.config.loading import load_config
-from minigpt4.config.schema import Config, ModelConfig, QformerConfig
+from minigpt4.config.schema import Config, ModelConfig, QformerConfig, VitConfig
 from minigpt4.models.checkpoint import file_name
 from minigpt4.models.tensor_files import Outline, write_tensors
 from minigpt4.models.vision.eva import build_vit
@@ -160,7 +160,12 @@ def run_child(*words: str) -> dict[str, Any]:
 
 
 def cases(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    own = {"run.batch_size_train": str(options.batch), "run.amp": "False", "run.device": "cpu", "model.plain_text": "null"}
+    own = {
+        "run.batch_size_train": str(options.batch),
+        "run.amp": "False",
+        "run.device": "cpu",
+        "model.plain_text": "null",
+    }
     own |= {"model.max_txt_len": "64", "model.ckpt": "null"}
     for size in options.sizes:
         if size == "tiny":
@@ -168,7 +173,10 @@ def cases(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, dict
             continue
         llm = folder / size
         write_llm(llm, size)
-        sizes = {"model.image_size": "224", "model.vit": "{embed_dim: 1408, depth: 39, num_heads: 16, mlp_ratio: 4.3637}"}
+        sizes = {
+            "model.image_size": "224",
+            "model.vit": json.dumps(vars(VitConfig())),
+        }
         sizes |= {"model.qformer": json.dumps(vars(QformerConfig())), "model.vit_precision": "fp16"}
         towers = write_eva(folder) | sizes if options.eva else {}
         for quantization in options.quantization:
@@ -200,7 +208,8 @@ def main() -> None:
             for phase, found in measured.items():
                 ratio = guess[phase] / found["peak"]
                 print(
-                    f"{name:14} {phase:6} measured {found['peak'] / 1e9:6.2f} GB, estimated {guess[phase] / 1e9:6.2f} GB, "
+                    f"{name:14} {phase:6} measured {found['peak'] / 1e9:6.2f} GB, "
+                    f"estimated {guess[phase] / 1e9:6.2f} GB, "
                     f"ratio {ratio:.2f}, {found['seconds']:.0f} s",
                     flush=True,
                 )

@@ -69,9 +69,9 @@ def preflight(config: Config, vision: VisionPart | None = None, problems: Proble
     folder = problems.check(f"model.llama_model: {c.llama_model}", llm_folder, c.llama_model)
     llm = None if folder is None else problems.attempt(llm_outline, folder, c.trust_remote_code)
     if folder is not None and llm is not None:
-        rows = 0 if vision is None else vision.rows
-        what = f"tokenizer, and the template {c.conversation}"
-        problems.check(f"{what}: suit the LLM's {embedding_of(llm).num_embeddings} words", check_tokenizer, c, folder, llm, rows)
+        rows, words = 0 if vision is None else vision.rows, embedding_of(llm).num_embeddings
+        what = f"tokenizer, and the template {c.conversation}: suit the LLM's {words} words"
+        problems.check(what, check_tokenizer, c, folder, llm, rows)
         problems.attempt(check_lora, c, llm)
         key = "model.llama_model"
         problems.check("weights of the LLM: are whole", check_weight_files, key, c.llama_model, folder, llm)

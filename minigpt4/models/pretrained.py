@@ -40,12 +40,12 @@ def settings_folder(key: str, path: str, what: str) -> Path:
         except HFValidationError:
             pass  # a path, or a placeholder
         except OSError:
-            cure = f", nor a hub id whose files are on this machine. To download them: {fetch_command(path)}; or set"
+            cure = f", nor a hub id that was downloaded. To download it: {fetch_command(path)}; or set"
     if not (folder / "config.json").is_file():
         if (folder / "params.json").is_file():
             raise UserError(
-                f"{key}: '{path}' holds LLaMA as Meta gave it out. Convert it: minigpt4 convert-llama {path} --out NEW, "
-                f"and set {key} to NEW."
+                f"{key}: '{path}' holds LLaMA as Meta gave it out. Convert it: minigpt4 convert-llama {path} --out NEW; "
+                f"then set {key} to NEW."
             )
         raise UserError(
             f"{key}: '{path}' is not a folder with a config.json{cure} it to the folder of a Hugging Face {what} or to "

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minigpt4.models.cpu_memory import release_freed_memory
+
 _GROUP = 64  # neighbours that share a scale and an offset
 _HALF = 8  # the kernel's offsets belong to this value of 0 to 15
 _BLOCK = 64  # rows that the kernel's layout keeps together
@@ -106,12 +108,16 @@ class Unpacked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, layer: Any) -> Tensor:
         ctx.layer, ctx.dtype = layer, input.dtype
-        return F.linear(input, layer.weight.to(input.dtype))
+        found = F.linear(input, layer.weight.to(input.dtype))
+        release_freed_memory()  # between activations that are kept the weights would leave gaps
+        return found
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = gradients
-        return (gradient @ ctx.layer.weight.to(gradient.dtype)).to(ctx.dtype), None
+        found = (gradient @ ctx.layer.weight.to(gradient.dtype)).to(ctx.dtype)
+        release_freed_memory()
+        return found, None
 
 
 def _four_bits(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -56,18 +56,18 @@ def _cut(config: Any, layers: int) -> Any:
     return own
 
 
-def _run_llm(
-    c: ModelConfig, config: Any, batch: int, length: int, labels: int, amp: torch.dtype | None
-) -> Run:
+def _run_llm(c: ModelConfig, config: Any, batch: int, length: int, labels: int, amp: torch.dtype | None) -> Run:
     dtype = dtype_of(c, torch.device("cpu"))
-    with FakeTensorMode():
-        llm = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=c.trust_remote_code)
+    with torch.device("meta"):
+        llm: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=c.trust_remote_code)
         llm.requires_grad_("llm" in c.trained).eval()
         if labels and quantization_of(c) != "none":
             _unpack_for_each_product(llm)
         llm = add_lora(llm, c) if labels else llm
-        if c.use_grad_checkpoint and labels:
-            checkpoint_blocks(llm)
+    if c.use_grad_checkpoint and labels:
+        checkpoint_blocks(llm)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        llm.to_empty(device="cpu")
         width = llm.get_input_embeddings().weight.shape[1]
         embeds = torch.randn(batch, length, width, dtype=dtype, requires_grad=bool(labels))
         trained = sum(p.numel() for p in llm.parameters() if p.requires_grad)
@@ -92,7 +92,7 @@ def _cache_bytes(cache: Any) -> float:
 def _unpack_for_each_product(llm: nn.Module) -> None:
     """As a quantized layer, which makes a weight of its codes for each product."""
     for name, module in list(llm.named_modules()):
-        if isinstance(module, nn.Linear) and module is not llm.get_output_embeddings():
+        if isinstance(module, nn.Linear):
             llm.set_submodule(name, _Unpacked(module))
 
 
@@ -103,7 +103,7 @@ class _Unpacked(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        return self.linear.weight.clone()
+        return self.linear.weight.bfloat16().clone()
 
     def forward(self, input: Tensor) -> Tensor:
         found = Unpacked.apply(input, self)

@@ -4,27 +4,26 @@ What activations take is found by running the parts on tensors without memory, s
 """
 
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from math import ceil
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from minigpt4.config.schema import Config, ModelConfig
-from minigpt4.models.llm import dtype_of, quantization_of, quantizes_itself
+from minigpt4.models.llm import dtype_of, embedding_of, quantizes_itself
 from minigpt4.models.preflight import memory_of_devices
 from minigpt4.models.tensor_files import TensorFiles, weight_files
 from minigpt4.models.vision import VisionPart
 from minigpt4.tools.devices import Device
-from minigpt4.tools.dry_runs import Run, run_llm, run_vision
+from minigpt4.tools.dry_runs import run_llm, run_vision
 
 QUESTION, ANSWER = 100, 300  # tokens of the chat that is estimated, besides a picture's
 _PROMPT = 32  # tokens of a training prompt
 _PIECES = 0.2e9  # bytes that are read and quantized at once, or packed
 _RESERVED = 0.05  # part of an accelerator's memory that its driver, kernels and the allocator's gaps take
+_MAPPED = "files of the LLM, mapped while they are converted"  # pages that are dropped where memory is short
 _DISK = 1e9  # bytes a second: a usual SSD
-_QUANTIZED = 1.2e8  # weights a second that a core quantizes... of two cores together, as measured
+_QUANTIZED = 1.2e8  # weights that are quantized in a second, as measured on two cores
 
 
 @dataclass(frozen=True)
@@ -74,18 +73,20 @@ class Setting:
     def model(self) -> ModelConfig:
         """The model's config, where "auto" is decided."""
         c = self.config.model
-        auto = "fp32" if self.on_cpu else "bf16"
-        return replace(c, llm_dtype=auto) if c.llm_dtype == "auto" else c
+        auto = replace(c, llm_dtype="fp32") if self.on_cpu else replace(c, llm_dtype="bf16")
+        return auto if c.llm_dtype == "auto" else c
 
 
-def estimate(s: Setting) -> dict[str, Need]:
-    """The needs of "load", "chat" and "train"; training is that of one device of `count`."""
-    weights = _weights(s)
-    return {"load": _load(s, weights), "chat": _chat(s, weights), "train": _train(s, weights)}
+def estimate(s: Setting, *phases: str) -> dict[str, Need]:
+    """What phases need, all unless named: "load", "chat", "train". Training is that of one device of `count`."""
+    ways, weights = {"load": _load, "chat": _chat, "train": _train}, _weights(s)
+    return {phase: ways[phase](s, weights) for phase in phases or ways}
 
 
 def fits(s: Setting, need: Need) -> bool:
-    return need.memory <= s.device.memory * (1 if s.on_cpu else 1 - _RESERVED)
+    """Whether a device has room; what the system can take back counts in the peak, but not here."""
+    held = need.memory - need.parts.get(_MAPPED, 0)
+    return held <= s.device.memory * (1 if s.on_cpu else 1 - _RESERVED)
 
 
 def _weights(s: Setting) -> dict[str, float]:
@@ -112,7 +113,7 @@ def _load(s: Setting, weights: dict[str, float]) -> Need:
         parts = {part: size for part, size in parts.items() if part.startswith("Python")}
     else:
         parts["vision"] = 0.0
-        parts["files of the LLM, mapped while they are converted"] = size
+        parts[_MAPPED] = size
     return Need(parts, seconds)
 
 
@@ -134,7 +135,7 @@ def _train(s: Setting, weights: dict[str, float]) -> Need:
     amp = torch.bfloat16 if run.amp else None
     computed = run_llm(c, s.llm, batch, length, labels, amp)
     seen = run_vision(s.config, s.vision, batch, False)
-    projection = s.vision.width * s.llm.get_input_embeddings().weight.shape[1]
+    projection = s.vision.width * embedding_of(s.llm).embedding_dim
     trained = projection + computed.trained + sum(p.numel() for p in s.vision.parameters() if "vit" in c.trained)
     shared = s.count if run.shards_weights else 1
     parts = {part: size / (shared if not part.startswith("Python") else 1) for part, size in weights.items()}
@@ -162,7 +163,7 @@ def _llm_bytes(weights: dict[str, float]) -> float:
 
 def _flops_of(s: Setting) -> float:
     """Operations of the LLM for a token."""
-    words = s.llm.get_input_embeddings().weight.numel()
+    words = embedding_of(s.llm).weight.numel()
     return 2.0 * (sum(p.numel() for p in s.llm.parameters()) - words)
 
 
