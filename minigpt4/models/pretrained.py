@@ -44,8 +44,8 @@ def settings_folder(key: str, path: str, what: str) -> Path:
     if not (folder / "config.json").is_file():
         if (folder / "params.json").is_file():
             raise UserError(
-                f"{key}: '{path}' holds LLaMA as Meta gave it out. Convert it: minigpt4 convert-llama {path} --out NEW; "
-                f"then set {key} to NEW."
+                f"{key}: '{path}' holds LLaMA as Meta gave it out. Convert it: minigpt4 convert-llama {path} --out "
+                f"NEW; then set {key} to NEW."
             )
         raise UserError(
             f"{key}: '{path}' is not a folder with a config.json{cure} it to the folder of a Hugging Face {what} or to "
