@@ -137,7 +137,7 @@ def estimated(config: Config, prompt: int) -> dict[str, float]:
     from minigpt4.tools.estimating import Setting, estimate
 
     baseline, vision, folder = process_memory(), build_vision(config), Path(config.model.llama_model)
-    cpu = Device("CPU", "cpu", 0, 1, 1)
+    cpu = Device("CPU", True, 0, 1, 1)
     lengths = prompt - vision.rows, ANSWER
     setting = Setting(config, vision, llm_outline(folder), folder, cpu, baseline, lengths=lengths)
     return {phase: need.memory for phase, need in estimate(setting).items()}

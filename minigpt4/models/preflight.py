@@ -73,9 +73,7 @@ def preflight(config: Config, vision: VisionPart | None = None, problems: Proble
         what = f"tokenizer, and the template {c.conversation}: suit the LLM's {words} words"
         problems.check(what, check_tokenizer, c, folder, llm, rows)
         problems.attempt(check_lora, c, llm)
-        key = "model.llama_model"
-        problems.check("weights of the LLM: are whole", check_weight_files, key, c.llama_model, folder, llm)
-        problems.attempt(check_applied, folder, llm)
+        problems.check("weights of the LLM: are whole", check_llm_files, c, folder, llm)
     if vision is not None and llm is not None:
         for file in [files[key] for key in checkpoint_paths(c) if key in files]:
             what = f"projection: {vision.width} -> {embedding_of(llm).embedding_dim}, as in {file}"
@@ -125,6 +123,12 @@ def check_tokenizer(config: ModelConfig, folder: Path, llm: PreTrainedModel, row
             f"{words}. Put tokenizer and weights of one release into the folder."
         )
     Prompter.of(config, tokenizer, rows, window_of(llm.config)).check_prompts()
+
+
+def check_llm_files(config: ModelConfig, folder: Path, llm: PreTrainedModel) -> None:
+    """Looks at the weight files of the LLM, see `check_weight_files` and `check_applied`."""
+    check_weight_files("model.llama_model", config.llama_model, folder, llm)
+    check_applied(folder, llm)
 
 
 def check_applied(folder: Path, llm: PreTrainedModel) -> None:

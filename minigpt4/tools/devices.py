@@ -17,7 +17,7 @@ class Device:
     """A device.
 
     Attributes:
-        kind: as torch names it, such as "cuda"; it need not be in this machine.
+        on_cpu: whether its memory is that of the process.
         memory: bytes that are free.
         bandwidth: bytes of it that are read in a second.
         flops: operations a second in products of matrices.
@@ -25,7 +25,7 @@ class Device:
     """
 
     name: str
-    kind: str
+    on_cpu: bool
     memory: float
     bandwidth: float
     flops: float
@@ -35,7 +35,7 @@ class Device:
 def known_devices() -> dict[str, Device]:
     """Those of `devices.yaml`, by the names of `--device`."""
     rows = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-    return {name: Device(kind="npu" if name[0] == "9" else "cuda", **row) for name, row in rows.items()}
+    return {name: Device(on_cpu=False, **row) for name, row in rows.items()}
 
 
 def this_device(device: torch.device) -> Device:
@@ -46,7 +46,7 @@ def this_device(device: torch.device) -> Device:
     flops = 2 * side**3 / _seconds(lambda: factor @ factor, device)
     bandwidth = data.nbytes / _seconds(data.sum, device)
     name = "this machine's CPU" if device.type == "cpu" else f"this machine's {device}"
-    return Device(name, device.type, free_memory(device), bandwidth, flops, measured=True)
+    return Device(name, device.type == "cpu", free_memory(device), bandwidth, flops, measured=True)
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

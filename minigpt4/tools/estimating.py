@@ -67,7 +67,7 @@ class Setting:
 
     @property
     def on_cpu(self) -> bool:
-        return self.device.kind == "cpu"
+        return self.device.on_cpu
 
     @property
     def model(self) -> ModelConfig:

@@ -21,7 +21,7 @@ def doctor(minigpt4, monkeypatch):
     """The command on the bundled config; what it prints as JSON, after the exit status. It measures nothing."""
     from minigpt4.tools.devices import Device
 
-    monkeypatch.setattr("minigpt4.tools.devices.this_device", lambda _: Device("CPU", "cpu", 20e9, 1e10, 1e11))
+    monkeypatch.setattr("minigpt4.tools.devices.this_device", lambda _: Device("CPU", True, 20e9, 1e10, 1e11))
 
     def run(*options, words=()):
         code, told, error = minigpt4(
@@ -132,7 +132,7 @@ def test_checksums_of_published_files(doctor, tmp_path, monkeypatch):
 def test_what_does_not_fit_is_red_with_what_to_try(doctor, monkeypatch):
     from minigpt4.tools.devices import Device
 
-    monkeypatch.setattr("minigpt4.tools.devices.this_device", lambda _: Device("CPU", "cpu", 1e8, 1e10, 1e11))
+    monkeypatch.setattr("minigpt4.tools.devices.this_device", lambda _: Device("CPU", True, 1e8, 1e10, 1e11))
     lines = red(doctor())
     assert len(lines) == 2 and all("does not fit; try a smaller LLM" in line for line in lines)
 

@@ -15,7 +15,7 @@ from minigpt4.tools.estimating import Setting, estimate, fits
 from minigpt4.tools.peak_memory import PeakMemory
 
 CPU, H100 = known_devices()["3090"], known_devices()["h100"]
-CPU = replace(CPU, kind="cpu", memory=16e9)
+CPU = replace(CPU, on_cpu=True, memory=16e9)
 
 
 def test_the_peak_is_of_what_lives_together():
