@@ -3,16 +3,18 @@
 What activations take is found by running the parts on tensors without memory, see `dry_runs`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
+from minigpt4.common.errors import Problems
 from minigpt4.config.schema import Config, ModelConfig
 from minigpt4.models.llm import dtype_of, embedding_of, quantizes_itself
 from minigpt4.models.preflight import memory_of_devices
-from minigpt4.models.tensor_files import TensorFiles, weight_files
+from minigpt4.models.tensor_files import Outline, TensorFiles, weight_files
 from minigpt4.models.vision import VisionPart
 from minigpt4.tools.devices import Device
 from minigpt4.tools.dry_runs import run_llm, run_vision
@@ -98,7 +100,8 @@ def _weights(s: Setting) -> dict[str, float]:
 
 
 def _load(s: Setting, weights: dict[str, float]) -> Need:
-    files = TensorFiles(weight_files(s.folder)) if s.folder else {}
+    found = Problems().attempt(TensorFiles, weight_files(s.folder)) if s.folder else None
+    files: Mapping[str, Outline] = found or {}  # damaged ones are told elsewhere
     size = sum(outline.bytes for outline in files.values())
     dtypes = {outline.dtype for outline in files.values()}
     seconds = size / _DISK

@@ -91,6 +91,14 @@ def test_a_file_that_is_something_else(content, told, doctor, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_pointer_in_place_of_the_llms_weights(doctor, llm):
+    (llm / "model.safetensors").write_bytes(POINTER)
+    found = doctor(f"model.llama_model={llm}")
+    (line,) = red(found)
+    assert "is a Git LFS pointer" in line and found["estimate"]
+
+
+@pytest.mark.slow
 def test_a_delta_that_was_not_applied(doctor, llm):
     weights = load_file(llm / "model.safetensors")
     save_file({name: 1e-3 * w for name, w in weights.items()}, llm / "model.safetensors", {"format": "pt"})
