@@ -91,7 +91,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_llama(Path(folder), options.layers)
         name = f"{options.bits} bits"
-        result[name] = of_llm(lambda: load_quantized(folder, options.bits, torch.float32, False), options.repeats)
+        result[name] = of_llm(lambda: load_quantized(Path(folder), options.bits, torch.float32, False), options.repeats)
         if options.fp32:
             load = AutoModelForCausalLM.from_pretrained
             result["fp32"] = of_llm(lambda: load(folder, dtype=torch.float32), options.repeats)

@@ -12,7 +12,6 @@ import json
 import resource
 import tempfile
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -22,8 +21,6 @@ from typing import Any
 import torch
 from common import in_turn, machine, parse, ratios, row
 from data import write_shards
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import minigpt4
@@ -51,6 +48,7 @@ from minigpt4.models.vision import VisionPart, build_vision
 from minigpt4.models.vision.cached_features import CachedFeatures
 from minigpt4.runners.runner_base import RunnerBase
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
+from minigpt4.tools.peak_memory import PeakMemory
 
 TINY = str(Path(minigpt4.__file__).parent / "assets" / "tiny" / "llm")
 ORIGINAL = 35.0  # image-text pairs a second and GPU: 5 million in 10 hours on 4 A100s (MiniGPT-4, section 3.1)
@@ -129,36 +127,6 @@ def samples(prompter: Prompter, batch: int, device: torch.device) -> Batch:
     sample = {"conversation": conversation, "image_id": ""}
     laid_out = LayOut(replace(prompter, image_tags=("", "")), training=True)(sample)
     return to_device(collate([laid_out] * batch), device)
-
-
-class PeakMemory(TorchDispatchMode):
-    """Notes the most bytes that the tensors made under it take together: on any device, and nothing but those."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self._note(tensor.untyped_storage(), known)
-        return result
-
-    def _note(self, storage: torch.UntypedStorage, known: set[int]) -> None:
-        key = storage._cdata
-        if key in self._seen or key in known:
-            return
-        self._seen.add(key)
-        self.now += storage.nbytes()
-        self.most = max(self.most, self.now)
-        weakref.finalize(storage, self._gone, key, storage.nbytes())
-
-    def _gone(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.now -= size
 
 
 @contextlib.contextmanager

@@ -17,19 +17,35 @@ class UserError(Exception):
 
 
 class Problems(list[str]):
-    """The messages of failed checks, to be raised together."""
+    """The messages of failed checks, to be raised together.
+
+    Attributes:
+        passed: what checks that have a name found in order.
+    """
+
+    def __init__(self, messages: Iterable[str] = ()):
+        super().__init__(messages)
+        self.passed: list[str] = []
 
     @contextmanager
-    def collect(self) -> Iterator[None]:
-        """Notes a `UserError` of its block, once, and goes on behind it."""
+    def collect(self, what: str = "") -> Iterator[None]:
+        """Notes a `UserError` of its block, once, and goes on behind it; without one, what was checked."""
         try:
             yield
         except UserError as error:
             self.extend(line for line in str(error).splitlines() if line not in self)
+        else:
+            self.passed += [what] if what else []
 
     def attempt(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
         """What a function returns; None where it raises a `UserError`, which is noted."""
         with self.collect():
+            return function(*args, **kwargs)
+        return None
+
+    def check(self, what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """As `attempt`, with a name for what was found in order."""
+        with self.collect(what):
             return function(*args, **kwargs)
         return None
 

@@ -71,7 +71,7 @@ class ModelConfig:
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
 
     image_size: PositiveInt = 224
-    vit_model: str = "eva_clip_g"  # file or URL; eva_clip_g: the original's URL
+    vit_model: str = "eva_clip_g"  # file, or URL that `minigpt4 fetch` downloaded; eva_clip_g: the original's
     vit: VitConfig = field(default_factory=VitConfig)
     vit_precision: Literal["fp16", "bf16", "fp32"] = "fp16"
     drop_path_rate: FloatBelow1 = 0.0
@@ -79,12 +79,12 @@ class ModelConfig:
     freeze_vit: bool = True
 
     has_qformer: bool = True  # the original's spelling of model.vision.name: eva_qformer, False: eva_patches
-    q_former_model: str = ""  # file or URL; also holds ln_vision
+    q_former_model: str = ""  # file or URL, as above; also holds ln_vision
     qformer: QformerConfig = field(default_factory=QformerConfig)
     num_query_token: PositiveInt = 32
     freeze_qformer: bool = True
 
-    llama_model: str = ""  # folder or hub id of any Hugging Face causal LM
+    llama_model: str = ""  # folder, or downloaded hub id, of any Hugging Face causal LM
     trust_remote_code: bool = False  # run the code that its folder or hub page brings (the first Qwen needs it)
     llm_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     low_resource: bool = False  # the original's spelling of quantization: 8bit

@@ -12,6 +12,7 @@ from typing_extensions import Self
 from minigpt4.common.errors import Problems
 from minigpt4.config.schema import Config
 from minigpt4.models.cpu_linear import compute_in_fp32, pack_4bit, use_onednn
+from minigpt4.models.cpu_memory import release_freed_memory
 from minigpt4.models.quantized_linear import QuantizedLinear
 
 
@@ -76,6 +77,7 @@ class BaseModel(PartlyFrozen):
         for module in self.modules():
             if isinstance(module, QuantizedLinear):
                 module.pack()
+                release_freed_memory()
         vision = getattr(self, "vision", None)
         if vision is not None and self.device.type == "cpu":
             compute_in_fp32(vision)

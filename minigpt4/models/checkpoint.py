@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from iopath.common.file_io import HTTPURLHandler, PathManager
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from minigpt4.common.checksums import check_checksums, drop_checksums
 from minigpt4.common.errors import UserError, first_line
 from minigpt4.common.wrong_files import what_is_wrong
+from minigpt4.models.published import cached_file, fetch_command, is_url
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +61,6 @@ _SWITCHES = {
 ADAPTERS = "LoRA adapters"
 _LLM_WIDTHS = {4096: " (7B)", 5120: " (13B)"}
 _IMAGE_WIDTHS = {768: " (Q-Former)", 5632: " (no Q-Former)"}
-_manager = PathManager()
-_manager.register_handler(HTTPURLHandler())
 
 
 def file_name(name: str) -> str:
@@ -75,29 +73,21 @@ def file_name(name: str) -> str:
     return name
 
 
-def local_files(paths: dict[str, str], cache_root: str) -> dict[str, Path]:
-    """Maps {config key: path or URL} to {config key: local file or folder}; URLs are downloaded once, to `cache_root`.
+def local_file(key: str, path: str, cache_root: str) -> Path:
+    """The local file or folder of a path or URL that the config key names. Nothing is downloaded.
 
     Raises:
-        UserError: a file could not be downloaded.
+        UserError: it is not there.
     """
-    files: dict[str, Path] = {}
-    for key, path in paths.items():
-        try:
-            files[key] = Path(path).expanduser()
-            if is_url(path):
-                logger.info("%s: %s", key, path)
-                files[key] = Path(_manager.get_local_path(path, cache_dir=os.path.expanduser(cache_root)))
-        except OSError as error:
-            raise UserError(
-                f"{key}: {path} can't be downloaded ({first_line(error)}). Get the file by other means and set {key} "
-                "to it."
-            ) from error
-    return files
-
-
-def is_url(path: str) -> bool:
-    return path.startswith(("http://", "https://"))
+    file = cached_file(path, cache_root) if is_url(path) else Path(path).expanduser()
+    if file.exists():
+        return file
+    if is_url(path):
+        raise UserError(
+            f"{key}: {path} is not on this machine. To download it: {fetch_command(path, cache_root)}; or set {key} "
+            "to the file."
+        )
+    raise UserError(f"{key}: '{path}' does not exist. Set it to a file or folder; see docs/weights.md.")
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:

@@ -51,11 +51,12 @@ def compute_in_fp32(tower: nn.Module) -> None:
 
 
 def use_onednn(model: nn.Module) -> None:
-    """Makes a model's large linear layers `OneDnnLinear`, where this PyTorch was built with oneDNN."""
+    """Makes a model's large linear layers in fp32 `OneDnnLinear`, where this PyTorch was built with oneDNN."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return
     for module in model.modules():
-        if type(module) is nn.Linear and module.weight.numel() >= _WORTH_A_CALL:
+        large = type(module) is nn.Linear and module.weight.numel() >= _WORTH_A_CALL
+        if large and module.weight.dtype == torch.float32:
             module.__class__ = OneDnnLinear  # nothing but how it computes: keys, hooks and optimizers notice nothing
 
 

@@ -7,9 +7,9 @@ from torch import nn
 from minigpt4.common.errors import Problems, UserError
 from minigpt4.common.registry import registry
 from minigpt4.config.schema import Config
-from minigpt4.models.checkpoint import check_shape, file_name, local_files, trained_weights
+from minigpt4.models.checkpoint import check_shape, file_name, trained_weights
 from minigpt4.models.llm import embedding_of, llm_folder
-from minigpt4.models.preflight import check_path, checkpoint_paths, llm_outline
+from minigpt4.models.preflight import checkpoint_paths, llm_outline, sound_file
 from minigpt4.models.vision import VisionPart, build_vision
 
 
@@ -20,9 +20,8 @@ def load_vision(config: Config) -> VisionPart:
         UserError: a file is missing or does not fit.
     """
     vision = build_vision(config)
-    own = vision.files(config)
-    files = _checked(own, config)
-    vision.check(own)
+    files = _checked(vision.files(config), config)
+    vision.check(config, files)
     vision.load(config, files)
     _load_trained(nn.ModuleDict({"vision": vision}), config)
     return vision.eval()
@@ -44,11 +43,12 @@ def load_projection(config: Config, width: int) -> nn.Module:
 
 
 def _checked(paths: dict[str, str], config: Config) -> dict[str, Path]:
-    problems = Problems()
+    problems, files = Problems(), {}
     for key, path in paths.items():
-        problems.attempt(check_path, key, path)
+        with problems.collect():
+            files[key] = sound_file(key, path, config.env.cache_root)
     problems.raise_all()
-    return local_files(paths, config.env.cache_root)
+    return files
 
 
 def _load_trained(parts: nn.ModuleDict, config: Config, whole: bool = False) -> None:

@@ -73,7 +73,7 @@ def load_tokenizer(folder: str | Path, trust_remote_code: bool = False) -> PreTr
     """
     try:
         tokenizer = _llama_tokenizer(Path(folder)) or AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=trust_remote_code
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
     except Exception as error:  # tokenizers raises no other kind
         if wrong := wrong_file(Path(folder) / name for name in (*_TOKENIZERS, "tokenizer_config.json", "config.json")):
@@ -119,8 +119,9 @@ def load_llm(config: ModelConfig, device: torch.device) -> PreTrainedModel:
     """
     path, quantization, dtype = config.llama_model, quantization_of(config), dtype_of(config, device)
     if quantizes_itself(config, device):
-        with reading("model.llama_model", Path(path), "causal LM"):
-            llm = load_quantized(path, int(quantization[0]), dtype, config.trust_remote_code)
+        folder = llm_folder(path)
+        with reading("model.llama_model", folder, "causal LM"):
+            llm = load_quantized(folder, int(quantization[0]), dtype, config.trust_remote_code)
         if llm is not None:
             return llm
     kwargs: dict[str, Any] = {

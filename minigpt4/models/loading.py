@@ -16,6 +16,8 @@ def load_prompter(config: ModelConfig) -> Prompter:
     """
     folder = llm_folder(config.llama_model)
     tokenizer = load_tokenizer(folder, config.trust_remote_code)
-    window = window_of(AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code))
+    window = window_of(
+        AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code, local_files_only=True)
+    )
     rows, _ = vision_class(config).shape(Config(model=config))
     return Prompter.of(config, tokenizer, rows, window)

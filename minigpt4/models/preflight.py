@@ -17,7 +17,7 @@ from minigpt4.common.registry import registry
 from minigpt4.common.wrong_files import wrong_file
 from minigpt4.config.schema import Config, ModelConfig
 from minigpt4.conversation.prompter import Prompter, read_prompts
-from minigpt4.models.checkpoint import check_shape, file_name, is_url, local_files, trained_weights
+from minigpt4.models.checkpoint import check_shape, file_name, local_file, trained_weights
 from minigpt4.models.llm import (
     check_lora,
     dtype_of,
@@ -31,54 +31,59 @@ from minigpt4.models.llm import (
 from minigpt4.models.pretrained import check_weight_files, reading
 from minigpt4.models.quantized_linear import QuantizedLinear
 from minigpt4.models.quantized_llm import layers_to_quantize
+from minigpt4.models.tensor_files import TensorFiles, weight_files
 from minigpt4.models.vision import VisionPart, vision_class
 
 logger = logging.getLogger(__name__)
 
+_DELTA = 0.05  # mean size of a norm's weights, below which they are a difference of two; LLaMA's own is over 1
+
 
 def preflight(config: Config, vision: VisionPart | None = None, problems: Problems | None = None) -> dict[str, Path]:
-    """Checks all that a model's config names, logs what the weights will take, then downloads what is at a URL.
+    """Checks all that a model's config names, and logs what the weights will take.
 
     Args:
         vision: the part that will see, still without weights; None where it could not be built.
         problems: what was found elsewhere, to be told with the model's.
 
     Returns:
-        {config key: local file or folder} of the vision part, the checkpoints and the LLM (of a hub id a folder
-        without its weights).
+        {config key: local file or folder} of the vision part, the checkpoints and the LLM.
 
     Raises:
         UserError: with one line for each problem, and its cure.
     """
     c, problems = config.model, Problems() if problems is None else problems
     sight = problems.attempt(lambda: vision_class(c).files(config)) or {}
-    paths, sound = checkpoint_paths(c), set[str]()
-    for key, path in (sight | paths).items():
-        with problems.collect():
-            check_path(key, path)
-            sound.add(path)
-    if vision is not None and sound.issuperset(sight.values()):
-        problems.attempt(vision.check, sight)
-    if problems.attempt(read_prompts, c.prompt_path, c.prompt_template) is None:
+    files = dict[str, Path]()
+    for key, path in (sight | checkpoint_paths(c)).items():
+        with problems.collect(f"{key}: {path}"):
+            files[key] = sound_file(key, path, config.env.cache_root)
+    if vision is not None and files.keys() >= sight.keys():
+        problems.check(f"vision: {c.vision_kind}, {vision.rows} rows a picture", vision.check, config, files)
+    prompts = f"prompts: {c.prompt_path or 'the template alone'}"
+    if problems.check(prompts, read_prompts, c.prompt_path, c.prompt_template) is None:
         c = replace(c, prompt_path="")  # with which all else is looked at
     if c.plain_text is not None and not Path(c.plain_text).is_file():
         problems.append(f"model.plain_text: '{c.plain_text}' does not exist. Set it to a text file, or to null.")
-    device = problems.attempt(pick_device, config.run.device)
-    folder = problems.attempt(llm_folder, c.llama_model)
+    device = problems.check(f"run.device: {config.run.device}", pick_device, config.run.device)
+    folder = problems.check(f"model.llama_model: {c.llama_model}", llm_folder, c.llama_model)
     llm = None if folder is None else problems.attempt(llm_outline, folder, c.trust_remote_code)
     if folder is not None and llm is not None:
-        problems.attempt(check_tokenizer, c, folder, llm, 0 if vision is None else vision.rows)
+        rows, words = 0 if vision is None else vision.rows, embedding_of(llm).num_embeddings
+        what = f"tokenizer, and the template {c.conversation}: suit the LLM's {words} words"
+        problems.check(what, check_tokenizer, c, folder, llm, rows)
         problems.attempt(check_lora, c, llm)
-        problems.attempt(check_weight_files, "model.llama_model", folder, llm)
+        problems.check("weights of the LLM: are whole", check_llm_files, c, folder, llm)
     if vision is not None and llm is not None:
-        for path in [path for path in c.ckpts if path in sound]:
-            problems.attempt(check_projection, c, vision, llm, path)
+        for file in [files[key] for key in checkpoint_paths(c) if key in files]:
+            what = f"projection: {vision.width} -> {embedding_of(llm).embedding_dim}, as in {file}"
+            problems.check(what, check_projection, c, vision, llm, file)
         if device is not None:
             holders = world_size() if config.run.shards_weights else 1
             problems.attempt(check_memory, memory_of_devices(c, vision, llm, device), holders)
     problems.raise_all()
     assert folder is not None
-    return {**local_files(sight | paths, config.env.cache_root), "model.llama_model": folder}
+    return files | {"model.llama_model": folder}
 
 
 def checkpoint_paths(config: ModelConfig) -> dict[str, str]:
@@ -87,21 +92,22 @@ def checkpoint_paths(config: ModelConfig) -> dict[str, str]:
     return {"model.ckpt" if single else f"model.ckpt[{i}]": path for i, path in enumerate(config.ckpts)}
 
 
-def check_path(key: str, path: str) -> None:
-    """Looks whether a local file or folder is there, and whether the file is one of weights at first sight."""
-    if is_url(path):
-        return
-    file = Path(path).expanduser()
-    if not file.exists():
-        raise UserError(f"{key}: '{path}' does not exist. Set it to a file or folder; see docs/weights.md.")
+def sound_file(key: str, path: str, cache_root: str) -> Path:
+    """The local file or folder of a path or URL, which is one of weights at first sight.
+
+    Raises:
+        UserError: it is not there, or is something else.
+    """
+    file = local_file(key, path, cache_root)
     if wrong := wrong_file([file]):
         raise UserError(f"{key}: {wrong}.")
+    return file
 
 
 def llm_outline(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
     """The LLM of a folder without memory (on the meta device)."""
     with reading("model.llama_model", folder, "causal LM"), torch.device("meta"):
-        settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         return AutoModelForCausalLM.from_config(settings, trust_remote_code=trust_remote_code)
 
 
@@ -119,11 +125,29 @@ def check_tokenizer(config: ModelConfig, folder: Path, llm: PreTrainedModel, row
     Prompter.of(config, tokenizer, rows, window_of(llm.config)).check_prompts()
 
 
-def check_projection(config: ModelConfig, vision: VisionPart, llm: PreTrainedModel, path: str) -> None:
-    """Checks that a local checkpoint's projection, where it has one, joins this vision part and this LLM."""
-    file = Path(path).expanduser()
-    if is_url(path) or not file.exists():
+def check_llm_files(config: ModelConfig, folder: Path, llm: PreTrainedModel) -> None:
+    """Looks at the weight files of the LLM, see `check_weight_files` and `check_applied`."""
+    check_weight_files("model.llama_model", config.llama_model, folder, llm)
+    check_applied(folder, llm)
+
+
+def check_applied(folder: Path, llm: PreTrainedModel) -> None:
+    """Refuses the difference between Vicuna and LLaMA in place of a model: an LLM with it answers nonsense.
+
+    The weight of LLaMA's last norm is far from zero; the difference of two of them is not.
+    """
+    if llm.config.model_type != "llama":
         return
+    files = TensorFiles(weight_files(folder))
+    if "model.norm.weight" in files and files.read("model.norm.weight").float().abs().mean() < _DELTA:
+        raise UserError(
+            f"model.llama_model: '{folder}' holds a difference to LLaMA (a delta), not a model. Apply it: minigpt4 "
+            f"apply-delta --base LLAMA --delta {folder} --target NEW, and set model.llama_model to NEW."
+        )
+
+
+def check_projection(config: ModelConfig, vision: VisionPart, llm: PreTrainedModel, file: Path) -> None:
+    """Checks that a checkpoint's projection, where it has one, joins this vision part and this LLM."""
     weights, _ = trained_weights(file)
     with torch.device("meta"):
         kind = registry.get_projection_class(config.projection.name)
@@ -131,11 +155,11 @@ def check_projection(config: ModelConfig, vision: VisionPart, llm: PreTrainedMod
     own = {file_name(f"projection.{name}"): value for name, value in outline.items()}
     if unknown := sorted({name for name in weights if name.startswith(file_name("projection."))} - own.keys()):
         raise UserError(
-            f"model.ckpt: {path}: {unknown[0]} is not of a projection of the kind '{config.projection.name}'. Set "
+            f"model.ckpt: {file}: {unknown[0]} is not of a projection of the kind '{config.projection.name}'. Set "
             "model.projection.name to the kind that was trained, or use another checkpoint."
         )
     for name in [name for name, weight in own.items() if name in weights and weight.dim() > 1]:
-        check_shape(path, name, weights[name].shape, own[name].shape)
+        check_shape(file, name, weights[name].shape, own[name].shape)
 
 
 def memory_of_devices(

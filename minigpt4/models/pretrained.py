@@ -13,7 +13,8 @@ from transformers import AutoImageProcessor, PreTrainedModel
 from minigpt4.common.errors import UserError, first_line, prefixed
 from minigpt4.common.wrong_files import wrong_file
 from minigpt4.models.checkpoint import shapes_of
-from minigpt4.models.tensor_files import weight_files
+from minigpt4.models.published import fetch_command
+from minigpt4.models.tensor_files import complete_weight_files, weight_files
 from minigpt4.processors.image import CLIP_MEAN, CLIP_STD
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]  #
 
 
 def settings_folder(key: str, path: str, what: str) -> Path:
-    """A local folder with a model's settings. Of a hub id the small files are fetched, the weights are not.
+    """A local folder with a model's settings; of a hub id, where the hub's cache on this machine has it.
 
     Args:
         key: the config key that names it.
@@ -30,20 +31,25 @@ def settings_folder(key: str, path: str, what: str) -> Path:
         what: is expected there, such as "causal LM".
 
     Raises:
-        UserError: it is neither a folder with a `config.json` nor a hub id that can be reached.
+        UserError: it is neither a folder with a `config.json` nor a hub id that was downloaded.
     """
-    folder, reason = Path(path), ""
+    folder, cure = Path(path), ". Set"
     if not folder.is_dir():
         try:
-            folder = Path(snapshot_download(path, allow_patterns=SMALL_FILES))
+            folder = Path(snapshot_download(path, allow_patterns=SMALL_FILES, local_files_only=True))
         except HFValidationError:
             pass  # a path, or a placeholder
-        except (OSError, ValueError) as error:
-            reason = f", nor is there a model of that name on the hub ({first_line(error)})"
+        except OSError:
+            cure = f", nor a hub id that was downloaded. To download it: {fetch_command(path)}; or set"
     if not (folder / "config.json").is_file():
+        if (folder / "params.json").is_file():
+            raise UserError(
+                f"{key}: '{path}' holds LLaMA as Meta gave it out. Convert it: minigpt4 convert-llama {path} --out "
+                f"NEW; then set {key} to NEW."
+            )
         raise UserError(
-            f"{key}: '{path}' is not a folder with a config.json{reason}. Set it to the folder of a Hugging Face "
-            f"{what} or to a hub id; see docs/weights.md."
+            f"{key}: '{path}' is not a folder with a config.json{cure} it to the folder of a Hugging Face {what} or to "
+            "a hub id; see docs/weights.md."
         )
     return folder
 
@@ -108,14 +114,15 @@ def load_pretrained(
         UserError: there is none, or weights are missing or have another shape than its config says.
     """
     # what does not fit is random otherwise, or refused without a name
-    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "local_files_only": True}
+    folder = settings_folder(key, path, what)
     report = logging.getLogger("transformers.modeling_utils")
     if not whole:  # another level would make it check more, and warn of that
         report.addFilter(_nothing)
     try:
-        model, info = model_class.from_pretrained(path, **options)
+        model, info = model_class.from_pretrained(folder, **options)
     except Exception as error:  # readers of files and a folder's own code raise many kinds
-        reason = wrong_file(weight_files(Path(path))) or reason_of(error)
+        reason = wrong_file(weight_files(folder)) or reason_of(error)
         raise UserError(f"{key}: no {what} in '{path}': {reason}") from error
     finally:
         report.removeFilter(_nothing)
@@ -135,17 +142,26 @@ def _nothing(record: logging.LogRecord) -> bool:
     return False
 
 
-def check_weight_files(key: str, folder: Path, outline: PreTrainedModel) -> None:
-    """Checks that weight files are such, and that `.safetensors` have the shapes that the model's config asks for.
+def check_weight_files(key: str, path: str, folder: Path, outline: PreTrainedModel) -> None:
+    """Checks that weight files are there, are such, and in `.safetensors` have the shapes that the config asks for.
 
     Quantized, none of a wrong shape would fail.
+
+    Args:
+        path: the folder, or the hub id of which the folder is.
     """
-    if wrong := wrong_file(weight_files(folder)):
+    try:
+        files = complete_weight_files(key, folder)
+    except UserError as error:
+        if Path(path).is_dir():
+            raise
+        raise UserError(f"{error} To download what '{path}' lacks: {fetch_command(path)}") from None
+    if wrong := wrong_file(files):
         raise UserError(f"{key}: {wrong}.")
     if hasattr(outline.config, "quantization_config"):  # packed: other shapes on purpose
         return
     own = outline.state_dict()
-    for file in [file for file in weight_files(folder) if file.suffix == ".safetensors"]:
+    for file in [file for file in files if file.suffix == ".safetensors"]:
         with prefixed(f"{key}: "):
             shapes = shapes_of(file)
         for name, shape in shapes.items():  # half a model may be named without its place in the whole

@@ -3,9 +3,13 @@
 Rounding to the nearest of 16 values between the least and the greatest of 64 neighbours, or of 255 values of a row.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from minigpt4.models.cpu_memory import release_freed_memory
 
 _GROUP = 64  # neighbours that share a scale and an offset
 _HALF = 8  # the kernel's offsets belong to this value of 0 to 15
@@ -68,7 +72,9 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.is_grad_enabled() and input.requires_grad or self.bits == 4 and not self.packed:
-            return F.linear(input, self.weight.to(input.dtype), self._bias(input.dtype))
+            found = Unpacked.apply(input, self)
+            bias = self._bias(found.dtype)
+            return found if bias is None else found + bias
         rows = input.reshape(-1, self.in_features).bfloat16()
         if self.bits == 4:
             found = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.codes, _GROUP, self.scales)
@@ -91,6 +97,27 @@ class QuantizedLinear(nn.Module):
         codes = torch.stack([self.codes & 15, self.codes >> 4], -1).view(self.out_features, -1, _GROUP)
         scale, offset = self.scales.transpose(0, 1).unsqueeze(2).unbind(-1)
         return ((codes.bfloat16() - _HALF) * scale + offset).flatten(1)
+
+
+class Unpacked(torch.autograd.Function):
+    """The product of an input with the weight of a layer, which is made of its codes again for backward.
+
+    Autograd would keep what was made for forward: as much memory as the LLM takes without quantization.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, layer: Any) -> Tensor:
+        ctx.layer, ctx.dtype = layer, input.dtype
+        found = F.linear(input, layer.weight.to(input.dtype))
+        release_freed_memory()  # between activations that are kept the weights would leave gaps
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        found = (gradient @ ctx.layer.weight.to(gradient.dtype)).to(ctx.dtype)
+        release_freed_memory()
+        return found, None
 
 
 def _four_bits(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,37 +6,31 @@ from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from minigpt4.common.errors import UserError
-from minigpt4.models.pretrained import SMALL_FILES
+from minigpt4.models.cpu_memory import release_freed_memory
 from minigpt4.models.quantized_linear import QuantizedLinear
-from minigpt4.models.tensor_files import TensorFiles, weight_files
+from minigpt4.models.tensor_files import TensorFiles
 
 _HEAD_BITS = 8  # of the output layer: its errors are those of the words themselves
 _BUFFERS = "rotary_emb.inv_freq"  # in files of old versions of transformers; it is computed
 
 
-def load_quantized(path: str, bits: int, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel | None:
-    """Loads a causal LM whose linear layers are `QuantizedLinear`; all else has the dtype.
+def load_quantized(folder: Path, bits: int, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel | None:
+    """Loads a causal LM from a folder whose linear layers are `QuantizedLinear`; all else has the dtype.
 
     Returns:
-        None where there are no safetensors on the hub, or files are quantized, or name weights otherwise than the model
+        None where files are quantized, or name weights otherwise than the model
         does: transformers must read them.
 
     Raises:
         UserError: a weight file is damaged, or a weight has another shape than the config says.
     """
-    folder = Path(path)
-    if not folder.is_dir():  # a hub id, where other formats of the same weights may lie too
-        folder = Path(snapshot_download(path, allow_patterns=[*SMALL_FILES, "model*.safetensors"]))
-        if not weight_files(folder):
-            return None
     files = TensorFiles.of_folder("model.llama_model", folder)
-    settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     if getattr(settings, "quantization_config", None):  # it is so in its files
         return None
     with init_empty_weights():  # buffers have memory: nobody else would fill them
@@ -50,7 +44,7 @@ def load_quantized(path: str, bits: int, dtype: torch.dtype, trust_remote_code: 
     for name, weight in own.items():
         if (found := files[names[name]].shape) != tuple(weight.shape):
             raise UserError(
-                f"model.llama_model: '{path}': {names[name]} is {list(found)}, its config.json asks for "
+                f"model.llama_model: '{folder}': {names[name]} is {list(found)}, its config.json asks for "
                 f"{list(weight.shape)}. Put config.json and weights of one release into the folder."
             )
     for name, own_bits in layers_to_quantize(llm, bits).items():
@@ -92,6 +86,7 @@ def _fill(llm: PreTrainedModel, files: TensorFiles, names: dict[str, str]) -> No
                 ahead = reader.submit(read, following)
             _put(llm, name, rows, weight)
             bar.update(weight.nbytes)
+            release_freed_memory()
 
 
 def _put(llm: PreTrainedModel, name: str, rows: slice, weight: Tensor) -> None:

@@ -50,6 +50,27 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
 
+def complete_weight_files(key: str, folder: Path) -> list[Path]:
+    """Those of `weight_files`; `key` is the option that names the folder.
+
+    Raises:
+        UserError: the folder holds no weights, or lacks a file that its index names.
+    """
+    files = weight_files(folder)
+    if not files:
+        raise UserError(
+            f"{key}: '{folder}' holds no weights (model*.safetensors, pytorch_model*.bin). Name the folder of a "
+            "Hugging Face model; the weights that Meta gave out become one by: minigpt4 convert-llama"
+        )
+    for index in (folder / name for name in INDEXES):
+        if index.is_file() and index.name.startswith(files[0].name[:5]):
+            with _readable(index):
+                named = set(json.loads(index.read_bytes())["weight_map"].values())
+            if lacking := sorted(named - {file.name for file in files}):
+                raise UserError(f"{key}: '{folder}' lacks {', '.join(lacking)}. Download what is missing.")
+    return files
+
+
 class TensorFiles(Mapping[str, Outline]):
     """{name: outline} of the weights in files, `.safetensors` or PyTorch's.
 
@@ -78,21 +99,9 @@ class TensorFiles(Mapping[str, Outline]):
             key: the option that names the folder.
 
         Raises:
-            UserError: the folder holds no weights, or lacks a file that its index names.
+            UserError: as `complete_weight_files`, and as the class.
         """
-        files = weight_files(folder)
-        if not files:
-            raise UserError(
-                f"{key}: '{folder}' holds no weights (model*.safetensors, pytorch_model*.bin). Name the folder of a "
-                "Hugging Face model; the weights that Meta gave out become one by: minigpt4 convert-llama"
-            )
-        for index in (folder / name for name in INDEXES):
-            if index.is_file() and index.name.startswith(files[0].name[:5]):
-                with _readable(index):
-                    named = set(json.loads(index.read_bytes())["weight_map"].values())
-                if lacking := sorted(named - {file.name for file in files}):
-                    raise UserError(f"{key}: '{folder}' lacks {', '.join(lacking)}. Download what is missing.")
-        return cls(files)
+        return cls(complete_weight_files(key, folder))
 
     def __getitem__(self, name: str) -> Outline:
         return self._outlines[name]

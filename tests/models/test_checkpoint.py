@@ -1,9 +1,7 @@
 """Checkpoints: only trainable weights, strict loading, damaged and foreign files refused in one line."""
 
-import functools
 import pickle
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+import re
 
 import pytest
 import torch
@@ -12,7 +10,8 @@ from torch import nn
 
 from minigpt4.common.checksums import write_checksums
 from minigpt4.common.errors import UserError
-from minigpt4.models.checkpoint import check_shape, file_name, load_checkpoints, load_tensors, local_files, save_weights
+from minigpt4.models.checkpoint import check_shape, file_name, load_checkpoints, load_tensors, local_file, save_weights
+from minigpt4.models.published import cached_file
 
 
 def model() -> nn.Module:
@@ -233,22 +232,13 @@ def test_damaged_files_and_code_in_pickles_are_refused(name, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_failed_download_is_an_error_with_a_cure(tmp_path):
-    url = "http://127.0.0.1:9/weights.pth"  # nobody listens there
-    with pytest.raises(UserError, match="model.vit_model: .* can't be downloaded .* set model.vit_model to it"):
-        local_files({"model.vit_model": url}, str(tmp_path))
-    assert local_files({"model.ckpt": str(tmp_path)}, "unused") == {"model.ckpt": tmp_path}
-
-
-@pytest.mark.slow
-def test_a_url_is_downloaded_once_into_the_cache(tmp_path):
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "w.safetensors").write_bytes(b"weights")
-    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path / "site")
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/w.safetensors"
-        first = local_files({"k": url}, str(tmp_path / "cache"))["k"]
-        server.shutdown()
-    assert first.read_bytes() == b"weights" and first.is_relative_to(tmp_path / "cache")
-    assert local_files({"k": url}, str(tmp_path / "cache"))["k"] == first  # the server is gone
+def test_a_url_is_a_file_that_was_downloaded_before(tmp_path):
+    url = "http://127.0.0.1:9/models/w.safetensors"  # nobody listens there
+    message = f"model.ckpt: {url} is not on this machine. To download it: minigpt4 fetch {url} --download --cache "
+    with pytest.raises(UserError, match=re.escape(message)):
+        local_file("model.ckpt", url, str(tmp_path))
+    file = cached_file(url, str(tmp_path))
+    file.parent.mkdir()
+    file.touch()
+    assert local_file("model.ckpt", url, str(tmp_path)) == file
+    assert local_file("model.ckpt", str(tmp_path), "unused") == tmp_path

@@ -10,7 +10,7 @@ from torch import nn
 
 from minigpt4.config.schema import VitConfig
 from minigpt4.models.base_model import BaseModel
-from minigpt4.models.cpu_linear import HalfLinear, OneDnnLinear, compute_in_fp32
+from minigpt4.models.cpu_linear import HalfLinear, OneDnnLinear, compute_in_fp32, use_onednn
 from minigpt4.models.vision.eva import build_vit, vit_tokens
 from minigpt4.models.vision.part import convert_weights, weights_dtype
 
@@ -65,6 +65,7 @@ def test_a_tower_in_half_precision_computes_in_fp32_on_a_cpu():
     images = torch.randn(2, 3, 56, 56)
     kept = sum(p.nbytes for p in tower.parameters())
     assert weights_dtype(tower) == torch.float16
+    use_onednn(tower)  # as `place` does before
     compute_in_fp32(tower)
     assert weights_dtype(tower) == torch.float32  # so that nothing is cast to half precision any more
     assert sum(isinstance(module, HalfLinear) for module in tower.modules()) >= 8

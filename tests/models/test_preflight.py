@@ -165,12 +165,12 @@ def test_a_folder_without_a_tokenizers_file_is_refused(name, parity_config, llm)
 
 @pytest.fixture
 def hub(llm, tmp_path, monkeypatch):
-    """A hub that has one model in its cache: owner/name, without weights."""
+    """A cache of the hub that has one model: owner/name."""
     cache = tmp_path / "hub"
     (cache / "models--owner--name" / "refs").mkdir(parents=True)
     (cache / "models--owner--name" / "refs" / "main").write_text("0" * 40)
     snapshot = cache / "models--owner--name" / "snapshots" / ("0" * 40)
-    shutil.copytree(llm, snapshot, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(llm, snapshot)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     return snapshot
 
@@ -182,8 +182,24 @@ def test_a_hub_id_is_checked_and_read_like_a_folder(parity_config, hub, llm):
     text = "###Human: <s> hi</s>"
     assert load_tokenizer(folder).encode(text) == load_tokenizer(llm).encode(text)
     (hub / "config.json").write_text(json.dumps(json.loads((hub / "config.json").read_text()) | {"vocab_size": 400}))
-    (line,) = problems(config)
-    assert "'owner/name' has a tokenizer of 480 ids and an LLM that embeds 400" in line
+    assert "'owner/name' has a tokenizer of 480 ids and an LLM that embeds 400" in problems(config)[0]
+
+
+def test_a_hub_id_whose_weights_are_missing_is_told(parity_config, hub):
+    (hub / "model.safetensors").unlink()
+    (line,) = problems(replace(parity_config, llama_model="owner/name"))
+    assert line.startswith("model.llama_model: ") and "holds no weights" in line
+    assert line.endswith("To download what 'owner/name' lacks: minigpt4 fetch owner/name --download")
+
+
+def test_all_that_is_not_on_this_machine_is_told_at_once(parity_config, hub):
+    named = {"vit_model": "eva_clip_g", "q_former_model": "https://x.org/q.pth", "llama_model": "Vision-CAIR/vicuna-7b"}
+    told = problems(
+        replace(parity_config, **named, ckpt="https://drive.google.com/file/d/1a4zLvaiDBr-36pasffmgpvH5P7CKmpze")
+    )
+    cures = ["eva_vit_g", "https://x.org/q.pth", "ckpt-vicuna-13b", "vicuna-7b-v0"]
+    for line, key, cure in zip(told, ("vit_model", "q_former_model", "ckpt", "llama_model"), cures, strict=True):
+        assert line.startswith(f"model.{key}: ") and f": minigpt4 fetch {cure} --download; or set" in line
 
 
 @pytest.mark.parametrize("name", ["ckpt/Qwen7B-chat", "/no/such/llm", "please set this value to the path of vicuna"])
@@ -191,7 +207,7 @@ def test_what_is_neither_folder_nor_on_the_hub_is_told_with_the_other_problems(n
     told = problems(replace(parity_config, llama_model=name, vit_model="/no/vit"))
     assert told[0].startswith("model.vit_model: '/no/vit'")
     assert told[1].startswith(f"model.llama_model: '{name}' is not a folder with a config.json")
-    assert ("on the hub" in told[1]) == (name == "ckpt/Qwen7B-chat")
+    assert (f"minigpt4 fetch {name} --download" in told[1]) == (name == "ckpt/Qwen7B-chat")
     assert told[1].endswith("or to a hub id; see docs/weights.md.")
 
 

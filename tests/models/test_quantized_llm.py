@@ -64,7 +64,7 @@ def test_the_tiny_llm_is_as_sure_of_its_words(bits):
     """Its perplexity changes by less than 3 %."""
     writer, rng = Writer(load_tokenizer(TINY)), random.Random(0)
     exact = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
-    own = load_quantized(str(TINY), bits, torch.float32, False)
+    own = load_quantized(TINY, bits, torch.float32, False)
     assert sum(isinstance(module, QuantizedLinear) for module in own.modules()) > 10
     table = exact.model.embed_tokens.weight.detach()
     embeddings, labels = collate(sample_examples(writer, rng, 64, 2, False), table, torch.full((64,), 0.5))
@@ -101,7 +101,7 @@ def differs(llm: nn.Module, other: nn.Module) -> float:
 def test_any_llm_of_linear_layers(options, tmp_path, monkeypatch):
     monkeypatch.setattr(tensor_files, "_PIECE_BYTES", 1000)
     exact = llama(tmp_path, **options)
-    own = load_quantized(str(tmp_path), 8, torch.float32, False)
+    own = load_quantized(tmp_path, 8, torch.float32, False)
     assert differs(exact, own) < 0.03 and not any(p.requires_grad or p.is_meta for p in own.parameters())
     tied = options.get("tie_word_embeddings", False)
     assert isinstance(own.lm_head, QuantizedLinear) is not tied
@@ -114,14 +114,14 @@ def test_masks_and_scalars_in_the_files_do_no_harm(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     extra = {"model.mask": torch.ones(4, dtype=torch.bool), "model.count": torch.tensor(3)}
     save_file(weights | extra, tmp_path / "model.safetensors")
-    assert differs(exact, load_quantized(str(tmp_path), 8, torch.float32, False)) < 0.03
+    assert differs(exact, load_quantized(tmp_path, 8, torch.float32, False)) < 0.03
 
 
 def test_what_transformers_must_read_is_left_to_it(tmp_path):
     llama(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     save_file({f"other.{name}": weight for name, weight in weights.items()}, tmp_path / "model.safetensors")
-    assert load_quantized(str(tmp_path), 8, torch.float32, False) is None
+    assert load_quantized(tmp_path, 8, torch.float32, False) is None
 
 
 def test_a_weight_of_another_shape_is_refused(tmp_path):
@@ -130,7 +130,7 @@ def test_a_weight_of_another_shape_is_refused(tmp_path):
     weights["model.norm.weight"] = weights["model.norm.weight"][:10].clone()
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"model.norm.weight is \[10\], its config.json asks for \[64\]"):
-        load_quantized(str(tmp_path), 8, torch.float32, False)
+        load_quantized(tmp_path, 8, torch.float32, False)
 
 
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])

@@ -49,11 +49,11 @@ class HuggingFace(VisionPart):
     def files(cls, config: Config) -> dict[str, str]:
         return {_KEY: str(settings_folder(_KEY, config.model.vision.model or "", _WHAT))}
 
-    def check(self, files: Mapping[str, str]) -> None:
-        check_weight_files(_KEY, Path(files[_KEY]), self.tower)
+    def check(self, config: Config, files: Mapping[str, Path]) -> None:
+        check_weight_files(_KEY, str(config.model.vision.model), files[_KEY], self.tower)
 
     def load(self, config: Config, files: Mapping[str, Path]) -> dict[str, str]:
-        path = str(config.model.vision.model)  # of a hub id, `files` have the settings alone
+        path = str(config.model.vision.model)
         self.tower = load_pretrained(_KEY, path, _WHAT, type(self.tower), whole=False, dtype=torch.float32)
         part.convert_weights(self.tower.requires_grad_(False), self.dtype)
         return {"tower": path}
@@ -75,6 +75,6 @@ def _read(config: Config) -> tuple[Path, PretrainedConfig, int]:
     """The tower's folder, its settings, which may be within those of a model with text, and its patches' size."""
     folder = Path(HuggingFace.files(config)[_KEY])
     with reading(_KEY, folder, _WHAT):
-        own = AutoConfig.from_pretrained(folder)
+        own = AutoConfig.from_pretrained(folder, local_files_only=True)
         own = getattr(own, "vision_config", own)
         return folder, own, int(own.patch_size)

@@ -50,8 +50,8 @@ class VisionPart(PartlyFrozen):
         """{config key: path or URL} of what `load` reads."""
         return {}
 
-    def check(self, files: Mapping[str, str]) -> None:
-        """Looks, before anything is read, whether the weights suit the part; `files` are as `files` names them.
+    def check(self, config: Config, files: Mapping[str, Path]) -> None:
+        """Looks, before anything is read, whether the weights suit the part; `files` are where `load` will read them.
 
         Raises:
             UserError: they don't.

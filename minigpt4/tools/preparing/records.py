@@ -27,9 +27,16 @@ def llava(file: str, skipped: Counter[str]) -> Records:
         except RecordError as error:
             skipped[error.kind] += 1
             continue
-        files = {"image": record.images, "video": record.videos}
-        named = {kind: names[0] if len(names) == 1 else names for kind, names in files.items() if names}
-        yield {"id": record_id(raw, index), **named, "instruction": record.questions, "output": record.answers}
+        turns, files = record.conversation.turns, record.conversation.pictures
+        names = {kind: [f.name for f in files if f.video == (kind == "video")] for kind in ("image", "video")}
+        named = {kind: own[0] if len(own) == 1 else own for kind, own in names.items() if own}
+        asked = ["".join(map(_marked, turn.question)) for turn in turns]
+        yield {"id": record_id(raw, index), **named, "instruction": asked, "output": [turn.answer for turn in turns]}
+
+
+def _marked(part: Any) -> str:
+    """A question's part, with LLaVA's marker for a picture or a video."""
+    return part if isinstance(part, str) else "<video>" if part.video else "<image>"
 
 
 def vqav2(questions: Path, annotations: Path, prompt: str) -> Records:

@@ -46,7 +46,7 @@ def test_llava(records, tmp_path):
         {
             "id": "000000033471",
             "image": "coco/1.jpg",
-            "instruction": ["What is it?\n<Img><ImageHere></Img>", "Why?"],
+            "instruction": ["What is it?\n<image>", "Why?"],
             "output": ["A dog.", "So."],
         },
         {"id": "p", "instruction": ["Hi."], "output": ["Hello."]},

@@ -1,0 +1,159 @@
+"""`minigpt4 doctor`: what is wrong is red, with what to type; what is in order is green."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import minigpt4 as package
+from minigpt4.models import published
+from minigpt4.models.published import Weights
+
+TINY = Path(package.__file__).parent / "assets" / "tiny"
+
+
+@pytest.fixture
+def doctor(minigpt4, monkeypatch):
+    """The command on the bundled config; what it prints as JSON, after the exit status. It measures nothing."""
+    from minigpt4.tools.devices import Device
+
+    monkeypatch.setattr("minigpt4.tools.devices.this_device", lambda _: Device("CPU", True, 20e9, 1e10, 1e11))
+
+    def run(*options, words=()):
+        code, told, error = minigpt4(
+            "doctor", "--json", *words, "--cfg-path", "minigpt4_tiny_eval", "--options", "run.device=cpu", *options
+        )
+        assert code in (0, 1), error
+        found = json.loads(told)
+        assert found["healthy"] == (code == 0)
+        return found
+
+    return run
+
+
+def red(found: dict) -> list[str]:
+    return [line["text"] for lines in found["checks"].values() for line in lines if line["state"] == "red"]
+
+
+@pytest.fixture
+def llm(tmp_path):
+    """A copy of the tiny LLM, to spoil."""
+    return shutil.copytree(TINY / "llm", tmp_path / "llm")
+
+
+@pytest.mark.slow
+def test_the_bundled_model_is_in_order(doctor):
+    found = doctor()
+    assert red(found) == []
+    checked = " ".join(line["text"] for line in found["checks"]["The config"])
+    for word in (
+        "model.vit_model",
+        "model.q_former_model",
+        "model.ckpt",
+        "tokenizer",
+        "128 -> 128",
+        "weights of the LLM",
+    ):
+        assert word in checked
+    assert [need["phase"] for need in found["estimate"]] == ["load", "chat", "train"]
+    assert all(need["fits"] and 1e8 < need["memory"] < 4e9 for need in found["estimate"])
+
+
+def test_the_machine_alone(minigpt4, monkeypatch):
+    monkeypatch.setattr("minigpt4.tools.environment._version", lambda name: None if name == "pyarrow" else "1")
+    code, told, _ = minigpt4("doctor")
+    assert code == 0 and "pip install 'minigpt4[parquet]'" in told and "The config" not in told
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    code, told, _ = minigpt4("doctor")
+    assert code == 1 and "RED  env.cache_root: 0.0 GB free" in told and "What is RED must be mended." in told
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 499723\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (POINTER, "is a Git LFS pointer"),
+        (b"<!doctype html><html></html>", "is a web page"),
+        ((TINY / "eva_vit.safetensors").read_bytes()[:-1000], "is cut off"),
+    ],
+)
+def test_a_file_that_is_something_else(content, told, doctor, tmp_path):
+    (tmp_path / "vit.safetensors").write_bytes(content)
+    (line,) = red(doctor(f"model.vit_model={tmp_path}/vit.safetensors"))
+    assert line.startswith("model.vit_model: ") and told in line
+
+
+@pytest.mark.slow
+def test_a_pointer_in_place_of_the_llms_weights(doctor, llm):
+    (llm / "model.safetensors").write_bytes(POINTER)
+    found = doctor(f"model.llama_model={llm}")
+    (line,) = red(found)
+    assert "is a Git LFS pointer" in line and found["estimate"]
+
+
+@pytest.mark.slow
+def test_a_delta_that_was_not_applied(doctor, llm):
+    weights = load_file(llm / "model.safetensors")
+    save_file({name: 1e-3 * w for name, w in weights.items()}, llm / "model.safetensors", {"format": "pt"})
+    (line,) = red(doctor(f"model.llama_model={llm}"))
+    assert "holds a difference to LLaMA" in line and f"minigpt4 apply-delta --base LLAMA --delta {llm}" in line
+
+
+@pytest.mark.slow
+def test_a_folder_of_metas(doctor, tmp_path):
+    (tmp_path / "params.json").write_text("{}")
+    (tmp_path / "consolidated.00.pth").write_bytes(b"x")
+    found = doctor(f"model.llama_model={tmp_path}")
+    assert f"minigpt4 convert-llama {tmp_path} --out NEW" in red(found)[0]
+    assert found["checks"]["Memory and time"][0]["state"] == "off"
+
+
+@pytest.mark.slow
+def test_a_projection_of_another_width_and_a_missing_tokenizer_are_told_together(doctor, llm, tmp_path):
+    (llm / "tokenizer.model").unlink()
+    save_file({"llama_proj.weight": torch.ones(5120, 128)}, tmp_path / "13b.safetensors")
+    first, second = red(doctor(f"model.llama_model={llm}", f"model.ckpt={tmp_path}/13b.safetensors"))
+    assert "no tokenizer in" in first and "Put tokenizer.model" in first
+    assert "trained with an LLM of width 5120 (13B)" in second
+
+
+@pytest.mark.slow
+def test_checksums_of_published_files(doctor, tmp_path, monkeypatch):
+    file = Path(shutil.copy(TINY / "eva_vit.safetensors", tmp_path / "known.safetensors"))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    known = {"w": Weights("w", file=file.name, urls=("https://x",), sha256={file.name: digest})}
+    monkeypatch.setattr(published, "published_weights", lambda: known)
+    assert red(doctor(f"model.vit_model={file}")) == []
+    known["w"] = Weights("w", file=file.name, urls=("https://x",), sha256={file.name: "0" * 64})
+    (line,) = red(doctor(f"model.vit_model={file}"))
+    assert "another sha256" in line and line.endswith("minigpt4 fetch w --download")
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_is_red_with_what_to_try(doctor, monkeypatch):
+    from minigpt4.tools.devices import Device
+
+    monkeypatch.setattr("minigpt4.tools.devices.this_device", lambda _: Device("CPU", True, 1e8, 1e10, 1e11))
+    lines = red(doctor())
+    assert len(lines) == 2 and all("does not fit; try a smaller LLM" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_a_named_device_and_an_unknown_one(doctor, minigpt4):
+    found = doctor(words=("--device", "h100", "--count", "8"))
+    assert "NVIDIA H100 SXM x 8: 80.0 GB" in found["checks"]["Memory and time"][0]["text"]
+    assert "roofline" in found["checks"]["Memory and time"][0]["text"]
+    code, _, error = minigpt4("doctor", "--device", "h10")
+    assert code == 2 and "Did you mean 'h100'?" in error
+
+
+def test_a_config_that_can_not_be_read_is_an_error(minigpt4):
+    code, _, error = minigpt4("doctor", "--cfg-path", "minigpt4_tinny_eval")
+    assert code == 2 and "minigpt4_tiny_eval" in error
