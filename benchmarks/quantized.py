@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from minigpt4.models.base_model import BaseModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.chat import machine
 from minigpt4.config.schema import ModelConfig
-from minigpt4.models.base_model import BaseModel
 from minigpt4.models.cpu_linear import compute_in_fp32
 from minigpt4.models.quantized_llm import load_quantized
 from minigpt4.models.tensor_files import Outline, write_tensors

@@ -10,7 +10,7 @@ from contextlib import closing
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -25,7 +25,6 @@ from minigpt4.config.schema import Config
 from minigpt4.conversation.prompter import Prompter
 from minigpt4.datasets.loading import Batch, LayOut, to_device
 from minigpt4.datasets.mixture import TrainBatches
-from minigpt4.models.base_model import BaseModel
 from minigpt4.models.checkpoint import save_weights
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.plain_text import check_plain_text
@@ -64,7 +63,7 @@ class RunnerBase:
         self,
         config: Config,
         task: ImageTextPretrainTask,
-        model: BaseModel,
+        model: MiniGPT4,
         datasets: dict[str, Any],
         prompter: Prompter | None = None,
     ):
@@ -80,7 +79,7 @@ class RunnerBase:
             if not run.shards_weights:  # else the device is filled bit by bit
                 model.place(self.device)
             if distributed.is_main() and prompter and config.model.plain_text:
-                check_plain_text(cast(MiniGPT4, model).llm, prompter.tokenizer, config.model.plain_text)
+                check_plain_text(model.llm, prompter.tokenizer, config.model.plain_text)
         self.strategy = build_strategy(model, run, self.device)
         pin = self.device.type not in ("cpu", "mps")
         lay_out = LayOut(prompter, training=True) if prompter else None

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import chain, repeat
 from threading import Event
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset
@@ -90,7 +90,7 @@ class Validation:
         measures = {"val_loss": self.loss()} if self.loaders else {}
         if self.run.metric:
             self._agree(False)
-            measures |= Metric(self.config).measure(cast(MiniGPT4, self.strategy.model))
+            measures |= Metric(self.config).measure(self.strategy.model)
         return measures
 
     def _agree(self, more: bool) -> bool:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from minigpt4.common.errors import UserError
 from minigpt4.common.registry import registry
 from minigpt4.config.schema import Config, ModelConfig, VitConfig
-from minigpt4.models.base_model import checkpoint_blocks
 from minigpt4.models.checkpoint import load_tensors
+from minigpt4.models.parts import checkpoint_blocks
 from minigpt4.models.vision.part import VisionPart, convert_weights, in_half, joined, joined_shape, tower_dtype
 
 logger = logging.getLogger(__name__)
