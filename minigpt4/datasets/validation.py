@@ -15,14 +15,9 @@ from tqdm import tqdm
 from minigpt4.config.schema import DatasetConfig
 from minigpt4.conversation.conversation import Conversation
 from minigpt4.conversation.prompter import Prompter
-from minigpt4.datasets.formats.records import (
-    RecordError,
-    image_folder,
-    load_pictures,
-    parse_record,
-    read_records,
-    record_id,
-)
+from minigpt4.datasets.formats.records.files import image_folder, load_pictures, read_records, record_id
+from minigpt4.datasets.formats.records.parse import parse_record
+from minigpt4.datasets.formats.records.record import RecordError
 from minigpt4.processors import build_processor
 from minigpt4.processors.picture_file import open_image, thumbnail_url
 from minigpt4.processors.video import open_video

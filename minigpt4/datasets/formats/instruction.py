@@ -9,7 +9,8 @@ from torch.utils.data import Dataset
 
 from minigpt4.common.errors import prefixed
 from minigpt4.config.schema import BuildInfo
-from minigpt4.datasets.formats.records import image_folder, load_pictures, parse_record, read_records, record_id
+from minigpt4.datasets.formats.records.files import image_folder, load_pictures, read_records, record_id
+from minigpt4.datasets.formats.records.parse import parse_record
 from minigpt4.processors.video import open_video
 
 
