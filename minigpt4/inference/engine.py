@@ -174,24 +174,6 @@ class Engine:
             own = [next(embeddings) for _ in row.pictures]
             row.images = torch.stack(own) if own else None
 
-    def _ending(self, row: _Row) -> Ending:
-        request = row.request
-        begun = ""
-        if isinstance(request.prompt, Conversation) and request.prompt.continued:
-            begun = request.prompt.turns[-1].answer or ""
-        return Ending(
-            self.prompter.tokenizer,
-            self.stop_ids,
-            self.prompter.template.stop,
-            min(row.limit, request.max_new_tokens),
-            request.stops,
-            self.prompter.encode(begun),
-            continues=bool(begun) and not begun.endswith(" "),
-            on_token=request.on_token,
-            on_text=request.on_text,
-            on_end=row.ended,
-        )
-
     def _generate(self, rows: list[_Row], alone: bool) -> None:
         llm, decoding = cast(Any, self.model.llm), rows[0].request.decoding
         embedding = llm.get_input_embeddings()
@@ -206,9 +188,10 @@ class Engine:
         images = [row.images for row in rows if row.images is not None]
         embeds = splice(ids, torch.cat(images) if images else None, embedding)
         for row in rows:
-            row.ending = self._ending(row)
+            most = min(row.limit, row.request.max_new_tokens)
+            row.ending = Ending(row.request, self.prompter, self.stop_ids, most, row.ended)
         endings = [cast(Ending, row.ending) for row in rows]
-        ends = Endings(endings, [row.request.interrupt for row in rows], beams)
+        ends = Endings(endings, beams)
         seeds = [row.seed for row in rows]
         options: dict[str, Any] = {
             "inputs_embeds": embeds,
