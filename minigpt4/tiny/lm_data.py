@@ -174,18 +174,14 @@ def collate(examples: Sequence[Example], table: Tensor, noise: Tensor) -> tuple[
     ids = pad_sequence([torch.tensor(example.ids) for example in examples], batch_first=True)
     learned = pad_sequence([torch.tensor(example.learned) for example in examples], batch_first=True)
     is_slot = torch.zeros(ids.shape)
-    rows: list[int] = []
-    words: list[tuple[int, ...]] = []
-    weights: list[tuple[float, ...]] = []
+    blends = []
     for index, example in enumerate(examples):
         is_slot[index, example.slots] = 1
-        for position, blend_words, blend_weights in example.blends:
-            rows.append(index * ids.shape[1] + position)
-            words.append(blend_words)
-            weights.append(blend_weights)
+        blends += [(index * ids.shape[1] + position, *own) for position, *own in example.blends]
     embeddings = table[ids] * (1 - is_slot)[..., None]
-    if rows:
-        blends = (table[torch.tensor(words)] * torch.tensor(weights)[..., None]).sum(1)
-        embeddings = embeddings.flatten(0, 1).index_add(0, torch.tensor(rows), blends).view_as(embeddings)
+    if blends:
+        rows, words, weights = map(torch.tensor, zip(*blends, strict=True))
+        sums = (table[words] * weights[..., None]).sum(1)
+        embeddings = embeddings.flatten(0, 1).index_add(0, rows, sums).view_as(embeddings)
     scale = noise[:, None] * is_slot * table.detach().square().mean().sqrt()
     return embeddings + scale[..., None] * torch.randn_like(embeddings), torch.where(learned, ids, -100)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minigpt4.tiny.fit import Stage, fit, seed_all
-from minigpt4.tiny.lm_data import Example, Writer, collate, sample_examples
+from minigpt4.tiny.lm_data import Writer, collate, sample_examples
 from minigpt4.tiny.text import DETAIL_REQUESTS, QUESTION_TYPES, ask, description
 from minigpt4.tiny.tokenizer import VOCABULARY, load_tokenizer
 from minigpt4.tiny.world import sample_facts
@@ -98,7 +98,10 @@ def train_lm(
 @torch.random.fork_rng()
 @torch.no_grad()
 def validate_lm(model: LlamaForCausalLM, writer: Writer, noise: float) -> dict[str, float]:
-    """Part of answers that are right in every token, by question type, from blended slots."""
+    """Part of answers that are right in every token, by question type, from blended slots.
+
+    Spaces aside: an answer may begin with one or not.
+    """
     rng = random.Random(1)
     torch.manual_seed(1)
     table = model.model.embed_tokens.weight
@@ -112,15 +115,10 @@ def validate_lm(model: LlamaForCausalLM, writer: Writer, noise: float) -> dict[s
                 asked = ask(rng, facts, question_type)
                 turn = (asked.question, asked.answer)
             examples.append(writer.chat(rng, facts, True, [turn]))
-        result[question_type] = exact_matches(model, examples, table, noise, writer.space)
+        embeddings, labels = collate(examples, table, torch.full((len(examples),), noise))
+        logits, targets, rows = labelled_logits(model, embeddings, labels)
+        result[question_type] = part_right((logits.argmax(-1) != targets) & (targets != writer.space), rows)
     return result | {"mean": round(sum(result[name] for name in QUESTION_TYPES) / len(QUESTION_TYPES), 4)}
-
-
-def exact_matches(model: LlamaForCausalLM, examples: list[Example], table: Tensor, noise: float, space: int) -> float:
-    """Part of examples whose learned tokens are all predicted, `space` aside: an answer may begin with it or not."""
-    embeddings, labels = collate(examples, table, torch.full((len(examples),), noise))
-    logits, targets, rows = labelled_logits(model, embeddings, labels)
-    return part_right((logits.argmax(-1) != targets) & (targets != space), rows)
 
 
 def pretrain_helper(out: Path, seed: int, scale: float, log: Path) -> None:
