@@ -6,7 +6,6 @@ from minigpt4.common.registry import registry
 from minigpt4.config.schema import Config
 from minigpt4.inference.engine import Engine
 from minigpt4.models.loading import load_prompter
-from minigpt4.processors import build_processor
 
 
 def load_engine(config: Config, problems: Problems | None = None) -> Engine:
@@ -17,5 +16,5 @@ def load_engine(config: Config, problems: Problems | None = None) -> Engine:
     """
     model = registry.get_model_class(config.model.arch).from_config(config, problems=problems)
     model.place(pick_device(config.run.device)).answering()
-    processor = build_processor(config.preprocess.vis_processor.eval)
+    processor = config.preprocess.vis_processor.eval.build()
     return Engine(model, load_prompter(config.model), processor, config.model.compile)
