@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 CLIP_NORM = 1.0
 FLOOR = 0.05  # the cosine ends at this part of the peak
@@ -28,7 +29,7 @@ class Stage:
     batch: int
     weight_decay: float = 0.01
 
-    def scaled(self, scale: float) -> "Stage":
+    def scaled(self, scale: float) -> Self:
         return replace(self, steps=max(2, round(self.steps * scale)))
 
 
