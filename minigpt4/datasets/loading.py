@@ -5,10 +5,12 @@ import random
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import send_to_device
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
@@ -25,6 +27,8 @@ SKIPPED = "_skipped"  # the batch's key for what could not be used
 _PADDING = {"ids": 0, "mask": 0, "labels": IGNORE}
 _LISTED = 20
 _GRACE = 30  # seconds
+# moves a batch's tensors but for the labels: where they are decides what is computed, and is asked on the CPU
+to_device = partial(send_to_device, non_blocking=True, skip_keys="labels")
 
 
 class Skipped(NamedTuple):
@@ -90,14 +94,6 @@ def collate(samples: list[Any]) -> Batch:
         elif any(value is not None for value in values):
             batch[key] = values
     return batch
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Moves a batch's tensors, but for the labels: where they are decides what is computed, and is asked on the CPU."""
-    return {
-        k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) and k != "labels" else v
-        for k, v in batch.items()
-    }
 
 
 def use(reason_of: str, prepare: Prepare | None, read: Callable[..., Any], *args: Any) -> Any:
