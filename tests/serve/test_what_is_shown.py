@@ -83,7 +83,7 @@ def test_a_video_gives_the_same_frames_to_training_and_to_every_door(n_frms, cli
     processor = tiny.processor
     (tmp_path / "own.json").write_text(json.dumps([{"video": str(clip), "instruction": "x", "output": "y"}]))
     common = {"key": "k", "storage": str(tmp_path / "own.json"), "text_processor": str}
-    data = InstructionDataset(**common, info=BuildInfo(n_frms=n_frms), vis_processor=processor, training=True)
+    data = InstructionDataset(**common, info=BuildInfo(n_frms=n_frms), vis_processor=processor, reduced=True)
     trained = torch.stack(data[0]["conversation"].pictures)
     assert len(trained) == min(n_frms, 25)
 

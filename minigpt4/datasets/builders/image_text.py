@@ -39,7 +39,7 @@ class DatasetBuilder:
             info=self.config.build_info,
             vis_processor=getattr(self.config.vis_processor, "eval" if exact else mode).build(),
             text_processor=getattr(self.config.text_processor, mode).build(),
-            training=split == "train" and not exact,
+            reduced=split == "train" and not exact,
         )
 
 

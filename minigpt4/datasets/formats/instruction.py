@@ -24,11 +24,9 @@ class InstructionDataset(Dataset):
         UserError: the file can't be parsed or is empty.
     """
 
-    def __init__(
-        self, key: str, storage: str, info: BuildInfo, vis_processor: Any, text_processor: Any, training: bool
-    ):
+    def __init__(self, key: str, storage: str, info: BuildInfo, vis_processor: Any, text_processor: Any, reduced: bool):
         self.vis_processor, self.text_processor, self.n_frms = vis_processor, text_processor, info.n_frms
-        self.reduced = training  # JPEGs may be decoded at reduced size
+        self.reduced = reduced  # JPEGs may be decoded at reduced size
         self.file, self.images = storage, image_folder(storage, info.images)
         self.records = read_records(key, storage)
 
