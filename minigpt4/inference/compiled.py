@@ -10,8 +10,7 @@ from transformers import Cache, CompileConfig, DynamicCache, GenerationConfig, P
 from transformers.cache_utils import StaticLayer
 
 from minigpt4.common.errors import UserError
-from minigpt4.inference.growing_cache import new_cache
-from minigpt4.inference.kept_cache import can_keep
+from minigpt4.inference.caches import can_keep, new_cache
 
 _LEAST = 1024  # tokens of the smallest static cache
 

@@ -12,8 +12,8 @@ from typing_extensions import Self
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import Conversation, Part
 from minigpt4.conversation.prompter import Prompter
+from minigpt4.inference.caches import KeptCache
 from minigpt4.inference.decoding import Decoding
-from minigpt4.inference.kept_cache import KeptCache
 
 Finish = Literal["stop", "length", "interrupt", "error"]
 
