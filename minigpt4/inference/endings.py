@@ -25,7 +25,7 @@ class Ending:
         request: whose answer it is; its calls tell of it, but for `on_end`.
         stop_ids: the tokens that end it.
         limit: most tokens.
-        on_end: called once it has ended.
+        on_end: called with this, once it has ended.
 
     Attributes:
         finish: how it ended; None until then.
@@ -33,7 +33,7 @@ class Ending:
     """
 
     def __init__(
-        self, request: Request, prompter: Prompter, stop_ids: Sequence[int], limit: int, on_end: Callable[[], None]
+        self, request: Request, prompter: Prompter, stop_ids: list[int], limit: int, on_end: Callable[["Ending"], None]
     ):
         self.request, self.tokenizer, self.stop_ids, self.limit = request, prompter.tokenizer, stop_ids, limit
         self._markers, self.stops = prompter.template.stop, (*prompter.template.stop, *request.stops)
@@ -87,7 +87,7 @@ class Ending:
             self._say(cut(text, self.stops, self._continues))
         else:  # the beginning of a stop string that was asked for is a part of the answer as any other
             self._say(stable_part(text, self._markers, self._continues))
-        self.on_end()
+        self.on_end(self)
 
     def _say(self, text: str) -> None:
         if text != self.text:

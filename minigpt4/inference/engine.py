@@ -15,11 +15,10 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import Conversation, Part
 from minigpt4.conversation.prompter import Prompter
+from minigpt4.inference.caches import new_cache, rope_depends_on_length
 from minigpt4.inference.compiled import CompiledDecoding
 from minigpt4.inference.decoding import Decoding, draw_seeds
 from minigpt4.inference.endings import Ending, Endings
-from minigpt4.inference.growing_cache import new_cache
-from minigpt4.inference.kept_cache import rope_depends_on_length
 from minigpt4.inference.pictures import Picture
 from minigpt4.inference.requests import Answer, Request, raise_first
 from minigpt4.inference.shared_prefix import SharedPrefix, shared_prefix
@@ -40,16 +39,14 @@ class _Row:
     images: Tensor | None = None  # embeddings [n, rows, D]
     seed: int = 0
     limit: int = 0  # most tokens that the batch it is in may generate
-    ending: Ending | None = None
     answer: Answer | None = None
 
     @property
     def pictures(self) -> list[Part]:
         return [part for part in self.parts if not isinstance(part, str)]
 
-    def ended(self) -> None:
+    def ended(self, ending: Ending) -> None:
         """Makes the answer of what was followed."""
-        ending = cast(Ending, self.ending)
         tokens = {"prompt_tokens": len(self.layout), "new_tokens": len(ending.tokens)}
         self.answer = Answer(ending.text, finish=ending.finish, **tokens)
         self.request.on_end(self.answer)
@@ -187,10 +184,10 @@ class Engine:
         ids, mask = (t.to(self.model.device) for t in pad(layouts, value=0, behind=shared.length))
         images = [row.images for row in rows if row.images is not None]
         embeds = splice(ids, torch.cat(images) if images else None, embedding)
-        for row in rows:
-            most = min(row.limit, row.request.max_new_tokens)
-            row.ending = Ending(row.request, self.prompter, self.stop_ids, most, row.ended)
-        endings = [cast(Ending, row.ending) for row in rows]
+        endings = [
+            Ending(row.request, self.prompter, self.stop_ids, min(row.limit, row.request.max_new_tokens), row.ended)
+            for row in rows
+        ]
         ends = Endings(endings, beams)
         seeds = [row.seed for row in rows]
         options: dict[str, Any] = {

@@ -21,7 +21,10 @@ def _option(default: Any, about: str) -> Any:
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """How somebody wants answers to be made: the fields of `Request` and `Decoding` that can be set."""
+    """How somebody wants answers to be made: the fields of `Request` and `Decoding` that can be set.
+
+    `vars` of them are the keyword arguments of `Chat.stream`.
+    """
 
     max_new_tokens: int = _option(300, "most tokens of an answer")
     min_new_tokens: int = _option(0, "fewest tokens of an answer")
@@ -58,10 +61,6 @@ class AnswerOptions:
             raise UserError(f"seed: {options.seed} is out of range. Set it to 0 to {_LARGEST_SEED}.")
         return options
 
-    def kwargs(self) -> dict[str, Any]:
-        """As keyword arguments of `Chat.stream`."""
-        return asdict(self)
-
     def request(self, conversation: Conversation) -> "Request":
         """The request for an answer.
 
@@ -71,7 +70,7 @@ class AnswerOptions:
         from minigpt4.inference.decoding import Decoding  # slow to import
         from minigpt4.inference.requests import Request
 
-        ways = self.kwargs()
+        ways = asdict(self)
         most, seed = ways.pop("max_new_tokens"), ways.pop("seed")
         return Request(conversation, most, Decoding(**ways), seed)
 

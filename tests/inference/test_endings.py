@@ -29,7 +29,7 @@ class Told:
             replace(prompter, template=replace(prompter.template, stop=stops)),
             [STOP_ID],
             limit,
-            lambda: self.ends.append((self.ending.text, self.ending.finish, len(self.ending.tokens))),
+            lambda ending: self.ends.append((ending.text, ending.finish, len(ending.tokens))),
         )
 
     def say(self, *what: str | int) -> "Told":
