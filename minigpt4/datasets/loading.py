@@ -71,28 +71,22 @@ def tensors_of(example: Example) -> dict[str, torch.Tensor]:
 
 
 def collate(samples: list[Any]) -> Batch:
-    """Stacks tensors of one shape, lists everything else; a key that no sample sets is left out.
+    """Pads on the right what `LayOut` made, puts pictures behind one another, stacks other tensors, lists all else.
 
-    What `LayOut` made is padded on the right, and the pictures of all samples follow one another.
     What can't be used only leaves its reason, under the key `SKIPPED`; a batch of nothing else has no other key.
     """
     reasons = [sample.reason for sample in samples if isinstance(sample, Skipped)]
     samples = [sample for sample in samples if not isinstance(sample, Skipped)]
     batch: Batch = {SKIPPED: reasons} if reasons else {}
-    for key in dict.fromkeys(key for sample in samples for key in sample):
-        values: list[Any] = [sample.get(key) for sample in samples]
+    for key in samples[0] if samples else ():
+        values = [sample[key] for sample in samples]
         if key in _PADDING:
             batch[key] = pad_sequence(values, batch_first=True, padding_value=_PADDING[key])
-            continue
-        if key == "pictures":
+        elif key == "pictures":
             if shown := [value for value in values if value is not None]:
                 batch[key] = torch.cat(shown)
-            continue
-        shapes = {value.shape if isinstance(value, torch.Tensor) else None for value in values}
-        if len(shapes) == 1 and None not in shapes:
-            batch[key] = torch.stack(values)
-        elif any(value is not None for value in values):
-            batch[key] = values
+        else:
+            batch[key] = torch.stack(values) if isinstance(values[0], torch.Tensor) else values
     return batch
 
 
