@@ -60,7 +60,7 @@ class Decoder:
             UserError: the function did, or the process took too long or ended.
         """
         with self._place():
-            process, answer = _idle_process() or _start(), _Answer()
+            process, answer = _waiting_process(), _Answer()
             start = time.monotonic()
             Thread(target=_ask, args=(process, (opener, args, self._memory), answer), daemon=True).start()
             try:
@@ -95,15 +95,12 @@ class Decoder:
             _places.release()
 
 
-def _idle_process() -> _Process | None:
+def _waiting_process() -> _Process:
+    """One that is idle, or else a new one."""
     with suppress(IndexError):
-        while (process := idle.pop()).poll() is not None:
-            pass
-        return process
-    return None
-
-
-def _start() -> _Process:
+        while True:
+            if (process := idle.pop()).poll() is None:
+                return process
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     process = subprocess.Popen(
         [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
