@@ -33,8 +33,8 @@ from minigpt4.evaluation.results import (
 )
 from minigpt4.evaluation.tables import table
 from minigpt4.inference.engine import Engine
+from minigpt4.inference.loading import load_prompter
 from minigpt4.inference.results import Results
-from minigpt4.models.loading import load_prompter
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.projection import build_projection
 

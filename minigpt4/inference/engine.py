@@ -140,15 +140,12 @@ class Engine:
         known = {id(picture): _embedding(picture) for picture in pictures}
         new = {id(picture): picture for picture in pictures if known[id(picture)] is None}
         if new:
-            pixels = torch.stack([self._pixels(picture) for picture in new.values()])
+            pixels = torch.stack([p if isinstance(p, Tensor) else self.processor(p.image) for p in new.values()])
             for (key, picture), embedding in zip(new.items(), self.encode_img(pixels), strict=True):
                 known[key] = embedding
                 if isinstance(picture, Picture):
                     picture.embedding = embedding
         return [cast(Tensor, known[id(picture)]) for picture in pictures]
-
-    def _pixels(self, picture: Picture | Tensor) -> Tensor:
-        return picture if isinstance(picture, Tensor) else self.processor(picture.image)
 
     def _lay_out(self, rows: list[_Row]) -> None:
         for row in rows:

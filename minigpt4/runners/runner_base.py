@@ -1,5 +1,6 @@
 """The runner: data, strategy, schedule, the loop, validation, checkpoints to continue from, the log."""
 
+import json
 import logging
 import math
 import shutil
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from minigpt4.common import distributed
 from minigpt4.common.errors import UserError, make_folder, writing
 from minigpt4.common.registry import registry
+from minigpt4.common.run_info import run_info
 from minigpt4.common.signals import first_signal
 from minigpt4.config.finding import CONFIG
 from minigpt4.config.loading import save_config
@@ -31,7 +33,7 @@ from minigpt4.models.plain_text import check_plain_text
 from minigpt4.runners import run_state
 from minigpt4.runners.best import Best
 from minigpt4.runners.guard import Guard
-from minigpt4.runners.log import Meter, RunLog, parts_table, plot_loss, write_run_info
+from minigpt4.runners.log import Meter, RunLog, parts_table, plot_loss
 from minigpt4.runners.optims import build_schedule
 from minigpt4.runners.strategies.building import build_strategy
 from minigpt4.runners.validation import Stopped, Validation
@@ -163,7 +165,8 @@ class RunnerBase:
                     per_epoch = self.iters_per_epoch if self.ratio != 1 else None
                     run_state.line_up(self.output_dir, self.step, per_epoch)
                 save_config(self.config, self.output_dir / CONFIG)
-                write_run_info(self.output_dir, self.device)
+                made_with = json.dumps(run_info(self.device), indent=2) + "\n"
+                (self.output_dir / "run_info.json").write_text(made_with)
             # last: a run that can't start leaves the earlier one's log
             return RunLog(self.config, self.step, self.ratio)
 

@@ -12,7 +12,7 @@ from minigpt4.config.schema import DatasetConfig, ModelConfig
 from minigpt4.conversation.conversation import Conversation, Turn
 from minigpt4.conversation.templates import TEMPLATES
 from minigpt4.datasets.validation import TokenCounter, check_file, histogram
-from minigpt4.models.loading import load_prompter
+from minigpt4.inference.loading import load_prompter
 from minigpt4.tools.validate_data import TINY_TOKENIZER
 
 

@@ -12,8 +12,8 @@ from torch import nn
 from minigpt4.config.loading import load_config
 from minigpt4.config.schema import Config, RunConfig
 from minigpt4.inference.engine import Engine
+from minigpt4.inference.loading import load_prompter
 from minigpt4.models.llm import pick_dtype
-from minigpt4.models.loading import load_prompter
 from minigpt4.models.minigpt4 import MiniGPT4
 from tests.batches import batch_of, captioned
 from tests.conftest import parity_processor
