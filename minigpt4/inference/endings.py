@@ -50,10 +50,19 @@ class Ending:
 
     def put(self, token: int) -> None:
         """Takes the next token; what comes after the end is let pass."""
-        if self.finish is None:
-            self.tokens.append(token)
-            self.request.on_token(len(self.tokens))
-            self._follow()
+        if self.finish is not None:
+            return
+        tokens = self.tokens
+        tokens.append(token)
+        self.request.on_token(len(tokens))
+        if token in self.stop_ids:
+            self._finish("stop", self._decode(tokens[:-1]))
+        elif self.stopped(tokens):
+            self._finish("stop", self._decode(tokens))
+        elif len(tokens) >= self.limit:
+            self._finish("length", self._decode(tokens))
+        elif self.request.on_text:
+            self._say(stable_part(self._decode(tokens), self.stops, self._continues))
 
     def interrupt(self) -> None:
         """Ends the answer after the tokens that it has."""
@@ -69,17 +78,6 @@ class Ending:
         """Whether the last of an answer's tokens completes a stop string."""
         text = self._decode(tokens[-self._tail :]) if self.stops else ""
         return any(stop in text for stop in self.stops)
-
-    def _follow(self) -> None:
-        tokens = self.tokens
-        if tokens[-1] in self.stop_ids:
-            self._finish("stop", self._decode(tokens[:-1]))
-        elif self.stopped(tokens):
-            self._finish("stop", self._decode(tokens))
-        elif len(tokens) >= self.limit:
-            self._finish("length", self._decode(tokens))
-        elif self.request.on_text:
-            self._say(stable_part(self._decode(tokens), self.stops, self._continues))
 
     def _finish(self, how: Finish, text: str) -> None:
         self.finish = how

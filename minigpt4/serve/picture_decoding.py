@@ -8,12 +8,12 @@ import json
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
+from subprocess import PIPE, Popen
 from threading import BoundedSemaphore, Thread
 from typing import Any
 
@@ -27,7 +27,7 @@ _CHECK_EVERY = 0.2  # seconds
 _BYTES, _BYTES_PER_PIXEL = 512_000_000, 32  # that decoding may take: a progressive JPEG takes about 17 per pixel
 _CPU_SECONDS = 100  # on all cores; the server waits for less, but it may have been killed
 
-_Process = subprocess.Popen[bytes]
+_Process = Popen[bytes]
 _Opener = Callable[..., list[Image.Image]]
 _Answer = Future[tuple[list[Image.Image], str]]  # with what the opener complained of
 
@@ -102,9 +102,7 @@ def _waiting_process() -> _Process:
             if (process := idle.pop()).poll() is None:
                 return process
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.Popen(
-        [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-    )
+    process = Popen([sys.executable, "-m", __name__], stdin=PIPE, stdout=PIPE, env=environment)
     assert process.stdout is not None
     process.stdout.readline()  # it is ready
     return process

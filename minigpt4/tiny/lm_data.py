@@ -69,9 +69,7 @@ class Writer:
         example.add(self.encode(caption(facts) + "\n"), True)
         return example
 
-    def chat(
-        self, rng: random.Random, facts: Sequence[Fact], blended: bool, turns: Sequence[tuple[str, str]]
-    ) -> Example:
+    def chat(self, rng: random.Random, facts: Sequence[Fact], blended: bool, turns: list[tuple[str, str]]) -> Example:
         """A conversation in the template of training (" ###Assistant: ") or of the original's demo ("###Assistant:").
 
         As at chat time, all turns but the last are one text, and the last answer is encoded by itself.

@@ -55,9 +55,7 @@ def expand_shards(key: str, storage: str) -> list[str]:
         return names
     if "://" in storage:
         return [_openable(key, name) for name in names]
-    found = [
-        sorted(glob.glob(f"{name}/*.tar")) if not name.endswith(".tar") else sorted(glob.glob(name)) for name in names
-    ]
+    found = [sorted(glob.glob(name if name.endswith(".tar") else f"{name}/*.tar")) for name in names]
     missing = [name for name, files in zip(names, found, strict=True) if not files]
     if missing:
         raise UserError(
