@@ -176,14 +176,12 @@ class UsableStream(IterableDataset):
             yield use(name, self.prepare, read)
 
 
-def build_valid_loader(
-    dataset: Dataset, batch_size: int, num_workers: int, prepare: Prepare | None = None
-) -> DataLoader:
+def build_valid_loader(dataset: Any, batch_size: int, num_workers: int, prepare: Prepare | None = None) -> DataLoader:
     """A loader that passes once over this rank's share of a validation split."""
     usable = (
         UsableStream(dataset, prepare)  # streams share themselves out
         if isinstance(dataset, IterableDataset)
-        else Subset(UsableSamples(dataset, prepare), range(rank(), len(dataset), world_size()))  # type: ignore[arg-type]
+        else Subset(UsableSamples(dataset, prepare), range(rank(), len(dataset), world_size()))
     )
     return DataLoader(
         usable,

@@ -73,9 +73,7 @@ class Validation:
             raise UserError(
                 "run.metric: it is taken on pictures, which run.cache_features leaves out. Set one to null."
             )
-        metric = Metric(config)
-        known = metric.known()
-        if run.metric not in known:
+        if run.metric not in (known := Metric(config).known()):
             raise UserError(
                 f"run.metric: '{run.metric}' is not a score of evaluation_datasets." + did_you_mean(run.metric, known)
             )

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,9 +120,7 @@ def prepare(engine: "Answerer", question: "Question", n_frms: int = PreprocessCo
         return _in_words(error)
 
 
-def answer(
-    engine: "Answerer", prepared: Sequence[Conversation | str], options: AnswerOptions
-) -> Iterator[dict[str, Any]]:
+def answer(engine: "Answerer", prepared: list[Conversation | str], options: AnswerOptions) -> Iterator[dict[str, Any]]:
     """Answers a batch, each question as if it were alone. One that fails has an `error` in place of its `answer`."""
     answers = iter(engine.answer([options.request(own) for own in prepared if isinstance(own, Conversation)]))
     for own in prepared:
