@@ -155,14 +155,11 @@ class UsableSamples(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        return use(f"sample {index}", None, self._read, index)
+        return use(f"sample {index}", self._prepared, self.dataset.__getitem__, index)
 
-    def _read(self, index: int) -> Any:
-        sample = self.dataset[index]
-        if self.prepare is None:
-            return sample
+    def _prepared(self, sample: dict[str, Any]) -> dict[str, Any]:
         with prefixed(f"{sample['image_id']}: "):
-            return self.prepare(sample)
+            return sample if self.prepare is None else self.prepare(sample)
 
 
 class UsableStream(IterableDataset):

@@ -65,10 +65,9 @@ def fit(
     validate: Callable[[], dict[str, float]],
 ) -> None:
     """Runs a stage. `groups` pairs modules with factors on the rate; `loss_at(step)` draws a batch itself."""
-    rated = [(list(module.parameters()), factor) for module, factor in groups]
-    trained = [parameter for parameters, _ in rated for parameter in parameters]
-    named = [{"params": parameters, "factor": factor} for parameters, factor in rated]
-    optimizer = torch.optim.AdamW(named, lr=stage.lr, betas=(0.9, 0.98), weight_decay=stage.weight_decay)
+    rated = [{"params": list(module.parameters()), "factor": factor} for module, factor in groups]
+    optimizer = torch.optim.AdamW(rated, lr=stage.lr, betas=(0.9, 0.98), weight_decay=stage.weight_decay)
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     start, running = time.monotonic(), 0.0
     for step in range(stage.steps):
         for group in optimizer.param_groups:
