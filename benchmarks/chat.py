@@ -39,7 +39,6 @@ from minigpt4.models.llm import load_tokenizer, pick_dtype, window_of  # noqa: E
 from minigpt4.models.minigpt4 import MiniGPT4  # noqa: E402
 from minigpt4.models.projection import build_projection  # noqa: E402
 from minigpt4.models.vision import build_vision  # noqa: E402
-from minigpt4.processors import build_processor  # noqa: E402
 
 IMAGE_SIZE = 224
 TURNS = 8
@@ -80,7 +79,7 @@ def random_engine(width: int, layers: int, config: ModelConfig, device: torch.de
         else:
             tensor.zero_()
     model.place(device).answering()
-    processor = build_processor(ProcessorConfig(name="blip2_image_eval", image_size=IMAGE_SIZE))
+    processor = ProcessorConfig("blip2_image_eval", image_size=IMAGE_SIZE).build()
     return Engine(model, Prompter.of(config, tokenizer, vision.rows, window_of(sizes)), processor)
 
 
