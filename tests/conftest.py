@@ -27,7 +27,7 @@ from minigpt4.common.registry import registry
 from minigpt4.config.schema import Config, ModelConfig, QformerConfig, VitConfig
 from minigpt4.conversation.prompter import Prompter
 from minigpt4.inference.engine import Engine
-from minigpt4.models.loading import load_prompter
+from minigpt4.inference.loading import load_prompter
 from minigpt4.models.minigpt4 import MiniGPT4
 
 PARITY = Path(os.environ.get("MINIGPT4_PARITY") or Path(__file__).parent / "fixtures" / "parity").absolute()

@@ -35,7 +35,7 @@ def check_names(config: Config) -> None:
         problems += _unread(config.model)
     for place, processor in processors.items() if not problems else ():
         with problems.collect(), prefixed(f"{place}: "):
-            registry.build("processor", processor.name, **processor.kwargs())
+            processor.build()
     problems.raise_all()
 
 

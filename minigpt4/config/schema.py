@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import minigpt4
+from minigpt4.common.registry import registry
 from minigpt4.config.ranges import (
     FloatBelow1,
     NonNegativeFloat,
@@ -144,9 +145,14 @@ class ProcessorConfig:
     prompt: str | None = None
     max_words: PositiveInt | None = None
 
-    def kwargs(self) -> dict[str, Any]:
-        """The values that are set, as keyword arguments of the processor's class."""
-        return {key: value for key, value in vars(self).items() if key != "name" and value is not None}
+    def build(self) -> Any:
+        """The processor, with the values that are set.
+
+        Raises:
+            UserError: the name is unknown, or a key is not one of that processor's.
+        """
+        own = {key: value for key, value in vars(self).items() if key != "name" and value is not None}
+        return registry.build("processor", self.name, **own)
 
 
 @dataclass

@@ -5,10 +5,12 @@ import random
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import send_to_device
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
@@ -25,6 +27,8 @@ SKIPPED = "_skipped"  # the batch's key for what could not be used
 _PADDING = {"ids": 0, "mask": 0, "labels": IGNORE}
 _LISTED = 20
 _GRACE = 30  # seconds
+# moves a batch's tensors but for the labels: where they are decides what is computed, and is asked on the CPU
+to_device = partial(send_to_device, non_blocking=True, skip_keys="labels")
 
 
 class Skipped(NamedTuple):
@@ -67,37 +71,23 @@ def tensors_of(example: Example) -> dict[str, torch.Tensor]:
 
 
 def collate(samples: list[Any]) -> Batch:
-    """Stacks tensors of one shape, lists everything else; a key that no sample sets is left out.
+    """Pads on the right what `LayOut` made, puts pictures behind one another, stacks other tensors, lists all else.
 
-    What `LayOut` made is padded on the right, and the pictures of all samples follow one another.
     What can't be used only leaves its reason, under the key `SKIPPED`; a batch of nothing else has no other key.
     """
     reasons = [sample.reason for sample in samples if isinstance(sample, Skipped)]
     samples = [sample for sample in samples if not isinstance(sample, Skipped)]
     batch: Batch = {SKIPPED: reasons} if reasons else {}
-    for key in dict.fromkeys(key for sample in samples for key in sample):
-        values: list[Any] = [sample.get(key) for sample in samples]
+    for key in samples[0] if samples else ():
+        values = [sample[key] for sample in samples]
         if key in _PADDING:
             batch[key] = pad_sequence(values, batch_first=True, padding_value=_PADDING[key])
-            continue
-        if key == "pictures":
+        elif key == "pictures":
             if shown := [value for value in values if value is not None]:
                 batch[key] = torch.cat(shown)
-            continue
-        shapes = {value.shape if isinstance(value, torch.Tensor) else None for value in values}
-        if len(shapes) == 1 and None not in shapes:
-            batch[key] = torch.stack(values)
-        elif any(value is not None for value in values):
-            batch[key] = values
+        else:
+            batch[key] = torch.stack(values) if isinstance(values[0], torch.Tensor) else values
     return batch
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Moves a batch's tensors, but for the labels: where they are decides what is computed, and is asked on the CPU."""
-    return {
-        k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) and k != "labels" else v
-        for k, v in batch.items()
-    }
 
 
 def use(reason_of: str, prepare: Prepare | None, read: Callable[..., Any], *args: Any) -> Any:
@@ -165,14 +155,11 @@ class UsableSamples(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        return use(f"sample {index}", None, self._read, index)
+        return use(f"sample {index}", self._prepared, self.dataset.__getitem__, index)
 
-    def _read(self, index: int) -> Any:
-        sample = self.dataset[index]
-        if self.prepare is None:
-            return sample
+    def _prepared(self, sample: dict[str, Any]) -> dict[str, Any]:
         with prefixed(f"{sample['image_id']}: "):
-            return self.prepare(sample)
+            return sample if self.prepare is None else self.prepare(sample)
 
 
 class UsableStream(IterableDataset):
@@ -186,14 +173,12 @@ class UsableStream(IterableDataset):
             yield use(name, self.prepare, read)
 
 
-def build_valid_loader(
-    dataset: Dataset, batch_size: int, num_workers: int, prepare: Prepare | None = None
-) -> DataLoader:
+def build_valid_loader(dataset: Any, batch_size: int, num_workers: int, prepare: Prepare | None = None) -> DataLoader:
     """A loader that passes once over this rank's share of a validation split."""
     usable = (
         UsableStream(dataset, prepare)  # streams share themselves out
         if isinstance(dataset, IterableDataset)
-        else Subset(UsableSamples(dataset, prepare), range(rank(), len(dataset), world_size()))  # type: ignore[arg-type]
+        else Subset(UsableSamples(dataset, prepare), range(rank(), len(dataset), world_size()))
     )
     return DataLoader(
         usable,

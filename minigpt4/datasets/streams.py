@@ -183,23 +183,18 @@ class ShardBatches(IterableDataset):
     """Batches of one worker, each with the position after it."""
 
     def __init__(self, stream: ShardStream):
-        self.dataset, self.seed, self.batch_size = stream.dataset, stream.seed, stream.batch_size
-        self.rank, self.ranks, self.prepare = stream.rank, stream.ranks, stream.prepare
-        self.positions, self.drawn = [Position(*p) for p in stream.position["positions"]], stream.position["drawn"]
+        self.stream = stream
 
     def __iter__(self) -> Iterator[Batch]:
-        workers = len(self.positions)
-        info = get_worker_info()
+        own, info = self.stream, get_worker_info()
         # the loader asks worker 0 first: it is to be the one whose turn it was
-        worker = ((info.id if info else 0) + self.drawn) % workers
+        worker = ((info.id if info else 0) + own.position["drawn"]) % own.workers
+        start, number = Position(*own.position["positions"][worker]), own.rank * own.workers + worker
         samples: list[Any] = []
-        stream = self.rank * workers + worker
-        for name, read, position in self.dataset.endless(
-            self.positions[worker], stream, self.ranks * workers, self.seed
-        ):
-            with seeded(f"{self.seed} {stream} {position}"):
-                samples.append(use(name, self.prepare, read))
+        for name, read, position in own.dataset.endless(start, number, own.ranks * own.workers, own.seed):
+            with seeded(f"{own.seed} {number} {position}"):
+                samples.append(use(name, own.prepare, read))
             skipped = sum(isinstance(sample, Skipped) for sample in samples)
-            if len(samples) - skipped == self.batch_size or skipped == _MOST_WAITING:
+            if len(samples) - skipped == own.batch_size or skipped == _MOST_WAITING:
                 yield collate(samples) | {POSITION: (worker, position)}
                 samples = []

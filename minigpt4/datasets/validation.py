@@ -15,15 +15,9 @@ from tqdm import tqdm
 from minigpt4.config.schema import DatasetConfig
 from minigpt4.conversation.conversation import Conversation
 from minigpt4.conversation.prompter import Prompter
-from minigpt4.datasets.formats.records import (
-    RecordError,
-    image_folder,
-    load_pictures,
-    parse_record,
-    read_records,
-    record_id,
-)
-from minigpt4.processors import build_processor
+from minigpt4.datasets.formats.records.files import image_folder, load_pictures, read_records, record_id
+from minigpt4.datasets.formats.records.parse import parse_record
+from minigpt4.datasets.formats.records.record import RecordError
 from minigpt4.processors.picture_file import open_image, thumbnail_url
 from minigpt4.processors.video import open_video
 
@@ -46,12 +40,8 @@ class TokenCounter:
     name: str
     limits: bool
 
-    def count(self, conversation: Conversation) -> tuple[int, int]:
-        """Tokens of the first prompt, and of all that follows it: what `max_txt_len` limits."""
-        prompt, rest = self.prompter.turns(conversation)
-        return len(prompt), len(rest)
-
     def problems(self, prompt: int, rest: int) -> list[RecordError]:
+        """What is too long of so many tokens of the first prompt, and of all that follows it."""
         most, found = self.prompter.max_txt_len, []
         if not self.limits:
             return []
@@ -140,13 +130,14 @@ def check_file(file: str, images: str | None, block: DatasetConfig, counter: Tok
     """
     records = read_records("FILE", file)
     folder, shown = image_folder(file, images or block.build_info.images), set(shown_of(len(records)))
-    processor = build_processor(block.text_processor.train) if block.text_processor.train.name else str
+    processor = block.text_processor.train.build() if block.text_processor.train.name else str
     check = partial(_check, processor=processor, folder=folder, n_frms=block.build_info.n_frms, shown=shown)
     samples = []
     with ThreadPoolExecutor() as pool:
         for sample in tqdm(pool.map(check, range(len(records)), records), total=len(records), unit="record"):
             if sample.conversation:  # not by the threads: tokenizers are not made for it
-                sample.tokens = counter.count(sample.conversation)
+                prompt, rest = counter.prompter.turns(sample.conversation)
+                sample.tokens = len(prompt), len(rest)
                 sample.problems += counter.problems(*sample.tokens)
             samples.append(sample)
     return Report(file, counter, samples)

@@ -33,11 +33,10 @@ from minigpt4.evaluation.results import (
 )
 from minigpt4.evaluation.tables import table
 from minigpt4.inference.engine import Engine
+from minigpt4.inference.loading import load_prompter
 from minigpt4.inference.results import Results
-from minigpt4.models.loading import load_prompter
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.projection import build_projection
-from minigpt4.processors import build_processor
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +101,7 @@ class Evaluation:
         engine = Engine(
             model,
             load_prompter(config.model),
-            build_processor(config.preprocess.vis_processor.eval),
+            config.preprocess.vis_processor.eval.build(),
             config.model.compile,
         )
         if is_main():

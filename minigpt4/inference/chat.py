@@ -13,8 +13,8 @@ from PIL import Image
 from minigpt4.common.errors import UserError
 from minigpt4.common.limits import MAX_IMAGE_PIXELS
 from minigpt4.conversation.conversation import Conversation, Turn, spaced
+from minigpt4.inference.caches import KeptCache
 from minigpt4.inference.decoding import Decoding
-from minigpt4.inference.kept_cache import KeptCache
 from minigpt4.inference.pictures import Picture, Reader, Shown, Video, in_this_process, pictures_of
 from minigpt4.inference.requests import Answer, Answerer, Request, raise_first
 from minigpt4.inference.saved import check_size, from_json, to_json

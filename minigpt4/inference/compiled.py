@@ -10,8 +10,7 @@ from transformers import Cache, CompileConfig, DynamicCache, GenerationConfig, P
 from transformers.cache_utils import StaticLayer
 
 from minigpt4.common.errors import UserError
-from minigpt4.inference.growing_cache import new_cache
-from minigpt4.inference.kept_cache import can_keep
+from minigpt4.inference.caches import can_keep, new_cache
 
 _LEAST = 1024  # tokens of the smallest static cache
 
@@ -56,19 +55,17 @@ class CompiledDecoding:
     @torch.inference_mode()
     def _generate(self, llm: Any, cache: DynamicCache, config: GenerationConfig, options: dict[str, Any]) -> Tensor:
         config.compile_config = self.config
-        static = self._static(options["inputs_embeds"].shape[1] + config.max_new_tokens)
-        static.reset()  # not only forgotten: an infinity that another answer left would show through the mask
-        held = cache.get_seq_length()
-        _copy(cache, static, 0, held)
-        tokens = llm.generate(past_key_values=static, generation_config=config, **options)
-        _copy(static, cache, held, int(static.get_seq_length()))
-        return cast(Tensor, tokens)
-
-    def _static(self, tokens: int) -> StaticCache:
+        tokens = options["inputs_embeds"].shape[1] + config.max_new_tokens
         size = max(_LEAST, 1 << (tokens - 1).bit_length())
         if size not in self.caches:
             self.caches[size] = StaticCache(config=self._text_config, max_cache_len=size)
-        return self.caches[size]
+        static = self.caches[size]
+        static.reset()  # not only forgotten: an infinity that another answer left would show through the mask
+        held = cache.get_seq_length()
+        _copy(cache, static, 0, held)
+        answer = llm.generate(past_key_values=static, generation_config=config, **options)
+        _copy(static, cache, held, int(static.get_seq_length()))
+        return cast(Tensor, answer)
 
 
 def _copy(source: Cache, target: Cache, start: int, end: int) -> None:

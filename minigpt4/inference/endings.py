@@ -1,14 +1,16 @@
 """When an answer ends, and what is said of it until then. It is decided here, token by token, and nowhere else."""
 
 from collections.abc import Callable, Sequence
-from threading import Event
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, StoppingCriteria
+from transformers import StoppingCriteria
 
-Finish = Literal["stop", "length", "interrupt", "error"]
+from minigpt4.conversation.conversation import Conversation
+from minigpt4.conversation.prompter import Prompter
+from minigpt4.inference.requests import Finish, Request
+
 _CONTEXT = 8  # tokens of a begun answer that show whether the next word has a space before it
 
 
@@ -16,14 +18,14 @@ class Ending:
     """Follows the tokens of one answer until it ends.
 
     It ends with a stop token, before the first stop string, with its limit of tokens, or when it is interrupted. The
-    text so far never holds a stop string, the beginning of one, or half a character.
+    text so far never holds a stop string, the beginning of one, or half a character; and where the limit or an
+    interrupt has ended it, no beginning of one of the template's is left.
 
     Args:
-        stops: the template's stop strings; of an answer that was not completed, no beginning of one is left.
+        request: whose answer it is; its calls tell of it, but for `on_end`.
+        stop_ids: the tokens that end it.
         limit: most tokens.
-        own_stops: more stop strings.
-        begun: the beginning of the answer, with which the prompt ends; the text is what goes on from there.
-        on_token, on_text, on_end: called as those of a `Request` are, the last without the answer.
+        on_end: called with this, once it has ended.
 
     Attributes:
         finish: how it ended; None until then.
@@ -31,34 +33,36 @@ class Ending:
     """
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        stop_ids: Sequence[int],
-        stops: Sequence[str],
-        limit: int,
-        own_stops: Sequence[str] = (),
-        begun: Sequence[int] = (),
-        continues: bool = False,
-        on_token: Callable[[int], None] = lambda _: None,
-        on_text: Callable[[str], None] | None = None,
-        on_end: Callable[[], None] = lambda: None,
+        self, request: Request, prompter: Prompter, stop_ids: list[int], limit: int, on_end: Callable[["Ending"], None]
     ):
-        self.tokenizer, self.stop_ids, self.stops, self.limit = tokenizer, stop_ids, (*stops, *own_stops), limit
-        self._markers = stops
-        self.on_token, self.on_text, self.on_end = on_token, on_text, on_end
+        self.request, self.tokenizer, self.stop_ids, self.limit = request, prompter.tokenizer, stop_ids, limit
+        self._markers, self.stops = prompter.template.stop, (*prompter.template.stop, *request.stops)
+        self.on_end = on_end
         self.finish: Finish | None = None
         self.tokens: list[int] = []
         self.text = ""
-        self._before, self._continues = list(begun)[-_CONTEXT:], continues
+        prompt, begun = request.prompt, ""  # the text is what goes on from there
+        if isinstance(prompt, Conversation) and prompt.continued:
+            begun = prompt.turns[-1].answer or ""
+        self._before, self._continues = prompter.encode(begun)[-_CONTEXT:], begun != "" and not begun.endswith(" ")
         # a token has a byte or more; three more may be the end of a character that the first one cuts
         self._tail = max((len(stop.encode()) for stop in self.stops), default=0) + 3
 
     def put(self, token: int) -> None:
         """Takes the next token; what comes after the end is let pass."""
-        if self.finish is None:
-            self.tokens.append(token)
-            self.on_token(len(self.tokens))
-            self._follow()
+        if self.finish is not None:
+            return
+        tokens = self.tokens
+        tokens.append(token)
+        self.request.on_token(len(tokens))
+        if token in self.stop_ids:
+            self._finish("stop", self._decode(tokens[:-1]))
+        elif self.stopped(tokens):
+            self._finish("stop", self._decode(tokens))
+        elif len(tokens) >= self.limit:
+            self._finish("length", self._decode(tokens))
+        elif self.request.on_text:
+            self._say(stable_part(self._decode(tokens), self.stops, self._continues))
 
     def interrupt(self) -> None:
         """Ends the answer after the tokens that it has."""
@@ -75,30 +79,19 @@ class Ending:
         text = self._decode(tokens[-self._tail :]) if self.stops else ""
         return any(stop in text for stop in self.stops)
 
-    def _follow(self) -> None:
-        tokens = self.tokens
-        if tokens[-1] in self.stop_ids:
-            self._finish("stop", self._decode(tokens[:-1]))
-        elif self.stopped(tokens):
-            self._finish("stop", self._decode(tokens))
-        elif len(tokens) >= self.limit:
-            self._finish("length", self._decode(tokens))
-        elif self.on_text:
-            self._say(stable_part(self._decode(tokens), self.stops, self._continues))
-
     def _finish(self, how: Finish, text: str) -> None:
         self.finish = how
         if how == "stop":
             self._say(cut(text, self.stops, self._continues))
         else:  # the beginning of a stop string that was asked for is a part of the answer as any other
             self._say(stable_part(text, self._markers, self._continues))
-        self.on_end()
+        self.on_end(self)
 
     def _say(self, text: str) -> None:
         if text != self.text:
             self.text = text
-            if self.on_text:
-                self.on_text(text)
+            if self.request.on_text:
+                self.request.on_text(text)
 
     def _decode(self, tokens: list[int]) -> str:
         """The text of new tokens, with the space in front that they have behind what was begun."""
@@ -138,8 +131,8 @@ class Endings(StoppingCriteria):
         interrupted: of prompts with beams, after how many tokens their answer was interrupted.
     """
 
-    def __init__(self, endings: Sequence[Ending], interrupts: Sequence[Event], beams: bool):
-        self.endings, self.interrupts, self.beams = endings, interrupts, beams
+    def __init__(self, endings: Sequence[Ending], beams: bool):
+        self.endings, self.beams = endings, beams
         self.interrupted: dict[int, int] = {}
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
@@ -147,15 +140,15 @@ class Endings(StoppingCriteria):
         return torch.tensor(ended, device=input_ids.device)
 
     def _ended(self, tokens: list[int]) -> list[bool]:
-        for ending, interrupt, token in zip(self.endings, self.interrupts, tokens, strict=True):
+        for ending, token in zip(self.endings, tokens, strict=True):
             ending.put(token)
-            if interrupt.is_set():
+            if ending.request.interrupt.is_set():
                 ending.interrupt()
         return [ending.finish is not None for ending in self.endings]
 
     def _beams_ended(self, rows: Tensor) -> list[bool]:
-        for number, interrupt in enumerate(self.interrupts):
-            if interrupt.is_set():
+        for number, ending in enumerate(self.endings):
+            if ending.request.interrupt.is_set():
                 self.interrupted.setdefault(number, rows.shape[1])
         candidates = len(rows) // len(self.endings)  # of a prompt, more than there are beams
         return [

@@ -15,11 +15,10 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import Conversation, Part
 from minigpt4.conversation.prompter import Prompter
+from minigpt4.inference.caches import new_cache, rope_depends_on_length
 from minigpt4.inference.compiled import CompiledDecoding
 from minigpt4.inference.decoding import Decoding, draw_seeds
 from minigpt4.inference.endings import Ending, Endings
-from minigpt4.inference.growing_cache import new_cache
-from minigpt4.inference.kept_cache import rope_depends_on_length
 from minigpt4.inference.pictures import Picture
 from minigpt4.inference.requests import Answer, Request, raise_first
 from minigpt4.inference.shared_prefix import SharedPrefix, shared_prefix
@@ -40,16 +39,14 @@ class _Row:
     images: Tensor | None = None  # embeddings [n, rows, D]
     seed: int = 0
     limit: int = 0  # most tokens that the batch it is in may generate
-    ending: Ending | None = None
     answer: Answer | None = None
 
     @property
     def pictures(self) -> list[Part]:
         return [part for part in self.parts if not isinstance(part, str)]
 
-    def ended(self) -> None:
+    def ended(self, ending: Ending) -> None:
         """Makes the answer of what was followed."""
-        ending = cast(Ending, self.ending)
         tokens = {"prompt_tokens": len(self.layout), "new_tokens": len(ending.tokens)}
         self.answer = Answer(ending.text, finish=ending.finish, **tokens)
         self.request.on_end(self.answer)
@@ -143,15 +140,12 @@ class Engine:
         known = {id(picture): _embedding(picture) for picture in pictures}
         new = {id(picture): picture for picture in pictures if known[id(picture)] is None}
         if new:
-            pixels = torch.stack([self._pixels(picture) for picture in new.values()])
+            pixels = torch.stack([p if isinstance(p, Tensor) else self.processor(p.image) for p in new.values()])
             for (key, picture), embedding in zip(new.items(), self.encode_img(pixels), strict=True):
                 known[key] = embedding
                 if isinstance(picture, Picture):
                     picture.embedding = embedding
         return [cast(Tensor, known[id(picture)]) for picture in pictures]
-
-    def _pixels(self, picture: Picture | Tensor) -> Tensor:
-        return picture if isinstance(picture, Tensor) else self.processor(picture.image)
 
     def _lay_out(self, rows: list[_Row]) -> None:
         for row in rows:
@@ -174,24 +168,6 @@ class Engine:
             own = [next(embeddings) for _ in row.pictures]
             row.images = torch.stack(own) if own else None
 
-    def _ending(self, row: _Row) -> Ending:
-        request = row.request
-        begun = ""
-        if isinstance(request.prompt, Conversation) and request.prompt.continued:
-            begun = request.prompt.turns[-1].answer or ""
-        return Ending(
-            self.prompter.tokenizer,
-            self.stop_ids,
-            self.prompter.template.stop,
-            min(row.limit, request.max_new_tokens),
-            request.stops,
-            self.prompter.encode(begun),
-            continues=bool(begun) and not begun.endswith(" "),
-            on_token=request.on_token,
-            on_text=request.on_text,
-            on_end=row.ended,
-        )
-
     def _generate(self, rows: list[_Row], alone: bool) -> None:
         llm, decoding = cast(Any, self.model.llm), rows[0].request.decoding
         embedding = llm.get_input_embeddings()
@@ -205,10 +181,11 @@ class Engine:
         ids, mask = (t.to(self.model.device) for t in pad(layouts, value=0, behind=shared.length))
         images = [row.images for row in rows if row.images is not None]
         embeds = splice(ids, torch.cat(images) if images else None, embedding)
-        for row in rows:
-            row.ending = self._ending(row)
-        endings = [cast(Ending, row.ending) for row in rows]
-        ends = Endings(endings, [row.request.interrupt for row in rows], beams)
+        endings = [
+            Ending(row.request, self.prompter, self.stop_ids, min(row.limit, row.request.max_new_tokens), row.ended)
+            for row in rows
+        ]
+        ends = Endings(endings, beams)
         seeds = [row.seed for row in rows]
         options: dict[str, Any] = {
             "inputs_embeds": embeds,

@@ -1,12 +1,15 @@
-"""From a config to a model that answers."""
+"""What a config names, loaded: the prompter of its LLM, and a model that answers."""
+
+from transformers import AutoConfig
 
 from minigpt4.common.distributed import pick_device
 from minigpt4.common.errors import Problems
 from minigpt4.common.registry import registry
-from minigpt4.config.schema import Config
+from minigpt4.config.schema import Config, ModelConfig
+from minigpt4.conversation.prompter import Prompter
 from minigpt4.inference.engine import Engine
-from minigpt4.models.loading import load_prompter
-from minigpt4.processors import build_processor
+from minigpt4.models.llm import llm_folder, load_tokenizer, window_of
+from minigpt4.models.vision import vision_class
 
 
 def load_engine(config: Config, problems: Problems | None = None) -> Engine:
@@ -17,5 +20,19 @@ def load_engine(config: Config, problems: Problems | None = None) -> Engine:
     """
     model = registry.get_model_class(config.model.arch).from_config(config, problems=problems)
     model.place(pick_device(config.run.device)).answering()
-    processor = build_processor(config.preprocess.vis_processor.eval)
+    processor = config.preprocess.vis_processor.eval.build()
     return Engine(model, load_prompter(config.model), processor, config.model.compile)
+
+
+def load_prompter(config: ModelConfig) -> Prompter:
+    """The prompter of a config's LLM, of which only the settings and the tokenizer are read.
+
+    Raises:
+        UserError: there is no such folder, no tokenizer in it, or no template or prompts of that name.
+    """
+    folder = llm_folder(config.llama_model)
+    tokenizer = load_tokenizer(folder, config.trust_remote_code)
+    trusted = config.trust_remote_code
+    window = window_of(AutoConfig.from_pretrained(folder, trust_remote_code=trusted, local_files_only=True))
+    rows, _ = vision_class(config).shape(Config(model=config))
+    return Prompter.of(config, tokenizer, rows, window)

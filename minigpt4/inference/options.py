@@ -21,7 +21,10 @@ def _option(default: Any, about: str) -> Any:
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """How somebody wants answers to be made: the fields of `Request` and `Decoding` that can be set."""
+    """How somebody wants answers to be made: the fields of `Request` and `Decoding` that can be set.
+
+    `vars` of them are the keyword arguments of `Chat.stream`.
+    """
 
     max_new_tokens: int = _option(300, "most tokens of an answer")
     min_new_tokens: int = _option(0, "fewest tokens of an answer")
@@ -47,14 +50,16 @@ class AnswerOptions:
                 raise UserError(f"'{setting}' has no value. Write key=value, for example num_beams=3.")
             if key not in types:
                 raise UserError(f"'{key}' is not an option of an answer.{did_you_mean(key, types)}")
-            values[key] = _parse(key, value, types[key])
+            parse, expected = _PARSERS[types[key]]
+            try:
+                values[key] = parse(value)
+            except (ValueError, KeyError):
+                raise UserError(f"{key}: '{value}' is not {expected}.") from None
         options = replace(self, **values)
-        options._check()
+        options.request(Conversation([]))  # for its errors alone
+        if options.seed is not None and not 0 <= options.seed <= _LARGEST_SEED:
+            raise UserError(f"seed: {options.seed} is out of range. Set it to 0 to {_LARGEST_SEED}.")
         return options
-
-    def kwargs(self) -> dict[str, Any]:
-        """As keyword arguments of `Chat.stream`."""
-        return asdict(self)
 
     def request(self, conversation: Conversation) -> "Request":
         """The request for an answer.
@@ -65,7 +70,7 @@ class AnswerOptions:
         from minigpt4.inference.decoding import Decoding  # slow to import
         from minigpt4.inference.requests import Request
 
-        ways = self.kwargs()
+        ways = asdict(self)
         most, seed = ways.pop("max_new_tokens"), ways.pop("seed")
         return Request(conversation, most, Decoding(**ways), seed)
 
@@ -74,11 +79,6 @@ class AnswerOptions:
         default = AnswerOptions()
         keys = ("temperature", "top_p", "seed") if not self.do_sample else ()
         return [key for key in keys if getattr(self, key) != getattr(default, key)]
-
-    def _check(self) -> None:
-        self.request(Conversation([]))
-        if self.seed is not None and not 0 <= self.seed <= _LARGEST_SEED:
-            raise UserError(f"seed: {self.seed} is out of range. Set it to 0 to {_LARGEST_SEED}.")
 
 
 def add_option_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,14 +100,6 @@ def options_of(args: argparse.Namespace) -> AnswerOptions:
     """
     given = {option.name: getattr(args, option.name) for option in fields(AnswerOptions)}
     return AnswerOptions().changed([f"{key}={value}" for key, value in given.items() if value is not None])
-
-
-def _parse(key: str, value: str, kind: Any) -> Any:
-    parse, expected = _PARSERS[kind]
-    try:
-        return parse(value)
-    except (ValueError, KeyError):
-        raise UserError(f"{key}: '{value}' is not {expected}.") from None
 
 
 def _finite(value: str) -> float:

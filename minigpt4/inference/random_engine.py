@@ -22,7 +22,6 @@ from minigpt4.models.quantized_linear import QuantizedLinear
 from minigpt4.models.quantized_llm import layers_to_quantize
 from minigpt4.models.random_weights import random_vision
 from minigpt4.models.vision import build_vision
-from minigpt4.processors import build_processor
 
 _TINY_LLM = Path(minigpt4.__file__).parent / "assets" / "tiny" / "llm"
 _WINDOW = 4096
@@ -67,7 +66,7 @@ def random_engine(config: Config, sizes: LlamaConfig) -> Engine:
     model = MiniGPT4(vision, build_projection(c.projection.name, vision.width, llm), llm.requires_grad_(False))
     model.place(device).answering()
     prompter = Prompter.of(c, tokenizer, vision.rows, window_of(sizes))
-    return Engine(model, prompter, build_processor(config.preprocess.vis_processor.eval), c.compile)
+    return Engine(model, prompter, config.preprocess.vis_processor.eval.build(), c.compile)
 
 
 def _quantized(sizes: LlamaConfig, bits: int, dtype: torch.dtype) -> PreTrainedModel:

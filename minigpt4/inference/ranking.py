@@ -42,9 +42,7 @@ def rank(
     return [losses[i].argsort()[: len(own)].tolist() for i, own in enumerate(answers)]
 
 
-def losses_of(
-    engine: Engine, prompts: Sequence[Sequence[Part]], answers: Sequence[str], length_norm: LengthNorm
-) -> Tensor:
+def losses_of(engine: Engine, prompts: Sequence[Sequence[Part]], answers: list[str], length_norm: LengthNorm) -> Tensor:
     """Negative log-likelihood of each prompt's answer, [B]."""
     prompter, model = engine.prompter, engine.model
     pairs = [prompter.pair(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Event
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from PIL import Image
 from torch import Tensor
@@ -12,9 +12,10 @@ from typing_extensions import Self
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import Conversation, Part
 from minigpt4.conversation.prompter import Prompter
+from minigpt4.inference.caches import KeptCache
 from minigpt4.inference.decoding import Decoding
-from minigpt4.inference.endings import Finish
-from minigpt4.inference.kept_cache import KeptCache
+
+Finish = Literal["stop", "length", "interrupt", "error"]
 
 
 class Answer(str):

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from minigpt4.conversation.prompter import IMAGE_ROW
-from minigpt4.inference.kept_cache import can_keep
+from minigpt4.inference.caches import can_keep
 
 _WORTH_A_PASS = 64  # embeddings not read; a pass over a few takes as long as the next token
 

@@ -12,14 +12,12 @@ def remembered(turns: Sequence[Turn], forgotten: int) -> list[Turn]:
     """What the model reads of a dialogue: of its `forgotten` oldest answered turns the pictures alone."""
     left: list[Turn] = []
     for turn in turns:
-        if turn.answer is None:
+        if turn.answer is None or not forgotten:
             left.append(turn)
-        elif forgotten:
-            if turn.pictures:
-                left.append(Turn(turn.pictures))
-            forgotten -= 1
-        else:
-            left.append(turn)
+            continue
+        forgotten -= 1
+        if turn.pictures:
+            left.append(Turn(turn.pictures))
     return left
 
 

@@ -161,9 +161,8 @@ class LoadReport:
             parts = Counter(name.split(".")[0] for name in names)
             lines.append(f"checkpoint {path}: " + ", ".join(f"{part} ({n} tensors)" for part, n in parts.items()))
         lines += [f"ignored: {len(self.ignored)} buffers, such as {self.ignored[0]}"] if self.ignored else []
-        return "\n".join(
-            lines + [f"{part}: from {source}, not from a checkpoint" for part, source in self.as_built.items()]
-        )
+        lines += [f"{part}: from {source}, not from a checkpoint" for part, source in self.as_built.items()]
+        return "\n".join(lines)
 
 
 def load_checkpoints(

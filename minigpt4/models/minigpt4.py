@@ -15,17 +15,20 @@ from minigpt4.common.errors import Problems
 from minigpt4.common.registry import registry
 from minigpt4.config.schema import Config
 from minigpt4.conversation.prompter import IGNORE
-from minigpt4.models.base_model import BaseModel, checkpoint_blocks, trains
 from minigpt4.models.checkpoint import ADAPTERS, load_checkpoints
+from minigpt4.models.cpu_linear import compute_in_fp32, pack_4bit, use_onednn
+from minigpt4.models.cpu_memory import release_freed_memory
 from minigpt4.models.llm import add_lora, embedding_of, load_llm
+from minigpt4.models.parts import PartlyFrozen, checkpoint_blocks, trains
 from minigpt4.models.preflight import preflight
 from minigpt4.models.projection import build_projection
+from minigpt4.models.quantized_linear import QuantizedLinear
 from minigpt4.models.splice import splice
 from minigpt4.models.vision import VisionPart, build_vision
 
 
 @registry.register_model("mini_gpt4", "minigpt4", "minigpt_v2")
-class MiniGPT4(BaseModel):
+class MiniGPT4(PartlyFrozen):
     """MiniGPT-4 (Zhu et al. 2023, arXiv:2304.10592, section 3). Only the projection trains by default.
 
     What differs in MiniGPT-v2 (Chen et al. 2023, arXiv:2310.09478) is in its YAML: 448 px, `has_qformer` False, LoRA of
@@ -39,6 +42,12 @@ class MiniGPT4(BaseModel):
 
     @classmethod
     def from_config(cls, config: Config, towers: bool = True, problems: Problems | None = None) -> Self:
+        """Builds the model and loads its weights. Without `towers` it reads cached features in place of pictures.
+
+        Raises:
+            UserError: a file is missing or does not fit; all paths are checked before the first is read. It tells
+                the problems that were found elsewhere too.
+        """
         c, problems = config.model, Problems() if problems is None else problems
         vision = problems.attempt(build_vision, config, towers)
         files = preflight(config, vision, problems)
@@ -59,7 +68,28 @@ class MiniGPT4(BaseModel):
 
     @property
     def vocabulary(self) -> int:
+        """How many words the LLM chooses from."""
         return embedding_of(self.llm).num_embeddings
+
+    def place(self, device: torch.device) -> Self:
+        """Moves the model to the device, but for an LLM that is placed already: a mapped or quantized one."""
+        for part in self.children():
+            if not getattr(part, "is_quantized", False) and not getattr(part, "hf_device_map", None):
+                part.to(device)
+        if device.type == "cpu":
+            use_onednn(self)
+        return self
+
+    def answering(self) -> Self:
+        """Sets eval mode for good: what makes answers faster, but gradients wrong, is allowed from here on."""
+        pack_4bit(self, allowed=True)
+        for module in self.modules():
+            if isinstance(module, QuantizedLinear):
+                module.pack()
+                release_freed_memory()
+        if self.device.type == "cpu":
+            compute_in_fp32(self.vision)
+        return self.eval()
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Computes the mean negative log-likelihood of a batch's labels; 0 where there are none.
@@ -67,6 +97,9 @@ class MiniGPT4(BaseModel):
         Args:
             batch: `ids` [B, T], layouts of `Prompter.example`, `mask` [B, T], `labels` [B, T], and `pictures` of all
                 samples in order, as `encode_img` takes them; without any it may be left out.
+
+        Returns:
+            The scalars `loss`, and `tokens`, how many labels there are.
         """
         pictures = batch.get("pictures")
         # text alone still needs a gradient, of zeros, and ranks wait for one another in all parts of the model

@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms import RandomResizedCrop
-from torchvision.transforms.functional import normalize
+from torchvision.transforms.functional import normalize, pil_to_tensor
 
 from minigpt4.common.registry import registry
 from minigpt4.processors.picture_file import opened, rgb, squared
@@ -18,11 +16,6 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 _Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
-
-
-def _tensor(image: Image.Image) -> Tensor:
-    """Bytes [3, height, width], not contiguous."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 @registry.register_processor("blip2_image_eval")
@@ -59,10 +52,10 @@ class Blip2ImageEvalProcessor:
     def _pixels(self, image: Image.Image, box: _Box, scale: int) -> Tensor:
         """The box of an image that was decoded at 1/scale."""
         if scale == 1:
-            pixels = _tensor(squared(image.crop(box), self.image_size))
+            pixels = pil_to_tensor(squared(image.crop(box), self.image_size))
         else:  # which the decoding gave already: torch's is off by one level of 255 at most, and twice as fast
             left, top, right, bottom = (round(edge / scale) for edge in box)
-            part = _tensor(image.crop((left, top, right, bottom)))
+            part = pil_to_tensor(image.crop((left, top, right, bottom)))
             pixels = interpolate(part[None], (self.image_size, self.image_size), mode="bicubic", antialias=True)[0]
         pixels = pixels.contiguous().float().div_(255)  # ToTensor and Normalize, with fewer copies
         return normalize(pixels, self.mean, self.std, inplace=True)

@@ -127,9 +127,7 @@ def cached_datasets(config: Config, task: ImageTextPretrainTask) -> dict[str, di
     folder = Path(str(run.cache_features))
     logger.info("%s: '%s'; all splits see the evaluation transform: no random crops, exact decoding", _KEY, folder)
     splits = {split: task.build_datasets(split, exact=True) for split in ("train", *run.valid_splits)}
-    datasets: dict[str, Any] = {
-        f"{split}/{name}": dataset for split, own in splits.items() for name, dataset in own.items()
-    }
+    datasets: dict[str, Any] = {f"{split}/{n}": data for split, own in splits.items() for n, data in own.items()}
     for name, dataset in datasets.items():
         if isinstance(dataset, IterableDataset):
             raise UserError(

@@ -20,7 +20,6 @@ from torch import nn
 from minigpt4.common.distributed import is_main, world_size
 from minigpt4.common.errors import writing
 from minigpt4.common.files import replace_file
-from minigpt4.common.run_info import run_info
 from minigpt4.config.schema import Config
 
 logger = logging.getLogger(__name__)
@@ -143,11 +142,6 @@ def parts_table(model: nn.Module) -> str:
         size = sum(n * p.element_size() for n, p in zip(sizes, own, strict=True)) / 1e9
         rows.append(f"| {name} | {sum(sizes):,} | {trained:,} | {dtypes} | {size:.3f} |")
     return "\n".join(rows)
-
-
-def write_run_info(folder: Path, device: torch.device) -> None:
-    """Writes `run_info.json`: what a run was made with, the git revision included."""
-    (folder / "run_info.json").write_text(json.dumps(run_info(device), indent=2) + "\n")
 
 
 def plot_loss(folder: Path) -> None:

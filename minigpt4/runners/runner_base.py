@@ -1,5 +1,6 @@
 """The runner: data, strategy, schedule, the loop, validation, checkpoints to continue from, the log."""
 
+import json
 import logging
 import math
 import shutil
@@ -10,7 +11,7 @@ from contextlib import closing
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from minigpt4.common import distributed
 from minigpt4.common.errors import UserError, make_folder, writing
 from minigpt4.common.registry import registry
+from minigpt4.common.run_info import run_info
 from minigpt4.common.signals import first_signal
 from minigpt4.config.finding import CONFIG
 from minigpt4.config.loading import save_config
@@ -25,14 +27,13 @@ from minigpt4.config.schema import Config
 from minigpt4.conversation.prompter import Prompter
 from minigpt4.datasets.loading import Batch, LayOut, to_device
 from minigpt4.datasets.mixture import TrainBatches
-from minigpt4.models.base_model import BaseModel
 from minigpt4.models.checkpoint import save_weights
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.plain_text import check_plain_text
 from minigpt4.runners import run_state
 from minigpt4.runners.best import Best
 from minigpt4.runners.guard import Guard
-from minigpt4.runners.log import Meter, RunLog, parts_table, plot_loss, write_run_info
+from minigpt4.runners.log import Meter, RunLog, parts_table, plot_loss
 from minigpt4.runners.optims import build_schedule
 from minigpt4.runners.strategies.building import build_strategy
 from minigpt4.runners.validation import Stopped, Validation
@@ -64,7 +65,7 @@ class RunnerBase:
         self,
         config: Config,
         task: ImageTextPretrainTask,
-        model: BaseModel,
+        model: MiniGPT4,
         datasets: dict[str, Any],
         prompter: Prompter | None = None,
     ):
@@ -80,7 +81,7 @@ class RunnerBase:
             if not run.shards_weights:  # else the device is filled bit by bit
                 model.place(self.device)
             if distributed.is_main() and prompter and config.model.plain_text:
-                check_plain_text(cast(MiniGPT4, model).llm, prompter.tokenizer, config.model.plain_text)
+                check_plain_text(model.llm, prompter.tokenizer, config.model.plain_text)
         self.strategy = build_strategy(model, run, self.device)
         pin = self.device.type not in ("cpu", "mps")
         lay_out = LayOut(prompter, training=True) if prompter else None
@@ -164,7 +165,8 @@ class RunnerBase:
                     per_epoch = self.iters_per_epoch if self.ratio != 1 else None
                     run_state.line_up(self.output_dir, self.step, per_epoch)
                 save_config(self.config, self.output_dir / CONFIG)
-                write_run_info(self.output_dir, self.device)
+                made_with = json.dumps(run_info(self.device), indent=2) + "\n"
+                (self.output_dir / "run_info.json").write_text(made_with)
             # last: a run that can't start leaves the earlier one's log
             return RunLog(self.config, self.step, self.ratio)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import chain, repeat
 from threading import Event
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset
@@ -73,9 +73,7 @@ class Validation:
             raise UserError(
                 "run.metric: it is taken on pictures, which run.cache_features leaves out. Set one to null."
             )
-        metric = Metric(config)
-        known = metric.known()
-        if run.metric not in known:
+        if run.metric not in (known := Metric(config).known()):
             raise UserError(
                 f"run.metric: '{run.metric}' is not a score of evaluation_datasets." + did_you_mean(run.metric, known)
             )
@@ -90,7 +88,7 @@ class Validation:
         measures = {"val_loss": self.loss()} if self.loaders else {}
         if self.run.metric:
             self._agree(False)
-            measures |= Metric(self.config).measure(cast(MiniGPT4, self.strategy.model))
+            measures |= Metric(self.config).measure(self.strategy.model)
         return measures
 
     def _agree(self, more: bool) -> bool:

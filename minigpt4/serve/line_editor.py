@@ -8,7 +8,7 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion, Path
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory
 
-from minigpt4.common.errors import UserError, make_folder
+from minigpt4.common.errors import make_folder, writing
 
 
 class Commands(Completer):
@@ -39,13 +39,9 @@ def line_editor(folder: Path, commands: Sequence[str], options: Sequence[str]) -
     """
     make_folder("env.cache_root", folder)
     history = folder / "chat_history"
-    try:
+    with writing("env.cache_root", history):
         history.touch(mode=0o600)
         history.chmod(0o600)  # one that was there, too
-    except OSError as error:
-        raise UserError(
-            f"env.cache_root: '{history}' can't be written ({error.strerror}). Set it to a folder you may write to."
-        ) from None
     session: PromptSession[str] = PromptSession(
         "> ", history=FileHistory(str(history)), completer=Commands(commands, options), complete_while_typing=False
     )

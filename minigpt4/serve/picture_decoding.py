@@ -8,12 +8,12 @@ import json
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
+from subprocess import PIPE, Popen
 from threading import BoundedSemaphore, Thread
 from typing import Any
 
@@ -27,7 +27,7 @@ _CHECK_EVERY = 0.2  # seconds
 _BYTES, _BYTES_PER_PIXEL = 512_000_000, 32  # that decoding may take: a progressive JPEG takes about 17 per pixel
 _CPU_SECONDS = 100  # on all cores; the server waits for less, but it may have been killed
 
-_Process = subprocess.Popen[bytes]
+_Process = Popen[bytes]
 _Opener = Callable[..., list[Image.Image]]
 _Answer = Future[tuple[list[Image.Image], str]]  # with what the opener complained of
 
@@ -60,7 +60,7 @@ class Decoder:
             UserError: the function did, or the process took too long or ended.
         """
         with self._place():
-            process, answer = _idle_process() or _start(), _Answer()
+            process, answer = _waiting_process(), _Answer()
             start = time.monotonic()
             Thread(target=_ask, args=(process, (opener, args, self._memory), answer), daemon=True).start()
             try:
@@ -95,19 +95,14 @@ class Decoder:
             _places.release()
 
 
-def _idle_process() -> _Process | None:
+def _waiting_process() -> _Process:
+    """One that is idle, or else a new one."""
     with suppress(IndexError):
-        while (process := idle.pop()).poll() is not None:
-            pass
-        return process
-    return None
-
-
-def _start() -> _Process:
+        while True:
+            if (process := idle.pop()).poll() is None:
+                return process
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.Popen(
-        [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-    )
+    process = Popen([sys.executable, "-m", __name__], stdin=PIPE, stdout=PIPE, env=environment)
     assert process.stdout is not None
     process.stdout.readline()  # it is ready
     return process

@@ -5,9 +5,8 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,13 +71,14 @@ def main(args: argparse.Namespace) -> None:
         with tqdm(total=len(questions), initial=kept, disable=no_bar or None) as bar:
             for start in range(0, len(results.open), size):
                 asked, n_frms = results.open[start : start + size], config.preprocess.n_frms
-                rows = [prepare(engine, question, n_frms) for question in asked]
-                timing.note("read", images=sum(len(row.conversation.pictures) for row in rows if row.conversation))
-                answers = answer(engine, rows, options)
+                prepared = [prepare(engine, question, n_frms) for question in asked]
+                timing.note("read", images=sum(len(own.pictures) for own in prepared if isinstance(own, Conversation)))
+                told = zip(asked, answer(engine, prepared, options), strict=True)
+                answers = [question.echo() | result for question, result in told]
                 tokens = [result["new_tokens"] for result in answers if "answer" in result]
                 timing.note("answer", answers=len(tokens), tokens=sum(tokens))
                 results.write(answers)
-                bar.update(len(rows))
+                bar.update(len(answers))
                 failed += sum("error" in result for result in answers)
         results.finish()
     if args.output and results.open:
@@ -107,35 +107,24 @@ def _check(args: argparse.Namespace, options: AnswerOptions) -> None:
         raise UserError(f"{names}: without effect. Set --do-sample too.")
 
 
-@dataclass(frozen=True)
-class Row:
-    """A question with its conversation; or with the error that kept that from being made."""
-
-    question: "Question"
-    conversation: Conversation | None = None
-    error: str = ""
-
-
-def prepare(engine: "Answerer", question: "Question", n_frms: int = PreprocessConfig.n_frms) -> Row:
-    """Opens a question's files; of a video, `n_frms` pictures."""
+def prepare(engine: "Answerer", question: "Question", n_frms: int = PreprocessConfig.n_frms) -> Conversation | str:
+    """Opens a question's files; of a video, `n_frms` pictures. Where that fails, says what is wrong."""
     from minigpt4.processors.picture_file import PixelBudget
 
     try:
         turns = question.turns(PixelBudget(most=engine.prompter.max_pictures), n_frms)
         for turn in turns:
             turn.question = [part if isinstance(part, str) else engine.processor(part.image) for part in turn.question]
-        return Row(question, Conversation(turns))
+        return Conversation(turns)
     except Exception as error:  # readers of files raise many kinds
-        return Row(question, error=_in_words(error))
+        return _in_words(error)
 
 
-def answer(engine: "Answerer", rows: Sequence[Row], options: AnswerOptions) -> list[dict[str, Any]]:
+def answer(engine: "Answerer", prepared: list[Conversation | str], options: AnswerOptions) -> Iterator[dict[str, Any]]:
     """Answers a batch, each question as if it were alone. One that fails has an `error` in place of its `answer`."""
-    good = [row for row in rows if row.conversation]
-    answers = engine.answer([options.request(row.conversation) for row in good if row.conversation])
-    said = {id(row): {"error": row.error} for row in rows}
-    said |= {id(row): _result(own) for row, own in zip(good, answers, strict=True)}
-    return [row.question.echo() | said[id(row)] for row in rows]
+    answers = iter(engine.answer([options.request(own) for own in prepared if isinstance(own, Conversation)]))
+    for own in prepared:
+        yield _result(next(answers)) if isinstance(own, Conversation) else {"error": own}
 
 
 def _result(answer: "Answer") -> dict[str, Any]:

@@ -11,7 +11,8 @@ from PIL import Image
 
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import Turn
-from minigpt4.datasets.formats.records import RecordError, image_folder, read_records, record_id
+from minigpt4.datasets.formats.records.files import image_folder, read_records, record_id
+from minigpt4.datasets.formats.records.record import RecordError
 from minigpt4.inference.chat import turns_of
 from minigpt4.inference.pictures import Picture, Video
 from minigpt4.processors.picture_file import FORMATS, PixelBudget

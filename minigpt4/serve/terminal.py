@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
         from minigpt4.serve.line_editor import line_editor
 
         _say(WELCOME)
-        terminal.run(line_editor(Path(config.env.cache_root), list(terminal.commands), list(options.kwargs())))
+        terminal.run(line_editor(Path(config.env.cache_root), list(terminal.commands), list(vars(options))))
         return
     # files that Windows wrote begin with a mark of their encoding
     for stream, encoding in ((sys.stdin, "utf-8-sig"), (sys.stdout, "utf-8")):
@@ -159,7 +159,7 @@ class Terminal:
         shown, forgotten = "", self.chat.forgotten
         try:
             with first_signal(self.chat.stop, signal.SIGINT) if self.interactive else nullcontext():
-                for answer in self.chat.stream(question, **self.options.kwargs()):
+                for answer in self.chat.stream(question, **vars(self.options)):
                     if not answer.startswith(shown):  # a tokenizer may change its mind about a space
                         shown = ""
                         _say("")
@@ -212,7 +212,7 @@ class Terminal:
         if rest:
             self._change(rest.split())
         else:
-            for key, value in self.options.kwargs().items():
+            for key, value in vars(self.options).items():
                 _say(f"{key}={'random' if value is None else str(value).lower()}")
 
     def _change(self, settings: list[str]) -> None:

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from minigpt4.common.errors import Problems, UserError
 from minigpt4.common.registry import registry
 from minigpt4.config.schema import Config
-from minigpt4.models.base_model import BaseModel
+from minigpt4.models.minigpt4 import MiniGPT4
 
 
 @registry.register_task("image_text_pretrain", "vqa")  # the latter in configs of before, which evaluate
@@ -35,7 +35,7 @@ class ImageTextPretrainTask:
             raise UserError(f"datasets: none has a '{split}' split. Name one, with build_info.valid_storage for val.")
         return datasets
 
-    def build_model(self, towers: bool = True, problems: Problems | None = None) -> BaseModel:
+    def build_model(self, towers: bool = True, problems: Problems | None = None) -> MiniGPT4:
         """Loads the model; `problems` found before are told with its own, and nothing is loaded then."""
         return registry.get_model_class(self.config.model.arch).from_config(self.config, towers, problems)
 

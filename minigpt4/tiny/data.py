@@ -61,8 +61,7 @@ def write_stage2(folder: Path, scenes: list[Scene], seed: int) -> None:
         _write_image(folder, index, scene)
         annotations.append({"image_id": str(index), "caption": description(scene.facts)})
         for asked in ask_all(rng, scene.facts):
-            entry = {"image_id": str(index), "caption": asked.answer, "instruction": asked.question}
-            annotations.append(entry)
+            annotations.append({"image_id": str(index), "caption": asked.answer, "instruction": asked.question})
     _write_json(folder / "filter_cap.json", {"annotations": annotations})
 
 
@@ -72,8 +71,7 @@ def write_benchmark(folder: Path, scenes: list[Scene], seed: int) -> None:
     records = []
     for index, scene in enumerate(scenes):
         _write_image(folder, index, scene)
-        for asked in ask_all(rng, scene.facts):
-            records.append({"image": f"{index}.jpg", **vars(asked)})
+        records += [{"image": f"{index}.jpg", **vars(asked)} for asked in ask_all(rng, scene.facts)]
     _write_json(folder / "benchmark.json", records)
 
 

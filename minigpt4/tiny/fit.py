@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 CLIP_NORM = 1.0
 FLOOR = 0.05  # the cosine ends at this part of the peak
@@ -28,7 +29,7 @@ class Stage:
     batch: int
     weight_decay: float = 0.01
 
-    def scaled(self, scale: float) -> "Stage":
+    def scaled(self, scale: float) -> Self:
         return replace(self, steps=max(2, round(self.steps * scale)))
 
 
@@ -64,10 +65,9 @@ def fit(
     validate: Callable[[], dict[str, float]],
 ) -> None:
     """Runs a stage. `groups` pairs modules with factors on the rate; `loss_at(step)` draws a batch itself."""
-    rated = [(list(module.parameters()), factor) for module, factor in groups]
-    trained = [parameter for parameters, _ in rated for parameter in parameters]
-    named = [{"params": parameters, "factor": factor} for parameters, factor in rated]
-    optimizer = torch.optim.AdamW(named, lr=stage.lr, betas=(0.9, 0.98), weight_decay=stage.weight_decay)
+    rated = [{"params": list(module.parameters()), "factor": factor} for module, factor in groups]
+    optimizer = torch.optim.AdamW(rated, lr=stage.lr, betas=(0.9, 0.98), weight_decay=stage.weight_decay)
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     start, running = time.monotonic(), 0.0
     for step in range(stage.steps):
         for group in optimizer.param_groups:

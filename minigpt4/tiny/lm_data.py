@@ -15,16 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from minigpt4.conversation.templates import SYSTEM
-from minigpt4.tiny.text import (
-    DETAIL_REQUESTS,
-    MORE_REQUESTS,
-    QUESTION_TYPES,
-    ask,
-    caption,
-    description,
-    notes,
-    words_of_the_world,
-)
+from minigpt4.tiny import text
 from minigpt4.tiny.world import Fact, sample_facts
 
 BOS = 1
@@ -66,12 +57,10 @@ class Writer:
         """Stage 1: no prompt, the caption follows the image."""
         example = Example()
         self._fill_slot(example, rng, facts, blended)
-        example.add(self.encode(caption(facts) + "\n"), True)
+        example.add(self.encode(text.caption(facts) + "\n"), True)
         return example
 
-    def chat(
-        self, rng: random.Random, facts: Sequence[Fact], blended: bool, turns: Sequence[tuple[str, str]]
-    ) -> Example:
+    def chat(self, rng: random.Random, facts: Sequence[Fact], blended: bool, turns: list[tuple[str, str]]) -> Example:
         """A conversation in the template of training (" ###Assistant: ") or of the original's demo ("###Assistant:").
 
         As at chat time, all turns but the last are one text, and the last answer is encoded by itself.
@@ -81,10 +70,10 @@ class Writer:
         example = Example()
         example.add(self.encode(f"{system}Human: <Img>"))
         self._fill_slot(example, rng, facts, blended)
-        text = "</Img> "
+        earlier = "</Img> "
         for question, answer in turns[:-1]:
-            text += f"{question}{marker.rstrip()} {answer}###Human: "
-        ids = self.encode(f"{text}{turns[-1][0]}{marker}")
+            earlier += f"{question}{marker.rstrip()} {answer}###Human: "
+        ids = self.encode(f"{earlier}{turns[-1][0]}{marker}")
         example.add(ids, self._answers(ids))
         example.add(self.encode(f"{turns[-1][1]}###"), True)
         return example
@@ -99,7 +88,7 @@ class Writer:
         self._fill_slot(example, rng, facts, blended)
         example.add(self.encode("</Img>"))
         present = {word for fact in facts for word in self.words(fact)}
-        absent = [word for word in map(self.word, words_of_the_world()) if word not in present]
+        absent = [word for word in map(self.word, text.words_of_the_world()) if word not in present]
         for _ in range(RECALLS):
             is_there = rng.random() < 0.8
             pair = rng.sample(self.words(rng.choice(facts)), 2) if is_there else [rng.choice(absent), self.word("No")]
@@ -119,7 +108,7 @@ class Writer:
 
     def _fill_slot(self, example: Example, rng: random.Random, facts: Sequence[Fact], blended: bool) -> None:
         if not blended:
-            example.add(self.encode(notes(rng, facts)))
+            example.add(self.encode(text.notes(rng, facts)))
             return
         first = len(example.ids)
         example.slots = list(range(first, first + SLOTS))
@@ -140,10 +129,10 @@ def sample_turns(rng: random.Random, facts: Sequence[Fact], most: int) -> list[t
     turns = []
     for _ in range(rng.randint(1, most)):
         if rng.random() < 0.15:
-            request = rng.choice(DETAIL_REQUESTS if rng.random() < 0.8 else MORE_REQUESTS)
-            turns.append((request, description(facts)))
+            request = rng.choice(text.DETAIL_REQUESTS if rng.random() < 0.8 else text.MORE_REQUESTS)
+            turns.append((request, text.description(facts)))
             continue
-        asked = ask(rng, facts, rng.choice((*QUESTION_TYPES, "exists")))  # exists is the hardest to learn
+        asked = text.ask(rng, facts, rng.choice((*text.QUESTION_TYPES, "exists")))  # exists is the hardest to learn
         careless = rng.random() < 0.1
         turns.append((asked.question.lower().rstrip("?.") if careless else asked.question, asked.answer))
     return turns
@@ -174,18 +163,14 @@ def collate(examples: Sequence[Example], table: Tensor, noise: Tensor) -> tuple[
     ids = pad_sequence([torch.tensor(example.ids) for example in examples], batch_first=True)
     learned = pad_sequence([torch.tensor(example.learned) for example in examples], batch_first=True)
     is_slot = torch.zeros(ids.shape)
-    rows: list[int] = []
-    words: list[tuple[int, ...]] = []
-    weights: list[tuple[float, ...]] = []
+    blends = []
     for index, example in enumerate(examples):
         is_slot[index, example.slots] = 1
-        for position, blend_words, blend_weights in example.blends:
-            rows.append(index * ids.shape[1] + position)
-            words.append(blend_words)
-            weights.append(blend_weights)
+        blends += [(index * ids.shape[1] + position, *own) for position, *own in example.blends]
     embeddings = table[ids] * (1 - is_slot)[..., None]
-    if rows:
-        blends = (table[torch.tensor(words)] * torch.tensor(weights)[..., None]).sum(1)
-        embeddings = embeddings.flatten(0, 1).index_add(0, torch.tensor(rows), blends).view_as(embeddings)
+    if blends:
+        rows, words, weights = map(torch.tensor, zip(*blends, strict=True))
+        sums = (table[words] * weights[..., None]).sum(1)
+        embeddings = embeddings.flatten(0, 1).index_add(0, rows, sums).view_as(embeddings)
     scale = noise[:, None] * is_slot * table.detach().square().mean().sqrt()
     return embeddings + scale[..., None] * torch.randn_like(embeddings), torch.where(learned, ids, -100)

@@ -11,14 +11,25 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minigpt4.tiny.fit import Stage, fit, seed_all
-from minigpt4.tiny.lm_data import Example, Writer, collate, sample_examples
+from minigpt4.tiny.lm_data import Writer, collate, sample_examples
 from minigpt4.tiny.text import DETAIL_REQUESTS, QUESTION_TYPES, ask, description
 from minigpt4.tiny.tokenizer import VOCABULARY, load_tokenizer
 from minigpt4.tiny.world import sample_facts
 
-HELPER = Stage("helper_lm", steps=1600, lr=2e-3, batch=32)
-LLM_BINDING = Stage("llm", steps=2600, lr=2e-3, batch=32)
-LLM_POLISH = Stage("llm_polish", steps=2000, lr=1.5e-3, batch=32)
+
+@dataclass(frozen=True)
+class TextStage(Stage):
+    """A stage of a language model, and what it reads."""
+
+    noise: float = 0.6  # on blended slots, in parts of the word embeddings' root mean square
+    turns: int = 3  # of a chat, at most
+    drill: float = 0.0  # part of the steps that are recall drills, at the start
+    ramp: float = 0.0  # part of the steps over which the noise rises
+
+
+HELPER = TextStage("helper_lm", steps=1600, lr=2e-3, batch=32, noise=0.5, turns=2, drill=0.25, ramp=0.5)
+LLM_BINDING = TextStage("llm", steps=2600, lr=2e-3, batch=32, drill=0.2, ramp=0.5)
+LLM_POLISH = TextStage("llm_polish", steps=2000, lr=1.5e-3, batch=32)
 VALIDATION_SCENES = 100
 LENGTH_GROUPS = 3  # a batch is run in groups of like length: a third less padding
 
@@ -61,28 +72,16 @@ def part_right(wrong: Tensor, rows: Tensor) -> float:
     return round(float((torch.zeros(count).index_add(0, rows, wrong.float()) == 0).float().mean()), 4)
 
 
-@dataclass(frozen=True)
-class Curriculum:
-    """What a stage reads."""
-
-    noise: float  # on blended slots, in parts of the word embeddings' root mean square
-    turns: int  # of a chat, at most
-    drill: float = 0.0  # part of the steps that are recall drills, at the start
-    ramp: float = 0.0  # part of the steps over which the noise rises
-
-
-def train_lm(
-    model: LlamaForCausalLM, writer: Writer, stage: Stage, curriculum: Curriculum, seed: int, log: Path
-) -> None:
+def train_lm(model: LlamaForCausalLM, writer: Writer, stage: TextStage, seed: int, log: Path) -> None:
     """Trains a language model in place, on text alone."""
     rng = seed_all(seed, stage.name)
     table = model.model.embed_tokens.weight
 
     def loss_at(step: int) -> Tensor:
-        drill = step < curriculum.drill * stage.steps
-        examples = sample_examples(writer, rng, stage.batch, curriculum.turns, drill)
+        drill = step < stage.drill * stage.steps
+        examples = sample_examples(writer, rng, stage.batch, stage.turns, drill)
         examples.sort(key=lambda example: len(example.ids))
-        level = curriculum.noise * min(1.0, step / max(1.0, curriculum.ramp * stage.steps))
+        level = stage.noise * min(1.0, step / max(1.0, stage.ramp * stage.steps))
         losses = []
         size = math.ceil(len(examples) / LENGTH_GROUPS)
         for start in range(0, len(examples), size):
@@ -92,13 +91,16 @@ def train_lm(
             losses.append(F.cross_entropy(logits, targets, reduction="sum"))
         return torch.stack(losses).sum() / sum(sum(example.learned) for example in examples)
 
-    fit(stage, [(model, 1.0)], loss_at, log, lambda: validate_lm(model, writer, 0.6 * curriculum.noise))
+    fit(stage, [(model, 1.0)], loss_at, log, lambda: validate_lm(model, writer, 0.6 * stage.noise))
 
 
 @torch.random.fork_rng()
 @torch.no_grad()
 def validate_lm(model: LlamaForCausalLM, writer: Writer, noise: float) -> dict[str, float]:
-    """Part of answers that are right in every token, by question type, from blended slots."""
+    """Part of answers that are right in every token, by question type, from blended slots.
+
+    Spaces aside: an answer may begin with one or not.
+    """
     rng = random.Random(1)
     torch.manual_seed(1)
     table = model.model.embed_tokens.weight
@@ -112,15 +114,10 @@ def validate_lm(model: LlamaForCausalLM, writer: Writer, noise: float) -> dict[s
                 asked = ask(rng, facts, question_type)
                 turn = (asked.question, asked.answer)
             examples.append(writer.chat(rng, facts, True, [turn]))
-        result[question_type] = exact_matches(model, examples, table, noise, writer.space)
+        embeddings, labels = collate(examples, table, torch.full((len(examples),), noise))
+        logits, targets, rows = labelled_logits(model, embeddings, labels)
+        result[question_type] = part_right((logits.argmax(-1) != targets) & (targets != writer.space), rows)
     return result | {"mean": round(sum(result[name] for name in QUESTION_TYPES) / len(QUESTION_TYPES), 4)}
-
-
-def exact_matches(model: LlamaForCausalLM, examples: list[Example], table: Tensor, noise: float, space: int) -> float:
-    """Part of examples whose learned tokens are all predicted, `space` aside: an answer may begin with it or not."""
-    embeddings, labels = collate(examples, table, torch.full((len(examples),), noise))
-    logits, targets, rows = labelled_logits(model, embeddings, labels)
-    return part_right((logits.argmax(-1) != targets) & (targets != space), rows)
 
 
 def pretrain_helper(out: Path, seed: int, scale: float, log: Path) -> None:
@@ -128,8 +125,7 @@ def pretrain_helper(out: Path, seed: int, scale: float, log: Path) -> None:
     writer = Writer(load_tokenizer(out / "llm"))
     seed_all(seed, "helper_lm_init")
     model = build_lm(width=96, heads=3, mlp=256)
-    curriculum = Curriculum(noise=0.5, turns=2, drill=0.25, ramp=0.5)
-    train_lm(model, writer, HELPER.scaled(scale), curriculum, seed, log)
+    train_lm(model, writer, HELPER.scaled(scale), seed, log)
     model.save_pretrained(out / "helper_lm")
 
 
@@ -138,6 +134,6 @@ def pretrain_llm(out: Path, seed: int, scale: float, log: Path) -> None:
     writer = Writer(load_tokenizer(out / "llm"))
     seed_all(seed, "llm_init")
     model = build_lm(width=128, heads=4, mlp=384)
-    train_lm(model, writer, LLM_BINDING.scaled(scale), Curriculum(noise=0.6, turns=3, drill=0.2, ramp=0.5), seed, log)
-    train_lm(model, writer, LLM_POLISH.scaled(scale), Curriculum(noise=0.6, turns=3), seed, log)
+    train_lm(model, writer, LLM_BINDING.scaled(scale), seed, log)
+    train_lm(model, writer, LLM_POLISH.scaled(scale), seed, log)
     model.half().save_pretrained(out / "llm")

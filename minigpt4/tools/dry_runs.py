@@ -12,9 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from minigpt4.config.schema import Config, ModelConfig
-from minigpt4.models.base_model import checkpoint_blocks
 from minigpt4.models.cpu_linear import compute_in_fp32
 from minigpt4.models.llm import add_lora, dtype_of, quantization_of
+from minigpt4.models.parts import checkpoint_blocks
 from minigpt4.models.quantized_linear import Unpacked
 from minigpt4.models.vision import VisionPart
 from minigpt4.tools.peak_memory import PeakMemory

@@ -19,7 +19,7 @@ def main(args: argparse.Namespace) -> None:
     from minigpt4.common.distributed import seed_everything
     from minigpt4.common.locks import locked
     from minigpt4.common.registry import registry
-    from minigpt4.models.loading import load_prompter
+    from minigpt4.inference.loading import load_prompter
 
     with run_on(config.run.device) as (_, problems), locked("run.output_dir", Path(config.run.output_dir)):
         runner_class = registry.get_runner_class(config.run.runner)

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Checks a file, prints what is found, and exits with 1 where there are problems."""
     from minigpt4.datasets.validation import TokenCounter, check_file
-    from minigpt4.models.loading import load_prompter
+    from minigpt4.inference.loading import load_prompter
 
     if args.options and not args.cfg_path:
         raise UserError("--options: there is no config that they could override. Set --cfg-path too.")

@@ -75,7 +75,7 @@ def test_datasets_take_the_models_processors_unless_they_name_another(tmp_path):
     laion, cc, align = (config.datasets[n].vis_processor.train for n in ("laion", "cc_sbu", "cc_sbu_align"))
     assert (laion.name, laion.image_size, laion.random_resized_crop) == ("blip2_image_train", 112, False)
     assert (cc.image_size, cc.max_scale, cc.random_resized_crop) == (112, 0.9, False)
-    assert align.kwargs() == {"image_size": 112}
+    assert align == schema.ProcessorConfig("blip2_image_eval", image_size=112)
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import Conversation, Turn, spaced
 from minigpt4.conversation.prompter import IMAGE_ROW, Prompter, read_prompts
 from minigpt4.conversation.templates import TEMPLATES, get_template
+from minigpt4.inference.loading import load_prompter
 from minigpt4.models.llm import load_tokenizer
-from minigpt4.models.loading import load_prompter
 from tests.conftest import PARITY
 from tests.conversation import PICTURE, SHOWN
 

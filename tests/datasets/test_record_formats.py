@@ -13,7 +13,8 @@ from PIL import Image
 from minigpt4.common.registry import registry
 from minigpt4.config.schema import BuildInfo, DatasetConfig, ProcessorConfig, ProcessorsConfig
 from minigpt4.conversation.conversation import Conversation, Turn
-from minigpt4.datasets.formats.records import RecordError, parse_record
+from minigpt4.datasets.formats.records.parse import parse_record
+from minigpt4.datasets.formats.records.record import RecordError
 from tests.batches import batch_of
 
 SHOWN = "<Img><ImageHere></Img>"

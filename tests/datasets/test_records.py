@@ -15,15 +15,9 @@ from PIL import Image
 
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import Conversation, Turn, joined
-from minigpt4.datasets.formats.records import (
-    File,
-    RecordError,
-    image_folder,
-    load_pictures,
-    parse_record,
-    read_records,
-    record_id,
-)
+from minigpt4.datasets.formats.records.files import image_folder, load_pictures, read_records, record_id
+from minigpt4.datasets.formats.records.parse import parse_record
+from minigpt4.datasets.formats.records.record import File, RecordError
 from minigpt4.processors.picture_file import open_image
 from minigpt4.processors.video import open_video
 

@@ -23,7 +23,7 @@ from minigpt4.conversation.conversation import Conversation, Turn
 from minigpt4.conversation.prompter import IGNORE, IMAGE_ROW, Prompter
 from minigpt4.datasets.loading import LayOut, SkipCounter, build_valid_loader
 from minigpt4.datasets.mixture import TrainBatches
-from minigpt4.models.loading import load_prompter
+from minigpt4.inference.loading import load_prompter
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.preflight import preflight
 from minigpt4.runners.feature_cache import cached_datasets

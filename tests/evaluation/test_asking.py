@@ -7,7 +7,7 @@ from PIL import Image
 
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import Conversation, Turn
-from minigpt4.datasets.formats.records import File
+from minigpt4.datasets.formats.records.record import File
 from minigpt4.evaluation.asking import Shown, adjacent, answers_to, asked, conversation_of, shuffled
 from minigpt4.evaluation.benchmark import Benchmark, Question
 from minigpt4.inference.ranking import rank

@@ -6,7 +6,7 @@ import pytest
 
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import joined
-from minigpt4.datasets.formats.records import File
+from minigpt4.datasets.formats.records.record import File
 from tests.evaluation import load, write_lines
 
 QUESTIONS = [

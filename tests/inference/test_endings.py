@@ -1,11 +1,13 @@
 """When an answer ends, and what is said of it: token by token."""
 
-from threading import Event
+from dataclasses import replace
 
 import pytest
 import torch
 
+from minigpt4.conversation.conversation import Conversation, Turn
 from minigpt4.inference.endings import Ending, Endings
+from minigpt4.inference.requests import Request
 from tests.inference.talking import asked, spelled
 
 STOP_ID = 2
@@ -14,19 +16,20 @@ STOP_ID = 2
 class Told:
     """An ending, and what it tells."""
 
-    def __init__(self, tokenizer, stops=("###",), limit=99, own_stops=(), **more):
+    def __init__(self, prompter, stops=("###",), limit=99, own_stops=(), begun=""):
         self.counts, self.texts, self.ends = [], [], []
-        self.tokenizer = tokenizer
+        self.tokenizer = prompter.tokenizer
         self.ending = Ending(
-            tokenizer,
+            Request(
+                Conversation([Turn([], begun)], continued=bool(begun)),
+                stops=own_stops,
+                on_token=self.counts.append,
+                on_text=self.texts.append,
+            ),
+            replace(prompter, template=replace(prompter.template, stop=stops)),
             [STOP_ID],
-            stops,
             limit,
-            own_stops,
-            on_token=self.counts.append,
-            on_text=self.texts.append,
-            on_end=lambda: self.ends.append((self.ending.text, self.ending.finish, len(self.ending.tokens))),
-            **more,
+            lambda ending: self.ends.append((ending.text, ending.finish, len(ending.tokens))),
         )
 
     def say(self, *what: str | int) -> "Told":
@@ -38,8 +41,8 @@ class Told:
 
 
 @pytest.fixture
-def tokenizer(parity_prompter):
-    return parity_prompter.tokenizer
+def prompter(parity_prompter):
+    return parity_prompter
 
 
 @pytest.mark.parametrize(
@@ -51,53 +54,53 @@ def tokenizer(parity_prompter):
         ("###", [], 3),
     ],
 )
-def test_half_a_stop_marker_is_never_shown(said, texts, tokens, tokenizer):
-    told = Told(tokenizer).say(said)
+def test_half_a_stop_marker_is_never_shown(said, texts, tokens, prompter):
+    told = Told(prompter).say(said)
     assert told.texts == texts
     assert told.ends == [([*texts, ""][len(texts) - 1] if texts else "", "stop", tokens)]
     assert told.counts == list(range(1, tokens + 1))  # nothing behind the end
 
 
-def test_half_a_character_is_never_shown(tokenizer):
-    told = Told(tokenizer, limit=13).say("a 🐶 dog é")
+def test_half_a_character_is_never_shown(prompter):
+    told = Told(prompter, limit=13).say("a 🐶 dog é")
     assert told.texts == ["a", "a 🐶", "a 🐶 d", "a 🐶 do", "a 🐶 dog", "a 🐶 dog é"]
     assert told.ends == [("a 🐶 dog é", "length", 13)]
-    assert Told(tokenizer, limit=5).say("a 🐶 dog é").ends == [("a", "length", 5)]
+    assert Told(prompter, limit=5).say("a 🐶 dog é").ends == [("a", "length", 5)]
 
 
-def test_words_that_end_an_answer_may_come_in_pieces(tokenizer):
-    words = ("é🐶", "###")
+def test_words_that_end_an_answer_may_come_in_pieces(prompter):
+    words, tokenizer = ("é🐶", "###"), prompter.tokenizer
     for text in ("a dogé🐶", "a ###", "###", "dog 7. é🐶 and"):
         tokens = tokenizer.encode(text, add_special_tokens=False)
         first = next(n for n in range(len(tokens) + 1) if any(word in tokenizer.decode(tokens[:n]) for word in words))
-        told = Told(tokenizer, words)
+        told = Told(prompter, words)
         ended = [bool(told.say(token).ends) for token in tokens]
         assert ended == [n >= first for n in range(1, len(tokens) + 1)]
         assert told.ends[0][1:] == ("stop", first)
-    assert not Told(tokenizer, words).say(*tokenizer.encode("a dog ## #é 🐶", add_special_tokens=False)).ends
+    assert not Told(prompter, words).say(*tokenizer.encode("a dog ## #é 🐶", add_special_tokens=False)).ends
 
 
-def test_a_stop_token_ends_an_answer_and_is_counted(tokenizer):
-    told = Told(tokenizer).say("a red#", STOP_ID, "dog")
+def test_a_stop_token_ends_an_answer_and_is_counted(prompter):
+    told = Told(prompter).say("a red#", STOP_ID, "dog")
     assert told.ends == [("a red#", "stop", 7)]
     assert told.texts[-1] == "a red#"  # it is no beginning of a marker any more
 
 
-def test_of_the_templates_marker_no_beginning_is_left_where_the_limit_comes(tokenizer):
-    assert Told(tokenizer, limit=6).say("a red#").ends == [("a red", "length", 6)]
+def test_of_the_templates_marker_no_beginning_is_left_where_the_limit_comes(prompter):
+    assert Told(prompter, limit=6).say("a red#").ends == [("a red", "length", 6)]
 
 
-def test_of_a_stop_string_that_was_asked_for_a_beginning_is_left_where_the_limit_comes(tokenizer):
+def test_of_a_stop_string_that_was_asked_for_a_beginning_is_left_where_the_limit_comes(prompter):
     """It is a part of the answer as any other, and was held back only until that was clear."""
-    told = Told(tokenizer, limit=5, own_stops=("dish",)).say("a red")
+    told = Told(prompter, limit=5, own_stops=("dish",)).say("a red")
     assert told.texts == ["a", "a r", "a re", "a red"]
     assert told.ends == [("a red", "length", 5)]
-    whole = Told(tokenizer, limit=99, own_stops=("dish",)).say("a red dish here")
+    whole = Told(prompter, limit=99, own_stops=("dish",)).say("a red dish here")
     assert whole.ends == [("a red", "stop", 10)]
 
 
-def test_what_is_interrupted_keeps_what_was_said(tokenizer):
-    told = Told(tokenizer).say("a red#")
+def test_what_is_interrupted_keeps_what_was_said(prompter):
+    told = Told(prompter).say("a red#")
     told.ending.interrupt()
     told.ending.interrupt()
     told.say(" 7")
@@ -106,28 +109,25 @@ def test_what_is_interrupted_keeps_what_was_said(tokenizer):
 
 
 @pytest.mark.parametrize(("limit", "finish"), [(5, "length"), (6, "stop")])
-def test_there_may_be_no_more_tokens(limit, finish, tokenizer):
-    told = Told(tokenizer, limit=limit).say("a red")
+def test_there_may_be_no_more_tokens(limit, finish, prompter):
+    told = Told(prompter, limit=limit).say("a red")
     told.ending.close()
     assert told.ends == [("a red", finish, 5)]
 
 
-@pytest.mark.parametrize(
-    ("begun", "continues", "text"), [("It is", True, " a dog"), ("It is ", False, "a dog"), ("", False, "a dog")]
-)
-def test_what_was_begun_goes_on(begun, continues, text, parity_prompter):
-    told = Told(parity_prompter.tokenizer, limit=6, begun=parity_prompter.encode(begun), continues=continues)
-    told.say(" a dog")
+@pytest.mark.parametrize(("begun", "text"), [("It is", " a dog"), ("It is ", "a dog"), ("", "a dog")])
+def test_what_was_begun_goes_on(begun, text, prompter):
+    told = Told(prompter, limit=6, begun=begun).say(" a dog")
     assert told.ends == [(text, "length", 6)]
     assert all(text.startswith(own) for own in told.texts)
 
 
-def test_an_interrupt_is_heeded_at_the_next_token(tokenizer):
-    rows, events = [Told(tokenizer), Told(tokenizer)], [Event(), Event()]
-    ends = Endings([row.ending for row in rows], events, beams=False)
-    for number, token in enumerate(spelled(tokenizer, "a red")):
+def test_an_interrupt_is_heeded_at_the_next_token(prompter):
+    rows = [Told(prompter), Told(prompter)]
+    ends = Endings([row.ending for row in rows], beams=False)
+    for number, token in enumerate(spelled(prompter.tokenizer, "a red")):
         if number == 3:
-            events[0].set()
+            rows[0].ending.request.interrupt.set()
         assert ends(torch.tensor([[0] * number + [token]] * 2), torch.empty(0)).tolist() == [number >= 3, False]
     assert rows[0].ends == [("a re", "interrupt", 4)] and not rows[1].ends
 

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from minigpt4.conversation.conversation import Conversation, Turn
+from minigpt4.inference.caches import KeptCache
 from minigpt4.inference.engine import Engine
-from minigpt4.inference.kept_cache import KeptCache
 from minigpt4.inference.pictures import Picture
 from minigpt4.inference.requests import Decoding, Request
 from tests.inference.talking import IMAGE, asked, facts, picture

@@ -15,7 +15,7 @@ from minigpt4.inference.options import AnswerOptions
 def test_defaults_are_those_of_generate_but_for_the_length():
     request = AnswerOptions().request(Conversation([]))
     assert (request.max_new_tokens, request.seed, request.decoding) == (300, None, Decoding())
-    assert AnswerOptions().kwargs() == {"max_new_tokens": 300, "seed": None} | asdict(Decoding())
+    assert vars(AnswerOptions()) == {"max_new_tokens": 300, "seed": None} | asdict(Decoding())
 
 
 def test_values_are_parsed_by_type():

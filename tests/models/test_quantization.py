@@ -12,9 +12,8 @@ from torch import nn
 from minigpt4.config.loading import load_config
 from minigpt4.config.schema import Config, RunConfig
 from minigpt4.inference.engine import Engine
-from minigpt4.models.base_model import BaseModel
+from minigpt4.inference.loading import load_prompter
 from minigpt4.models.llm import pick_dtype
-from minigpt4.models.loading import load_prompter
 from minigpt4.models.minigpt4 import MiniGPT4
 from tests.batches import batch_of, captioned
 from tests.conftest import parity_processor
@@ -103,8 +102,7 @@ def test_auto_dtype_is_bf16_where_the_device_has_it(device, check, dtype, monkey
 
 @pytest.mark.parametrize("attribute", ["is_quantized", "hf_device_map"])
 def test_place_moves_all_but_what_is_placed_already(attribute):
-    model = BaseModel()
-    model.llm, model.projection, model.queries = nn.Linear(1, 1), nn.Linear(1, 1), nn.Parameter(torch.ones(1))
+    model = MiniGPT4(nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1))
     order = list(model.state_dict())
     setattr(model.llm, attribute, {"": "cpu"})
     model.place(torch.device("meta"))

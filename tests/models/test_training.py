@@ -12,9 +12,9 @@ from minigpt4.common.errors import UserError
 from minigpt4.config.loading import load_config
 from minigpt4.config.schema import Config
 from minigpt4.datasets.loading import Batch
-from minigpt4.models.base_model import checkpoint_blocks
 from minigpt4.models.checkpoint import save_weights
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.parts import checkpoint_blocks
 from minigpt4.models.preflight import preflight
 from minigpt4.models.projection import build_projection
 from minigpt4.models.vision import build_vision

@@ -201,10 +201,10 @@ def test_only_training_reads_jpegs_at_reduced_size(kind, tmp_path):
     def sample_of(training: bool) -> dict:
         if kind == "instruction":
             own = str(tmp_path / "own.json")
-            return InstructionDataset(**common, storage=own, training=training)[0]
+            return InstructionDataset(**common, storage=own, reduced=training)[0]
         if kind == "align":
-            return CCSBUAlignDataset(**common, storage=str(tmp_path), training=training)[0]
-        [(_, sample)] = ShardedCaptionDataset(**common, storage=str(tmp_path), training=training)
+            return CCSBUAlignDataset(**common, storage=str(tmp_path), reduced=training)[0]
+        [(_, sample)] = ShardedCaptionDataset(**common, storage=str(tmp_path), reduced=training)
         return sample()
 
     def read(training: bool) -> torch.Tensor:

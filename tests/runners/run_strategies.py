@@ -7,7 +7,7 @@ from pathlib import Path
 from minigpt4.common.console_log import setup_logger
 from minigpt4.common.distributed import barrier, distributed, is_main, pick_device, seed_everything, world_size
 from minigpt4.config.loading import load_config
-from minigpt4.models.loading import load_prompter
+from minigpt4.inference.loading import load_prompter
 from minigpt4.runners.runner_base import RunnerBase
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 

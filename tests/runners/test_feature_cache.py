@@ -26,7 +26,7 @@ from minigpt4.config.schema import (
     VisionConfig,
 )
 from minigpt4.conversation.conversation import Conversation, Turn
-from minigpt4.models.loading import load_prompter
+from minigpt4.inference.loading import load_prompter
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.preflight import preflight
 from minigpt4.models.vision import build_vision

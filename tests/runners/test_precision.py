@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 from minigpt4.common.errors import UserError
 from minigpt4.config.loading import load_config
 from minigpt4.config.schema import RunConfig
+from minigpt4.inference.loading import load_prompter
 from minigpt4.models.llm import DTYPES
-from minigpt4.models.loading import load_prompter
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.runners import run_state
 from minigpt4.runners.strategies.building import build_strategy

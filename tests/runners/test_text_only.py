@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from minigpt4.common.distributed import is_main, rank
 from minigpt4.config.loading import load_config
-from minigpt4.models.loading import load_prompter
+from minigpt4.inference.loading import load_prompter
 from minigpt4.runners.log import parts_table
 from minigpt4.runners.strategies.building import build_strategy
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask

@@ -12,7 +12,7 @@ from minigpt4.config.loading import load_config
 from minigpt4.config.schema import Config, EvaluationDatasetConfig, RunConfig
 from minigpt4.evaluation.benchmark import load_benchmark
 from minigpt4.evaluation.results import read_result
-from minigpt4.models.loading import load_prompter
+from minigpt4.inference.loading import load_prompter
 from minigpt4.runners import best as best_module
 from minigpt4.runners.runner_base import RunnerBase
 from minigpt4.runners.validation import Metric, Validation

@@ -20,7 +20,7 @@ from minigpt4.common.distributed import distributed
 from minigpt4.common.registry import registry
 from minigpt4.config.schema import Config, DatasetConfig, RunConfig
 from minigpt4.conversation.conversation import Conversation, Turn
-from minigpt4.models.base_model import BaseModel
+from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.runners.runner_base import RunnerBase
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 from tests.waiting import LIMIT
@@ -59,13 +59,13 @@ class Pictures(Dataset):
         return {"conversation": caption, "image_id": f"picture {index}"}
 
 
-class Toy(BaseModel):
+class Toy(MiniGPT4):
     """Frozen, trained and frozen layers, with a dropout that needs random numbers."""
 
     vocabulary = 8  # type: ignore[assignment]
 
     def __init__(self, pause: float = 0.0):
-        super().__init__()
+        nn.Module.__init__(self)  # none of its parts
         torch.manual_seed(0)
         self.tower = nn.Linear(8, 16).requires_grad_(False)
         self.projection = nn.Linear(16, 16)

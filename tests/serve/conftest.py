@@ -22,6 +22,7 @@ from minigpt4.inference.loading import load_engine
 from minigpt4.inference.pictures import Picture
 from minigpt4.inference.requests import Answer
 from minigpt4.inference.sessions import Sessions
+from minigpt4.serve.address import bind
 from minigpt4.serve.api.service import Limits, Service
 from minigpt4.serve.web import server as web_server
 from minigpt4.serve.web.page import build_page
@@ -57,7 +58,7 @@ def page_engine(_parity_engine) -> Engine:
 def url(page_engine, example):
     handlers = Handlers(Sessions(page_engine, max_sessions=2, max_pixels=MAX_PIXELS), MAX_MB)
     page, port = build_page(handlers, [example]), free_port()
-    web_server.launch(page, "127.0.0.1", port, max_upload_mb=MAX_MB)
+    web_server.launch(page, bind("127.0.0.1", port), "127.0.0.1", max_upload_mb=MAX_MB)
     yield f"http://127.0.0.1:{port}"
     page.close()
 
@@ -159,7 +160,7 @@ def page_url() -> Iterator[str]:
     with gr.Blocks() as page:
         pass
     port = free_port()
-    web_server.launch(page, "127.0.0.1", port, max_upload_mb=MAX_MB)
+    web_server.launch(page, bind("127.0.0.1", port), "127.0.0.1", max_upload_mb=MAX_MB)
     yield f"http://127.0.0.1:{port}"
     page.close()
 

@@ -30,12 +30,11 @@ def test_how_urls_write_them():
 @pytest.mark.slow
 @pytest.mark.parametrize("host", ["::1", "localhost"])
 def test_the_page_listens_there_too(host):
-    with bind(host, 0) as place:
-        port = place.getsockname()[1]
+    place = bind(host, 0)
     with gr.Blocks() as page:
         pass
-    server.launch(page, host, port)
+    server.launch(page, place, host)
     try:
-        assert httpx.get(f"http://{in_url(host)}:{port}/").status_code == 200
+        assert httpx.get(f"http://{in_url(host)}:{place.getsockname()[1]}/").status_code == 200
     finally:
         page.close()

@@ -65,7 +65,7 @@ def test_a_page_may_be_asked_for_by_its_public_link(monkeypatch):
     with gr.Blocks() as page:
         pass
     port = free_port()
-    server.launch(page, "127.0.0.1", port, share=True, allowed_hosts=["chat.example"])
+    server.launch(page, bind("127.0.0.1", port), "127.0.0.1", share=True, allowed_hosts=["chat.example"])
     try:
         told = [
             status_for(f"http://127.0.0.1:{port}", f"{name}")

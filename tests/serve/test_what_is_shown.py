@@ -63,8 +63,7 @@ def test_chat_and_terminal_count_first(tiny, broken, capsys):
 
 
 def test_predict_counts_first(tiny, broken):
-    row = predict_module.prepare(tiny, Question("a", "What?", [str(broken)] * MANY))
-    assert refused(tiny) in row.error
+    assert refused(tiny) in predict_module.prepare(tiny, Question("a", "What?", [str(broken)] * MANY))
 
 
 def test_the_api_counts_first(client, broken):
@@ -84,12 +83,12 @@ def test_a_video_gives_the_same_frames_to_training_and_to_every_door(n_frms, cli
     processor = tiny.processor
     (tmp_path / "own.json").write_text(json.dumps([{"video": str(clip), "instruction": "x", "output": "y"}]))
     common = {"key": "k", "storage": str(tmp_path / "own.json"), "text_processor": str}
-    data = InstructionDataset(**common, info=BuildInfo(n_frms=n_frms), vis_processor=processor, training=True)
+    data = InstructionDataset(**common, info=BuildInfo(n_frms=n_frms), vis_processor=processor, reduced=True)
     trained = torch.stack(data[0]["conversation"].pictures)
     assert len(trained) == min(n_frms, 25)
 
-    row = predict_module.prepare(tiny, Question("a", "What?", video=str(clip)), n_frms)
-    assert torch.stack(row.conversation.pictures).equal(trained)
+    asked = predict_module.prepare(tiny, Question("a", "What?", video=str(clip)), n_frms)
+    assert torch.stack(asked.pictures).equal(trained)
 
     chat = Chat(tiny)
     terminal, lines = Terminal(chat, AnswerOptions(), False, n_frms), iter([f":video {clip}"])
@@ -131,4 +130,4 @@ def test_pictures_that_are_too_tall_are_refused_by_every_door(url, client, tiny,
         ask(Client(url, verbose=False), "one", tmp_path / "tall.png")
     with pytest.raises(openai.BadRequestError, match=words):
         client.chat.completions.create(model=NAME, messages=[user(tmp_path / "tall.png", "What?")])
-    assert words in predict_module.prepare(tiny, Question("a", "What?", [str(tmp_path / "tall.png")])).error
+    assert words in predict_module.prepare(tiny, Question("a", "What?", [str(tmp_path / "tall.png")]))

@@ -10,7 +10,6 @@ from minigpt4.config.schema import DatasetConfig
 from minigpt4.datasets.formats.align import CCSBUAlignDataset
 from minigpt4.datasets.formats.instruction import InstructionDataset
 from minigpt4.datasets.formats.shards import ShardedCaptionDataset
-from minigpt4.processors import build_processor
 
 
 class DatasetBuilder:
@@ -38,9 +37,9 @@ class DatasetBuilder:
             key=f"datasets.{self.name}.build_info.{key}",
             storage=storage,
             info=self.config.build_info,
-            vis_processor=build_processor(getattr(self.config.vis_processor, "eval" if exact else mode)),
-            text_processor=build_processor(getattr(self.config.text_processor, mode)),
-            training=split == "train" and not exact,
+            vis_processor=getattr(self.config.vis_processor, "eval" if exact else mode).build(),
+            text_processor=getattr(self.config.text_processor, mode).build(),
+            reduced=split == "train" and not exact,
         )
 
 

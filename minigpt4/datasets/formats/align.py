@@ -22,11 +22,9 @@ class CCSBUAlignDataset(Dataset):
             used is an error when its sample is read.
     """
 
-    def __init__(
-        self, key: str, storage: str, info: BuildInfo, vis_processor: Any, text_processor: Any, training: bool
-    ):
+    def __init__(self, key: str, storage: str, info: BuildInfo, vis_processor: Any, text_processor: Any, reduced: bool):
         self.vis_processor = vis_processor  # captions stay as they are: punctuation and case are to be learnt
-        self.reduced = training  # JPEGs may be decoded at reduced size
+        self.reduced = reduced  # JPEGs may be decoded at reduced size
         self.images = Path(storage) / "image"
         file = Path(storage) / "filter_cap.json"
         if not file.is_file():

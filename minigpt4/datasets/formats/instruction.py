@@ -9,7 +9,8 @@ from torch.utils.data import Dataset
 
 from minigpt4.common.errors import prefixed
 from minigpt4.config.schema import BuildInfo
-from minigpt4.datasets.formats.records import image_folder, load_pictures, parse_record, read_records, record_id
+from minigpt4.datasets.formats.records.files import image_folder, load_pictures, read_records, record_id
+from minigpt4.datasets.formats.records.parse import parse_record
 from minigpt4.processors.video import open_video
 
 
@@ -23,11 +24,9 @@ class InstructionDataset(Dataset):
         UserError: the file can't be parsed or is empty.
     """
 
-    def __init__(
-        self, key: str, storage: str, info: BuildInfo, vis_processor: Any, text_processor: Any, training: bool
-    ):
+    def __init__(self, key: str, storage: str, info: BuildInfo, vis_processor: Any, text_processor: Any, reduced: bool):
         self.vis_processor, self.text_processor, self.n_frms = vis_processor, text_processor, info.n_frms
-        self.reduced = training  # JPEGs may be decoded at reduced size
+        self.reduced = reduced  # JPEGs may be decoded at reduced size
         self.file, self.images = storage, image_folder(storage, info.images)
         self.records = read_records(key, storage)
 

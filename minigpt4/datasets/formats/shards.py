@@ -55,9 +55,7 @@ def expand_shards(key: str, storage: str) -> list[str]:
         return names
     if "://" in storage:
         return [_openable(key, name) for name in names]
-    found = [
-        sorted(glob.glob(f"{name}/*.tar")) if not name.endswith(".tar") else sorted(glob.glob(name)) for name in names
-    ]
+    found = [sorted(glob.glob(name if name.endswith(".tar") else f"{name}/*.tar")) for name in names]
     missing = [name for name, files in zip(names, found, strict=True) if not files]
     if missing:
         raise UserError(
@@ -86,12 +84,10 @@ class ShardedCaptionDataset(IterableDataset):
     For where a sample's picture and caption are, see `fields`.
     """
 
-    def __init__(
-        self, key: str, storage: str, info: BuildInfo, vis_processor: Any, text_processor: Any, training: bool
-    ):
+    def __init__(self, key: str, storage: str, info: BuildInfo, vis_processor: Any, text_processor: Any, reduced: bool):
         self.vis_processor, self.text_processor = vis_processor, text_processor
         self.image_keys, self.caption_keys = map(fields.lower_fields, (info.image_keys, info.caption_keys))
-        self.reduced = training  # JPEGs may be decoded at reduced size
+        self.reduced = reduced  # JPEGs may be decoded at reduced size
         self.shards = expand_shards(key, storage)
 
     def __iter__(self) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:

@@ -9,8 +9,9 @@ from urllib.request import urlopen
 from minigpt4.common.errors import UserError
 from minigpt4.common.registry import registry
 from minigpt4.conversation.conversation import Conversation, Turn, rewritten
-from minigpt4.datasets.formats.records import RecordError, image_folder, parse_record, read_records, record_id
-from minigpt4.datasets.formats.records.record import split_leading
+from minigpt4.datasets.formats.records.files import image_folder, read_records, record_id
+from minigpt4.datasets.formats.records.parse import parse_record
+from minigpt4.datasets.formats.records.record import RecordError, split_leading
 from minigpt4.evaluation.benchmark import Benchmark, Judged, Prediction, Question, Scorer, Scores
 from minigpt4.evaluation.judging import Rule, by_tag, judge
 from minigpt4.evaluation.metrics.exact import chosen, exact_match

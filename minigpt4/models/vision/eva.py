@@ -18,21 +18,19 @@ from torch import Tensor, nn
 from minigpt4.common.errors import UserError
 from minigpt4.common.registry import registry
 from minigpt4.config.schema import Config, ModelConfig, VitConfig
-from minigpt4.models.base_model import checkpoint_blocks
 from minigpt4.models.checkpoint import load_tensors
+from minigpt4.models.parts import checkpoint_blocks
 from minigpt4.models.vision.part import VisionPart, convert_weights, in_half, joined, joined_shape, tower_dtype
 
 logger = logging.getLogger(__name__)
 
-_WELL_KNOWN = {
-    "eva_clip_g": "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
-}
+_EVA_CLIP_G = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
 _JOINED = 4
 
 
 def vit_file(config: ModelConfig) -> dict[str, str]:
     """{config key: path or URL} of the tower's weights."""
-    return {"model.vit_model": _WELL_KNOWN.get(config.vit_model, config.vit_model)}
+    return {"model.vit_model": _EVA_CLIP_G if config.vit_model == "eva_clip_g" else config.vit_model}
 
 
 def build_vit(config: VitConfig, image_size: int, drop_path_rate: float = 0.0) -> Eva:

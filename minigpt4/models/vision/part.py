@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from minigpt4.common.errors import UserError
 from minigpt4.config.schema import Config, ModelConfig
-from minigpt4.models.base_model import PartlyFrozen
 from minigpt4.models.llm import DTYPES
+from minigpt4.models.parts import PartlyFrozen
 from minigpt4.processors.image import CLIP_MEAN, CLIP_STD
 
 

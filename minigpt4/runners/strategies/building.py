@@ -7,7 +7,7 @@ import torch
 from minigpt4.common.distributed import world_size
 from minigpt4.common.errors import UserError
 from minigpt4.config.schema import RunConfig
-from minigpt4.models.base_model import BaseModel
+from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.runners.strategies.deepspeed import DeepSpeed
 from minigpt4.runners.strategies.fsdp import FSDP
 from minigpt4.runners.strategies.strategy import Strategy, amp_dtype
@@ -15,7 +15,7 @@ from minigpt4.runners.strategies.strategy import Strategy, amp_dtype
 logger = logging.getLogger(__name__)
 
 
-def build_strategy(model: BaseModel, run: RunConfig, device: torch.device) -> Strategy:
+def build_strategy(model: MiniGPT4, run: RunConfig, device: torch.device) -> Strategy:
     """Builds what `run.strategy` names; a single process needs none of them.
 
     Raises:

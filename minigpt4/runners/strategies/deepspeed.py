@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from minigpt4.common.distributed import all_gather, rank, world_size
 from minigpt4.common.errors import Problems, UserError, first_line
 from minigpt4.config.schema import RunConfig
-from minigpt4.models.base_model import BaseModel
+from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.runners.optims import build_optimizer
 from minigpt4.runners.strategies.deepspeed_files import load_data, tensors_only
 from minigpt4.runners.strategies.strategy import Strategy, amp_dtype
@@ -23,7 +23,7 @@ _TAG = "deepspeed"  # the engine's folder within a checkpoint
 class DeepSpeed(Strategy):
     """ZeRO: stage 1 shares out the optimizer's state, 2 the gradients too, 3 the weights too; 0 shares out nothing."""
 
-    def __init__(self, model: BaseModel, run: RunConfig, device: torch.device):
+    def __init__(self, model: MiniGPT4, run: RunConfig, device: torch.device):
         if device.type == "cpu":  # else it picks what it finds
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed  # `RunnerBase.check` has looked for it

@@ -12,7 +12,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from minigpt4.common.distributed import world_size
 from minigpt4.common.errors import UserError
 from minigpt4.config.schema import RunConfig
-from minigpt4.models.base_model import BaseModel, blocks
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.parts import blocks
 from minigpt4.runners.strategies.strategy import Strategy
 
 
@@ -24,7 +25,7 @@ class FSDP(Strategy):
 
     sharded = True
 
-    def __init__(self, model: BaseModel, run: RunConfig, device: torch.device):
+    def __init__(self, model: MiniGPT4, run: RunConfig, device: torch.device):
         if any(getattr(m, "is_quantized", False) for m in model.modules()):
             raise UserError("run.strategy: fsdp cannot shard a quantized LLM. Set model.quantization=none, or use ddp.")
         super().__init__(model, run, device)

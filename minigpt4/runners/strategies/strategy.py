@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from minigpt4.common.distributed import is_main, world_size
 from minigpt4.common.errors import UserError
 from minigpt4.config.schema import RunConfig
-from minigpt4.models.base_model import BaseModel
 from minigpt4.models.llm import pick_dtype
+from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.runners.optims import build_optimizer
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Strategy:
 
     sharded = False
 
-    def __init__(self, model: BaseModel, run: RunConfig, device: torch.device):
+    def __init__(self, model: MiniGPT4, run: RunConfig, device: torch.device):
         self.model, self.run, self.device = model, run, device
         self.amp_dtype = amp_dtype(run, device)
         self.wrapped = self._wrap()

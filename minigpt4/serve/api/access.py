@@ -6,7 +6,6 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from minigpt4.serve.api.batching import QueueFullError
-from minigpt4.serve.api.errors import as_api_error
 from minigpt4.serve.api.metrics import Metrics
 from minigpt4.serve.errors import ApiError
 
@@ -43,7 +42,7 @@ class AccessControl:
             if scope["path"].startswith("/v1/") and not self._authorized(dict(scope["headers"])):
                 await _UNAUTHORIZED.response()(scope, receive, noted)
             elif asks and self._under_way > self.max_requests:
-                await as_api_error(QueueFullError(1)).response()(scope, receive, noted)
+                await QueueFullError(1).response()(scope, receive, noted)
             else:
                 await self.app(scope, receive, noted)
         finally:

@@ -9,18 +9,19 @@ from threading import Condition, Thread
 
 from minigpt4.inference.requests import Answer, Answerer, Request
 from minigpt4.serve.api.metrics import Metrics
+from minigpt4.serve.errors import ApiError
 
 logger = logging.getLogger(__name__)
 
 _GATHER = 0.01  # seconds that a batch which is not full waits for more
 
 
-class QueueFullError(Exception):
+class QueueFullError(ApiError):
     """No more answers can be asked for now; `retry_after` is a guess in seconds."""
 
     def __init__(self, retry_after: int):
-        super().__init__(f"full for about {retry_after} s")
-        self.retry_after = retry_after
+        message = f"The queue is full. Try again in {retry_after} s."
+        super().__init__(429, message, code="rate_limit_exceeded", headers={"Retry-After": str(retry_after)})
 
 
 @dataclass(eq=False)

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+from importlib.util import find_spec
 
 from minigpt4.common.command_line import add_serving, host_name, positive
 from minigpt4.common.errors import Problems, UserError
@@ -44,12 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Loads the model and serves until Ctrl-C."""
     config = read_config(args)  # wrong configs fail before the slow imports below
-    try:
-        import openai  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"serving needs {error.name}. Install it: pip install 'minigpt4[serve]'") from error
+    for package in ("openai", "prometheus_client", "uvicorn"):
+        if find_spec(package) is None:
+            raise UserError(f"serving needs {package}. Install it: pip install 'minigpt4[serve]'")
 
     from minigpt4.common.console_log import setup_logger
     from minigpt4.inference.loading import load_engine

@@ -6,7 +6,6 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from minigpt4.common.errors import UserError, first_line
-from minigpt4.serve.api.batching import QueueFullError
 from minigpt4.serve.errors import ApiError, shortened
 
 
@@ -17,10 +16,6 @@ def as_api_error(error: Exception) -> ApiError:
             return error
         case UserError():
             return ApiError(400, str(error), "messages")
-        case QueueFullError():
-            again = {"Retry-After": str(error.retry_after)}
-            message = f"The queue is full. Try again in {error.retry_after} s."
-            return ApiError(429, message, code="rate_limit_exceeded", headers=again)
         case RequestValidationError():
             return _invalid(error)
         case HTTPException(status_code=404):
@@ -28,8 +23,7 @@ def as_api_error(error: Exception) -> ApiError:
         case HTTPException():
             return ApiError(error.status_code, error.detail, headers=dict(error.headers or {}))
         case _:
-            message = f"The model failed: {type(error).__name__}: {first_line(error)}"
-            return ApiError(500, message)
+            return ApiError(500, f"The model failed: {type(error).__name__}: {first_line(error)}")
 
 
 def _invalid(error: RequestValidationError) -> ApiError:

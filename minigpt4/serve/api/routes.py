@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 from minigpt4.common.errors import UserError
 from minigpt4.inference.requests import Answer
 from minigpt4.serve.api.access import CHAT, AccessControl
-from minigpt4.serve.api.batching import QueuedRequest, QueueFullError
+from minigpt4.serve.api.batching import QueuedRequest
 from minigpt4.serve.api.errors import as_api_error
 from minigpt4.serve.api.protocol import ChatRequest, Health, ModelList
 from minigpt4.serve.api.service import Piece, Service
@@ -56,7 +56,7 @@ def build_app(service: Service, api_key: str = "", hosts: Collection[str] = ("*"
     app.add_middleware(BodyLimit, max_bytes=limits.max_bytes)
     app.add_middleware(AccessControl, metrics=service.metrics, max_requests=limits.max_requests, api_key=api_key)
     app.add_middleware(KnownHosts, hosts=hosts)  # the last is the first to be asked
-    for kind in (HTTPException, RequestValidationError, UserError, QueueFullError, Exception):
+    for kind in (HTTPException, RequestValidationError, UserError, Exception):
         app.add_exception_handler(kind, lambda _, error: as_api_error(error).response())
     # access was checked already: this is for the OpenAPI document
     key = [Security(HTTPBearer(auto_error=False))] if api_key else []

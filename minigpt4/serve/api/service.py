@@ -162,10 +162,9 @@ class Service:
     def _read_words(self, request: ChatRequest) -> tuple[Conversation, int]:
         """The conversation, its pictures not yet opened, and how many tokens and image rows its prompt has."""
         conversation, prompter = conversation_of(request.messages), self.engine.prompter
-        if (length := prompter.length(prompter.read(conversation), prompter.window)) >= prompter.window:
-            message = (
-                f"The messages have {length} tokens or more; the model reads and answers {prompter.window} at once."
-            )
+        window = prompter.window
+        if (length := prompter.length(prompter.read(conversation), window)) >= window:
+            message = f"The messages have {length} tokens or more; the model reads and answers {window} at once."
             raise ApiError(400, f"{message} Shorten them, or show fewer images.", "messages", "context_length_exceeded")
         return conversation, length
 

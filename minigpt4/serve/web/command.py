@@ -52,13 +52,13 @@ def main(args: argparse.Namespace) -> None:
     from minigpt4.serve.web.visitor import Handlers
 
     setup_logger()
-    problems, port = Problems(), args.port
-    with problems.collect(), bind(args.host, port) as place:  # before the minutes that loading can take
-        port = place.getsockname()[1]  # for 0, any, a free one
+    problems = Problems()
+    with problems.collect():
+        place = bind(args.host, args.port)  # before the minutes that loading can take
     sessions = Sessions(load_engine(config, problems), args.max_sessions, args.max_image_pixels)
     handlers = Handlers(sessions, args.max_upload_mb, config.preprocess.n_frms)
     examples = sorted((ASSETS / config.model.model_type / "examples").glob("*.jpg"))
     page = build_page(handlers, examples, config.model)
-    launch(page, args.host, port, args.share, args.auth, args.max_upload_mb, args.max_sessions, args.allowed_hosts)
+    launch(page, place, args.host, args.share, args.auth, args.max_upload_mb, args.max_sessions, args.allowed_hosts)
     logger.info("The page is at %s (Ctrl-C ends it)", page.share_url or page.local_url)
     page.block_thread()

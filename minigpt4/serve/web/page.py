@@ -1,7 +1,6 @@
 """The page: what is where, and which event does what."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +24,6 @@ ASSETS = Path(minigpt4.__file__).parent / "assets"
 KEPT = 4 * 3600  # seconds for which the conversation of a visitor who does nothing is kept
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}  # events that are no API
 _DOWNLOAD = "() => setTimeout(() => document.querySelector('#saved').click(), 100)"
-
-
-@dataclass(frozen=True)
-class Guide:
-    """What the page tells a visitor about the loaded model."""
-
-    about: str
-    questions: list[str]
-
-
-def guide_of(model: ModelConfig) -> Guide:
-    """The guide of a model's type or arch, or that of any other; they are in `guides.yaml`."""
-    guides = yaml.safe_load((ASSETS / "guides.yaml").read_text())
-    return Guide(**(guides.get(model.model_type) or guides.get(model.arch) or guides["any"]))
 
 
 class _Page(gr.Blocks):
@@ -69,14 +54,15 @@ def build_page(handlers: Handlers, examples: list[Path], model: ModelConfig | No
         examples: picture files that a click adds to the message.
         model: what the visitors talk with.
     """
-    guide = guide_of(model or ModelConfig())
+    model, guides = model or ModelConfig(), yaml.safe_load((ASSETS / "guides.yaml").read_text())
+    guide = guides.get(model.model_type) or guides.get(model.arch) or guides["any"]  # what visitors are told of it
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # some of gradio's telemetry looks only here
     with _Page(title="MiniGPT-4", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as page:
         visitor = gr.State(time_to_live=KEPT)  # made at the first event: an initial value would be deep-copied
-        gr.Markdown(f"# MiniGPT-4\n{guide.about}")
+        gr.Markdown(f"# MiniGPT-4\n{guide['about']}")
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320):
-                chat, message, status = _chat_side(guide)
+                chat, message, status = _chat_side(guide["questions"])
             with gr.Column(scale=1, min_width=320):
                 with gr.Row():
                     restart = gr.Button("Restart", size="sm", min_width=80)
@@ -103,7 +89,7 @@ def build_page(handlers: Handlers, examples: list[Path], model: ModelConfig | No
     return page
 
 
-def _chat_side(guide: Guide) -> tuple[gr.Chatbot, gr.MultimodalTextbox, gr.Markdown]:
+def _chat_side(starters: list[str]) -> tuple[gr.Chatbot, gr.MultimodalTextbox, gr.Markdown]:
     chat = gr.Chatbot(
         show_label=False,
         elem_id="chat",
@@ -126,13 +112,11 @@ def _chat_side(guide: Guide) -> tuple[gr.Chatbot, gr.MultimodalTextbox, gr.Markd
     )
     questions = gr.Dataset(
         components=[gr.Textbox(visible=False)],
-        samples=[[question] for question in guide.questions],
+        samples=[[question] for question in starters],
         label="Questions to start with",
         type="index",
     )
-    questions.click(
-        lambda chosen, old: {**old, "text": guide.questions[chosen]}, [questions, message], message, **_PRIVATE
-    )
+    questions.click(lambda chosen, old: {**old, "text": starters[chosen]}, [questions, message], message, **_PRIVATE)
     return chat, message, status
 
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minigpt4.common.limits import MAX_SESSIONS, MAX_UPLOAD_MB
-from minigpt4.serve.address import bind, in_url, known_hosts
+from minigpt4.serve.address import in_url, known_hosts
 from minigpt4.serve.http import Server
 from minigpt4.serve.middleware import BodyLimit, KnownHosts
 from minigpt4.serve.web.page import ASSETS, THEME
@@ -38,8 +38,8 @@ _VISITORS_PER_SESSION = 4  # whose conversations, with their pictures, are kept 
 
 def launch(
     page: gr.Blocks,
+    place: socket,
     host: str,
-    port: int,
     share: bool = False,
     auth: list[tuple[str, str]] | None = None,
     max_upload_mb: int = MAX_UPLOAD_MB,
@@ -49,14 +49,11 @@ def launch(
     """Serves a page in a background thread.
 
     Args:
-        allowed_hosts: see `known_hosts`.
+        place: where it listens, see `bind`.
+        host, allowed_hosts: see `known_hosts`.
         auth: users and passwords; None lets everybody in.
         max_sessions: see `Sessions`; the conversations of four times as many visitors are kept at all.
-
-    Raises:
-        UserError: the address can't be used.
     """
-    place = bind(host, port)
     hosts = known_hosts(place, host, allowed_hosts)
     middleware = [
         Middleware(KnownHosts, hosts=hosts),

@@ -254,7 +254,7 @@ class Handlers:
                     box = _box(True, None if message is None else _EMPTY)
                     yield visitor.view.messages(visitor.chat.turns), box, READING, visitor
                     turns, stream = prepare(visitor.chat, partial(visitor.check, stopped))
-                    answers = stream(**options.kwargs())  # of a restart from here on, that tells
+                    answers = stream(**vars(options))  # of a restart from here on, that tells
                     visitor.check(stopped)
                     yield from _stream(visitor, turns, answers, options, stopped)
                 except RestartedError:

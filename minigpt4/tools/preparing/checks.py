@@ -137,7 +137,7 @@ def check_shards(storage: str, info: BuildInfo, most: int | None = None) -> Chec
 
 def _check_shard(shard: str, info: BuildInfo, most: int | None, shown: int) -> Checked:
     found = Checked(shard, shards=1)
-    data = ShardedCaptionDataset("SHARDS", shard, info, _Pictures(), BlipCaptionProcessor(), training=False)
+    data = ShardedCaptionDataset("SHARDS", shard, info, _Pictures(), BlipCaptionProcessor(), reduced=False)
     _read(found, islice(data, most), shown)
     stats = Path(shard).with_name(f"{Path(shard).stem}_stats.json")
     if stats.is_file():
@@ -167,7 +167,7 @@ def check_align(folder: Path) -> Checked:
     Raises:
         UserError: filter_cap.json is missing or malformed, or no picture is there.
     """
-    data = CCSBUAlignDataset("FOLDER", str(folder), BuildInfo(), _Pictures(), None, training=False)
+    data = CCSBUAlignDataset("FOLDER", str(folder), BuildInfo(), _Pictures(), None, reduced=False)
     found = Checked(str(folder))
     samples = ((f"annotation {i}", partial(data.__getitem__, i)) for i in range(len(data)))
     _read(found, tqdm(samples, total=len(data), unit="picture"), SHOWN)

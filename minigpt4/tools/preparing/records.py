@@ -8,7 +8,9 @@ from typing import Any
 
 from minigpt4.common.errors import UserError, make_folder, writing
 from minigpt4.common.files import replace_file
-from minigpt4.datasets.formats.records import RecordError, parse_record, read_records, record_id
+from minigpt4.datasets.formats.records.files import read_records, record_id
+from minigpt4.datasets.formats.records.parse import parse_record
+from minigpt4.datasets.formats.records.record import RecordError
 from minigpt4.evaluation.source import Row, read_json, read_rows
 from minigpt4.evaluation.vqa_scoring import human_answers, with_annotations
 

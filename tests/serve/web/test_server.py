@@ -15,6 +15,7 @@ from gradio_client.exceptions import AppError
 from minigpt4 import cli
 from minigpt4.inference.options import AnswerOptions
 from minigpt4.inference.requests import Answer
+from minigpt4.serve.address import bind
 from minigpt4.serve.web import server
 from tests.picture_files import write_video
 from tests.serve.visiting import OPTIONS, ask, message, number_of, pictures, texts
@@ -269,7 +270,7 @@ def test_only_who_knows_the_password_comes_in(example):
     from tests.serve.conftest import free_port
 
     page, port = build_page(Handlers(None), [example]), free_port()
-    server.launch(page, "127.0.0.1", port, auth=[("ada", "a:b"), ("bob", "c")])
+    server.launch(page, bind("127.0.0.1", port), "127.0.0.1", auth=[("ada", "a:b"), ("bob", "c")])
     try:
         config = f"http://127.0.0.1:{port}/config"
         assert httpx.get(config).status_code == 401

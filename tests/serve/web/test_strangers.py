@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from minigpt4.inference.chat import Chat
 from minigpt4.inference.sessions import Sessions
+from minigpt4.serve.address import bind
 from minigpt4.serve.web import page as pages
 from minigpt4.serve.web import server
 from minigpt4.serve.web.visitor import Handlers
@@ -156,7 +157,7 @@ def test_conversations_of_the_page_do_not_pile_up(page_engine, echo, monkeypatch
     monkeypatch.setattr(sessions, "open", lambda: opened.append(weakref.ref(chat := Chat(page_engine))) or chat)
     monkeypatch.setattr(pages, "KEPT", seconds)
     page, port = pages.build_page(Handlers(sessions), []), free_port()
-    server.launch(page, "127.0.0.1", port, max_sessions=max_sessions)
+    server.launch(page, bind("127.0.0.1", port), "127.0.0.1", max_sessions=max_sessions)
     try:
         visitors = [Client(f"http://127.0.0.1:{port}", verbose=False) for _ in range(6)]
         for visitor in visitors:
