@@ -23,6 +23,7 @@ TOOLS = {  # name: module with add_arguments and main, what it is for
     "report": ("minigpt4.tools.report", "make a page of results: scores, a chart, a gallery of answers"),
     "configs": ("minigpt4.tools.configs", "list the configs that come along, or copy them to change them"),
     "tiny": ("minigpt4.tiny.cli", "the bundled tiny model: make its data, make it again"),
+    "show-data": ("minigpt4.tools.show_data", "show what training would see of its data, and what it learns"),
     "validate-data": ("minigpt4.tools.validate_data", "check a file of own data, and show some of it on a page"),
     "apply-delta": ("minigpt4.tools.apply_delta", "make Vicuna of LLaMA and the difference that was given out"),
     "make-delta": ("minigpt4.tools.make_delta", "make such a difference"),
