@@ -17,6 +17,7 @@ from minigpt4.config.arguments import add_model_arguments, read_config
 from minigpt4.config.finding import TINY
 from minigpt4.config.schema import PreprocessConfig
 from minigpt4.conversation.conversation import Conversation
+from minigpt4.inference.boxes import in_pixels
 from minigpt4.inference.options import AnswerOptions, add_option_arguments, options_of
 from minigpt4.serve.quiet_loading import quietly
 
@@ -114,6 +115,7 @@ class Row:
     question: "Question"
     conversation: Conversation | None = None
     error: str = ""
+    size: tuple[int, int] = (0, 0)  # of the last picture, which boxes of an answer are about
 
 
 def prepare(engine: "Answerer", question: "Question", n_frms: int = PreprocessConfig.n_frms) -> Row:
@@ -122,9 +124,10 @@ def prepare(engine: "Answerer", question: "Question", n_frms: int = PreprocessCo
 
     try:
         turns = question.turns(PixelBudget(most=engine.prompter.max_pictures), n_frms)
+        sizes = [picture.image.size for turn in turns for picture in turn.pictures]
         for turn in turns:
             turn.question = [part if isinstance(part, str) else engine.processor(part.image) for part in turn.question]
-        return Row(question, Conversation(turns))
+        return Row(question, Conversation(turns), size=sizes[-1] if sizes else (0, 0))
     except Exception as error:  # readers of files raise many kinds
         return Row(question, error=_in_words(error))
 
@@ -134,14 +137,16 @@ def answer(engine: "Answerer", rows: Sequence[Row], options: AnswerOptions) -> l
     good = [row for row in rows if row.conversation]
     answers = engine.answer([options.request(row.conversation) for row in good if row.conversation])
     said = {id(row): {"error": row.error} for row in rows}
-    said |= {id(row): _result(own) for row, own in zip(good, answers, strict=True)}
+    said |= {id(row): _result(own, row.size) for row, own in zip(good, answers, strict=True)}
     return [row.question.echo() | said[id(row)] for row in rows]
 
 
-def _result(answer: "Answer") -> dict[str, Any]:
+def _result(answer: "Answer", size: tuple[int, int]) -> dict[str, Any]:
     if answer.error:
         return {"error": _in_words(answer.error)}
-    return {"answer": str(answer), "finish": answer.finish, "new_tokens": answer.new_tokens}
+    boxes = in_pixels(answer, size) if any(size) else []
+    result: dict[str, Any] = {"answer": str(answer), "finish": answer.finish, "new_tokens": answer.new_tokens}
+    return result | ({"boxes": boxes} if boxes else {})
 
 
 def _in_words(error: Exception) -> str:

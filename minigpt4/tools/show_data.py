@@ -4,6 +4,7 @@ import argparse
 import json
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,7 @@ def _drawn(dataset: Any, seed: int) -> Iterator[tuple[Any, Callable[[], dict[str
         yield from dataset
         return
     for index in random.Random(seed).sample(range(len(dataset)), len(dataset)):
-        yield index, lambda index=index: dataset[index]
+        yield index, partial(dataset.__getitem__, index)
 
 
 def described(read: Callable[[], dict[str, Any]], prompter: "Prompter", seed: str) -> dict[str, Any]:

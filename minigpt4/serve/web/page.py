@@ -1,19 +1,26 @@
 """The page: what is where, and which event does what."""
 
+import mimetypes
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import gradio as gr
 import yaml
 from gradio_client.utils import is_http_url_like
+from PIL import Image
 
 import minigpt4
 from minigpt4.config.schema import ModelConfig
+from minigpt4.inference.boxes import in_task
 from minigpt4.inference.options import AnswerOptions
+from minigpt4.processors.picture_file import thumbnail_url
 from minigpt4.serve.web.controls import BEAMS, GREEDY, LABELS, MODES, SAMPLE
-from minigpt4.serve.web.visitor import Handlers, Message
+from minigpt4.serve.web.visitor import Handlers, Message, Visitor
 
 THEME = gr.themes.Default(
     primary_hue="teal",
@@ -24,6 +31,7 @@ THEME = gr.themes.Default(
 ASSETS = Path(minigpt4.__file__).parent / "assets"
 KEPT = 4 * 3600  # seconds for which the conversation of a visitor who does nothing is kept
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}  # events that are no API
+_FIRST_PICTURE = 320  # pixels
 _DOWNLOAD = "() => setTimeout(() => document.querySelector('#saved').click(), 100)"
 
 
@@ -33,6 +41,7 @@ class Guide:
 
     about: str
     questions: list[str]
+    tasks: list[str] = field(default_factory=list)  # of `inference.boxes.TASKS`, that the model knows
 
 
 def guide_of(model: ModelConfig) -> Guide:
@@ -76,7 +85,8 @@ def build_page(handlers: Handlers, examples: list[Path], model: ModelConfig | No
         gr.Markdown(f"# MiniGPT-4\n{guide.about}")
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320):
-                chat, message, status = _chat_side(guide)
+                chat, message, status, questions = _chat_side(guide, examples)
+                picker = _task_side(guide.tasks, message) if guide.tasks else None
             with gr.Column(scale=1, min_width=320):
                 with gr.Row():
                     restart = gr.Button("Restart", size="sm", min_width=80)
@@ -90,7 +100,14 @@ def build_page(handlers: Handlers, examples: list[Path], model: ModelConfig | No
         unseen: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
         # answers have a line of their own; on the chat, an error would cover what was said
         seen: dict[str, Any] = {"concurrency_limit": None, "show_progress_on": status}
-        message.submit(handlers.ask, [message, *options, visitor], shown, api_name="ask", **seen)
+        asks = {"fn": handlers.ask, "inputs": [message, *options, visitor], "outputs": shown, **seen}
+        message.submit(api_name="ask", **asks)
+        start = _Start(guide.questions, examples[:1])
+        chosen = questions.click(start.question, [questions, message, visitor], message, **_PRIVATE)
+        chosen.success(api_visibility="private", **asks)
+        if picker:
+            gr.on([page.load, message.change], start.picture_to_draw_on, [message, visitor], picker, **_PRIVATE)
+            picker.input(start.box, [message, visitor], message, **_PRIVATE)
         chat.retry(handlers.regenerate, [*options, visitor], shown, api_name="regenerate", **seen)
         index, words = gr.Number(visible=False), gr.Textbox(visible=False)
         edited = chat.edit(_edited, None, [index, words], api_visibility="private", **unseen)
@@ -103,7 +120,7 @@ def build_page(handlers: Handlers, examples: list[Path], model: ModelConfig | No
     return page
 
 
-def _chat_side(guide: Guide) -> tuple[gr.Chatbot, gr.MultimodalTextbox, gr.Markdown]:
+def _chat_side(guide: Guide, examples: list[Path]) -> tuple[gr.Chatbot, gr.MultimodalTextbox, gr.Markdown, gr.Dataset]:
     chat = gr.Chatbot(
         show_label=False,
         elem_id="chat",
@@ -112,7 +129,7 @@ def _chat_side(guide: Guide) -> tuple[gr.Chatbot, gr.MultimodalTextbox, gr.Markd
         group_consecutive_messages=False,  # gradio cannot edit words in one bubble with a picture
         render_markdown=False,  # the answers are rendered already, with no HTML of theirs
         latex_delimiters=[],
-        placeholder="Drop, paste or attach pictures or a video, then ask about them.",
+        placeholder=_first_screen(examples),
     )
     status = gr.Markdown(elem_id="status", container=False)
     message = gr.MultimodalTextbox(
@@ -127,13 +144,64 @@ def _chat_side(guide: Guide) -> tuple[gr.Chatbot, gr.MultimodalTextbox, gr.Markd
     questions = gr.Dataset(
         components=[gr.Textbox(visible=False)],
         samples=[[question] for question in guide.questions],
-        label="Questions to start with",
+        label="Ask one of these",
         type="index",
     )
-    questions.click(
-        lambda chosen, old: {**old, "text": guide.questions[chosen]}, [questions, message], message, **_PRIVATE
-    )
-    return chat, message, status
+    return chat, message, status, questions
+
+
+def _task_side(tasks: list[str], message: gr.MultimodalTextbox) -> gr.HTML:
+    """Buttons that put a task's token before the question, and a picture on which to draw a box for it."""
+    with gr.Row(elem_id="tasks"):
+        for task in tasks:
+            button = gr.Button(f"[{task}]", size="sm", min_width=80)
+            button.click(partial(_with_task, task), message, message, **_PRIVATE)
+    with gr.Accordion("Draw a box on the picture, and ask what is in it", open=True):
+        html, css, js = ((ASSETS / f"box_picker.{kind}").read_text() for kind in ("html", "css", "js"))
+        picker = gr.HTML(html_template=html, css_template=css, js_on_load=js, picture="", elem_id="box")
+    return picker
+
+
+def _with_task(task: str, message: Message) -> Message:
+    return {**message, "text": in_task(task, message["text"])}
+
+
+def _first_screen(examples: list[Path]) -> str:
+    """What stands where the conversation will be."""
+    how = "Drop, paste or attach pictures or a video, then ask about them."
+    if not examples:
+        return how
+    picture = thumbnail_url(Image.open(examples[0]).convert("RGB"), _FIRST_PICTURE)
+    return f'<img src="{picture}" alt="an example"><br>Ask one of the questions below about this picture. Or: {how}'
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What is asked about before the visitor has shown anything: an example, if there is one."""
+
+    questions: list[str]
+    examples: list[Path]
+
+    def _with_picture(self, message: Message, visitor: Visitor | None, text: str) -> Message:
+        bare = not message["files"] and not (visitor and visitor.chat.pictures)
+        return {"text": text, "files": [str(file) for file in self.examples] if bare else message["files"]}
+
+    def question(self, chosen: int, message: Message, visitor: Visitor | None) -> Message:
+        return self._with_picture(message, visitor, self.questions[chosen])
+
+    def box(self, message: Message, visitor: Visitor | None, event: gr.EventData) -> Message:
+        """A box that was drawn takes the place of one in the question; else it is what is to be identified."""
+        box = str(event.box)
+        text, count = re.subn(r"\{(<\d{1,3}>){4}\}", box, message["text"])
+        return self._with_picture(message, visitor, text if count else in_task("identify", box))
+
+    def picture_to_draw_on(self, message: Message, visitor: Visitor | None) -> gr.HTML:
+        """The last picture of the message, else of the conversation, else the example."""
+        files = [file for file in message["files"] if not str(mimetypes.guess_type(file)[0]).startswith("video/")]
+        file = files[-1] if files else visitor.view.picture(visitor.chat.turns) if visitor else ""
+        if not file and self.examples:
+            return gr.HTML(picture=thumbnail_url(Image.open(self.examples[0]).convert("RGB"), _FIRST_PICTURE))
+        return gr.HTML(picture=f"gradio_api/file={quote(file)}" if file else "")
 
 
 def _picture_side(examples: list[Path], message: gr.MultimodalTextbox) -> None:

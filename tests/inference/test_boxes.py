@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from minigpt4.serve.web.boxes import Box, draw_boxes, find_boxes
+from minigpt4.inference.boxes import Box, draw_boxes, find_boxes
 
 
 @pytest.mark.parametrize(
