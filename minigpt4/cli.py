@@ -25,6 +25,7 @@ TOOLS = {  # name: module with add_arguments and main, what it is for
     "tiny": ("minigpt4.tiny.cli", "the bundled tiny model: make its data, make it again"),
     "doctor": ("minigpt4.tools.doctor", "check this machine and a config: files, sizes, memory, time"),
     "fetch": ("minigpt4.tools.fetch", "list the weights that published models need, or download them"),
+    "show-data": ("minigpt4.tools.show_data", "show what training would see of its data, and what it learns"),
     "validate-data": ("minigpt4.tools.validate_data", "check a file of own data, and show some of it on a page"),
     "prepare-data": ("minigpt4.tools.preparing.command", "make training data of published files, and check it"),
     "export": ("minigpt4.tools.export", "write the image tower as an ONNX file for other runtimes"),

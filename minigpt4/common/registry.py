@@ -15,6 +15,7 @@ _PACKAGES = {
     "vision": "minigpt4.models.vision",
     "projection": "minigpt4.models.projection",
     "builder": "minigpt4.datasets.builders",
+    "format": "minigpt4.datasets.formats",
     "processor": "minigpt4.processors",
     "task": "minigpt4.tasks",
     "runner": "minigpt4.runners",
@@ -85,6 +86,7 @@ class Registry:
     register_vision = partialmethod(register, "vision")
     register_projection = partialmethod(register, "projection")
     register_builder = partialmethod(register, "builder")
+    register_format = partialmethod(register, "format")
     register_processor = partialmethod(register, "processor")
     register_task = partialmethod(register, "task")
     register_runner = partialmethod(register, "runner")
@@ -95,6 +97,7 @@ class Registry:
     get_vision_class = partialmethod(get, "vision")
     get_projection_class = partialmethod(get, "projection")
     get_builder_class = partialmethod(get, "builder")
+    get_format_class = partialmethod(get, "format")
     get_processor_class = partialmethod(get, "processor")
     get_task_class = partialmethod(get, "task")
     get_runner_class = partialmethod(get, "runner")

@@ -41,14 +41,16 @@ def translate(source: str, layer: dict[str, Any]) -> dict[str, Any]:
         for group, name in _places(layer, key):
             group[name] = names.get(group[name], group[name]) if isinstance(group[name], str) else group[name]
     origin: dict[str, str] = {}
-    for key, ours in KEYS.items():
+    for key, ours in _named(layer, KEYS):
         value, own = _pop(layer, key), _get(layer, ours)
         if value in (None, ""):
             continue
-        if own not in (None, "", value):
+        if own not in (None, "", {}, value):
             raise UserError(f"{source}: {key}: {value}, but {origin.get(ours, ours)}: {own}. Remove one of them.")
         _set(layer, ours, value)
         origin.setdefault(ours, key)
+    for group, name in _places(layer, "datasets.*.build_info.annotations"):
+        del group[name]  # what is left says where to download them, and names other splits
     for key, legal in FIXED.items():
         value = _pop(layer, key, legal[0])
         if value not in legal:
@@ -62,6 +64,14 @@ def translate(source: str, layer: dict[str, Any]) -> dict[str, Any]:
         )
     _pop(layer, "run.deepspeed_config")
     return layer
+
+
+def _named(layer: dict[str, Any], keys: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Pairs of keys, in which * becomes the name of each data set of the layer."""
+    data = layer.get("datasets")
+    for theirs, ours in keys.items():
+        for name in (list(data) if isinstance(data, dict) else []) if "*" in theirs else [""]:
+            yield theirs.replace("*", str(name)), ours.replace("*", str(name))
 
 
 def _check_deepspeed(source: str, layer: dict[str, Any]) -> None:

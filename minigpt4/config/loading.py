@@ -57,7 +57,9 @@ def _load(file: Path, options: list[str], checkpoint: Path | None) -> Config:
     layers.append(_model_layer(arch, model_type))
     frames = {name: {"build_info": {"n_frms": "${preprocess.n_frms}"}} for name in datasets}
     layers.append(("preprocess.n_frms", OmegaConf.create({"datasets": frames})))
-    layers += [_dataset_layer(_name("datasets", name)) for name in datasets]
+    # in one layer: a merge copies all that there is
+    defaults = {name: _dataset_defaults(_name("datasets", name)) for name in datasets}
+    layers.append(("config/defaults/datasets", OmegaConf.create({"datasets": defaults})))
 
     config = _merge(OmegaConf.structured(Config), layers + given)
     try:
@@ -155,11 +157,11 @@ def _model_layer(arch: str, model_type: str) -> tuple[str, DictConfig]:
     return f"config/defaults/models/{arch}/{model_type}.yaml", read_yaml(types[model_type])
 
 
-def _dataset_layer(name: str) -> tuple[str, DictConfig]:
+def _dataset_defaults(name: str) -> DictConfig:
     files = {p.parent.name: p for p in (_DEFAULTS / "datasets").glob("*/defaults.yaml")}
     if name not in files:
         raise UserError(f"datasets.{name}: no such dataset.{did_you_mean(name, files)}")
-    return f"config/defaults/datasets/{name}/defaults.yaml", read_yaml(files[name])
+    return read_yaml(files[name]).datasets[name]
 
 
 def _merge(config: Any, layers: list[tuple[str, Any]]) -> Any:

@@ -19,7 +19,12 @@ def check_names(config: Config) -> None:
         "model.arch": ("model", config.model.arch),
         "model.vision.name": ("vision", config.model.vision_kind),
         "model.projection.name": ("projection", config.model.projection.name),
-        **{f"datasets.{name}": ("builder", name) for name in config.datasets},
+        **{
+            f"datasets.{name}" + ".format" * bool(block.format): ("format", block.format)
+            if block.format
+            else ("builder", name)
+            for name, block in config.datasets.items()
+        },
         **{
             f"evaluation_datasets.{name}.benchmark": ("benchmark", block.benchmark)
             for name, block in config.evaluation_datasets.items()

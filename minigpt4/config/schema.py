@@ -172,8 +172,10 @@ class PreprocessConfig:
 
 @dataclass
 class BuildInfo:
-    storage: str = ""  # where the training split lies
-    valid_storage: str | None = None  # where the validation split lies
+    storage: Any = ""  # where the training split lies; of some formats a list of files
+    valid_storage: Any = None  # where the validation split lies
+    dataset: str | None = None  # of refer and identify: the folder of its references
+    splitBy: str | None = None  # and whose split of them it is
     images: str | None = None  # folder of the images, where storage is a file that names them
     n_frms: PositiveInt = PreprocessConfig.n_frms  # of a video; if not set, as in preprocess
     # of shards: where a sample's picture and its caption are, the first that it has. FIELD, what follows the first dot
@@ -187,6 +189,8 @@ class DatasetConfig:
     build_info: BuildInfo = field(default_factory=BuildInfo)
     vis_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig)
     text_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig)
+    format: str = ""  # how its files are read; "": as the data set of this name is
+    instructions: list[str] = field(default_factory=list)  # one is drawn for each sample; {} is its question's place
     sample_ratio: PositiveFloat = 1.0
     batch_size: PositiveInt | None = None  # null: run.batch_size_train
 

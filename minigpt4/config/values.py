@@ -10,7 +10,7 @@ from typing import Any
 
 from minigpt4.common.errors import UserError, did_you_mean
 from minigpt4.config.ranges import FINITE, range_of
-from minigpt4.config.schema import Config, ModelConfig
+from minigpt4.config.schema import Config, DatasetConfig, ModelConfig
 from minigpt4.conversation.templates import TEMPLATES, TOKENIZER
 
 _LARGEST = 4_000_000_000  # of whole numbers; NumPy's seeds end at 2**32, and ranks add theirs
@@ -25,7 +25,8 @@ def expand_home(config: Config) -> None:
     places += [(d, key) for d in config.evaluation_datasets.values() for key in ("eval_file_path", "img_path")]
     for node, key in places:
         if value := getattr(node, key):
-            setattr(node, key, os.path.expanduser(value))
+            several = isinstance(value, list)
+            setattr(node, key, [*map(os.path.expanduser, value)] if several else os.path.expanduser(value))
 
 
 def check_values(config: Config) -> None:
@@ -38,6 +39,8 @@ def check_values(config: Config) -> None:
         if isinstance(value, int | float) and not isinstance(value, bool):
             _check_number(key, kind, value)
     _check_sizes(config.model)
+    for name, dataset in config.datasets.items():
+        _check_data(name, dataset)
     for name in config.evaluation_datasets:
         if "/" in name or "\0" in name:
             raise UserError(f"evaluation_datasets: '{name}' is to name files. Take a name without slashes.")
@@ -56,14 +59,29 @@ def check_values(config: Config) -> None:
     known = [*TEMPLATES, TOKENIZER]
     if (conversation := config.model.conversation) not in known:
         raise UserError(f"model.conversation: '{conversation}' is unknown.{did_you_mean(conversation, known)}")
-    template = config.model.prompt_template
+    _check_template("model.prompt_template", config.model.prompt_template, places=99)
+
+
+def _check_data(name: str, dataset: DatasetConfig) -> None:
+    """Refuses what is not a path or a list of paths, and instructions that nothing can be put into."""
+    for key in ("storage", "valid_storage"):
+        value = getattr(dataset.build_info, key)
+        paths = value if isinstance(value, list) and value else [value or ""]
+        if not all(isinstance(path, str) for path in paths):
+            raise UserError(f"datasets.{name}.build_info.{key}: {value} is not a path. Set it to one, or to a list.")
+    for text in dataset.instructions:
+        _check_template(f"datasets.{name}.instructions", text, places=1)
+
+
+def _check_template(key: str, template: str, places: int) -> None:
+    """Refuses a template with other places than `{}`, or more of them."""
     try:
-        places = [place for _, *place in Formatter().parse(template) if place[0] is not None]
+        found = [place for _, *place in Formatter().parse(template) if place[0] is not None]
         template.format("")
     except (LookupError, ValueError, AttributeError, TypeError):
-        places = [[template]]
-    if any(place not in (["", "", None], ["0", "", None]) for place in places):
-        raise UserError(f"model.prompt_template: '{template}' is not a template. Write {{}} where the prompt goes.")
+        found = [[template]]
+    if any(place not in (["", "", None], ["0", "", None]) for place in found) or len(found) > places:
+        raise UserError(f"{key}: '{template}' is not a template. Write {{}} where the prompt goes.")
 
 
 def _check_trained(model: ModelConfig) -> None:

@@ -17,7 +17,8 @@ _LATER = "Make room, and run it again: it goes on there."
 _BEGINNING = b'{"id": '  # of every line
 _ECHO = {"id", "images", "video", "text", "prompt"}  # what a line may repeat of its question
 _ANSWERED = {"answer", "finish", "new_tokens"}
-_ADDED = {"seconds", "choice", "reference", "score", "parsed", "understood", "tags"}  # by an evaluation
+# by predict: boxes; the others by an evaluation
+_ADDED = {"boxes", "seconds", "choice", "reference", "score", "parsed", "understood", "tags"}
 _ENCODING: Any = {"encoding": "utf-8", "errors": "backslashreplace"}  # JSON's own escape for a file name's bad byte
 
 

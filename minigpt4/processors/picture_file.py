@@ -93,7 +93,9 @@ def open_upright(file: Path | BinaryIO, budget: PixelBudget, side: int | None = 
         side: make it a square of so many pixels already, as the processor would.
     """
     image = open_image(file, budget, upright=True)
-    return [squared(image, side) if side else image]
+    seen = squared(image, side) if side else image
+    seen.info["size"] = image.size  # that it had
+    return [seen]
 
 
 def squared(image: Image.Image, side: int) -> Image.Image:

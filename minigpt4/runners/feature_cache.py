@@ -247,10 +247,11 @@ def _ends(file: Path) -> str:
 def _data_print(block: DatasetConfig, split: str, length: int) -> list[Any]:
     info = block.build_info
     text = block.text_processor.train if split == "train" else block.text_processor.eval
-    storage = Path(str(info.storage if split == "train" else info.valid_storage))
-    folders = [Path(info.images)] if info.images else [storage.parent / "image"] if storage.is_file() else []
+    given = info.storage if split == "train" else info.valid_storage
+    storages = [Path(path) for path in (given if isinstance(given, list) else [given])]
+    beside = [storage.parent / "image" for storage in storages if storage.is_file()]
     digest = hashlib.sha256()
-    for root in (storage, *folders):
+    for root in (*storages, *([Path(info.images)] if info.images else beside)):
         for file in sorted(f for f in root.rglob("*") if f.is_file()) if root.is_dir() else [root]:
             status = file.stat()
             digest.update(f"{file.relative_to(root)} {status.st_size} {status.st_mtime_ns}\n".encode())

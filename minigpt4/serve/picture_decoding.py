@@ -115,7 +115,10 @@ def _ask(process: _Process, call: Any, answer: _Answer) -> None:
         pickle.dump(call, stdin, pickle.HIGHEST_PROTOCOL)
         stdin.flush()
         head = json.loads(stdout.readline())
-        images = [Image.frombytes("RGB", size, stdout.read(3 * size[0] * size[1])) for size in head["sizes"]]
+        images = []
+        for size, before in head["sizes"]:
+            images.append(Image.frombytes("RGB", size, stdout.read(3 * size[0] * size[1])))
+            images[-1].info["size"] = before
         answer.set_result((images, head["error"]))
     except BaseException as error:
         answer.set_exception(error)
@@ -139,7 +142,8 @@ def _serve() -> None:
                 images = opener(*args)
             except Exception as failure:
                 error = str(failure) if isinstance(failure, UserError) else f"can't be decoded: {first_line(failure)}"
-            stdout.write(json.dumps({"sizes": [image.size for image in images], "error": error}).encode() + b"\n")
+            about = {"sizes": [(image.size, image.info.get("size")) for image in images], "error": error}
+            stdout.write(json.dumps(about).encode() + b"\n")
             for image in images:
                 stdout.write(image.tobytes())
 

@@ -16,12 +16,16 @@ from minigpt4.config.arguments import add_model_arguments, read_config
 from minigpt4.config.finding import TINY
 from minigpt4.config.schema import PreprocessConfig
 from minigpt4.conversation.conversation import Conversation
+from minigpt4.inference.boxes import in_pixels
 from minigpt4.inference.options import AnswerOptions, add_option_arguments, options_of
 from minigpt4.serve.quiet_loading import quietly
 
 if TYPE_CHECKING:  # slow to import
     from minigpt4.inference.requests import Answer, Answerer
     from minigpt4.serve.questions import Question
+
+# a question's conversation, or why there is none; and the size of its last picture, which boxes are about
+Prepared = tuple[Conversation | str, tuple[int, int]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +76,9 @@ def main(args: argparse.Namespace) -> None:
             for start in range(0, len(results.open), size):
                 asked, n_frms = results.open[start : start + size], config.preprocess.n_frms
                 prepared = [prepare(engine, question, n_frms) for question in asked]
-                timing.note("read", images=sum(len(own.pictures) for own in prepared if isinstance(own, Conversation)))
+                timing.note(
+                    "read", images=sum(len(own.pictures) for own, _ in prepared if isinstance(own, Conversation))
+                )
                 told = zip(asked, answer(engine, prepared, options), strict=True)
                 answers = [question.echo() | result for question, result in told]
                 tokens = [result["new_tokens"] for result in answers if "answer" in result]
@@ -107,30 +113,33 @@ def _check(args: argparse.Namespace, options: AnswerOptions) -> None:
         raise UserError(f"{names}: without effect. Set --do-sample too.")
 
 
-def prepare(engine: "Answerer", question: "Question", n_frms: int = PreprocessConfig.n_frms) -> Conversation | str:
+def prepare(engine: "Answerer", question: "Question", n_frms: int = PreprocessConfig.n_frms) -> Prepared:
     """Opens a question's files; of a video, `n_frms` pictures. Where that fails, says what is wrong."""
     from minigpt4.processors.picture_file import PixelBudget
 
     try:
         turns = question.turns(PixelBudget(most=engine.prompter.max_pictures), n_frms)
+        sizes = [picture.image.size for turn in turns for picture in turn.pictures]
         for turn in turns:
             turn.question = [part if isinstance(part, str) else engine.processor(part.image) for part in turn.question]
-        return Conversation(turns)
+        return Conversation(turns), sizes[-1] if sizes else (0, 0)
     except Exception as error:  # readers of files raise many kinds
-        return _in_words(error)
+        return _in_words(error), (0, 0)
 
 
-def answer(engine: "Answerer", prepared: list[Conversation | str], options: AnswerOptions) -> Iterator[dict[str, Any]]:
+def answer(engine: "Answerer", prepared: list[Prepared], options: AnswerOptions) -> Iterator[dict[str, Any]]:
     """Answers a batch, each question as if it were alone. One that fails has an `error` in place of its `answer`."""
-    answers = iter(engine.answer([options.request(own) for own in prepared if isinstance(own, Conversation)]))
-    for own in prepared:
-        yield _result(next(answers)) if isinstance(own, Conversation) else {"error": own}
+    answers = iter(engine.answer([options.request(own) for own, _ in prepared if isinstance(own, Conversation)]))
+    for own, size in prepared:
+        yield _result(next(answers), size) if isinstance(own, Conversation) else {"error": own}
 
 
-def _result(answer: "Answer") -> dict[str, Any]:
+def _result(answer: "Answer", size: tuple[int, int]) -> dict[str, Any]:
     if answer.error:
         return {"error": _in_words(answer.error)}
-    return {"answer": str(answer), "finish": answer.finish, "new_tokens": answer.new_tokens}
+    boxes = in_pixels(answer, size) if any(size) else []
+    result: dict[str, Any] = {"answer": str(answer), "finish": answer.finish, "new_tokens": answer.new_tokens}
+    return result | ({"boxes": boxes} if boxes else {})
 
 
 def _in_words(error: Exception) -> str:

@@ -18,6 +18,7 @@ from minigpt4.common.signals import first_signal
 from minigpt4.config.arguments import add_model_arguments, read_config
 from minigpt4.config.finding import TINY
 from minigpt4.config.schema import PreprocessConfig
+from minigpt4.inference.boxes import TASKS, in_pixels, in_task
 from minigpt4.inference.options import AnswerOptions, add_option_arguments, options_of
 from minigpt4.serve.quiet_loading import quietly
 
@@ -83,10 +84,12 @@ class Terminal:
         self.n_frms = n_frms
         self.options = self.initial_options = options
         self.interactive = interactive
+        self.task = ""
         self._failed: dict[str, str] = {}  # commands, by name, after which no question is asked through pipes
         self.commands: dict[str, tuple[str, str, Callable[[str], None]]] = {
             ":img": ("PATH...", "show pictures; the next question is about them", self._show_images),
             ":video": ("PATH", f"show a video, as {n_frms} picture{'s' * (n_frms > 1)}", self._show_video),
+            ":task": ("[NAME]", f"begin questions with [NAME], of {', '.join(TASKS)}; none ends that", self._set_task),
             ":his": ("", "what was said", self._history),
             ":clh": ("", "forget what was said and shown", lambda _: self.chat.restart()),
             ":clear": ("", "clear the screen", self._clear_screen),
@@ -159,7 +162,8 @@ class Terminal:
         shown, forgotten = "", self.chat.forgotten
         try:
             with first_signal(self.chat.stop, signal.SIGINT) if self.interactive else nullcontext():
-                for answer in self.chat.stream(question, **vars(self.options)):
+                asked = in_task(self.task, question) if self.task else question
+                for answer in self.chat.stream(asked, **vars(self.options)):
                     if not answer.startswith(shown):  # a tokenizer may change its mind about a space
                         shown = ""
                         _say("")
@@ -169,6 +173,8 @@ class Terminal:
             _say("")
         if not shown:
             _note("The answer is empty.")
+        for box in in_pixels(shown, self.chat.pictures[-1].image.size) if self.chat.pictures else []:
+            _note(f"box {', '.join(map(str, box['box']))} {_printable(box['phrase'])}".rstrip())
         if self.chat.forgotten > forgotten:
             _note(f"The chat is long: the model no longer reads its first {self.chat.forgotten} questions.")
 
@@ -188,6 +194,14 @@ class Terminal:
         self.chat.upload_img(*parts)
         count = len(self.chat.pictures)
         _note(f"The model sees {count} picture{'s' * (count != 1)}.")
+
+    def _set_task(self, rest: str) -> None:
+        if rest and rest not in (*TASKS, "none"):
+            raise UserError(f"'{rest}' is not a task.{did_you_mean(rest, [*TASKS, 'none'])}")
+        if rest:
+            self.task = rest.removesuffix("none")
+        else:
+            _say(self.task or "none")
 
     def _history(self, _: str) -> None:
         for turn in self.chat.turns:

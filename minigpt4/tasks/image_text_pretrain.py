@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 from minigpt4.common.errors import Problems, UserError
 from minigpt4.common.registry import registry
 from minigpt4.config.schema import Config
+from minigpt4.datasets.builders.image_text import build_dataset
 from minigpt4.models.minigpt4 import MiniGPT4
 
 
@@ -29,7 +30,7 @@ class ImageTextPretrainTask:
         for name, block in config.datasets.items():
             if split == "train" or block.build_info.valid_storage:
                 with problems.collect():
-                    datasets[name] = registry.get_builder_class(name)(name, block).build(split, exact)
+                    datasets[name] = build_dataset(name, block, split, exact)
         problems.raise_all()
         if not datasets:
             raise UserError(f"datasets: none has a '{split}' split. Name one, with build_info.valid_storage for val.")

@@ -58,8 +58,8 @@ def main(args: argparse.Namespace) -> None:
 def _block_of(config: Config | None, file: str) -> DatasetConfig:
     """The config's block of this file; the defaults where it has none."""
     for block in config.datasets.values() if config else ():
-        storages = filter(None, (block.build_info.storage, block.build_info.valid_storage))
-        if Path(file).resolve() in [Path(storage).resolve() for storage in storages]:
+        storages = (block.build_info.storage, block.build_info.valid_storage)
+        if Path(file).resolve() in [Path(own).resolve() for own in storages if isinstance(own, str) and own]:
             return block
     if config:
         logger.warning("--cfg-path: no dataset has '%s' as its storage; its images are looked for by default", file)

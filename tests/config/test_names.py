@@ -30,7 +30,8 @@ def test_every_config_names_what_there_is(path):
     config = load_config(path)
     check_names(config)
     found = [registry.get("model", config.model.arch), registry.get("task", config.run.task)]
-    found += [registry.get("builder", name) for name in config.datasets]
+    for name, block in config.datasets.items():
+        found.append(registry.get("format", block.format) if block.format else registry.get("builder", name))
     assert all(isinstance(named, type) for named in found)
 
 

@@ -63,7 +63,7 @@ def test_chat_and_terminal_count_first(tiny, broken, capsys):
 
 
 def test_predict_counts_first(tiny, broken):
-    assert refused(tiny) in predict_module.prepare(tiny, Question("a", "What?", [str(broken)] * MANY))
+    assert refused(tiny) in predict_module.prepare(tiny, Question("a", "What?", [str(broken)] * MANY))[0]
 
 
 def test_the_api_counts_first(client, broken):
@@ -87,7 +87,7 @@ def test_a_video_gives_the_same_frames_to_training_and_to_every_door(n_frms, cli
     trained = torch.stack(data[0]["conversation"].pictures)
     assert len(trained) == min(n_frms, 25)
 
-    asked = predict_module.prepare(tiny, Question("a", "What?", video=str(clip)), n_frms)
+    asked, _ = predict_module.prepare(tiny, Question("a", "What?", video=str(clip)), n_frms)
     assert torch.stack(asked.pictures).equal(trained)
 
     chat = Chat(tiny)
@@ -130,4 +130,4 @@ def test_pictures_that_are_too_tall_are_refused_by_every_door(url, client, tiny,
         ask(Client(url, verbose=False), "one", tmp_path / "tall.png")
     with pytest.raises(openai.BadRequestError, match=words):
         client.chat.completions.create(model=NAME, messages=[user(tmp_path / "tall.png", "What?")])
-    assert words in predict_module.prepare(tiny, Question("a", "What?", [str(tmp_path / "tall.png")]))
+    assert words in predict_module.prepare(tiny, Question("a", "What?", [str(tmp_path / "tall.png")]))[0]

@@ -1,6 +1,7 @@
 """Builders: one short class for each dataset name, saying what kind of files it is."""
 
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any
 
 from torch.utils.data import Dataset
 
@@ -15,7 +16,7 @@ from minigpt4.datasets.formats.shards import ShardedCaptionDataset
 class DatasetBuilder:
     """Builds the splits of one dataset from its config block."""
 
-    dataset_class: ClassVar[Any]
+    dataset_class: Any
 
     def __init__(self, name: str, config: DatasetConfig):
         self.name, self.config = name, config
@@ -41,6 +42,20 @@ class DatasetBuilder:
             text_processor=getattr(self.config.text_processor, mode).build(),
             reduced=split == "train" and not exact,
         )
+
+
+class FormatBuilder(DatasetBuilder):
+    """Of a data set that is a YAML file alone, which names a format."""
+
+    def __init__(self, name: str, config: DatasetConfig):
+        super().__init__(name, config)
+        self.dataset_class = partial(registry.get_format_class(config.format), instructions=config.instructions)
+
+
+def build_dataset(name: str, config: DatasetConfig, split: str, exact: bool = False) -> Dataset:
+    """Builds a split of a data set, by the builder of its name or by its format; see `DatasetBuilder.build`."""
+    builder = FormatBuilder if config.format else registry.get_builder_class(name)
+    return builder(name, config).build(split, exact)
 
 
 @registry.register_builder("laion", "cc_sbu")

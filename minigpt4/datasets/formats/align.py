@@ -12,7 +12,7 @@ from minigpt4.conversation.conversation import Conversation, Turn, spaced
 
 
 class CCSBUAlignDataset(Dataset):
-    """Samples {conversation, image_id} of `{"annotations": [{"image_id", "caption"}, ...]}`.
+    """Samples {conversation, image_id, files} of `{"annotations": [{"image_id", "caption"}, ...]}`.
 
     An annotation may also hold an `instruction`: the question that its caption answers. Without one a prompt of
     the model's own list is drawn.
@@ -56,6 +56,8 @@ class CCSBUAlignDataset(Dataset):
             raise UserError(
                 f"{name}: its instruction is not text: {question!r:.60}. Write a question, or leave it out."
             )
-        picture = self.vis_processor.load(self.images / f"{name}.jpg", self.reduced)
+        file = self.images / f"{name}.jpg"
+        picture = self.vis_processor.load(file, self.reduced)
         turn = Turn(spaced([picture, question] if question else [picture]), caption)
-        return {"conversation": Conversation([turn], kind="instruction" if question else "caption"), "image_id": name}
+        conversation = Conversation([turn], kind="instruction" if question else "caption")
+        return {"conversation": conversation, "image_id": name, "files": [str(file)]}

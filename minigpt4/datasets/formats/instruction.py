@@ -15,7 +15,7 @@ from minigpt4.processors.video import open_video
 
 
 class InstructionDataset(Dataset):
-    """Samples {conversation, image_id} of a JSON, JSON lines or Parquet file.
+    """Samples {conversation, image_id, files} of a JSON, JSON lines or Parquet file.
 
     A record that can't be used is an error that names file and record when it is drawn. For where file names begin, see
     `image_folder`.
@@ -38,9 +38,10 @@ class InstructionDataset(Dataset):
         name = record_id(raw, index)
         with prefixed(f"{self.file}: record {name}: "):
             conversation = parse_record(raw).processed(self.text_processor)
+            files = [file.name for file in conversation.pictures]
             image = partial(self.vis_processor.load, reduced=self.reduced)
             conversation = load_pictures(conversation, self.images, image, self._frames)
-        return {"conversation": conversation, "image_id": name}
+        return {"conversation": conversation, "image_id": name, "files": files}
 
     def _frames(self, file: Path | BinaryIO) -> list[Tensor]:
         return [self.vis_processor(frame) for frame in open_video(file, self.n_frms)]

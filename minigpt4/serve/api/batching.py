@@ -30,12 +30,14 @@ class QueuedRequest:
 
     Attributes:
         prompt_tokens: of the prompt, image rows included.
+        size: of the last picture in pixels, which boxes of the answer are about.
         stream: tell each further piece of the answer.
         send: called by the model's thread with each further piece, if `stream`, and at the end with the `Answer`.
     """
 
     request: Request
     prompt_tokens: int
+    size: tuple[int, int] = (0, 0)
     stream: bool = False
     send: Callable[["str | Answer"], None] = lambda _: None
     gone: bool = False  # nobody waits for it any more

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from minigpt4.common.errors import UserError
+from minigpt4.inference.boxes import in_pixels
 from minigpt4.inference.requests import Answer
 from minigpt4.serve.api.access import CHAT, AccessControl
 from minigpt4.serve.api.batching import QueuedRequest
@@ -133,7 +134,9 @@ async def _respond(service: Service, body: ChatRequest) -> Response:
     choices = [
         chat_completion.Choice(
             index=index,
-            message=ChatCompletionMessage(role="assistant", content=str(answer), refusal=None),
+            message=ChatCompletionMessage(
+                role="assistant", content=str(answer), refusal=None, **_boxes(answer, items[index])
+            ),
             logprobs=None,
             finish_reason=answer.finish,  # type: ignore[arg-type]
         )
@@ -141,6 +144,12 @@ async def _respond(service: Service, body: ChatRequest) -> Response:
     ]
     whole = ChatCompletion(**head, object="chat.completion", choices=choices, usage=_usage(items))
     return JSONResponse(whole.to_dict())
+
+
+def _boxes(answer: Answer, item: QueuedRequest) -> dict[str, Any]:
+    """Besides what OpenAI answers: the boxes of an answer that has some, in pixels of the last picture."""
+    boxes = in_pixels(answer, item.size) if any(item.size) else []
+    return {"boxes": boxes} if boxes else {}
 
 
 def _usage(items: list[QueuedRequest]) -> CompletionUsage:
@@ -179,7 +188,7 @@ async def _events(
 
     def event_of(index: int, what: str | Answer) -> str:
         if isinstance(what, Answer):
-            return chunk(index, ChoiceDelta(), what.finish)
+            return chunk(index, ChoiceDelta(**_boxes(what, items[index])), what.finish)
         return chunk(index, ChoiceDelta(content=what))
 
     for index in range(len(items)):

@@ -11,7 +11,7 @@ from functools import partial
 from threading import Event
 
 from anyio import CapacityLimiter, to_thread
-from torch import Tensor
+from PIL import Image
 
 from minigpt4.common.errors import UserError
 from minigpt4.common.limits import MAX_IMAGE_PIXELS
@@ -99,12 +99,13 @@ class Service:
         conversation, length = await to_thread.run_sync(self._read_words, request, limiter=self._readers)
         gone = Event()
         decoder = Decoder(self.limits.max_image_pixels, partial(check_client, gone))
+        size = (0, 0)
         try:
             for turn in conversation.turns:
-                turn.question = [
-                    part if isinstance(part, str) else await self._read_picture(part.url, decoder)
-                    for part in turn.question
-                ]
+                for i, part in enumerate(turn.question):
+                    if not isinstance(part, str):
+                        image = await self._read_picture(part.url, decoder)
+                        turn.question[i], size = self.engine.processor(image), image.info["size"]
         finally:
             gone.set()
         seed = secrets.randbits(62) if request.seed is None else request.seed
@@ -118,6 +119,7 @@ class Service:
                     stops=request.stops,
                 ),
                 prompt_tokens=length,
+                size=size,
                 stream=bool(request.stream),
             )
             for index in range(count)
@@ -168,21 +170,21 @@ class Service:
             raise ApiError(400, f"{message} Shorten them, or show fewer images.", "messages", "context_length_exceeded")
         return conversation, length
 
-    async def _read_picture(self, url: str, decoder: Decoder) -> Tensor:
+    async def _read_picture(self, url: str, decoder: Decoder) -> Image.Image:
         source: str | bytes = url
         scheme, colon, _ = url[:80].partition(":")
         if colon and scheme.lower() != "data":  # no colon: base64 alone
             if not self.limits.remote_images:
                 raise UserError(f"'{url[:40]}' is not a data: URL, and this server fetches no others. Send one.")
             source = await remote.download(url, self.limits.remote_images, self.limits.max_bytes)
-        return await to_thread.run_sync(self._pixels, source, decoder, limiter=self._readers, abandon_on_cancel=True)
+        return await to_thread.run_sync(self._opened, source, decoder, limiter=self._readers, abandon_on_cancel=True)
 
-    def _pixels(self, source: str | bytes, decoder: Decoder) -> Tensor:
-        """Of base64, or a file's bytes."""
+    def _opened(self, source: str | bytes, decoder: Decoder) -> Image.Image:
+        """A picture of base64 or a file's bytes, as large as the model sees it."""
         data = data_of(source) if isinstance(source, str) else source
         side = getattr(self.engine.processor, "image_size", None)  # a whole picture would have to come over
         (image,) = decoder(open_upright, io.BytesIO(data), PixelBudget(self.limits.max_image_pixels), side)
-        return self.engine.processor(image)
+        return image
 
 
 def check_client(gone: Event) -> None:

@@ -12,6 +12,7 @@ import minigpt4
 from minigpt4.config.schema import ModelConfig
 from minigpt4.inference.options import AnswerOptions
 from minigpt4.serve.web.controls import BEAMS, GREEDY, LABELS, MODES, SAMPLE
+from minigpt4.serve.web.start import Start, first_screen, task_side
 from minigpt4.serve.web.visitor import Handlers, Message
 
 THEME = gr.themes.Default(
@@ -62,7 +63,8 @@ def build_page(handlers: Handlers, examples: list[Path], model: ModelConfig | No
         gr.Markdown(f"# MiniGPT-4\n{guide['about']}")
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320):
-                chat, message, status = _chat_side(guide["questions"])
+                chat, message, status, questions = _chat_side(guide["questions"], examples)
+                picker = task_side(guide["tasks"], message) if "tasks" in guide else None
             with gr.Column(scale=1, min_width=320):
                 with gr.Row():
                     restart = gr.Button("Restart", size="sm", min_width=80)
@@ -76,7 +78,14 @@ def build_page(handlers: Handlers, examples: list[Path], model: ModelConfig | No
         unseen: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
         # answers have a line of their own; on the chat, an error would cover what was said
         seen: dict[str, Any] = {"concurrency_limit": None, "show_progress_on": status}
-        message.submit(handlers.ask, [message, *options, visitor], shown, api_name="ask", **seen)
+        asks = {"fn": handlers.ask, "inputs": [message, *options, visitor], "outputs": shown, **seen}
+        message.submit(api_name="ask", **asks)
+        start = Start(guide["questions"], examples[:1])
+        chosen = questions.click(start.question, [questions, message, visitor], message, **_PRIVATE)
+        chosen.success(api_visibility="private", **asks)
+        if picker:
+            gr.on([page.load, message.change], start.picture_to_draw_on, [message, visitor], picker, **_PRIVATE)
+            picker.input(start.box, [message, visitor], message, **_PRIVATE)
         chat.retry(handlers.regenerate, [*options, visitor], shown, api_name="regenerate", **seen)
         index, words = gr.Number(visible=False), gr.Textbox(visible=False)
         edited = chat.edit(_edited, None, [index, words], api_visibility="private", **unseen)
@@ -89,7 +98,9 @@ def build_page(handlers: Handlers, examples: list[Path], model: ModelConfig | No
     return page
 
 
-def _chat_side(starters: list[str]) -> tuple[gr.Chatbot, gr.MultimodalTextbox, gr.Markdown]:
+def _chat_side(
+    starters: list[str], examples: list[Path]
+) -> tuple[gr.Chatbot, gr.MultimodalTextbox, gr.Markdown, gr.Dataset]:
     chat = gr.Chatbot(
         show_label=False,
         elem_id="chat",
@@ -98,7 +109,7 @@ def _chat_side(starters: list[str]) -> tuple[gr.Chatbot, gr.MultimodalTextbox, g
         group_consecutive_messages=False,  # gradio cannot edit words in one bubble with a picture
         render_markdown=False,  # the answers are rendered already, with no HTML of theirs
         latex_delimiters=[],
-        placeholder="Drop, paste or attach pictures or a video, then ask about them.",
+        placeholder=first_screen(examples),
     )
     status = gr.Markdown(elem_id="status", container=False)
     message = gr.MultimodalTextbox(
@@ -113,11 +124,10 @@ def _chat_side(starters: list[str]) -> tuple[gr.Chatbot, gr.MultimodalTextbox, g
     questions = gr.Dataset(
         components=[gr.Textbox(visible=False)],
         samples=[[question] for question in starters],
-        label="Questions to start with",
+        label="Ask one of these",
         type="index",
     )
-    questions.click(lambda chosen, old: {**old, "text": starters[chosen]}, [questions, message], message, **_PRIVATE)
-    return chat, message, status
+    return chat, message, status, questions
 
 
 def _picture_side(examples: list[Path], message: gr.MultimodalTextbox) -> None:

@@ -13,9 +13,9 @@ from gradio.utils import get_upload_folder
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from minigpt4.conversation.conversation import Turn
+from minigpt4.conversation.conversation import Turn, free_place, with_pictures
+from minigpt4.inference.boxes import Box, draw_boxes, find_boxes, mark_phrases
 from minigpt4.inference.pictures import Picture
-from minigpt4.serve.web.boxes import Box, draw_boxes, find_boxes
 
 History = list[dict[str, Any]]
 
@@ -58,6 +58,11 @@ class View:
             pictures = []
         self._known = known
         return messages
+
+    def picture(self, turns: list[Turn]) -> str:
+        """The file of the picture that was shown last; "" where none was."""
+        pictures = [picture for turn in turns for picture in turn.pictures]
+        return self._file(pictures[-1:], key="alone")
 
     def _file(self, pictures: list[Picture], boxes: Sequence[Box] = (), key: str = "") -> str:
         """The path of what is shown of pictures, made once for each `key`; "" for none."""
@@ -112,6 +117,15 @@ def _text(text: str) -> str:
 def html_of(answer: str) -> str:
     if len(answer) > _CHARACTERS or answer.count("[") > _BRACKETS:
         return html.escape(answer)
-    rendered = _MARKDOWN.render(answer).strip() or "(The model ended its answer without a word.)"
+    phrases: list[str] = []
+
+    def mark(text: str, color: str) -> str:
+        """A character that Markdown leaves alone stands for the phrase, which is put back when all else is HTML."""
+        phrases.append(f'<span style="color: {color}; font-weight: 600">{html.escape(text)}</span>')
+        return place
+
+    place = free_place([answer])
+    rendered = _MARKDOWN.render(mark_phrases(answer, mark)).strip() or "(The model ended its answer without a word.)"
     alone = rendered.removeprefix("<p>").removesuffix("</p>")  # most answers are one paragraph, and so plain text
-    return rendered if "<p>" in alone or len(alone) != len(rendered) - len("<p></p>") else alone
+    rendered = rendered if "<p>" in alone or len(alone) != len(rendered) - len("<p></p>") else alone
+    return "".join(with_pictures(rendered, place, phrases))

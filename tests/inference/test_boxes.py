@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from minigpt4.serve.web.boxes import Box, draw_boxes, find_boxes
+from minigpt4.inference.boxes import Box, draw_boxes, find_boxes, in_pixels, in_task
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,18 @@ def test_one_label_has_one_color():
     drawn = draw_boxes(Image.new("RGB", (401, 401)), boxes)
     first, second, third = (drawn.getpixel((box.left * 4, box.bottom * 4)) for box in boxes)
     assert first == second != third
+
+
+def test_boxes_in_pixels():
+    answer = "<p>dogs</p> {<1><2><3><4>}<delim>{<50><6><100><100>} and {<0><0><1><1>}"
+    assert in_pixels(answer, (200, 50)) == [
+        {"phrase": "dogs", "box": [2, 1, 6, 2]},
+        {"phrase": "dogs", "box": [100, 3, 200, 50]},
+        {"phrase": "", "box": [0, 0, 2, 0]},
+    ]
+    assert in_pixels("no box", (9, 9)) == []
+
+
+def test_a_task_stands_before_a_question_once():
+    assert in_task("refer", "the dog") == "[refer] the dog" == in_task("refer", " [vqa]  the dog")
+    assert in_task("", "[identify] it") == "it" and in_task("vqa", "[other] it") == "[vqa] [other] it"

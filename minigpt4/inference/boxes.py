@@ -1,8 +1,9 @@
 """The boxes of a MiniGPT-v2 answer, and the picture that they are drawn on (Chen et al. 2023, arXiv:2310.09478)."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -10,6 +11,9 @@ _GRID = 100  # coordinates are integers from 0 to this, relative to the picture
 _BOX = r"\{\s*<(\d{1,3})>\s*<(\d{1,3})>\s*<(\d{1,3})>\s*<(\d{1,3})>\s*\}"
 _LABELLED = re.compile(rf"(?:<p>(?P<label>[^<]*)</p>\s*)?(?P<boxes>{_BOX}(?:\s*<delim>\s*{_BOX})*)")
 _COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#f032e6", "#9a6324")
+
+
+TASKS = ("vqa", "caption", "grounding", "refer", "identify", "detection")  # in brackets before a question
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,22 @@ class Box:
     top: int
     right: int
     bottom: int
+
+
+def in_pixels(answer: str, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """The boxes of an answer: [{"phrase", "box": [x1, y1, x2, y2]}] in pixels of a picture of this width and height."""
+    width, height = size
+    found = []
+    for box in find_boxes(answer):
+        corners = (box.left * width, box.top * height, box.right * width, box.bottom * height)
+        found.append({"phrase": box.label, "box": [round(value / _GRID) for value in corners]})
+    return found
+
+
+def in_task(task: str, question: str) -> str:
+    """A question with the token of a task before it, in place of another's."""
+    words = re.sub(rf"^\s*\[({'|'.join(TASKS)})\]\s*", "", question)
+    return f"[{task}] {words}" if task else words
 
 
 def find_boxes(answer: str) -> list[Box]:
@@ -38,14 +58,31 @@ def find_boxes(answer: str) -> list[Box]:
     return boxes
 
 
+def colors_of(boxes: Sequence[Box]) -> dict[str, str]:
+    """{label: the color in which its boxes are drawn}."""
+    labels = dict.fromkeys(box.label for box in boxes)
+    return {label: _COLORS[i % len(_COLORS)] for i, label in enumerate(labels)}
+
+
+def mark_phrases(answer: str, mark: Callable[[str, str], str]) -> str:
+    """Puts `mark(text, color)` in the place of each phrase with boxes, or of the boxes that have no phrase."""
+    colors = colors_of(find_boxes(answer))
+
+    def marked(found: re.Match[str]) -> str:
+        label = (found["label"] or "").strip()
+        return mark(label or found["boxes"], colors[label]) if label in colors else found[0]
+
+    return _LABELLED.sub(marked, answer)
+
+
 def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
     """A copy of a picture with the boxes; those of one label have one color."""
     image = image.copy()
     draw, unit = ImageDraw.Draw(image), max(1, round(max(image.size) / 200))
     font = ImageFont.load_default(size=max(12, 8 * unit))
-    labels = list(dict.fromkeys(box.label for box in boxes))
+    colors = colors_of(boxes)
     for box in boxes:
-        color = _COLORS[labels.index(box.label) % len(_COLORS)]
+        color = colors[box.label]
         width, height = image.width - 1, image.height - 1
         left, right = box.left * width / _GRID, box.right * width / _GRID
         top, bottom = box.top * height / _GRID, box.bottom * height / _GRID

@@ -1,0 +1,73 @@
+"""Tasks, a picture to draw boxes on, and what is asked about before the visitor has shown anything."""
+
+import mimetypes
+import re
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from urllib.parse import quote
+
+import gradio as gr
+from PIL import Image
+
+import minigpt4
+from minigpt4.inference.boxes import in_task
+from minigpt4.processors.picture_file import thumbnail_url
+from minigpt4.serve.web.visitor import Message, Visitor
+
+_PICKER = Path(minigpt4.__file__).parent / "assets"
+_FIRST_PICTURE = 320  # pixels
+
+
+def task_side(tasks: list[str], message: gr.MultimodalTextbox) -> gr.HTML:
+    """Buttons that put a task's token before the question, and a picture on which to draw a box for it."""
+    with gr.Row(elem_id="tasks"):
+        for task in tasks:
+            button = gr.Button(f"[{task}]", size="sm", min_width=80)
+            button.click(partial(_with_task, task), message, message, api_visibility="private", show_progress="hidden")
+    with gr.Accordion("Draw a box on the picture, and ask what is in it", open=True):
+        html, css, js = ((_PICKER / f"box_picker.{kind}").read_text() for kind in ("html", "css", "js"))
+        picker = gr.HTML(html_template=html, css_template=css, js_on_load=js, picture="", elem_id="box")
+    return picker
+
+
+def _with_task(task: str, message: Message) -> Message:
+    return {**message, "text": in_task(task, message["text"])}
+
+
+def first_screen(examples: list[Path]) -> str:
+    """What stands where the conversation will be."""
+    how = "Drop, paste or attach pictures or a video, then ask about them."
+    if not examples:
+        return how
+    picture = thumbnail_url(Image.open(examples[0]).convert("RGB"), _FIRST_PICTURE)
+    return f'<img src="{picture}" alt="an example"><br>Ask one of the questions below about this picture. Or: {how}'
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is asked about before the visitor has shown anything: an example, if there is one."""
+
+    questions: list[str]
+    examples: list[Path]
+
+    def _with_picture(self, message: Message, visitor: Visitor | None, text: str) -> Message:
+        bare = not message["files"] and not (visitor and visitor.chat.pictures)
+        return {"text": text, "files": [str(file) for file in self.examples] if bare else message["files"]}
+
+    def question(self, chosen: int, message: Message, visitor: Visitor | None) -> Message:
+        return self._with_picture(message, visitor, self.questions[chosen])
+
+    def box(self, message: Message, visitor: Visitor | None, event: gr.EventData) -> Message:
+        """A box that was drawn takes the place of one in the question; else it is what is to be identified."""
+        box = str(event.box)
+        text, count = re.subn(r"\{(<\d{1,3}>){4}\}", box, message["text"])
+        return self._with_picture(message, visitor, text if count else in_task("identify", box))
+
+    def picture_to_draw_on(self, message: Message, visitor: Visitor | None) -> gr.HTML:
+        """The last picture of the message, else of the conversation, else the example."""
+        files = [file for file in message["files"] if not str(mimetypes.guess_type(file)[0]).startswith("video/")]
+        file = files[-1] if files else visitor.view.picture(visitor.chat.turns) if visitor else ""
+        if not file and self.examples:
+            return gr.HTML(picture=thumbnail_url(Image.open(self.examples[0]).convert("RGB"), _FIRST_PICTURE))
+        return gr.HTML(picture=f"gradio_api/file={quote(file)}" if file else "")

@@ -1,0 +1,113 @@
+"""Tasks and boxes on the page: a task's button, a box that is drawn, an answer's phrases in their boxes' colours."""
+
+import re
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+
+from minigpt4.config.schema import ModelConfig
+from minigpt4.inference.sessions import Sessions
+from minigpt4.serve.address import bind
+from minigpt4.serve.web import server
+from minigpt4.serve.web.page import build_page
+from minigpt4.serve.web.view import html_of
+from minigpt4.serve.web.visitor import Handlers
+from tests.serve.browsing import box, idle, send, words
+from tests.waiting import LIMIT
+
+SAID = "<p>red two</p> {<10><20><50><60>} and {<5><5><20><20>}"
+
+
+@pytest.mark.parametrize(
+    ("answer", "html"),
+    [
+        (SAID, 'COLOR">red two</span> and <span style="OTHER">{&lt;5&gt;&lt;5&gt;&lt;20&gt;&lt;20&gt;}</span>'),
+        ("<p>a & b</p> {<0><0><9><9>}", 'COLOR">a &amp; b</span>'),
+        ("<p>x</p> {<9><9><0><0>}", "&lt;p&gt;x&lt;/p&gt; {&lt;9&gt;&lt;9&gt;&lt;0&gt;&lt;0&gt;}"),  # no box
+        ("no box", "no box"),
+    ],
+)
+def test_phrases_have_the_colours_of_their_boxes(answer, html):
+    shown = re.sub(r"color: #\w+; font-weight: 600", "COLOR", html_of(answer), count=1)
+    shown = re.sub(r"color: #\w+; font-weight: 600", "OTHER", shown)
+    assert shown == html.replace('COLOR">', '<span style="COLOR">')
+
+
+@pytest.fixture(scope="module")
+def grounding_url(page_engine, tmp_path_factory):
+    """The page of a model that knows MiniGPT-v2's tasks, with an example to start with."""
+    example = tmp_path_factory.mktemp("example") / "green.png"
+    Image.new("RGB", (200, 100), "green").save(example)
+    handlers = Handlers(Sessions(page_engine))
+    page, place = (
+        build_page(handlers, [example], ModelConfig(arch="minigpt_v2", model_type="pretrain")),
+        bind("127.0.0.1", 0),
+    )
+    server.launch(page, place, "127.0.0.1")
+    yield page.local_url.rstrip("/")
+    page.close()
+
+
+@pytest.fixture(params=[(1280, 900), (390, 844)])
+def page(request, browser: Browser, grounding_url) -> Page:
+    context = browser.new_context(viewport=dict(zip(("width", "height"), request.param, strict=True)), has_touch=True)
+    page = context.new_page()
+    page.set_default_timeout(1000 * LIMIT)
+    page.goto(grounding_url)
+    expect(box(page)).to_be_enabled()
+    yield page
+    context.close()
+
+
+def draw(page: Page, left: float, top: float, right: float, bottom: float) -> None:
+    stage = page.locator("#box .stage")
+    stage.scroll_into_view_if_needed()
+    edges = stage.bounding_box()
+    at = [
+        (edges["x"] + x * edges["width"], edges["y"] + y * edges["height"]) for x, y in ((left, top), (right, bottom))
+    ]
+    page.mouse.move(*at[0])
+    page.mouse.down()
+    page.mouse.move(*at[1], steps=5)
+    page.mouse.up()
+
+
+@pytest.mark.browser
+def test_a_box_is_drawn_and_asked_about_and_the_answers_boxes_are_shown(page, echo):
+    echo.said = SAID
+    expect(page.locator("#chat img[alt='an example']")).to_be_visible()
+    draw(page, 0.1, 0.2, 0.5, 0.6)
+    expect(box(page)).to_have_value("[identify] {<10><20><50><60>}")
+    expect(page.locator("#message .thumbnails img")).to_have_count(1)  # the example, which the question is about
+    draw(page, 0.5, 0.5, 1.0, 1.0)  # another in its place
+    expect(box(page)).to_have_value("[identify] {<50><50><100><100>}")
+    page.get_by_test_id("submit-button").click()
+    idle(page)
+    expect(words(page, "user").last).to_contain_text("[identify] {<50><50><100><100>}")
+    expect(words(page, "bot").last.locator("span[style*=color]").first).to_have_text("red two")
+    expect(page.locator("#chat .bot img")).to_have_count(1)  # the picture with the boxes
+    expect(page.locator("#box .stage img")).to_have_attribute("src", re.compile("gradio_api/file="))
+
+
+@pytest.mark.browser
+def test_buttons_put_the_task_before_the_question(page, echo):
+    for task in ("vqa", "caption", "grounding", "refer", "identify", "detection"):
+        box(page).fill(f"{box(page).input_value()}" or "a dog")
+        page.get_by_role("button", name=f"[{task}]", exact=True).click()
+        expect(box(page)).to_have_value(f"[{task}] a dog")
+    send(page, box(page).input_value())
+    idle(page)
+    expect(words(page, "bot").last).to_contain_text("[detection] a dog")
+
+
+@pytest.mark.browser
+def test_a_tap_on_a_question_asks_it_about_the_example(page, echo):
+    page.get_by_text("[refer] the largest object", exact=True).click()
+    idle(page)
+    expect(words(page, "user").last).to_have_text("[refer] the largest object")
+    expect(page.locator("#chat .user img")).to_have_count(1)
+    page.get_by_text("[detection] people", exact=True).click()  # of the same picture: it is not shown again
+    expect(words(page, "bot")).to_have_count(2)
+    idle(page)
+    expect(page.locator("#chat .user img")).to_have_count(1)
