@@ -79,22 +79,25 @@ def build_page(handlers: Handlers, examples: list[Path], model: ModelConfig | No
         # answers have a line of their own; on the chat, an error would cover what was said
         seen: dict[str, Any] = {"concurrency_limit": None, "show_progress_on": status}
         asks = {"fn": handlers.ask, "inputs": [message, *options, visitor], "outputs": shown, **seen}
-        message.submit(api_name="ask", **asks)
+        asked = message.submit(api_name="ask", **asks)
         start = Start(guide["questions"], examples[:1])
         chosen = questions.click(start.question, [questions, message, visitor], message, **_PRIVATE)
-        chosen.success(api_visibility="private", **asks)
-        if picker:
-            gr.on([page.load, message.change], start.picture_to_draw_on, [message, visitor], picker, **_PRIVATE)
-            picker.input(start.box, [message, visitor], message, **_PRIVATE)
+        chosen = chosen.success(api_visibility="private", **asks)
         chat.retry(handlers.regenerate, [*options, visitor], shown, api_name="regenerate", **seen)
         index, words = gr.Number(visible=False), gr.Textbox(visible=False)
         edited = chat.edit(_edited, None, [index, words], api_visibility="private", **unseen)
         edited.success(handlers.edit, [index, words, *options, visitor], shown, api_name="edit", **seen)
         message.stop(handlers.stop, visitor, None, api_name="stop", **unseen)
         chat.undo(handlers.undo, visitor, shown, api_name="undo", **seen)
-        gr.on([restart.click, chat.clear], handlers.restart, visitor, shown, api_name="restart", **seen)
+        begun = gr.on([restart.click, chat.clear], handlers.restart, visitor, shown, api_name="restart", **seen)
         save.click(handlers.save, visitor, saved, api_name="save", **unseen).success(None, js=_DOWNLOAD)
-        load.upload(handlers.load, [load, visitor], shown, api_name="load", **seen)
+        loaded = load.upload(handlers.load, [load, visitor], shown, api_name="load", **seen)
+        if picker:
+            # after what changes the conversation, too: the message may be as empty as before
+            triggers = [page.load, message.change, *(event.then for event in (asked, chosen, begun, loaded))]
+            for trigger in triggers:
+                trigger(start.picture_to_draw_on, [message, visitor], picker, **_PRIVATE)
+            picker.input(start.box, [message, visitor], message, **_PRIVATE)
     return page
 
 

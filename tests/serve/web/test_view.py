@@ -124,7 +124,7 @@ def test_boxes_are_drawn_on_the_last_picture_and_only_once(monkeypatch):
     growing = view.messages([*turns[:1], Turn(["really?"])], "{<20><20><60><60>}")
     assert len(growing[3]["content"]) == 1  # not while the answer grows
     drawn, words = view.messages(turns)[3]["content"]
-    assert words == "{&lt;20&gt;&lt;20&gt;&lt;60&gt;&lt;60&gt;}"
+    assert words.endswith(">{&lt;20&gt;&lt;20&gt;&lt;60&gt;&lt;60&gt;}</span>")
     with Image.open(drawn["path"]) as image:
         assert image.getbbox() is not None
     assert view.messages(turns)[3]["content"][0] == drawn
