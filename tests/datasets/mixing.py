@@ -55,6 +55,6 @@ def captions(batch: dict) -> list[str]:
 
 def drawn(found: TrainBatches, number: int) -> list[tuple[list[str], float]]:
     taken = [next(found) for _ in range(number)]
-    assert all(batch.keys() == {"conversation", "image_id"} for batch in taken)
+    assert all({"conversation", "image_id"} <= batch.keys() for batch in taken)
     pixels = [torch.stack([p for own in batch["conversation"] for p in own.pictures]) for batch in taken]
     return [(captions(batch), shown.double().sum().item()) for batch, shown in zip(taken, pixels, strict=True)]

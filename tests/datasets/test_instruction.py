@@ -53,7 +53,7 @@ def test_a_record_is_a_conversation(name, build):
     dataset = build(name)
     assert len(dataset) == len(RECORDS)
     first, second = dataset[0], dataset[1]
-    assert (first.keys(), first["image_id"], second["image_id"]) == ({"conversation", "image_id"}, "#0", "b")
+    assert (first["files"], first["image_id"], second["image_id"]) == (["0.png"], "#0", "b")
     assert shown(first["conversation"]) == [[None, " What?"]]
     assert shown(second["conversation"]) == [["Look at ", None, "."], ["Why?"]]
     assert [[turn.answer for turn in s["conversation"].turns] for s in (first, second)] == [["a dog"], ["yes", "so"]]
