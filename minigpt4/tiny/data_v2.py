@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.datasets.formats.annotated import box_text
-from minigpt4.tiny.text import PLACES, ask_all, expressions
+from minigpt4.tiny.text import PLACES, ask_all, expressions, phrase
 from minigpt4.tiny.world import SIDE, Fact, Scene, box
 
 V2_SCENES, V2_TEST_SCENES = 1500, 300
@@ -140,7 +140,7 @@ def _write_test(folder: Path, pictures: Sequence[Picture], rng: random.Random) -
             {
                 "image": f"{picture.name}.jpg",
                 "question": f"[identify] {box_text(bbox, (SIDE, SIDE))}",
-                "answer": expressions("refcocog", fact)[0],
+                "answer": phrase(fact),
             }
             for picture, fact, bbox in _things(pictures)
         ],

@@ -35,7 +35,7 @@ def phrase(fact: Fact) -> str:
 
 def expressions(manner: str, fact: Fact) -> list[str]:
     """What names a digit, and no other of its scene, in the manner of a data set."""
-    return [text.format(**vars(fact)) for text in EXPRESSIONS[manner]]
+    return [text.format(**vars(fact), place=PLACES[fact.position]) for text in EXPRESSIONS[manner]]
 
 
 def caption(facts: Sequence[Fact]) -> str:

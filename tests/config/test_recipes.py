@@ -46,6 +46,11 @@ RECIPES = [  # ours, theirs, the keys that differ
         QWEN.format("projects__instruction_tuning__train"),
         PLACES | {"run.device", "run.output_dir", "run.log_freq", "run.batch_size_eval"},
     ),
+    (
+        "train_configs/minigptv2_finetune",
+        FINAL.format("train_configs__minigptv2_finetune"),
+        LLAMA2 | {"model.llama_model", "model.ckpt"},
+    ),
     ("eval_configs/minigpt4_eval", FINAL.format("eval_configs__minigpt4_eval"), EVAL),
     ("eval_configs/minigpt4_llama2_eval", FINAL.format("eval_configs__minigpt4_llama2_eval"), EVAL),
     ("eval_configs/minigptv2_eval", FINAL.format("eval_configs__minigptv2_eval"), {"model.max_txt_len"}),
