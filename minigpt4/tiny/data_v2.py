@@ -48,7 +48,7 @@ def write_v2(
     pictures = [Picture(i, split, scene) for i, (split, scene) in enumerate(splits, start=1)]
     for picture in pictures:
         _write(folder / "images" / f"{picture.name}.jpg", jpeg(picture.scene))
-    seen, held_out = ([p for p in pictures if p.split == split] for split in ("train", "test"))
+    seen, held_out = pictures[: len(train)], pictures[len(train) :]
     rng = random.Random(f"{seed}/v2 questions")
     _write_json(folder / "vqa" / "vqa_train.json", list(_questions(rng, seen)))
     for name, split_by in REFERENCES.items():
@@ -71,30 +71,17 @@ def _questions(rng: random.Random, pictures: Sequence[Picture]) -> Iterator[dict
 def _write_references(folder: Path, name: str, split_by: str, pictures: Sequence[Picture]) -> None:
     """RefCOCO's form: `refs(SPLITBY).p`, a pickle of plain values, and COCO's `instances.json`."""
     references, annotations, sentences = [], [], count(1)
-    for picture in pictures:
-        for fact, bbox in picture.things:
-            number = len(annotations) + 1
-            annotations.append(
-                {"id": number, "image_id": picture.id, "category_id": fact.digit, "bbox": bbox, "area": bbox[2] * bbox[3]}
-            )
-            said = [{"sent_id": next(sentences), "sent": text, "raw": text} for text in expressions(name, fact)]
-            references.append(
-                {
-                    "ref_id": number,
-                    "ann_id": number,
-                    "image_id": picture.id,
-                    "file_name": f"{picture.name}_{number}.jpg",
-                    "split": picture.split,
-                    "category_id": fact.digit,
-                    "sentences": said,
-                }
-            )
+    for number, (picture, fact, bbox) in enumerate(_things(pictures), start=1):
+        named = {"image_id": picture.id, "category_id": fact.digit}
+        annotations.append({"id": number, **named, "bbox": bbox, "area": bbox[2] * bbox[3]})
+        said = [{"sent_id": next(sentences), "sent": text, "raw": text} for text in expressions(name, fact)]
+        file = f"{picture.name}_{number}.jpg"
+        numbers = {"ref_id": number, "ann_id": number}
+        references.append({**numbers, **named, "file_name": file, "split": picture.split, "sentences": said})
     images = [{"id": p.id, "file_name": f"{p.name}.jpg", "width": SIDE, "height": SIDE} for p in pictures]
     categories = [{"id": digit, "name": str(digit)} for digit in range(10)]
     _write(folder / f"refs({split_by}).p", pickle.dumps(references, _PICKLE))
-    _write_json(
-        folder / "instances.json", {"images": images, "annotations": annotations, "categories": categories}
-    )
+    _write_json(folder / "instances.json", {"images": images, "annotations": annotations, "categories": categories})
 
 
 def _grounded(pictures: Sequence[Picture]) -> dict[str, list[dict[str, Any]]]:
@@ -120,31 +107,19 @@ def _grounded(pictures: Sequence[Picture]) -> dict[str, list[dict[str, Any]]]:
 
 def _write_test(folder: Path, pictures: Sequence[Picture], rng: random.Random) -> None:
     """What the benchmarks refcoco, refcoco+, refcocog, vqav2 and own read; the last asks what is in a box."""
+    things = list(_things(pictures))
     for name in REFERENCES:
         rows = []
-        for number, (picture, fact, bbox) in enumerate(_things(pictures)):
+        for number, (picture, fact, bbox) in enumerate(things):
             said = expressions(name, fact)
-            rows.append(
-                {
-                    "img_id": f"{picture.name}_{number}",
-                    "sents": said[number % len(said)],
-                    "bbox": bbox,
-                    "width": SIDE,
-                    "height": SIDE,
-                }
-            )
+            named = {"img_id": f"{picture.name}_{number}", "sents": said[number % len(said)]}
+            rows.append(named | {"bbox": bbox, "width": SIDE, "height": SIDE})
         _write_json(folder / name / f"{name}_test.json", rows)
-    _write_json(
-        folder / "identify.json",
-        [
-            {
-                "image": f"{picture.name}.jpg",
-                "question": f"[identify] {box_text(bbox, (SIDE, SIDE))}",
-                "answer": phrase(fact),
-            }
-            for picture, fact, bbox in _things(pictures)
-        ],
-    )
+    asked = [
+        {"image": f"{p.name}.jpg", "question": f"[identify] {box_text(bbox, (SIDE, SIDE))}", "answer": phrase(fact)}
+        for p, fact, bbox in things
+    ]
+    _write_json(folder / "identify.json", asked)
     _write_vqav2(folder / "vqav2", list(_questions(rng, pictures)))
 
 
@@ -161,9 +136,7 @@ def _write_vqav2(folder: Path, asked: list[dict[str, Any]]) -> None:
         people = [{"answer": answer, "answer_id": i + 1} for i in range(_HUMANS)]
         kind = {"yes": "yes/no", "no": "yes/no"}.get(answer, "number" if row["question_type"] == "count" else "other")
         questions.append(named | {"question": row["question"]})
-        annotations.append(
-            named | {"answers": people, "question_type": row["question_type"], "answer_type": kind}
-        )
+        annotations.append(named | {"answers": people, "question_type": row["question_type"], "answer_type": kind})
     _write_json(folder / "v2_OpenEnded_mscoco_train2014_questions.json", {"questions": questions})
     _write_json(folder / "v2_mscoco_train2014_annotations.json", {"annotations": annotations})
 

@@ -1,4 +1,4 @@
-"""What `minigpt4 tiny data` writes for MiniGPT-v2's recipe is what the readers and the benchmarks of its formats read."""
+"""What `minigpt4 tiny data` writes for MiniGPT-v2's recipe is what readers and benchmarks of its formats read."""
 
 import json
 from pathlib import Path
@@ -59,12 +59,11 @@ def test_the_recipe_s_readers_find_every_sample(samples, data):
 def test_what_is_somewhere_is_there_the_other_way_round(samples):
     where = {(question, answer) for question, answer in samples["refcocog"]}
     what = {(answer, question) for question, answer in samples["invrefcocog"]}
-    assert {(q.removeprefix("[refer] "), a) for q, a in where} == {
-        (a, q.removeprefix("[identify] ")) for a, q in what
-    }
-    caption = samples["flickr_grounded_caption"][0][1]
+    assert {(q.removeprefix("[refer] "), a) for q, a in where} == {(a, q.removeprefix("[identify] ")) for a, q in what}
     phrase, place = samples["refcocog"][0]
-    assert caption.startswith(f"<p>{phrase.removeprefix('[refer] ')}</p> {place} ")
+    what, _, where = phrase.removeprefix("[refer] ").partition(" at ")
+    assert samples["flickr_grounded_caption"][0][1].startswith(f"<p>{what}</p> {place} at {where} and ")
+    assert samples["flickr_ObjectToPhrase"][0][1] == f"<p>{what.removeprefix('a ')}</p> {place}"
 
 
 def test_questions_have_short_answers(samples):
