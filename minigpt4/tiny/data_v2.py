@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.datasets.formats.annotated import box_text
-from minigpt4.tiny.text import PLACES, ask_all, expressions, phrase
+from minigpt4.tiny.text import PLACES, ask_all, expressions
 from minigpt4.tiny.world import SIDE, Fact, Scene, box
 
 V2_SCENES, V2_TEST_SCENES = 1500, 300
@@ -116,7 +116,7 @@ def _write_test(folder: Path, pictures: Sequence[Picture], rng: random.Random) -
             rows.append(named | {"bbox": bbox, "width": SIDE, "height": SIDE})
         _write_json(folder / name / f"{name}_test.json", rows)
     asked = [
-        {"image": f"{p.name}.jpg", "question": f"[identify] {box_text(bbox, (SIDE, SIDE))}", "answer": phrase(fact)}
+        {"image": f"{p.name}.jpg", "question": f"[identify] {box_text(bbox, (SIDE, SIDE))}", "answer": expressions("refcocog", fact)[0]}
         for p, fact, bbox in things
     ]
     _write_json(folder / "identify.json", asked)

@@ -60,9 +60,9 @@ def test_what_is_somewhere_is_there_the_other_way_round(samples):
     where = {(question, answer) for question, answer in samples["refcocog"]}
     what = {(answer, question) for question, answer in samples["invrefcocog"]}
     assert {(q.removeprefix("[refer] "), a) for q, a in where} == {(a, q.removeprefix("[identify] ")) for a, q in what}
-    phrase, place = samples["refcocog"][0]
-    what, _, where = phrase.removeprefix("[refer] ").partition(" at ")
-    assert samples["flickr_grounded_caption"][0][1].startswith(f"<p>{what}</p> {place} at {where} and ")
+    expression, place = samples["refcocog"][0]
+    where, _, what = expression.removeprefix("[refer] the digit ").partition(", ")
+    assert samples["flickr_grounded_caption"][0][1].startswith(f"<p>{what}</p> {place} {where} and ")
     assert samples["flickr_ObjectToPhrase"][0][1] == f"<p>{what.removeprefix('a ')}</p> {place}"
 
 

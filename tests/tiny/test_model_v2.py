@@ -13,7 +13,7 @@ from minigpt4.evaluation.metrics.boxes import iou_of_pixels, parse_box
 from minigpt4.inference.chat import Chat
 from minigpt4.inference.loading import load_engine
 from minigpt4.tiny.data import write_all
-from minigpt4.tiny.text import phrase
+from minigpt4.tiny.text import expressions
 from minigpt4.tiny.world import SIDE, box, render, sample_scene
 from tests.config import ROOT
 
@@ -61,7 +61,7 @@ def part_named(chat, asked, shown=None) -> float:
     for picture, fact, bbox in asked:
         left, top, right_side, bottom = (int(100 * side / SIDE) for side in corners(bbox))
         question = f"[identify] {{<{left}><{top}><{right_side}><{bottom}>}}"
-        right += answer(chat, shown or picture, question) == phrase(fact)
+        right += answer(chat, shown or picture, question) in expressions("refcocog", fact)
     return right / len(asked)
 
 
