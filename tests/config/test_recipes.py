@@ -131,3 +131,13 @@ def test_models_are_the_originals(arch, model_type, theirs, keys):
     assert different(f"minigpt4/config/defaults/models/{arch}/{model_type}.yaml", theirs, options) - words == keys
     model = load_config(ROOT / "minigpt4" / "config" / "defaults" / "default.yaml", options).model
     assert {key: getattr(model, key) for key in CODE[model_type]} == CODE[model_type]
+
+
+@pytest.mark.slow
+def test_minigpt_v2_s_recipe_names_all_paths_that_are_to_be_set(minigpt4, tmp_path):
+    status, _, printed = minigpt4("train", "--cfg-path", "minigptv2_finetune", "--options", f"run.output_dir={tmp_path}")
+    assert status == 2
+    datasets = load_config(ROOT / "train_configs" / "minigptv2_finetune.yaml").datasets
+    assert len(datasets) == 22
+    missing = [f"datasets.{name}.build_info.storage: " for name in datasets] + ["model.ckpt: ", "model.llama_model: "]
+    assert [key for key in missing if key not in printed] == []
