@@ -9,9 +9,7 @@ from minigpt4.common.errors import make_folder
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(main=main)
     commands = parser.add_subparsers(dest="tiny_command", required=True)
-    data = commands.add_parser(
-        "data", help="write the digit-scene data sets for both training stages and the benchmark"
-    )
+    data = commands.add_parser("data", help="write the digit-scene data sets of all tiny recipes and benchmarks")
     data.add_argument("--out", type=Path, default=Path("dataset/tiny"), help="folder to write (default: %(default)s)")
     pretrain = commands.add_parser("pretrain", help="make the bundled tiny model again, from nothing, on two cores")
     pretrain.add_argument("--out", type=Path, required=True, help="folder to write; finished stages in it are kept")

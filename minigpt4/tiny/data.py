@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from minigpt4.tiny.data_v2 import V2_SCENES, V2_TEST_SCENES, write_v2
 from minigpt4.tiny.text import ask_all, caption, description
 from minigpt4.tiny.world import Scene, render, sample_scene
 
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_all(out: Path, seed: int, scale: float = 1.0) -> None:
-    """Writes `stage1/`, `stage1_val/`, `stage2/`, `stage2_val/` and `benchmark/` under `out`.
+    """Writes `stage1/`, `stage1_val/`, `stage2/`, `stage2_val/`, `benchmark/` and `v2/` under `out`.
 
     The same seed gives the same files; `scale` shrinks the number of scenes, for tests.
     """
@@ -34,7 +35,9 @@ def write_all(out: Path, seed: int, scale: float = 1.0) -> None:
     write_stage2(out / "stage2", scenes("stage2", "train", STAGE2_SCENES), seed)
     write_stage2(out / "stage2_val", scenes("stage2_val", "val", STAGE2_VAL_SCENES), seed)
     write_benchmark(out / "benchmark", scenes("benchmark", "test", BENCHMARK_SCENES), seed)
-    logger.info("Wrote stage1, stage1_val, stage2, stage2_val and benchmark to %s", out)
+    v2 = scenes("v2", "train", V2_SCENES), scenes("v2_test", "test", V2_TEST_SCENES)
+    write_v2(out / "v2", *v2, seed, lambda scene: _jpeg(render(scene)))
+    logger.info("Wrote stage1, stage1_val, stage2, stage2_val, benchmark and v2 to %s", out)
 
 
 def write_stage1(folder: Path, scenes: list[Scene]) -> None:

@@ -16,6 +16,7 @@ DETAIL_REQUESTS: list[str] = _WORDS["detail_requests"]
 MORE_REQUESTS: list[str] = _WORDS["more_requests"]
 PHRASINGS: dict[str, list[str]] = _WORDS["phrasings"]
 QUESTION_TYPES = tuple(PHRASINGS)
+EXPRESSIONS: dict[str, list[str]] = _WORDS["expressions"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class Question:
 def phrase(fact: Fact) -> str:
     """'a red 7 on the left'."""
     return f"a {fact.color} {fact.digit} {PLACES[fact.position]}"
+
+
+def expressions(manner: str, fact: Fact) -> list[str]:
+    """What names a digit, and no other of its scene, in the manner of a data set."""
+    return [text.format(**vars(fact), place=PLACES[fact.position]) for text in EXPRESSIONS[manner]]
 
 
 def caption(facts: Sequence[Fact]) -> str:

@@ -115,13 +115,27 @@ def render(scene: Scene) -> Image.Image:
     rng = np.random.default_rng(scene.background)
     canvas = _background(rng)
     for fact, look in zip(scene.facts, scene.looks, strict=True):
-        pixels = max(8, round(look.size * SIDE))
-        left, top = (round(c * SIDE - pixels / 2) for c in look.center)
+        left, top, pixels = _square(look)
         box = np.s_[max(top, 0) : min(top + pixels, SIDE), max(left, 0) : min(left + pixels, SIDE)]
         ink = _ink(look, pixels)[box[0].start - top : box[0].stop - top, box[1].start - left : box[1].stop - left, None]
         color = np.array(COLORS[fact.color], np.float32) * rng.uniform(0.8, 1.0)
         canvas[box] = canvas[box] * (1 - ink) + color * ink
     return Image.fromarray(canvas.astype(np.uint8))
+
+
+def _square(look: Look) -> tuple[int, int, int]:
+    """Left, top and side of the square that a digit is drawn in, in pixels; it may leave the picture."""
+    pixels = max(8, round(look.size * SIDE))
+    left, top = (round(c * SIDE - pixels / 2) for c in look.center)
+    return left, top, pixels
+
+
+def box(look: Look) -> tuple[int, int, int, int]:
+    """x, y, width and height of a digit's square within the picture, in pixels, as COCO's boxes are written."""
+    left, top, pixels = _square(look)
+    right, bottom = min(left + pixels, SIDE), min(top + pixels, SIDE)
+    left, top = max(left, 0), max(top, 0)
+    return left, top, right - left, bottom - top
 
 
 def _background(rng: np.random.Generator) -> np.ndarray:

@@ -46,6 +46,11 @@ RECIPES = [  # ours, theirs, the keys that differ
         QWEN.format("projects__instruction_tuning__train"),
         PLACES | {"run.device", "run.output_dir", "run.log_freq", "run.batch_size_eval"},
     ),
+    (
+        "train_configs/minigptv2_finetune",
+        FINAL.format("train_configs__minigptv2_finetune"),
+        LLAMA2 | {"model.llama_model", "model.ckpt"},
+    ),
     ("eval_configs/minigpt4_eval", FINAL.format("eval_configs__minigpt4_eval"), EVAL),
     ("eval_configs/minigpt4_llama2_eval", FINAL.format("eval_configs__minigpt4_llama2_eval"), EVAL),
     ("eval_configs/minigptv2_eval", FINAL.format("eval_configs__minigptv2_eval"), {"model.max_txt_len"}),
@@ -126,3 +131,15 @@ def test_models_are_the_originals(arch, model_type, theirs, keys):
     assert different(f"minigpt4/config/defaults/models/{arch}/{model_type}.yaml", theirs, options) - words == keys
     model = load_config(ROOT / "minigpt4" / "config" / "defaults" / "default.yaml", options).model
     assert {key: getattr(model, key) for key in CODE[model_type]} == CODE[model_type]
+
+
+@pytest.mark.slow
+def test_minigpt_v2_s_recipe_names_all_paths_that_are_to_be_set(minigpt4, tmp_path):
+    status, _, printed = minigpt4(
+        "train", "--cfg-path", "minigptv2_finetune", "--options", f"run.output_dir={tmp_path}"
+    )
+    assert status == 2
+    datasets = load_config(ROOT / "train_configs" / "minigptv2_finetune.yaml").datasets
+    assert len(datasets) == 22
+    missing = [f"datasets.{name}.build_info.storage: " for name in datasets] + ["model.ckpt: ", "model.llama_model: "]
+    assert [key for key in missing if key not in printed] == []
