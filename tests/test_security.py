@@ -69,5 +69,6 @@ def test_nothing_in_the_source_unpickles_or_runs_text():
     found = {str(file.relative_to(ROOT)): unsafe(file.read_text("utf-8")) for file in SOURCES}
     # the server's own calls, to a process that gives nothing back but JSON and pixels
     assert {name: places for name, places in found.items() if places} == {
-        "minigpt4/serve/picture_decoding.py": ["pickle"]
+        "minigpt4/datasets/formats/refer.py": ["pickle"],  # by an unpickler that refuses every class and function
+        "minigpt4/serve/picture_decoding.py": ["pickle"],
     }

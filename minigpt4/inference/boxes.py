@@ -3,9 +3,10 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageDraw, ImageFont
+if TYPE_CHECKING:  # slow to import, for texts alone
+    from PIL import Image
 
 _GRID = 100  # coordinates are integers from 0 to this, relative to the picture
 _BOX = r"\{\s*<(\d{1,3})>\s*<(\d{1,3})>\s*<(\d{1,3})>\s*<(\d{1,3})>\s*\}"
@@ -75,8 +76,10 @@ def mark_phrases(answer: str, mark: Callable[[str, str], str]) -> str:
     return _LABELLED.sub(marked, answer)
 
 
-def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
+def draw_boxes(image: "Image.Image", boxes: Sequence[Box]) -> "Image.Image":
     """A copy of a picture with the boxes; those of one label have one color."""
+    from PIL import ImageDraw, ImageFont
+
     image = image.copy()
     draw, unit = ImageDraw.Draw(image), max(1, round(max(image.size) / 200))
     font = ImageFont.load_default(size=max(12, 8 * unit))
