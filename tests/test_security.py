@@ -71,4 +71,5 @@ def test_nothing_in_the_source_unpickles_or_runs_text():
     assert {name: places for name, places in found.items() if places} == {
         "minigpt4/datasets/formats/refer.py": ["pickle"],  # by an unpickler that refuses every class and function
         "minigpt4/serve/picture_decoding.py": ["pickle"],
+        "minigpt4/tiny/data_v2.py": ["pickle"],  # which writes plain values
     }
