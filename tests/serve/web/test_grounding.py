@@ -88,17 +88,18 @@ def test_a_box_is_drawn_and_asked_about_and_the_answers_boxes_are_shown(page, ec
     expect(words(page, "bot").last.locator("span[style*=color]").first).to_have_text("red two")
     expect(page.locator("#chat .bot img")).to_have_count(1)  # the picture with the boxes
     expect(page.locator("#box .stage img")).to_have_attribute("src", re.compile("gradio_api/file="))
+    assert echo.ended == ["stop"] and words(page, "bot").last.inner_text() == "red two and {<5><5><20><20>}"
 
 
 @pytest.mark.browser
 def test_buttons_put_the_task_before_the_question(page, echo):
     for task in ("vqa", "caption", "grounding", "refer", "identify", "detection"):
-        box(page).fill(f"{box(page).input_value()}" or "a dog")
+        box(page).fill(box(page).input_value() or "a dog")
         page.get_by_role("button", name=f"[{task}]", exact=True).click()
         expect(box(page)).to_have_value(f"[{task}] a dog")
     send(page, box(page).input_value())
     idle(page)
-    expect(words(page, "bot").last).to_contain_text("[detection] a dog")
+    assert words(page, "bot").last.inner_text() == "[detection] a dog no picture"
 
 
 @pytest.mark.browser
@@ -111,3 +112,5 @@ def test_a_tap_on_a_question_asks_it_about_the_example(page, echo):
     expect(words(page, "bot")).to_have_count(2)
     idle(page)
     expect(page.locator("#chat .user img")).to_have_count(1)
+    first, second = words(page, "bot").all_inner_texts()
+    assert first.startswith("[refer] the largest object 1 ") and second.startswith("[detection] people 1 ")
