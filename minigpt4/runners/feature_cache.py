@@ -25,6 +25,7 @@ from minigpt4.common.files import replace_file
 from minigpt4.common.locks import locked
 from minigpt4.config.schema import Config, DatasetConfig
 from minigpt4.conversation.conversation import Conversation, Turn
+from minigpt4.datasets.formats.annotated import AnnotatedDataset
 from minigpt4.datasets.loading import Skipped, UsableSamples
 from minigpt4.models.checkpoint import write_tensors
 from minigpt4.models.cpu_linear import use_onednn
@@ -133,6 +134,11 @@ def cached_datasets(config: Config, task: ImageTextPretrainTask) -> dict[str, di
             raise UserError(
                 f"{_KEY}: datasets.{name.partition('/')[2]} streams shards; a cache needs data with a length, "
                 f"such as cc_sbu_align or instruction. Set {_KEY}=null."
+            )
+        if isinstance(dataset, AnnotatedDataset):
+            raise UserError(
+                f"{_KEY}: datasets.{name.partition('/')[2]} draws its questions anew each time, and a cache would keep "
+                f"one. Set {_KEY}=null."
             )
     # the vision part and the LLM are never in memory together
     files = preflight(config, build_vision(config, towers=False))

@@ -21,7 +21,7 @@ class Device:
         memory: bytes that are free.
         bandwidth: bytes of it that are read in a second.
         flops: operations a second in products of matrices.
-        measured: whether the last two are of this machine; else they are its maker's.
+        measured: whether the last two are of this machine; else they are those of `devices.yaml`.
     """
 
     name: str

@@ -146,7 +146,7 @@ def _estimate(setting: "Setting", needs: list[dict[str, Any]]) -> list[Line]:
 
     device, lines = setting.device, []
     count = f" x {setting.count}" if setting.count > 1 else ""
-    how = "measured just now" if device.measured else "its maker's figures: times are a roofline, the best possible"
+    how = "measured just now" if device.measured else "figures of devices.yaml: times are a roofline, the best possible"
     lines.append(Line("ok", f"{device.name}{count}: {device.memory / 1e9:.1f} GB; {how}"))
     for phase, need in estimate(setting).items():
         good = fits(setting, need)

@@ -78,9 +78,11 @@ class AnnotatedDataset(Dataset):
         if self.shows:
             self._leave_out_what_has_no_picture()
 
-    @abstractmethod
     def read(self) -> list[Any]:
-        """The annotations that are used, as their files have them, in order."""
+        """The annotations that are used, in order: the entries of all files, which are lists, or lists below the key
+        "annotations" or "data".
+        """
+        return [entry for file in self.files for entry in listed(self.key, file)]
 
     @abstractmethod
     def picture(self, row: Any) -> str:
@@ -89,6 +91,11 @@ class AnnotatedDataset(Dataset):
     @abstractmethod
     def asked(self, row: Any, size: tuple[int, int]) -> Asked:
         """What may be asked about a picture of this width and height, and answered."""
+
+    @property
+    def pictures(self) -> Path:
+        """The folder of the pictures."""
+        return Path(self.info.images or ".")
 
     def name(self, row: Any) -> Any:
         """The name of an annotation's sample."""
@@ -136,15 +143,11 @@ class AnnotatedDataset(Dataset):
         whole = sum(found.values())
         return {variant: weight / whole for variant, weight in found.items()}
 
-    def load(self) -> list[Any]:
-        """The entries of all annotation files: lists, or below the key "annotations" or "data"."""
-        return [entry for file in self.files for entry in listed(self.key, file)]
-
     def file(self, row: Any) -> Path | None:
         """The picture's file, whether it is there or not; None of a format without pictures."""
         if not self.shows:
             return None
-        folder, name = Path(self.info.images or "."), self.picture(row)
+        folder, name = self.pictures, self.picture(row)
         inside = folder / "train" / name  # the original looks into this folder alone
         return inside if not _is_there(folder / name) and _is_there(inside) else folder / name
 

@@ -11,7 +11,7 @@ class CocoCaptions(AnnotatedDataset):
     """`{"image", "caption"}` of Karpathy's split of COCO, of which COCO's own training part is used."""
 
     def read(self) -> list[Any]:
-        return [row for row in self.load() if "train" in row["image"]]
+        return [row for row in super().read() if "train" in row["image"]]
 
     def picture(self, row: Any) -> str:
         return row["image"].split("/")[-1]
@@ -23,9 +23,6 @@ class CocoCaptions(AnnotatedDataset):
 @registry.register_format("textcaps")
 class TextCaps(AnnotatedDataset):
     """`{"data": [{"image_id", "caption_str"}]}` (TextCaps: Sidorov et al. 2020)."""
-
-    def read(self) -> list[Any]:
-        return self.load()
 
     def picture(self, row: Any) -> str:
         return f"{row['image_id']}.jpg"

@@ -12,9 +12,6 @@ from minigpt4.datasets.formats.annotated import AnnotatedDataset, Asked
 class GroundedCaptions(AnnotatedDataset):
     """`{"image_id", "grounded_caption"}`: a description whose phrases have boxes."""
 
-    def read(self) -> list[Any]:
-        return self.load()
-
     def picture(self, row: Any) -> str:
         return f"{row['image_id']}.jpg"
 

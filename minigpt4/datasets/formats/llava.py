@@ -17,9 +17,6 @@ class LlavaDataset(AnnotatedDataset):
     A question that has no answer at the end is left out.
     """
 
-    def read(self) -> list[Any]:
-        return self.load()
-
     def picture(self, row: Any) -> str:
         return f"COCO_train2014_{row['id']}.jpg"
 
@@ -56,9 +53,6 @@ class UnnaturalInstructions(AnnotatedDataset):
     """
 
     shows = False
-
-    def read(self) -> list[Any]:
-        return self.load()
 
     def picture(self, row: Any) -> str:
         return ""

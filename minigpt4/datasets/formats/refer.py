@@ -69,7 +69,6 @@ class VisualGenomeDataset(AnnotatedDataset):
 
     def read(self) -> list[Any]:
         folder = self.files[0]
-        self.info.images = self.info.images or str(folder)
         images = {_id(own, "image_id"): own["url"] for own in load_json(self.key, folder / "image_data.json")}
         rows = []
         for picture in load_json(self.key, folder / "region_descriptions.json"):
@@ -79,6 +78,10 @@ class VisualGenomeDataset(AnnotatedDataset):
                     box = tuple(region[side] for side in ("x", "y", "width", "height"))
                     rows.append((number, images.get(number), region["phrase"], box))
         return rows
+
+    @property
+    def pictures(self) -> Path:
+        return Path(self.info.images) if self.info.images else self.files[0]
 
     def picture(self, row: Any) -> str:
         return "/".join(row[1].split("/")[-2:])

@@ -13,9 +13,6 @@ class VqaDataset(AnnotatedDataset):
     A-OKVQA and GQA). An answer is as likely as it is often given.
     """
 
-    def read(self) -> list[Any]:
-        return self.load()
-
     def picture(self, row: Any) -> str:
         """COCO's files have one folder; GQA's keep theirs."""
         name: str = row["image"]

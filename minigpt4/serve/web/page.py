@@ -94,9 +94,10 @@ def build_page(handlers: Handlers, examples: list[Path], model: ModelConfig | No
         loaded = load.upload(handlers.load, [load, visitor], shown, api_name="load", **seen)
         if picker:
             # after what changes the conversation, too: the message may be as empty as before
+            drawn_on = gr.State("")
             triggers = [page.load, message.change, *(event.then for event in (asked, chosen, begun, loaded))]
             for trigger in triggers:
-                trigger(start.picture_to_draw_on, [message, visitor], picker, **_PRIVATE)
+                trigger(start.picture_to_draw_on, [message, visitor, drawn_on], [picker, drawn_on], **_PRIVATE)
             picker.input(start.box, [message, visitor], message, **_PRIVATE)
     return page
 

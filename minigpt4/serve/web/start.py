@@ -3,8 +3,10 @@
 import mimetypes
 import re
 from dataclasses import dataclass
-from functools import partial
+from filecmp import cmp
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import gradio as gr
@@ -40,8 +42,8 @@ def first_screen(examples: list[Path]) -> str:
     how = "Drop, paste or attach pictures or a video, then ask about them."
     if not examples:
         return how
-    picture = thumbnail_url(Image.open(examples[0]).convert("RGB"), _FIRST_PICTURE)
-    return f'<img src="{picture}" alt="an example"><br>Ask one of the questions below about this picture. Or: {how}'
+    picture = f'<img src="{example_url(*examples[:1])}" alt="an example">'
+    return f"{picture}<br>Ask one of the questions below about this picture. Or: {how}"
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,19 @@ class Start:
         text, count = re.subn(r"\{(<\d{1,3}>){4}\}", box, message["text"])
         return self._with_picture(message, visitor, text if count else in_task("identify", box))
 
-    def picture_to_draw_on(self, message: Message, visitor: Visitor | None) -> gr.HTML:
-        """The last picture of the message, else of the conversation, else the example."""
+    def picture_to_draw_on(self, message: Message, visitor: Visitor | None, shown: str) -> tuple[Any, str]:
+        """The last picture of the message, else of the conversation, else the example.
+
+        It is sent only where it is another than what is `shown`: a box that was drawn stays while words are typed.
+        """
         files = [file for file in message["files"] if not str(mimetypes.guess_type(file)[0]).startswith("video/")]
         file = files[-1] if files else visitor.view.picture(visitor.chat.turns) if visitor else ""
-        if not file and self.examples:
-            return gr.HTML(picture=thumbnail_url(Image.open(self.examples[0]).convert("RGB"), _FIRST_PICTURE))
-        return gr.HTML(picture=f"gradio_api/file={quote(file)}" if file else "")
+        example = not file or any(cmp(file, own, shallow=False) for own in self.examples if own.name == Path(file).name)
+        picture = example_url(*self.examples) if example else f"gradio_api/file={quote(file)}"
+        return gr.skip() if picture == shown else gr.HTML(picture=picture), picture
+
+
+@cache
+def example_url(*examples: Path) -> str:
+    """A `data:` URL of the first example; "" without one."""
+    return thumbnail_url(Image.open(examples[0]).convert("RGB"), _FIRST_PICTURE) if examples else ""

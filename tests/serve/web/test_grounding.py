@@ -80,8 +80,13 @@ def test_a_box_is_drawn_and_asked_about_and_the_answers_boxes_are_shown(page, ec
     draw(page, 0.1, 0.2, 0.5, 0.6)
     expect(box(page)).to_have_value("[identify] {<10><20><50><60>}")
     expect(page.locator("#message .thumbnails img")).to_have_count(1)  # the example, which the question is about
+    page.wait_for_timeout(1000)
+    assert page.locator("#box .stage i").evaluate("drawn => drawn.style.left") == "10%"
     draw(page, 0.5, 0.5, 1.0, 1.0)  # another in its place
     expect(box(page)).to_have_value("[identify] {<50><50><100><100>}")
+    box(page).press_sequentially(" please")  # the drawn box stays while words are typed
+    page.wait_for_timeout(1000)
+    assert page.locator("#box .stage i").evaluate("drawn => drawn.style.left") == "50%"
     page.get_by_test_id("submit-button").click()
     idle(page)
     expect(words(page, "user").last).to_contain_text("[identify] {<50><50><100><100>}")
