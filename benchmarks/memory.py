@@ -93,7 +93,7 @@ def train(config: Config) -> None:
     """One step as a run makes it, of as many tokens as are estimated."""
     from minigpt4.common.registry import registry
     from minigpt4.runners.strategies.building import build_strategy
-    from minigpt4.tools.estimating import training_length
+    from minigpt4.tools.doctor.estimating import training_length
 
     cpu = torch.device("cpu")
     model = registry.get_model_class(config.model.arch).from_config(config)
@@ -133,8 +133,8 @@ def estimated(config: Config, prompt: int) -> dict[str, float]:
     """Of each phase, in a process that has loaded nothing."""
     from minigpt4.models.preflight import llm_outline
     from minigpt4.models.vision import build_vision
-    from minigpt4.tools.devices import Device, process_memory
-    from minigpt4.tools.estimating import Setting, estimate
+    from minigpt4.tools.doctor.devices import Device, process_memory
+    from minigpt4.tools.doctor.estimating import Setting, estimate
 
     baseline, vision, folder = process_memory(), build_vision(config), Path(config.model.llama_model)
     cpu = Device("CPU", True, 0, 1, 1)

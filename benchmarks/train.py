@@ -48,7 +48,7 @@ from minigpt4.models.vision import VisionPart, build_vision
 from minigpt4.models.vision.cached_features import CachedFeatures
 from minigpt4.runners.runner_base import RunnerBase
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
-from minigpt4.tools.peak_memory import PeakMemory
+from minigpt4.tools.doctor.peak_memory import PeakMemory
 
 TINY = str(Path(minigpt4.__file__).parent / "assets" / "tiny" / "llm")
 ORIGINAL = 35.0  # image-text pairs a second and GPU: 5 million in 10 hours on 4 A100s (MiniGPT-4, section 3.1)

@@ -299,6 +299,12 @@ def test_what_a_cache_cannot_serve_is_refused(config):
     config.run.valid_splits = []
     with pytest.raises(UserError, match="datasets.laion streams shards; a cache needs data with a length"):
         cached(config)
+    data = Path(__file__).parents[1] / "fixtures" / "minigptv2" / "data" / "gqa"
+    asked = replace(config.datasets["laion"], format="vqa")
+    asked.build_info = BuildInfo(str(data / "train_balanced_questions.json"), images=str(data / "images"))
+    config.datasets = {"gqa": asked}
+    with pytest.raises(UserError, match="datasets.gqa draws its questions anew each time"):
+        cached(config)
     config.model = replace(config.model, unfreeze=["qformer"])
     with pytest.raises(UserError, match="run.cache_features: .* while qformer train"):
         RunnerBase.check(config)

@@ -14,10 +14,10 @@ from minigpt4.common.errors import Problems, UserError, did_you_mean
 from minigpt4.config.arguments import read_config
 from minigpt4.config.finding import TINY
 from minigpt4.config.schema import Config
-from minigpt4.tools.environment import Line, State, environment
+from minigpt4.tools.doctor.environment import Line, State, environment
 
 if TYPE_CHECKING:  # slow to import
-    from minigpt4.tools.estimating import Need, Setting
+    from minigpt4.tools.doctor.estimating import Need, Setting
 
 _SHOWN = {"ok": ("ok  ", "32"), "red": ("RED ", "31"), "off": ("-   ", "90")}  # and the colours of terminals
 _LARGE = 3e9  # bytes of a file that takes long to read
@@ -78,8 +78,8 @@ def _check_config(page: Page, config: Config, args: argparse.Namespace) -> None:
     from minigpt4.models.llm import llm_folder
     from minigpt4.models.preflight import llm_outline, preflight
     from minigpt4.models.vision import build_vision
-    from minigpt4.tools.devices import process_memory, this_device
-    from minigpt4.tools.estimating import Setting
+    from minigpt4.tools.doctor.devices import process_memory, this_device
+    from minigpt4.tools.doctor.estimating import Setting
 
     baseline = process_memory()
     problems, files = Problems(), dict[str, Path]()
@@ -107,7 +107,7 @@ def _device_of(config: Config) -> Any:
 
 
 def _named(name: str) -> Any:
-    from minigpt4.tools.devices import known_devices
+    from minigpt4.tools.doctor.devices import known_devices
 
     known = known_devices()
     if name not in known:
@@ -119,7 +119,7 @@ def _checksum(file: Path, large: bool) -> list[Line]:
     """Whether files that are published under this name have the sha256 that is published."""
     from minigpt4.models.published import published_weights
     from minigpt4.models.tensor_files import weight_files
-    from minigpt4.tools.downloading import sha256_of
+    from minigpt4.tools.fetch.downloading import sha256_of
 
     found = []
     for own in weight_files(file) if file.is_dir() else [file]:
@@ -142,7 +142,7 @@ def _cached_as(hub_id: str) -> str:
 
 
 def _estimate(setting: "Setting", needs: list[dict[str, Any]]) -> list[Line]:
-    from minigpt4.tools.estimating import estimate, fits
+    from minigpt4.tools.doctor.estimating import estimate, fits
 
     device, lines = setting.device, []
     count = f" x {setting.count}" if setting.count > 1 else ""
@@ -172,7 +172,7 @@ def _times(phase: str, need: "Need") -> str:
 
 def _cure(setting: "Setting", phase: str) -> str:
     """The first of a few options with which a phase fits."""
-    from minigpt4.tools.estimating import estimate, fits
+    from minigpt4.tools.doctor.estimating import estimate, fits
 
     for options, phases in _CURES:
         if phase not in phases:

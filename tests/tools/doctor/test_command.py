@@ -19,9 +19,9 @@ TINY = Path(package.__file__).parent / "assets" / "tiny"
 @pytest.fixture
 def doctor(minigpt4, monkeypatch):
     """The command on the bundled config; what it prints as JSON, after the exit status. It measures nothing."""
-    from minigpt4.tools.devices import Device
+    from minigpt4.tools.doctor.devices import Device
 
-    monkeypatch.setattr("minigpt4.tools.devices.this_device", lambda _: Device("CPU", True, 20e9, 1e10, 1e11))
+    monkeypatch.setattr("minigpt4.tools.doctor.devices.this_device", lambda _: Device("CPU", True, 20e9, 1e10, 1e11))
 
     def run(*options, words=()):
         code, told, error = minigpt4(
@@ -64,7 +64,7 @@ def test_the_bundled_model_is_in_order(doctor):
 
 
 def test_the_machine_alone(minigpt4, monkeypatch):
-    monkeypatch.setattr("minigpt4.tools.environment._version", lambda name: None if name == "pyarrow" else "1")
+    monkeypatch.setattr("minigpt4.tools.doctor.environment._version", lambda name: None if name == "pyarrow" else "1")
     code, told, _ = minigpt4("doctor")
     assert code == 0 and "pip install 'minigpt4[parquet]'" in told and "The config" not in told
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
@@ -138,9 +138,9 @@ def test_checksums_of_published_files(doctor, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_what_does_not_fit_is_red_with_what_to_try(doctor, monkeypatch):
-    from minigpt4.tools.devices import Device
+    from minigpt4.tools.doctor.devices import Device
 
-    monkeypatch.setattr("minigpt4.tools.devices.this_device", lambda _: Device("CPU", True, 1e8, 1e10, 1e11))
+    monkeypatch.setattr("minigpt4.tools.doctor.devices.this_device", lambda _: Device("CPU", True, 1e8, 1e10, 1e11))
     lines = red(doctor())
     assert len(lines) == 2 and all("does not fit; try a smaller LLM" in line for line in lines)
 

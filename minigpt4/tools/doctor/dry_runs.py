@@ -17,7 +17,7 @@ from minigpt4.models.llm import add_lora, dtype_of, quantization_of
 from minigpt4.models.parts import checkpoint_blocks
 from minigpt4.models.quantized_linear import Unpacked
 from minigpt4.models.vision import VisionPart
-from minigpt4.tools.peak_memory import PeakMemory
+from minigpt4.tools.doctor.peak_memory import PeakMemory
 
 _FEW = 2  # layers: what more of them take grows evenly
 

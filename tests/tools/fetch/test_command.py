@@ -14,7 +14,7 @@ from minigpt4.models import published
 from minigpt4.models.checkpoint import local_file
 from minigpt4.models.published import Weights, published_models, published_weights
 from minigpt4.models.vision import vision_class
-from tests.tools.serving_files import serving
+from tests.tools.fetch.serving_files import serving
 
 TINY = Path(published.__file__).parents[1] / "assets" / "tiny"
 

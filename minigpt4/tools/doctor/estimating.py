@@ -16,8 +16,8 @@ from minigpt4.models.llm import dtype_of, embedding_of, quantizes_itself
 from minigpt4.models.preflight import memory_of_devices
 from minigpt4.models.tensor_files import Outline, TensorFiles, weight_files
 from minigpt4.models.vision import VisionPart
-from minigpt4.tools.devices import Device
-from minigpt4.tools.dry_runs import run_llm, run_vision
+from minigpt4.tools.doctor.devices import Device
+from minigpt4.tools.doctor.dry_runs import run_llm, run_vision
 
 QUESTION, ANSWER = 100, 300  # tokens of the chat that is estimated, besides a picture's
 _PROMPT = 32  # tokens of a training prompt

@@ -92,7 +92,7 @@ def _place(weights: Weights, args: argparse.Namespace) -> Path | None:
 
 
 def _download(weights: Weights, args: argparse.Namespace) -> None:
-    from minigpt4.tools.downloading import download_file, download_repository
+    from minigpt4.tools.fetch.downloading import download_file, download_repository
 
     place = _place(weights, args)
     if weights.hub:

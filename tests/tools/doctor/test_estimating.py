@@ -10,9 +10,9 @@ from torch import nn
 from minigpt4.config.schema import Config, ModelConfig, RunConfig, VitConfig
 from minigpt4.models.preflight import llm_outline
 from minigpt4.models.vision import build_vision
-from minigpt4.tools.devices import known_devices
-from minigpt4.tools.estimating import Setting, estimate, fits
-from minigpt4.tools.peak_memory import PeakMemory
+from minigpt4.tools.doctor.devices import known_devices
+from minigpt4.tools.doctor.estimating import Setting, estimate, fits
+from minigpt4.tools.doctor.peak_memory import PeakMemory
 
 CPU, H100 = known_devices()["3090"], known_devices()["h100"]
 CPU = replace(CPU, on_cpu=True, memory=16e9)
