@@ -3,14 +3,13 @@
 import re
 
 import pytest
-from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from minigpt4.config.schema import ModelConfig
 from minigpt4.inference.sessions import Sessions
 from minigpt4.serve.address import bind
 from minigpt4.serve.web import server
-from minigpt4.serve.web.page import build_page
+from minigpt4.serve.web.page import ASSETS, build_page
 from minigpt4.serve.web.view import html_of
 from minigpt4.serve.web.visitor import Handlers
 from tests.serve.browsing import box, idle, send, words
@@ -36,17 +35,15 @@ def test_phrases_have_the_colours_of_their_boxes(answer, html):
 
 @pytest.fixture(scope="module")
 def grounding_url(page_engine, tmp_path_factory):
-    """The page of a model that knows MiniGPT-v2's tasks, with an example to start with."""
-    example = tmp_path_factory.mktemp("example") / "green.png"
-    Image.new("RGB", (200, 100), "green").save(example)
-    handlers = Handlers(Sessions(page_engine))
-    page, place = (
-        build_page(handlers, [example], ModelConfig(arch="minigpt_v2", model_type="pretrain")),
-        bind("127.0.0.1", 0),
-    )
-    server.launch(page, place, "127.0.0.1")
-    yield page.local_url.rstrip("/")
-    page.close()
+    """The page of a model that knows MiniGPT-v2's tasks, started in a folder that is not the examples'."""
+    examples = sorted((ASSETS / "tiny_v2" / "examples").glob("*.jpg"))
+    model = ModelConfig(arch="minigpt_v2", model_type="pretrain")
+    with pytest.MonkeyPatch.context() as elsewhere:
+        elsewhere.chdir(tmp_path_factory.mktemp("elsewhere"))
+        page = build_page(Handlers(Sessions(page_engine)), examples, model)
+        server.launch(page, bind("127.0.0.1", 0), "127.0.0.1")
+        yield page.local_url.rstrip("/")
+        page.close()
 
 
 @pytest.fixture(params=[(1280, 900), (390, 844)])
