@@ -19,7 +19,7 @@ demo: install
 
 # make test COVERAGE=1 measures coverage too, which takes half as long again
 test: lint
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --maxfail 12 \
 		$(if $(COVERAGE),--cov=minigpt4 --cov-report=term:skip-covered)
 
 lint: install

@@ -4,6 +4,7 @@ The golden set lies in tests/fixtures/parity, or where MINIGPT4_PARITY says: ano
 """
 
 import json
+import logging
 import os
 import shutil
 import sys
@@ -31,7 +32,7 @@ from minigpt4.inference.loading import load_prompter
 from minigpt4.models.minigpt4 import MiniGPT4
 
 PARITY = Path(os.environ.get("MINIGPT4_PARITY") or Path(__file__).parent / "fixtures" / "parity").absolute()
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 DIFFERENCES: dict[tuple[str, str], tuple[float, float]] = {}  # (golden file, what): largest difference, tolerance
@@ -84,6 +85,12 @@ def _llm_folder(folder: Path, flavour: str) -> Path:
 @pytest.fixture(scope="session")
 def parity_llm(tmp_path_factory) -> Path:
     return _llm_folder(tmp_path_factory.mktemp("vicuna0"), "vicuna0")
+
+
+@pytest.fixture(autouse=True)
+def usual_log_level():
+    """Commands that ran before in this process may have set another."""
+    logging.getLogger().setLevel(logging.WARNING)
 
 
 @pytest.fixture

@@ -125,12 +125,14 @@ class SkipCounter:
         for reason in reasons:
             self.reasons.append(reason)
             logger.warning("datasets.%s: skipped %s (%d of %d)", self.name, reason, len(self.reasons), self.seen)
-        if reasons and len(self.reasons) > self.max_rate * max(self.seen, 1000):
+        none_left = self.seen >= 1000 and len(self.reasons) == self.seen  # else a rate of 1 would look for ever
+        if reasons and (none_left or len(self.reasons) > self.max_rate * max(self.seen, 1000)):
             listed = list(dict.fromkeys(self.reasons))
             more = f"\n  and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
             raise UserError(
-                f"datasets.{self.name}: {len(self.reasons)} of {self.seen} samples can't be used, more than "
-                f"run.max_skip_rate={self.max_rate:g} allows. Mend or remove them, or raise it:\n  "
+                f"datasets.{self.name}: {len(self.reasons)} of {self.seen} samples can't be used"
+                + (". Mend them" if none_left else f", more than run.max_skip_rate={self.max_rate:g} allows. Mend or ")
+                + (":\n  " if none_left else "remove them, or raise it:\n  ")
                 + "\n  ".join(listed[:_LISTED])
                 + more
             )

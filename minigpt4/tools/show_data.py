@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> None:
     config = read_config(args)
 
     from minigpt4.datasets.builders.image_text import build_dataset
-    from minigpt4.models.loading import load_prompter
+    from minigpt4.inference.loading import load_prompter
 
     if args.dataset and args.dataset not in config.datasets:
         raise UserError(

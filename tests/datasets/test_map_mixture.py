@@ -36,7 +36,12 @@ class Samples(Dataset):
         if index in self.broken:
             raise UserError(f"{self.name}{index} is broken.")
         crop = (torch.rand(1).item(), random.random())
-        return {"answer": f"{self.name}{index}", "crop": crop, "process": os.getpid()}
+        return {
+            "image_id": f"{self.name}{index}",
+            "answer": f"{self.name}{index}",
+            "crop": crop,
+            "process": os.getpid(),
+        }
 
 
 HALF = frozenset(range(20))  # of 40: of many batches nothing is left
@@ -144,3 +149,10 @@ def test_too_much_that_cannot_be_used_names_the_dataset_that_holds_it():
         pytest.raises(UserError, match="^datasets.b: .* samples can't be used"),
     ):
         drawn(found, 300)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_dataset_without_a_usable_sample_ends_the_run_whatever_rate_is_allowed(workers):
+    nothing = {"a": Samples("a", 7, frozenset(range(7)))}
+    with closing(batches(workers, datasets=nothing)) as found, pytest.raises(UserError, match="1000 of 1000 samples"):
+        next(found)

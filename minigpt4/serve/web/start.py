@@ -4,7 +4,7 @@ import mimetypes
 import re
 from dataclasses import dataclass
 from filecmp import cmp
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,7 +13,7 @@ import gradio as gr
 from PIL import Image
 
 import minigpt4
-from minigpt4.inference.boxes import in_task
+from minigpt4.inference.boxes import TASKS, in_task
 from minigpt4.processors.picture_file import thumbnail_url
 from minigpt4.serve.web.visitor import Message, Visitor
 
@@ -26,15 +26,18 @@ def task_side(tasks: list[str], message: gr.MultimodalTextbox) -> gr.HTML:
     with gr.Row(elem_id="tasks"):
         for task in tasks:
             button = gr.Button(f"[{task}]", size="sm", min_width=80)
-            button.click(partial(_with_task, task), message, message, api_visibility="private", show_progress="hidden")
+            # in the browser: words that are typed while a server answers would be lost
+            button.click(None, message, message, js=_with_task(task), api_visibility="private")
     with gr.Accordion("Draw a box on the picture, and ask what is in it", open=True):
         html, css, js = ((_PICKER / f"box_picker.{kind}").read_text() for kind in ("html", "css", "js"))
         picker = gr.HTML(html_template=html, css_template=css, js_on_load=js, picture="", elem_id="box")
     return picker
 
 
-def _with_task(task: str, message: Message) -> Message:
-    return {**message, "text": in_task(task, message["text"])}
+def _with_task(task: str) -> str:
+    """`in_task` in JavaScript."""
+    tokens = rf"^\s*\[({'|'.join(TASKS)})\]\s*"
+    return f'(message) => [{{...message, text: "[{task}] " + message.text.replace(/{tokens}/, "")}}]'
 
 
 def first_screen(examples: list[Path]) -> str:

@@ -31,7 +31,7 @@ class Asked:
         self.ended = threading.Event()
         self.prompt = prompt or ("a dog",)
         request = Request(self.prompt, max_tokens, decoding, 5, stops)
-        self.ask = QueuedRequest(request, len(engine.prompter.layout(self.prompt)), stream, self.hear)
+        self.ask = QueuedRequest(request, len(engine.prompter.layout(self.prompt)), stream=stream, send=self.hear)
 
     def hear(self, what: str | Answer) -> None:
         self.told.append(what)

@@ -58,12 +58,19 @@ def page(request, browser: Browser, grounding_url) -> Page:
 
 
 def draw(page: Page, left: float, top: float, right: float, bottom: float) -> None:
+    """Draws a box, given in parts of the picture's sides: with a finger on a narrow page, else with the mouse."""
     stage = page.locator("#box .stage")
     stage.scroll_into_view_if_needed()
     edges = stage.bounding_box()
     at = [
         (edges["x"] + x * edges["width"], edges["y"] + y * edges["height"]) for x, y in ((left, top), (right, bottom))
     ]
+    if page.viewport_size["width"] < 500:
+        screen = page.context.new_cdp_session(page)
+        for kind, points in (("touchStart", at[:1]), ("touchMove", at[1:]), ("touchEnd", [])):
+            touched = {"type": kind, "touchPoints": [{"x": x, "y": y} for x, y in points]}
+            screen.send("Input.dispatchTouchEvent", touched)
+        return
     page.mouse.move(*at[0])
     page.mouse.down()
     page.mouse.move(*at[1], steps=5)
