@@ -14,14 +14,14 @@ from minigpt4.common.errors import UserError
 from minigpt4.config.schema import Config
 from minigpt4.conversation.prompter import Prompter
 from minigpt4.inference.engine import Engine
-from minigpt4.models.llm import dtype_of, load_tokenizer, quantization_of, quantizes_itself, window_of
+from minigpt4.models.llm import dtype_of, load_tokenizer, quantization_of, quantizes_itself
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.preflight import check_memory, memory_of_devices
 from minigpt4.models.projection import build_projection
 from minigpt4.models.quantized_linear import QuantizedLinear
 from minigpt4.models.quantized_llm import layers_to_quantize
 from minigpt4.models.random_weights import random_vision
-from minigpt4.models.vision import build_vision
+from minigpt4.models.vision import build_vision, vision_class
 
 _TINY_LLM = Path(minigpt4.__file__).parent / "assets" / "tiny" / "llm"
 _WINDOW = 4096
@@ -39,6 +39,12 @@ def llama_sizes(name: str) -> LlamaConfig:
     return own
 
 
+def random_prompter(config: Config) -> Prompter:
+    """The prompter of such an engine, which needs no weights."""
+    rows, _ = vision_class(config.model).shape(config)
+    return Prompter.of(config.model, load_tokenizer(_TINY_LLM), rows, _WINDOW)
+
+
 def random_engine(config: Config, sizes: LlamaConfig) -> Engine:
     """An engine around a LLaMA of these sizes; towers, precision and device are the config's, the tokenizer is tiny's.
 
@@ -51,7 +57,7 @@ def random_engine(config: Config, sizes: LlamaConfig) -> Engine:
     bits = int(quantization_of(c)[0]) if quantizes_itself(c, device) else None
     if quantization_of(c) != "none" and bits is None:
         raise UserError("model.quantization: random weights are quantized on CPUs alone. Set it to none.")
-    dtype, tokenizer = dtype_of(c, device), load_tokenizer(_TINY_LLM)
+    dtype, prompter = dtype_of(c, device), random_prompter(config)
     with torch.device("meta"):
         outline = AutoModelForCausalLM.from_config(sizes)
     check_memory(memory_of_devices(c, build_vision(config), outline, device))
@@ -61,11 +67,10 @@ def random_engine(config: Config, sizes: LlamaConfig) -> Engine:
     else:
         with torch.device(device):
             llm = AutoModelForCausalLM.from_config(sizes, dtype=dtype)
-    _never_say(llm, len(tokenizer))
+    _never_say(llm, len(prompter.tokenizer))
     vision = random_vision(config, device)
     model = MiniGPT4(vision, build_projection(c.projection.name, vision.width, llm), llm.requires_grad_(False))
     model.place(device).answering()
-    prompter = Prompter.of(c, tokenizer, vision.rows, window_of(sizes))
     return Engine(model, prompter, config.preprocess.vis_processor.eval.build(), c.compile)
 
 

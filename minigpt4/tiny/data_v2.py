@@ -16,7 +16,7 @@ from minigpt4.datasets.formats.annotated import box_text
 from minigpt4.tiny.text import PLACES, ask_all, expressions
 from minigpt4.tiny.world import SIDE, Fact, Scene, box
 
-V2_SCENES, V2_TEST_SCENES = 1500, 300
+V2_SCENES, V2_TEST_SCENES = 4000, 300
 REFERENCES = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}  # data sets, and whose split of them it is
 _HUMANS = 10  # answers to each question of VQAv2
 _PICKLE = 2  # the protocol of Python 2, which wrote RefCOCO's files

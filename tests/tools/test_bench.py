@@ -38,6 +38,11 @@ def test_a_prompt_that_is_shorter_than_its_template_is_refused(engine):
         exact_prompt(engine.prompter, torch.zeros(32, 128), 30)
 
 
+def test_it_is_refused_before_any_weight_is_made(minigpt4):
+    code, _, told = minigpt4("bench", "--random-weights", "7b", "--lengths", "32/4")
+    assert code == 2 and "a prompt of 32 tokens is too short" in told
+
+
 @pytest.mark.slow
 def test_answers_do_not_end_early(engine):
     parts = exact_prompt(engine.prompter, torch.zeros(32, 128), 64)

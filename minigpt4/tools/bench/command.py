@@ -17,6 +17,7 @@ from minigpt4.config.schema import Config
 if TYPE_CHECKING:  # slow to import
     from torch import nn
 
+    from minigpt4.conversation.prompter import Prompter
     from minigpt4.inference.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -77,8 +78,8 @@ def main(args: argparse.Namespace) -> None:
     from minigpt4.tools.bench.tables import draw, markdown, write_csv
 
     logging.getLogger().setLevel(logging.WARNING)
+    wanted = _fitting(_prompter(config, args.random_weights), args.lengths or LENGTHS, asked=bool(args.lengths))
     engine = endless(_engine(config, args.random_weights))
-    wanted = _fitting(engine, args.lengths or LENGTHS, asked=bool(args.lengths))
     times = []
     for prompt, new in wanted:
         sys.stderr.write(f"{prompt} / {new} tokens ...\n")
@@ -95,6 +96,16 @@ def main(args: argparse.Namespace) -> None:
             draw(args.out / "bench.png", f"{about['model']}; {about['device']}", times)
 
 
+def _prompter(config: Config, random_weights: str | None) -> "Prompter":
+    if random_weights is None:
+        from minigpt4.inference.loading import load_prompter
+
+        return load_prompter(config.model)
+    from minigpt4.inference.random_engine import random_prompter
+
+    return random_prompter(config)
+
+
 def _engine(config: Config, random_weights: str | None) -> "Engine":
     if random_weights is None:
         from minigpt4.inference.loading import load_engine
@@ -105,9 +116,16 @@ def _engine(config: Config, random_weights: str | None) -> "Engine":
     return random_engine(config, llama_sizes(random_weights))
 
 
-def _fitting(engine: "Engine", wanted: list[tuple[int, int]], asked: bool) -> list[tuple[int, int]]:
-    """The lengths that the LLM has room for; the others are refused where they were asked for, else left out."""
-    window = engine.prompter.window
+def _fitting(prompter: "Prompter", wanted: list[tuple[int, int]], asked: bool) -> list[tuple[int, int]]:
+    """The lengths that the LLM has room for; the others are refused where they were asked for, else left out.
+
+    It is called before weights are read, which may take minutes.
+    """
+    import torch
+
+    from minigpt4.tools.bench.measuring import exact_prompt
+
+    window = prompter.window
     too_long = [f"{prompt}/{new}" for prompt, new in wanted if prompt + new > window]
     if too_long and asked:
         raise UserError(
@@ -115,7 +133,10 @@ def _fitting(engine: "Engine", wanted: list[tuple[int, int]], asked: bool) -> li
         )
     if too_long:
         sys.stderr.write(f"left out: {', '.join(too_long)}; this LLM has room for {window} tokens\n")
-    return [own for own in wanted if sum(own) <= window]
+    fitting = [own for own in wanted if sum(own) <= window]
+    for prompt, _ in fitting:
+        exact_prompt(prompter, torch.empty(prompter.rows, 1), prompt)
+    return fitting
 
 
 def describe(engine: "Engine", name: str, repeats: int) -> dict[str, str]:
