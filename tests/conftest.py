@@ -88,9 +88,12 @@ def parity_llm(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def usual_log_level():
-    """Commands that ran before in this process may have set another."""
-    logging.getLogger().setLevel(logging.WARNING)
+def usual_log():
+    """Commands that ran before in this process may have set another level, and write to a stream that is closed."""
+    root = logging.getLogger()
+    root.setLevel(logging.WARNING)
+    for handler in [handler for handler in root.handlers if type(handler) is logging.StreamHandler]:
+        root.removeHandler(handler)
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import pytest
 
-WRONG = ["run.device=npu", "model.vit_model=/no/vit", "model.llama_model=/no/llm"]
-KEYS = ["run.device", "model.vit_model", "model.llama_model"]
+WRONG = ["run.device=npu", "model.vit_model=/no/vit", "model.q_former_model=/no/q", "model.llama_model=/no/llm"]
+KEYS = ["run.device", "model.vit_model", "model.q_former_model", "model.llama_model"]
 
 
 def keys_of(message: str) -> list[str]:
@@ -40,6 +40,7 @@ def test_the_demo_tells_its_address_too(minigpt4):
     assert code == 2 and keys_of(told.partition("error: ")[2]) == [
         "--host 127.0.0.1 --port -1",
         "model.vit_model",
+        "model.q_former_model",
         "run.device",
         "model.llama_model",
     ]

@@ -74,5 +74,6 @@ def main(args: argparse.Namespace) -> None:
     if args.host not in _LOCAL and not args.api_key:
         logger.warning("--host %s: everyone who reaches this machine can ask. Set MINIGPT4_API_KEY.", args.host)
     host, port = place.getsockname()[:2]
+    place.listen()  # a client that reads the next line may ask before the server accepts
     logger.info("%s answers at http://%s:%s/v1 (Ctrl-C ends it)", name, in_url(host), port)
     Server(app, place).run()
