@@ -65,7 +65,8 @@ def build_page(handlers: Handlers, examples: list[Path], model: ModelConfig | No
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320):
                 chat, message, status, questions = _chat_side(guide["questions"], examples)
-                picker = task_side(guide["tasks"], message) if "tasks" in guide else None
+                if "tasks" in guide:
+                    task_side(guide["tasks"], message, examples)
             with gr.Column(scale=1, min_width=320):
                 with gr.Row():
                     restart = gr.Button("Restart", size="sm", min_width=80)
@@ -80,26 +81,19 @@ def build_page(handlers: Handlers, examples: list[Path], model: ModelConfig | No
         # answers have a line of their own; on the chat, an error would cover what was said
         seen: dict[str, Any] = {"concurrency_limit": None, "show_progress_on": status}
         asks = {"fn": handlers.ask, "inputs": [message, *options, visitor], "outputs": shown, **seen}
-        asked = message.submit(api_name="ask", **asks)
-        start = Start(guide["questions"], examples[:1])
+        message.submit(api_name="ask", **asks)
+        start = Start(guide["questions"], examples[:1], handlers)
         chosen = questions.click(start.question, [questions, message, visitor], message, **_PRIVATE)
-        chosen = chosen.success(api_visibility="private", **asks)
+        chosen.success(api_visibility="private", **{**asks, "fn": start.ask})
         chat.retry(handlers.regenerate, [*options, visitor], shown, api_name="regenerate", **seen)
         index, words = gr.Number(visible=False), gr.Textbox(visible=False)
         edited = chat.edit(_edited, None, [index, words], api_visibility="private", **unseen)
         edited.success(handlers.edit, [index, words, *options, visitor], shown, api_name="edit", **seen)
         message.stop(handlers.stop, visitor, None, api_name="stop", **unseen)
         chat.undo(handlers.undo, visitor, shown, api_name="undo", **seen)
-        begun = gr.on([restart.click, chat.clear], handlers.restart, visitor, shown, api_name="restart", **seen)
+        gr.on([restart.click, chat.clear], handlers.restart, visitor, shown, api_name="restart", **seen)
         save.click(handlers.save, visitor, saved, api_name="save", **unseen).success(None, js=_DOWNLOAD)
-        loaded = load.upload(handlers.load, [load, visitor], shown, api_name="load", **seen)
-        if picker:
-            # after what changes the conversation, too: the message may be as empty as before
-            drawn_on = gr.State("")
-            triggers = [page.load, message.change, *(event.then for event in (asked, chosen, begun, loaded))]
-            for trigger in triggers:
-                trigger(start.picture_to_draw_on, [message, visitor, drawn_on], [picker, drawn_on], **_PRIVATE)
-            picker.input(start.box, [message, visitor], message, **_PRIVATE)
+        load.upload(handlers.load, [load, visitor], shown, api_name="load", **seen)
     return page
 
 

@@ -1,43 +1,63 @@
 """Tasks, a picture to draw boxes on, and what is asked about before the visitor has shown anything."""
 
+import json
 import mimetypes
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from filecmp import cmp
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import gradio as gr
-from PIL import Image
 
 import minigpt4
-from minigpt4.inference.boxes import TASKS, in_task
-from minigpt4.processors.picture_file import thumbnail_url
-from minigpt4.serve.web.visitor import Message, Visitor
+from minigpt4.inference.boxes import TASKS
+from minigpt4.serve.web.visitor import Handlers, Message, Shown, Visitor
 
-_PICKER = Path(minigpt4.__file__).parent / "assets"
-_FIRST_PICTURE = 320  # pixels
+_ASSETS = Path(minigpt4.__file__).parent / "assets"
 
 
-def task_side(tasks: list[str], message: gr.MultimodalTextbox) -> gr.HTML:
-    """Buttons that put a task's token before the question, and a picture on which to draw a box for it."""
+def task_side(tasks: list[str], message: gr.MultimodalTextbox, examples: list[Path]) -> None:
+    """Buttons that put a task's token before the question, and a picture on which to draw a box for it.
+
+    All of it happens in the browser: words that are typed while a server answers would be lost.
+    """
+    private: dict[str, Any] = {"api_visibility": "private"}
     with gr.Row(elem_id="tasks"):
         for task in tasks:
             button = gr.Button(f"[{task}]", size="sm", min_width=80)
-            # in the browser: words that are typed while a server answers would be lost
-            button.click(None, message, message, js=_with_task(task), api_visibility="private")
+            button.click(None, message, message, js=_with_task(task), **private)
     with gr.Accordion("Draw a box on the picture, and ask what is in it", open=True):
-        html, css, js = ((_PICKER / f"box_picker.{kind}").read_text() for kind in ("html", "css", "js"))
-        picker = gr.HTML(html_template=html, css_template=css, js_on_load=js, picture="", elem_id="box")
-    return picker
+        html, css, js = ((_ASSETS / f"box_picker.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
+        picture = example_url(*examples[:1])
+        picker = gr.HTML(html_template=html, css_template=css, js_on_load=js, picture=picture, elem_id="box")
+    with_box, example = (_ASSETS / "with_box.js").read_text(encoding="utf-8"), json.dumps(_files(examples[:1]))
+    picker.input(None, message, message, js=f"(message) => ({with_box})(message, {example})", **private)
 
 
 def _with_task(task: str) -> str:
     """`in_task` in JavaScript."""
     tokens = rf"^\s*\[({'|'.join(TASKS)})\]\s*"
     return f'(message) => [{{...message, text: "[{task}] " + message.text.replace(/{tokens}/, "")}}]'
+
+
+def _files(examples: list[Path]) -> list[dict[str, Any]]:
+    """Files of a message, as gradio's pages write them."""
+    return [
+        {
+            "path": str(file),
+            "url": example_url(file),
+            "orig_name": file.name,
+            "mime_type": mimetypes.guess_type(file)[0],
+            "meta": {"_type": "gradio.FileData"},
+        }
+        for file in examples
+    ]
+
+
+def example_url(*examples: Path) -> str:
+    """Where a page finds the first example, which is one of its static files; "" without one."""
+    return f"gradio_api/file={quote(str(examples[0]))}" if examples else ""
 
 
 def first_screen(examples: list[Path]) -> str:
@@ -51,37 +71,23 @@ def first_screen(examples: list[Path]) -> str:
 
 @dataclass(frozen=True)
 class Start:
-    """What is asked about before the visitor has shown anything: an example, if there is one."""
+    """The questions to start with. They are asked about an example, if there is one and nothing was shown."""
 
     questions: list[str]
     examples: list[Path]
-
-    def _with_picture(self, message: Message, visitor: Visitor | None, text: str) -> Message:
-        bare = not message["files"] and not (visitor and visitor.chat.pictures)
-        return {"text": text, "files": [str(file) for file in self.examples] if bare else message["files"]}
+    handlers: Handlers
 
     def question(self, chosen: int, message: Message, visitor: Visitor | None) -> Message:
-        return self._with_picture(message, visitor, self.questions[chosen])
+        """Puts a question into the message box."""
+        shown = message["files"] if _has_pictures(message, visitor) else [str(file) for file in self.examples]
+        return {"text": self.questions[chosen], "files": shown}
 
-    def box(self, message: Message, visitor: Visitor | None, event: gr.EventData) -> Message:
-        """A box that was drawn takes the place of one in the question; else it is what is to be identified."""
-        box = str(event.box)
-        text, count = re.subn(r"\{(<\d{1,3}>){4}\}", box, message["text"])
-        return self._with_picture(message, visitor, text if count else in_task("identify", box))
-
-    def picture_to_draw_on(self, message: Message, visitor: Visitor | None, shown: str) -> tuple[Any, str]:
-        """The last picture of the message, else of the conversation, else the example.
-
-        It is sent only where it is another than what is `shown`: a box that was drawn stays while words are typed.
-        """
-        files = [file for file in message["files"] if not str(mimetypes.guess_type(file)[0]).startswith("video/")]
-        file = files[-1] if files else visitor.view.picture(visitor.chat.turns) if visitor else ""
-        example = not file or any(cmp(file, own, shallow=False) for own in self.examples if own.name == Path(file).name)
-        picture = example_url(*self.examples) if example else f"gradio_api/file={quote(file)}"
-        return gr.skip() if picture == shown else gr.HTML(picture=picture), picture
+    def ask(self, message: Message, *options_and_visitor: Any) -> Iterator[Shown]:
+        """Asks it; without a picture it waits in the message box for one."""
+        if not _has_pictures(message, options_and_visitor[-1]):
+            raise gr.Error("Show a picture first, then send this question about it.", print_exception=False)
+        yield from self.handlers.ask(message, *options_and_visitor)
 
 
-@cache
-def example_url(*examples: Path) -> str:
-    """A `data:` URL of the first example; "" without one."""
-    return thumbnail_url(Image.open(examples[0]).convert("RGB"), _FIRST_PICTURE) if examples else ""
+def _has_pictures(message: Message, visitor: Visitor | None) -> bool:
+    return bool(message["files"] or (visitor and visitor.chat.pictures))

@@ -121,7 +121,7 @@ def html_of(answer: str) -> str:
 
     def mark(text: str, color: str) -> str:
         """A character that Markdown leaves alone stands for the phrase, which is put back when all else is HTML."""
-        phrases.append(f'<span style="color: {color}; font-weight: 600">{html.escape(text)}</span>')
+        phrases.append(f'<span style="border-bottom: 3px solid {color}; font-weight: 600">{html.escape(text)}</span>')
         return place
 
     place = free_place([answer])

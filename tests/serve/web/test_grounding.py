@@ -3,16 +3,19 @@
 import re
 
 import pytest
+import yaml
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from minigpt4.config.schema import ModelConfig
+from minigpt4.inference.boxes import in_pixels
 from minigpt4.inference.sessions import Sessions
 from minigpt4.serve.address import bind
 from minigpt4.serve.web import server
 from minigpt4.serve.web.page import ASSETS, build_page
 from minigpt4.serve.web.view import html_of
 from minigpt4.serve.web.visitor import Handlers
-from tests.serve.browsing import box, idle, send, words
+from tests.serve.browsing import attached, box, idle, send, words
 from tests.waiting import LIMIT
 
 SAID = "<p>red two</p> {<10><20><50><60>} and {<5><5><20><20>}"
@@ -28,8 +31,8 @@ SAID = "<p>red two</p> {<10><20><50><60>} and {<5><5><20><20>}"
     ],
 )
 def test_phrases_have_the_colours_of_their_boxes(answer, html):
-    shown = re.sub(r"color: #\w+; font-weight: 600", "COLOR", html_of(answer), count=1)
-    shown = re.sub(r"color: #\w+; font-weight: 600", "OTHER", shown)
+    shown = re.sub(r"border-bottom: 3px solid #\w+; font-weight: 600", "COLOR", html_of(answer), count=1)
+    shown = re.sub(r"border-bottom: 3px solid #\w+; font-weight: 600", "OTHER", shown)
     assert shown == html.replace('COLOR">', '<span style="COLOR">')
 
 
@@ -91,13 +94,55 @@ def test_a_box_is_drawn_and_asked_about_and_the_answers_boxes_are_shown(page, ec
     box(page).press_sequentially(" please")  # the drawn box stays while words are typed
     page.wait_for_timeout(1000)
     assert page.locator("#box .stage i").evaluate("drawn => drawn.style.left") == "50%"
+    draw(page, 0.2, 0.2, 0.2, 0.2)  # no box: the words stay, and what was drawn goes
+    expect(page.locator("#box .stage i")).to_be_hidden()
     page.get_by_test_id("submit-button").click()
     idle(page)
-    expect(words(page, "user").last).to_contain_text("[identify] {<50><50><100><100>}")
-    expect(words(page, "bot").last.locator("span[style*=color]").first).to_have_text("red two")
+    expect(words(page, "user").last).to_contain_text("[identify] {<50><50><100><100>} please")
+    expect(words(page, "bot").last.locator("span[style*=border]").first).to_have_text("red two")
     expect(page.locator("#chat .bot img")).to_have_count(1)  # the picture with the boxes
     expect(page.locator("#box .stage img")).to_have_attribute("src", re.compile("gradio_api/file="))
     assert echo.ended == ["stop"] and words(page, "bot").last.inner_text() == "red two and {<5><5><20><20>}"
+
+
+@pytest.mark.browser
+def test_a_box_is_added_to_words_and_drawn_by_keys(page):
+    box(page).fill("what is it in")
+    stage = page.locator("#box .stage")
+    stage.focus()
+    for key in ("ArrowLeft", "ArrowLeft", "ArrowDown", "Shift+ArrowRight", "Enter"):
+        stage.press(key)
+    expect(box(page)).to_have_value("what is it in {<20><30><75><80>}")
+    expect(stage.locator("i")).to_be_visible()
+
+
+@pytest.mark.browser
+def test_without_an_example_a_question_waits_for_a_picture(browser, page_engine, echo, picture):
+    model = ModelConfig(arch="minigpt_v2", model_type="pretrain")
+    blocks = build_page(Handlers(Sessions(page_engine)), [], model)
+    server.launch(blocks, bind("127.0.0.1", 0), "127.0.0.1")
+    page = browser.new_page()
+    page.goto(blocks.local_url)
+    expect(page.locator("#box")).to_contain_text("Show a picture first.")
+    expect(page.locator("#box .stage")).to_be_hidden()
+    page.get_by_text("[refer] the largest object", exact=True).click()
+    expect(page.get_by_text("Show a picture first, then send this question")).to_be_visible()
+    expect(box(page)).to_have_value("[refer] the largest object")
+    page.locator("#message input[type=file]").set_input_files(picture("green"))
+    expect(attached(page)).to_have_count(1)
+    expect(page.locator("#box .stage")).to_be_visible()
+    page.get_by_test_id("submit-button").click()
+    idle(page)
+    assert words(page, "bot").last.inner_text().startswith("[refer] the largest object 1 ")
+    page.close()
+    blocks.close()
+
+
+@pytest.mark.parametrize("question", yaml.safe_load((ASSETS / "guides.yaml").read_text())["tiny_v2"]["questions"])
+def test_a_question_about_a_box_means_a_digit_of_the_example(question):
+    picture = Image.open(ASSETS / "tiny_v2" / "examples" / "scene1.jpg").convert("L")
+    for found in in_pixels(question, picture.size):
+        assert picture.crop(found["box"]).getextrema()[1] > 100
 
 
 @pytest.mark.browser
