@@ -3,11 +3,7 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from minigpt4.common.errors import UserError, make_folder
 
 
 def regular_file(path: Path) -> Path:
@@ -39,23 +35,13 @@ def replace_file(path: Path, data: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-@contextmanager
-def new_folder(key: str, folder: Path) -> Iterator[Path]:
-    """Gives a folder to fill, which becomes `folder` when the block has ended without an error.
+def check_space(folder: Path, needed: int) -> None:
+    """Checks that so many bytes can be written to a folder, which need not be there yet.
 
     Raises:
-        UserError: there is something at `folder` already, or it can't be made. `key` is the argument that names it.
+        OSError: there is less space; `errors.writing` makes a line of it.
     """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{key}: '{folder}' is there already. Name a new folder, or delete it first.")
-    make_folder(key, folder.parent)
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
-    make_folder(key, part)
-    try:
-        yield part
-        if folder.exists():
-            folder.rmdir()
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"no space left: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from minigpt4.common.errors import UserError, first_line, writing
-from minigpt4.common.files import new_folder
+from minigpt4.common.locks import new_folder
 
 ROWS_PER_FILE = 1_000_000  # img2dataset reads a whole file into memory
 ROWS_PER_SHARD = 10_000  # img2dataset's default: a file of 1,000,000 rows makes 100 whole shards
