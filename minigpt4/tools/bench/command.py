@@ -129,10 +129,10 @@ def _fitting(prompter: "Prompter", wanted: list[tuple[int, int]], asked: bool) -
     too_long = [f"{prompt}/{new}" for prompt, new in wanted if prompt + new > window]
     if too_long and asked:
         raise UserError(
-            f"--lengths: {', '.join(too_long)} is more than the {window} tokens that this LLM has room for."
+            f"--lengths: {', '.join(too_long)} is more than this LLM's context length of {window} tokens."
         )
     if too_long:
-        sys.stderr.write(f"left out: {', '.join(too_long)}; this LLM has room for {window} tokens\n")
+        sys.stderr.write(f"left out: {', '.join(too_long)}; this LLM's context length is {window} tokens\n")
     fitting = [own for own in wanted if sum(own) <= window]
     for prompt, _ in fitting:
         exact_prompt(prompter, torch.empty(prompter.rows, 1), prompt)

@@ -192,7 +192,7 @@ def test_the_printed_command_finds_the_files_wherever_they_are(minigpt4, tmp_pat
 
 def test_a_repository_says_which_files_go_where(fetch, tmp_path):
     _, told, _ = fetch("owner/name")
-    assert "files    config.json and the other small files, model*.safetensors or else pytorch_model*.bin" in told
+    assert "files    config.json and other small files; model*.safetensors, or else pytorch_model*.bin" in told
     assert f"goes to  {tmp_path}/hub/models--owner--name; or any folder" in told
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import lzma
 import tarfile
 import zipfile
 from pathlib import Path
@@ -65,7 +66,7 @@ def test_the_folder_of_filter_cap_is_what_is_unpacked(name, root, tmp_path, mini
 def test_a_name_that_leads_out_is_refused_before_anything_is_written(name, bad, tmp_path, minigpt4):
     WRITERS[name](tmp_path / name, WHOLE | {bad: b"x"})
     code, _, err = minigpt4("prepare-data", "align", tmp_path / name)
-    assert code == 2 and "leads out of its folder" in err
+    assert code == 2 and "would be written outside the target folder" in err
     assert left(tmp_path) == [name]
 
 
@@ -125,3 +126,19 @@ def test_an_archive_without_the_file_is_refused(tmp_path, minigpt4):
     assert "0 files named filter_cap.json" in minigpt4("prepare-data", "align", tmp_path / "x.zip")[2]
     (tmp_path / "y.zip").write_text("<html>")
     assert "not a ZIP or tar archive" in minigpt4("prepare-data", "align", tmp_path / "y.zip")[2]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_file_with_the_name_of_a_folder_is_refused(name, tmp_path, minigpt4):
+    WRITERS[name](tmp_path / name, WHOLE | {"cc_sbu_align/image": b"x"})
+    code, _, err = minigpt4("prepare-data", "align", tmp_path / name)
+    assert code == 2 and "holds 'cc_sbu_align/image' as a file and as a folder" in err and left(tmp_path) == [name]
+
+
+def test_zeros_behind_a_tar_are_not_read_without_end(tmp_path, minigpt4, monkeypatch):
+    monkeypatch.setattr("minigpt4.tools.preparing.archives._PADDING", 2**20)
+    write_tar(tmp_path / "x.tar", WHOLE)
+    with lzma.open(tmp_path / "x.tar.xz", "wb", preset=0) as copy:
+        copy.write((tmp_path / "x.tar").read_bytes() + bytes(2 * 2**20))
+    code, _, err = minigpt4("prepare-data", "align", tmp_path / "x.tar.xz")
+    assert code == 2 and "more than 1 MB of zeros follow the last file" in err
