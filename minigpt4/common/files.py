@@ -3,7 +3,12 @@
 import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from minigpt4.common.errors import make_folder, writing
 
 
 def regular_file(path: Path) -> Path:
@@ -45,3 +50,24 @@ def check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(there).free
     if needed > free:
         raise OSError(errno.ENOSPC, f"no space left: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+
+
+@contextmanager
+def whole_files(key: str, file: Path) -> Iterator[Path]:
+    """Gives a path of the same name in a folder of its own; all files there move to where `file` lies, if all is well.
+
+    Args:
+        key: the option that names the file.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    make_folder(key, file.parent)
+    with ExitStack() as stack:
+        with writing(key, file):
+            file = regular_file(file)
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent)))
+        yield folder / file.name
+        with writing(key, file):
+            for own in sorted(folder.iterdir(), key=lambda path: path.name == file.name):  # that one last
+                os.replace(own, file.with_name(own.name))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(main=main)
-    parser.add_argument("--base", required=True, metavar="MODEL", help="LLaMA: a Hugging Face folder, or a hub id that was downloaded")
+    parser.add_argument("--base", required=True, metavar="MODEL", help="LLaMA: a folder or a downloaded hub id")
     parser.add_argument("--delta", required=True, metavar="MODEL", help="such as lmsys/vicuna-7b-delta-v0")
     parser.add_argument("--target", type=Path, required=True, metavar="FOLDER", help="to write, in safetensors")
 

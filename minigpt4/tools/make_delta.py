@@ -6,7 +6,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(main=main)
-    parser.add_argument("--base", required=True, metavar="MODEL", help="LLaMA: a Hugging Face folder, or a hub id that was downloaded")
+    parser.add_argument("--base", required=True, metavar="MODEL", help="LLaMA: a folder or a downloaded hub id")
     parser.add_argument("--target", required=True, metavar="MODEL", help="the model that was made from it")
     parser.add_argument("--delta", type=Path, required=True, metavar="FOLDER", help="to write, in safetensors")
 

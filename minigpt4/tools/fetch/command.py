@@ -161,9 +161,7 @@ def _page(title: str, items: list[Item], command: str | None) -> str:
         lines += [f"    size     {_gigabytes(own.size)}", f"    licence  {own.license}"]
         lines += [f"    sha256   {_digest(own)}"]
         if own.hub:
-            lines += [
-                "    files    config.json and other small files; model*.safetensors, or else pytorch_model*.bin"
-            ]
+            lines += ["    files    config.json and other small files; model*.safetensors, or else pytorch_model*.bin"]
         place = f"{_hub_folder(own.hub)}; or any folder that the key names" if item.value == own.hub else item.value
         lines += [f"    goes to  {place}", f"    is here  {'yes' if item.here else 'no'}"]
     if not items:

@@ -113,7 +113,8 @@ def _checked(archive: Path, members: Iterator[_Member], max_bytes: int) -> list[
         outside = path.is_absolute() or ".." in path.parts
         if outside or "\\" in member.name or ":" in member.name or "\0" in member.name:
             raise UserError(
-                f"{archive}: '{member.name}' would be written outside the target folder. Nothing was unpacked; do not trust it."
+                f"{archive}: '{member.name}' would be written outside the target folder. Nothing was unpacked; do not "
+                "trust it."
             )
         if member.kind not in ("file", "folder"):
             raise UserError(f"{archive}: '{member.name}' is {member.kind}. Nothing was unpacked; do not trust it.")
@@ -128,7 +129,9 @@ def _checked(archive: Path, members: Iterator[_Member], max_bytes: int) -> list[
                 "unpacked; set --max-gb higher if you trust it."
             )
     if clash := next((folder for path in files for folder in path.parents if folder in files), None):
-        raise UserError(f"{archive}: holds '{clash}' as a file and as a folder. Nothing was unpacked; download it anew.")
+        raise UserError(
+            f"{archive}: holds '{clash}' as a file and as a folder. Nothing was unpacked; download it anew."
+        )
     return list(files)
 
 
