@@ -1,4 +1,4 @@
-"""`minigpt4 apply-delta`: Vicuna from LLaMA and the difference that was given out."""
+"""`minigpt4 apply-delta`: applies a Vicuna delta to LLaMA weights."""
 
 import argparse
 from pathlib import Path

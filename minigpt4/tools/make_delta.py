@@ -1,4 +1,4 @@
-"""`minigpt4 make-delta`: what a model differs from LLaMA in, to be given out; the inverse of `apply-delta`."""
+"""`minigpt4 make-delta`: writes the delta between a fine-tuned model and LLaMA; the inverse of `apply-delta`."""
 
 import argparse
 from pathlib import Path

@@ -132,7 +132,7 @@ def test_an_archive_without_the_file_is_refused(tmp_path, minigpt4):
 def test_a_file_with_the_name_of_a_folder_is_refused(name, tmp_path, minigpt4):
     WRITERS[name](tmp_path / name, WHOLE | {"cc_sbu_align/image": b"x"})
     code, _, err = minigpt4("prepare-data", "align", tmp_path / name)
-    assert code == 2 and "holds 'cc_sbu_align/image' as a file and a folder" in err and left(tmp_path) == [name]
+    assert code == 2 and "holds 'cc_sbu_align/image' as a file and as a folder" in err and left(tmp_path) == [name]
 
 
 def test_zeros_behind_a_tar_are_not_read_without_end(tmp_path, minigpt4, monkeypatch):
