@@ -65,11 +65,12 @@ def main(args: argparse.Namespace) -> None:
     if not args.names and not args.json:
         say(_overview(models))
         return
-    failed = Problems()
-    for name in args.names or models:
+    failed, needed = Problems(), {}
+    for name in args.names or models:  # an unknown one ends it before the first download
+        needs = models[name].needs if name in models else {"": name}
+        needed[name] = {key: find_weights(own) for key, own in needs.items()}
+    for name, weights in needed.items():
         model = models.get(name)
-        needs = model.needs if model else {"": name}
-        weights = {key: find_weights(name) for key, name in needs.items()}
         for own in weights.values() if args.download else ():
             failed.attempt(_download, own, args)
         items = [_item(key, own, args) for key, own in weights.items()]

@@ -122,17 +122,21 @@ def _append(url: str, part: Path) -> bool:
         length = answer.headers.get("Content-Length")
         total = begin + int(length) if length else None
         check_space(part.parent, total - have if total else 0)
-        with part.open("ab") as stream, tqdm(desc=part.stem, total=total, unit="B", unit_scale=True) as bar:
-            bar.update(begin or _skip(answer, part, have))
+        with (
+            part.open("ab") as stream,
+            tqdm(desc=part.stem, total=total, initial=have, unit="B", unit_scale=True) as bar,
+        ):
+            if not begin:
+                _skip(answer, part)
             while block := answer.read(_BLOCK):
                 bar.update(stream.write(block))
     return total is None or _size(part) >= total
 
 
-def _skip(answer: HTTPResponse, part: Path, have: int) -> int:
+def _skip(answer: HTTPResponse, part: Path) -> None:
     """Reads what a file has already; another file, such as a web page in its place, must not replace that."""
     with part.open("rb") as stream:
-        while some := stream.read(min(_BLOCK, have)):
+        while some := stream.read(_BLOCK):
             got = answer.read(len(some))
             if not some.startswith(got):
                 raise UserError(
@@ -141,7 +145,6 @@ def _skip(answer: HTTPResponse, part: Path, have: int) -> int:
                 )
             if len(got) < len(some):
                 raise OSError("the connection was closed")
-    return have
 
 
 def _is_full(error: BaseException) -> bool:
@@ -203,32 +206,35 @@ def download_repository(weights: Weights, folder: Path | None, mirror: str | Non
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     page, endpoint = f"{HUB}/{weights.hub}", mirror or constants.ENDPOINT
-    try:
-        found = HfApi(endpoint=endpoint).model_info(weights.hub, files_metadata=True).siblings or []
-        digests = {own.rfilename: own.lfs.sha256 if own.lfs else None for own in found}
-        sizes = {own.rfilename: own.size or 0 for own in found}
-        names = files_to_read(sizes)
-        with writing("--target", folder or Path(constants.HF_HUB_CACHE)):
-            check_space(folder or Path(constants.HF_HUB_CACHE), sum(sizes[name] for name in names))
-        place = snapshot_download(weights.hub, allow_patterns=names, local_dir=folder, endpoint=endpoint)
-    except UserError:
-        raise
-    except GatedRepoError:
-        raise UserError(
-            f"{page}: its makers ask you to accept their licence. Do so on that page, then log in: hf auth login (or "
-            "set HF_TOKEN), and call this again."
-        ) from None
-    except RepositoryNotFoundError:
-        raise UserError(
-            f"{page}: there is no such model on {endpoint}, or it is private. Check the name; for a private one log "
-            "in: hf auth login (or set HF_TOKEN)."
-        ) from None
-    except Exception as error:  # connections fail in many ways
-        raise UserError(
-            f"{page}: download from {endpoint} failed ({first_line(error)}). Call this again later: it goes on where "
-            "it was interrupted; or set --mirror (or HF_ENDPOINT) to a server that this machine reaches; or call it "
-            "with --target DIR on another machine, and copy DIR."
-        ) from None
+    target = folder or Path(constants.HF_HUB_CACHE)
+    with writing("--target", target):
+        try:
+            found = HfApi(endpoint=endpoint).model_info(weights.hub, files_metadata=True).siblings or []
+            digests = {own.rfilename: own.lfs.sha256 if own.lfs else None for own in found}
+            sizes = {own.rfilename: own.size or 0 for own in found}
+            names = files_to_read(sizes)
+            check_space(target, sum(sizes[name] for name in names))
+            place = snapshot_download(weights.hub, allow_patterns=names, local_dir=folder, endpoint=endpoint)
+        except UserError:
+            raise
+        except GatedRepoError:
+            raise UserError(
+                f"{page}: its makers ask you to accept their licence. Do so on that page, then log in: hf auth login "
+                "(or set HF_TOKEN), and call this again."
+            ) from None
+        except RepositoryNotFoundError:
+            raise UserError(
+                f"{page}: there is no such model on {endpoint}, or it is private. Check the name; for a private one "
+                "log in: hf auth login (or set HF_TOKEN)."
+            ) from None
+        except Exception as error:  # connections fail in many ways
+            if _is_full(error):
+                raise
+            raise UserError(
+                f"{page}: download from {endpoint} failed ({first_line(error)}). Call this again later: it goes on "
+                "where it was interrupted; or set --mirror (or HF_ENDPOINT) to a server that this machine reaches; or call "
+                "it with --target DIR on another machine, and copy DIR."
+            ) from None
     for name in names:
         if digest := weights.sha256.get(name) or digests[name]:
             _check_digest(Path(place) / name, digest)

@@ -301,3 +301,13 @@ def test_a_full_disk_is_told_before_the_download(fetch, site, monkeypatch):
     code, _, error = fetch("owner/name", "--download", "--mirror", site.url)
     assert code == 2 and "Free space" in error
     assert not any("resolve" in path for path, _ in site.asked)
+
+
+def test_a_disk_that_fills_up_under_a_repository_is_told_as_such(fetch, site, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    site.repositories["owner/name"] = MODEL
+    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
+    code, _, error = fetch("owner/name", "--download", "--mirror", site.url)
+    assert code == 2 and "can't be written (No space left on device). Free space there" in error
