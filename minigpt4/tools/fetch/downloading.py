@@ -232,8 +232,8 @@ def download_repository(weights: Weights, folder: Path | None, mirror: str | Non
                 raise
             raise UserError(
                 f"{page}: download from {endpoint} failed ({first_line(error)}). Call this again later: it goes on "
-                "where it was interrupted; or set --mirror (or HF_ENDPOINT) to a server that this machine reaches; or call "
-                "it with --target DIR on another machine, and copy DIR."
+                "where it was interrupted; or set --mirror (or HF_ENDPOINT) to a server that this machine reaches; or "
+                "call it with --target DIR on another machine, and copy DIR."
             ) from None
     for name in names:
         if digest := weights.sha256.get(name) or digests[name]:
