@@ -30,9 +30,9 @@ TOOLS = {  # name: module with add_arguments and main, what it is for
     "prepare-data": ("minigpt4.tools.preparing.command", "make training data of published files, and check it"),
     "export": ("minigpt4.tools.export", "write the image tower as an ONNX file for other runtimes"),
     "bench": ("minigpt4.tools.bench.command", "measure how long answers and images take, beside published figures"),
-    "apply-delta": ("minigpt4.tools.apply_delta", "make Vicuna of LLaMA and the difference that was given out"),
-    "make-delta": ("minigpt4.tools.make_delta", "make such a difference"),
-    "convert-llama": ("minigpt4.tools.convert_llama", "make a Hugging Face model of LLaMA as Meta gave it out"),
+    "apply-delta": ("minigpt4.tools.apply_delta", "apply a Vicuna delta to LLaMA weights"),
+    "make-delta": ("minigpt4.tools.make_delta", "write the delta between a fine-tuned model and LLaMA"),
+    "convert-llama": ("minigpt4.tools.convert_llama", "convert LLaMA weights in Meta's layout to a Hugging Face model"),
     "convert-deepspeed": ("minigpt4.tools.convert_deepspeed", "turn a checkpoint of DeepSpeed into one of ours"),
 }
 

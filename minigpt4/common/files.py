@@ -4,10 +4,11 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from minigpt4.common.errors import UserError, make_folder
+from minigpt4.common.errors import make_folder, writing
 
 
 def regular_file(path: Path) -> Path:
@@ -39,23 +40,34 @@ def replace_file(path: Path, data: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-@contextmanager
-def new_folder(key: str, folder: Path) -> Iterator[Path]:
-    """Gives a folder to fill, which becomes `folder` when the block has ended without an error.
+def check_space(folder: Path, needed: int) -> None:
+    """Checks that so many bytes can be written to a folder, which need not be there yet.
 
     Raises:
-        UserError: there is something at `folder` already, or it can't be made. `key` is the argument that names it.
+        OSError: there is less space; `errors.writing` makes a line of it.
     """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{key}: '{folder}' is there already. Name a new folder, or delete it first.")
-    make_folder(key, folder.parent)
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
-    make_folder(key, part)
-    try:
-        yield part
-        if folder.exists():
-            folder.rmdir()
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"no space left: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+
+
+@contextmanager
+def whole_files(key: str, file: Path) -> Iterator[Path]:
+    """Gives a path of the same name in a folder of its own; all files there move to where `file` lies, if all is well.
+
+    Args:
+        key: the option that names the file.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    make_folder(key, file.parent)
+    with ExitStack() as stack:
+        with writing(key, file):
+            file = regular_file(file)
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent)))
+        yield folder / file.name
+        with writing(key, file):
+            for own in sorted(folder.iterdir(), key=lambda path: path.name == file.name):  # that one last
+                os.replace(own, file.with_name(own.name))

@@ -3,9 +3,10 @@
 import json
 import logging
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from errno import ENOLCK, ENOTSUP, EOPNOTSUPP
 from pathlib import Path
@@ -57,13 +58,44 @@ def locked_file(key: str, path: Path) -> Iterator[None]:
         UserError: another process holds it.
         OSError: it can't be written; see also `regular_file`.
     """
-    file = regular_file(path)  # its links have the same lock
-    lock = FileLock(file.with_name(f".{file.name}{_LOCK}"))
-    _acquire(lock, key, path, 0, lambda: f"another run writes to '{path}'. Wait until it ends, or name another file.")
+    with _locked_beside(key, path, regular_file(path)):  # its links have the same lock
+        yield
+
+
+@contextmanager
+def _locked_beside(key: str, path: Path, place: Path) -> Iterator[None]:
+    lock = FileLock(place.with_name(f".{place.name}{_LOCK}"))
+    _acquire(lock, key, path, 0, lambda: f"another run writes to '{path}'. Wait until it ends, or name another.")
     try:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def new_folder(key: str, folder: Path) -> Iterator[Path]:
+    """Gives a folder to fill, which becomes `folder` when the block has ended without an error.
+
+    Raises:
+        UserError: there is something at `folder` already, another process fills it, or it can't be made. `key` is the
+            argument that names it.
+    """
+    make_folder(key, folder.parent)
+    part = folder.with_name(f".{folder.name}.part")
+    with ExitStack() as held:
+        with writing(key, folder):
+            held.enter_context(_locked_beside(key, folder, folder))
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise UserError(f"{key}: '{folder}' is there already. Name a new folder, or delete it first.")
+        shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+        make_folder(key, part)
+        try:
+            yield part
+            if folder.exists():
+                folder.rmdir()
+            part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _acquire_folder(lock: FileLock, key: str, folder: Path, timeout: float) -> None:

@@ -56,7 +56,10 @@ def random_engine(config: Config, sizes: LlamaConfig) -> Engine:
     c, device = config.model, pick_device(config.run.device)
     bits = int(quantization_of(c)[0]) if quantizes_itself(c, device) else None
     if quantization_of(c) != "none" and bits is None:
-        raise UserError("model.quantization: random weights are quantized on CPUs alone. Set it to none.")
+        raise UserError(
+            "model.quantization: random weights are quantized on CPUs only. Set model.quantization=none "
+            "model.low_resource=False."
+        )
     dtype, prompter = dtype_of(c, device), random_prompter(config)
     with torch.device("meta"):
         outline = AutoModelForCausalLM.from_config(sizes)

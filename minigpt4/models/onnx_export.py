@@ -101,9 +101,9 @@ def difference(expected: Tensor, got: Tensor) -> str:
     return f"at most {worst:.1e} off, of values up to {size:.3g} (relative {relative:.1e})"
 
 
-def run_onnx(file: Path, images: Tensor) -> Tensor:
-    """The features of images [B, 3, H, W] by ONNX Runtime on the CPU."""
+def run_onnx(file: Path, images: Tensor) -> list[Tensor]:
+    """All outputs of a graph for images [B, 3, H, W], by ONNX Runtime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run([FEATURES], {IMAGE: images.numpy()})[0])
+    return [torch.from_numpy(own) for own in session.run(None, {IMAGE: images.numpy()})]

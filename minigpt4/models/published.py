@@ -71,14 +71,16 @@ def find_weights(name: str) -> Weights:
     """The weights of a name, a URL or a hub id; of the last two, known or not.
 
     Raises:
-        UserError: it is none of them.
+        UserError: it is none of them, or a URL without a file's name.
     """
     known = published_weights()
     for weights in known.values():
         if name in (weights.name, weights.hub, *weights.urls):
             return weights
     if is_url(name):
-        return Weights(name, file=name.rsplit("/", 1)[-1], urls=(name,))
+        if not (file := Path(urlparse(name).path).name):
+            raise UserError(f"'{name}' names no file. Set it to the URL of a file.")
+        return Weights(name, file=file, urls=(name,))
     if name.count("/") == 1 and not name.startswith(("/", ".", "~")):
         return Weights(name, hub=name)
     models = published_models()

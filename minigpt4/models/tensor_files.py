@@ -15,13 +15,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minigpt4.common.errors import UserError, make_folder, writing
-from minigpt4.common.files import replace_file
+from minigpt4.common.files import check_space, replace_file
+from minigpt4.common.locks import locked_file
 from minigpt4.models.checkpoint import unreadable
 
 INDEXES = "model.safetensors.index.json", "pytorch_model.bin.index.json"
 _UNFINISHED = "unfinished.json"  # in a folder that is being written: what it is made from
 _FILE_BYTES = 2 * 2**30  # of a file that is written; one that was not finished is written anew
 _PIECE_BYTES = 64 * 2**20  # of a tensor that are in memory at once
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number, with which files of before 1.6 begin
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
@@ -143,6 +145,12 @@ def _outlines(file: Path) -> dict[str, Outline]:
 
 
 def _pytorch(file: Path) -> dict[str, Tensor]:
+    with file.open("rb") as stream:
+        if stream.read(len(_LEGACY)) == _LEGACY:
+            raise ValueError(
+                "it is in PyTorch's format from before 1.6, which can't be read in parts. Save it again: "
+                f"python -c \"import torch; f = '{file}'; torch.save(torch.load(f), f)\""
+            )
     state: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError("expected names and tensors")
@@ -166,16 +174,18 @@ def resumable(key: str, folder: Path, made_from: Mapping[str, Any]) -> Iterator[
         made_from: what JSON can hold, and says whether files of an earlier run are those of this one.
 
     Raises:
-        UserError: the folder holds something else, or can't be written.
+        UserError: the folder holds something else, another run writes to it, or it can't be written.
     """
     make_folder(key, folder)
     note = folder / _UNFINISHED
     text = json.dumps(made_from, indent=2).encode()
-    if note.is_file() and note.read_bytes() != text:
-        raise UserError(f"{key}: '{folder}' was begun with other files, see {_UNFINISHED} in it. Name another folder.")
-    if not note.is_file() and any(folder.iterdir()):
-        raise UserError(f"{key}: '{folder}' is not empty. Name a new folder.")
-    with writing(key, folder):
+    with writing(key, folder), locked_file(key, note):
+        if note.is_file() and note.read_bytes() != text:
+            raise UserError(
+                f"{key}: '{folder}' was begun with other files, see {_UNFINISHED} in it. Name another folder."
+            )
+        if not note.is_file() and any(not file.name.startswith(f".{_UNFINISHED}") for file in folder.iterdir()):
+            raise UserError(f"{key}: '{folder}' is not empty. Name a new folder.")
         replace_file(note, text)
         yield
         note.unlink()
@@ -198,6 +208,10 @@ def write_tensors(folder: Path, outlines: Mapping[str, Outline], rows: Rows, wha
         groups[-1][name] = outline
     files = [f"model-{number:05}-of-{len(groups):05}.safetensors" for number in range(1, len(groups) + 1)]
     total = sum(outline.bytes for outline in outlines.values())
+    for file in files:  # of a run that was ended
+        (folder / file).with_suffix(".part").unlink(missing_ok=True)
+    missing = [group for file, group in zip(files, groups, strict=True) if not (folder / file).is_file()]
+    check_space(folder, sum(outline.bytes for group in missing for outline in group.values()))
     with tqdm(total=total, desc=what, unit="B", unit_scale=True) as bar:
         for file, group in zip(files, groups, strict=True):
             if (folder / file).is_file():

@@ -1,4 +1,4 @@
-"""`minigpt4 apply-delta`: Vicuna from LLaMA and the difference that was given out."""
+"""`minigpt4 apply-delta`: applies a Vicuna delta to LLaMA weights."""
 
 import argparse
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(main=main)
-    parser.add_argument("--base", type=Path, required=True, metavar="FOLDER", help="LLaMA, as a Hugging Face model")
-    parser.add_argument("--delta", type=Path, required=True, metavar="FOLDER", help="such as vicuna-7b-delta-v0")
+    parser.add_argument("--base", required=True, metavar="MODEL", help="LLaMA: a folder or a downloaded hub id")
+    parser.add_argument("--delta", required=True, metavar="MODEL", help="such as lmsys/vicuna-7b-delta-v0")
     parser.add_argument("--target", type=Path, required=True, metavar="FOLDER", help="to write, in safetensors")
 
 

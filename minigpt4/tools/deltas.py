@@ -16,6 +16,7 @@ from torch import Tensor
 from minigpt4.common.errors import UserError
 from minigpt4.common.files import replace_file
 from minigpt4.common.wrong_files import wrong_file
+from minigpt4.models.pretrained import settings_folder
 from minigpt4.models.tensor_files import INDEXES, Outline, TensorFiles, resumable, write_tensors
 
 logger = logging.getLogger(__name__)
@@ -30,21 +31,20 @@ _SAMPLED_ROWS = 256  # of each, that tell whether two folders belong together
 _EXACT, _EXACT_LARGE = 0.8, 0.68  # see `_check_pair`
 
 
-def combine(folders: Mapping[str, Path], sign: int, out: tuple[str, Path]) -> None:
+def combine(named: Mapping[str, str], sign: int, out: tuple[str, Path]) -> None:
     """Adds a delta to LLaMA's weights, or takes LLaMA's away from a model's, in float16 as FastChat does.
 
     Args:
-        folders: {option that names it: folder} of LLaMA, and of the delta or model. The second's config and tokenizer
-            are those of what is written.
+        named: {option: folder, or hub id that was downloaded} of LLaMA, and of the delta or model. The second's config
+            and tokenizer are those of what is written.
         sign: +1 or -1.
         out: the option that names the folder to write, and that. If the run is ended, the same call goes on there.
 
     Raises:
         UserError: weights are missing or damaged, the two do not belong together, or the result is not finite.
     """
+    folders = {option: settings_folder(option, path, "model") for option, path in named.items()}
     base_folder, other_folder = folders.values()
-    if not (other_folder / "config.json").is_file():
-        raise UserError(f"{list(folders)[1]}: '{other_folder}' has no config.json. Name the folder of a model.")
     if wrong := wrong_file([file for folder in folders.values() for file in _settings(folder)]):
         raise UserError(f"{wrong}.")
     base, other = (TensorFiles.of_folder(key, folder) for key, folder in folders.items())
@@ -108,8 +108,8 @@ def _outlines(base: TensorFiles, other: TensorFiles, folders: Mapping[str, Path]
 
 
 def _cure(folders: Mapping[str, Path]) -> str:
-    names = " and ".join(f"{key} ('{folder}')" for key, folder in folders.items())
-    return f"Set {names} to what belongs together: LLaMA, not Llama 2, in the size that the delta is for."
+    base, other = (f"{key} ('{folder}')" for key, folder in folders.items())
+    return f"Set {base} to the LLaMA (not Llama 2) of the same size that {other} was made from."
 
 
 def _check_pair(base: TensorFiles, delta: TensorFiles, outlines: Mapping[str, Outline], cure: str) -> None:
@@ -129,7 +129,7 @@ def _check_pair(base: TensorFiles, delta: TensorFiles, outlines: Mapping[str, Ou
     total = one + two
     exact = (total == total.to(torch.float16)).double().mean()
     if exact < (_EXACT if two.norm() < one.norm() / 2 else _EXACT_LARGE):
-        raise UserError(f"The delta was not made from these weights of LLaMA: added to them it gives noise. {cure}")
+        raise UserError(f"The delta was made from another LLaMA: the result is not plausible weights. {cure}")
 
 
 def _write_settings(base: Path, other: Path, target: Path, outlines: Mapping[str, Outline]) -> None:

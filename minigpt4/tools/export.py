@@ -5,7 +5,8 @@ import logging
 import sys
 from pathlib import Path
 
-from minigpt4.common.errors import UserError, make_folder
+from minigpt4.common.errors import UserError
+from minigpt4.common.files import whole_files
 from minigpt4.config.arguments import add_model_arguments, read_config
 
 _EQUAL = 1e-3  # relative; what is further off is not the same tower
@@ -33,7 +34,6 @@ def main(args: argparse.Namespace) -> None:
     config = read_config(args)
     if config.model.vision_kind == "onnx":
         raise UserError("model.vision.name: onnx is what is to be written. Name the tower that it is made of.")
-    make_folder("--out", args.out.parent)
 
     import torch
 
@@ -44,17 +44,22 @@ def main(args: argparse.Namespace) -> None:
     config.model.vit_precision, config.run.device = "fp32", "cpu"
     vision = load_vision(config).requires_grad_(False)
     projection = load_projection(config, vision.width) if args.with_projection else None
-    export_onnx(vision, projection, args.out, args.opset)
     images = torch.randn(1, 3, vision.image_size, vision.image_size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        expected = vision(images)
-    del vision
-    got = run_onnx(args.out, images)
-    sys.stderr.write(f"{args.out}: {difference(expected, got)}\n")
-    if not torch.isfinite(got).all() or (expected - got).norm() > _EQUAL * expected.norm():
-        raise UserError(f"{args.out}: computes something else than the model. Don't use it, and tell us.")
-    if args.int8:
-        out = args.out.with_suffix(f".int8{args.out.suffix}")
-        quantize_int8(args.out, out)
-        sys.stderr.write(f"{out}: {difference(expected, run_onnx(out, images))}\n")
+        features = vision(images)
+        expected = [features] if projection is None else [features, projection(features)]
+    with whole_files("--out", args.out) as part:
+        export_onnx(vision, projection, part, args.opset)
+        del vision, projection
+        for own, got in zip(expected, run_onnx(part, images), strict=True):
+            sys.stderr.write(f"{args.out}: {difference(own, got)}\n")
+            if not torch.isfinite(got).all() or (own - got).norm() > _EQUAL * own.norm():
+                raise UserError(
+                    f"--out: the graph for '{args.out}' computes something else than the model, so that it was not "
+                    "kept. Try another --opset, and report it as a fault of this program."
+                )
+        if args.int8:
+            out = part.with_suffix(f".int8{part.suffix}")
+            quantize_int8(part, out)
+            sys.stderr.write(f"{args.out.with_name(out.name)}: {difference(expected[0], run_onnx(out, images)[0])}\n")
     sys.stderr.write(f"use it: --options model.vision.name=onnx model.vision.model={args.out}\n")

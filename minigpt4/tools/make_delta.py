@@ -1,4 +1,4 @@
-"""`minigpt4 make-delta`: what a model differs from LLaMA in, to be given out; the inverse of `apply-delta`."""
+"""`minigpt4 make-delta`: writes the delta between a fine-tuned model and LLaMA; the inverse of `apply-delta`."""
 
 import argparse
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(main=main)
-    parser.add_argument("--base", type=Path, required=True, metavar="FOLDER", help="LLaMA, as a Hugging Face model")
-    parser.add_argument("--target", type=Path, required=True, metavar="FOLDER", help="the model that was made from it")
+    parser.add_argument("--base", required=True, metavar="MODEL", help="LLaMA: a folder or a downloaded hub id")
+    parser.add_argument("--target", required=True, metavar="MODEL", help="the model that was made from it")
     parser.add_argument("--delta", type=Path, required=True, metavar="FOLDER", help="to write, in safetensors")
 
 

@@ -1,10 +1,12 @@
 """Files that are whole at any time."""
 
 import os
+from pathlib import Path
 
 import pytest
 
-from minigpt4.common.files import regular_file, replace_file
+from minigpt4.common.errors import UserError
+from minigpt4.common.files import regular_file, replace_file, whole_files
 
 
 def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path):
@@ -38,3 +40,20 @@ def test_only_regular_files_are_replaced(make, tmp_path):
         with pytest.raises(OSError, match="is not a regular file"):
             use(tmp_path / "it")
     assert list(tmp_path.iterdir()) == [tmp_path / "it"]
+
+
+def test_files_appear_together_or_not_at_all(tmp_path):
+    file = tmp_path / "new" / "x.onnx"
+    with pytest.raises(KeyboardInterrupt), whole_files("--out", file) as part:
+        part.write_text("half")
+        raise KeyboardInterrupt
+    assert list(file.parent.iterdir()) == []
+    with whole_files("--out", file) as part:
+        part.write_text("graph")
+        part.with_name("x.onnx.data").write_text("weights")
+    assert sorted(own.name for own in file.parent.iterdir()) == ["x.onnx", "x.onnx.data"]
+    with (
+        pytest.raises(UserError, match=r"--out: '/dev/null' can't be written \("),
+        whole_files("--out", Path("/dev/null")),
+    ):
+        pass

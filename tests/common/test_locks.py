@@ -15,14 +15,14 @@ import pytest
 
 from minigpt4.common.distributed import barrier, is_main
 from minigpt4.common.errors import UserError
-from minigpt4.common.locks import locked
+from minigpt4.common.locks import locked, new_folder
 from tests.runners.toy import on_ranks
 from tests.waiting import LIMIT
 
 HOLD = """
 import os, sys
 from pathlib import Path
-from minigpt4.common.locks import locked
+from minigpt4.common.locks import locked, new_folder
 
 with locked("run.output_dir", Path(sys.argv[1])):
     # as a loader's worker: it has the parent's files, and outlives it
@@ -115,3 +115,22 @@ def test_all_ranks_hold_it_as_one_and_are_all_told(tmp_path):
         on_ranks(2, be_told_then_hold, tmp_path, process.pid)
         assert process.wait() == -signal.SIGKILL
     assert json.loads((tmp_path / ".lock.json").read_text())["pid"] != process.pid  # a rank has had it since
+
+
+def test_a_folder_that_another_run_fills_is_left_alone(tmp_path):
+    with new_folder("--out", tmp_path / "new") as part:
+        (part / "file").write_text("first")
+        with pytest.raises(UserError, match=r"^--out: another run writes to '.*new'"):  # noqa: SIM117
+            with new_folder("--out", tmp_path / "new"):
+                pass
+    assert (tmp_path / "new" / "file").read_text() == "first"
+    with pytest.raises(UserError, match="is there already"), new_folder("--out", tmp_path / "new"):
+        pass
+
+
+def test_what_a_killed_run_left_is_not_in_a_new_folder(tmp_path):
+    (tmp_path / ".new.part").mkdir()
+    (tmp_path / ".new.part" / "old").touch()
+    with new_folder("--out", tmp_path / "new") as part:
+        (part / "file").touch()
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["file"]

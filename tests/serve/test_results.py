@@ -96,7 +96,7 @@ def test_two_runs_do_not_write_to_one_file(predict, tmp_path):
     with Results(arguments[-1], questions_about([str(SCENES[0])], COUNT)):
         for name in (arguments[-1], link):
             code, _, err = predict(*arguments[:-1], name)
-            cure = "Wait until it ends, or name another file."
+            cure = "Wait until it ends, or name another."
             assert (code, err) == (2, f"error: --output: another run writes to '{name}'. {cure}\n")
     assert predict(*arguments)[0] == predict(*arguments[:-1], link)[0] == 0
 

@@ -13,10 +13,11 @@ from minigpt4.conversation.templates import TEMPLATES
 from minigpt4.inference.loading import load_engine
 from minigpt4.inference.random_engine import llama_sizes, random_engine
 from minigpt4.inference.requests import Request
+from minigpt4.models.llm import quantization_of
 from minigpt4.models.quantized_linear import QuantizedLinear
 from minigpt4.tools.bench.measuring import Times, answer_times, endless, exact_prompt
 from minigpt4.tools.bench.published import ASCEND_910B3, published
-from minigpt4.tools.bench.tables import markdown, rows_of, write_csv
+from minigpt4.tools.bench.tables import draw, markdown, rows_of, write_csv
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,11 @@ def test_tables(tmp_path):
         ("256", "Ascend 910B3"),
         ("10", "here"),
         ("image", "torch"),
+        ("image", "Ascend 910B3, published"),
+        ("image", "GPU, published"),
     ]
+    draw(tmp_path / "x.png", "x", times, images)
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     assert published(256, 65) is None
 
 
@@ -112,10 +117,19 @@ def test_random_weights_read_no_file_and_have_room(minigpt4):
 def test_lengths_without_room_are_told(minigpt4):
     few = ("--repeats", 1, "--image", "--options", "run.device=cpu")
     code, _, err = minigpt4("bench", "--lengths", "2000/49", *few)
-    assert code == 2 and "--lengths: 2000/49 is more than the 2048 tokens" in err
+    assert code == 2 and "--lengths: 2000/49 is more than this LLM's context length of 2048 tokens" in err
     assert "has no '/'" in minigpt4("bench", "--lengths", "2000", *few)[2]
     assert "not a number from 1 on" in minigpt4("bench", "--lengths", "2000/0", *few)[2]
     assert "MODEL:" in minigpt4("bench", "minigpt4_eval", "--random-weights", "tiny")[2]
+
+
+def test_random_weights_off_a_cpu_say_what_turns_quantization_off(monkeypatch):
+    monkeypatch.setattr("minigpt4.inference.random_engine.quantizes_itself", lambda *_: False)
+    config = load_config("minigpt4_tiny_eval", ["run.device=cpu", "model.low_resource=True"])
+    with pytest.raises(UserError, match="Set model.quantization=none model.low_resource=False") as error:
+        random_engine(config, llama_sizes("tiny"))
+    cure = re.findall(r"model\.\w+=\w+", str(error.value))
+    assert quantization_of(load_config("minigpt4_tiny_eval", ["model.low_resource=True", *cure]).model) == "none"
 
 
 @pytest.mark.slow

@@ -69,6 +69,7 @@ def test_what_cannot_be_converted_is_named(llama, tmp_path, minigpt4):
         return refused()
 
     assert "lacks consolidated.00.pth. Name the folder that Meta's files are in" in refused(tmp_path)
+    assert f"lacks consolidated.00.pth. Name the folder of one size: {llama}." in refused(llama.parent)
     assert "--tokenizer: '/no/file' does not exist" in refused(llama, "--tokenizer", "/no/file")
     assert "holds a Llama 3. Download it as a Hugging Face model" in settings(rope_theta=500000.0)
     assert "holds impossible sizes: {'dim': 32, 'n_layers': 2, 'n_heads': 0" in settings(n_heads=0)
@@ -83,7 +84,7 @@ def test_what_cannot_be_converted_is_named(llama, tmp_path, minigpt4):
     (llama / "consolidated.00.pth").unlink()
     assert "lacks consolidated.00.pth" in refused()
     (llama / "consolidated.00.pth").write_bytes((META / "2B" / "consolidated.00.pth").read_bytes()[:9000])
-    assert "consolidated.00.pth' is cut off: the end of its zip archive is missing" in refused()
+    assert "consolidated.00.pth' is truncated (download incomplete): the end of its zip archive is missing" in refused()
     Path(settings_file).unlink()
     shutil.copy(META / "2B" / "consolidated.00.pth", llama)
     assert "params.json' can't be read" in refused()

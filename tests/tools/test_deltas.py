@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from minigpt4.common.errors import UserError
 from minigpt4.models import tensor_files
 from tests.conftest import PARITY
 
@@ -162,7 +163,7 @@ def test_only_its_own_base_gives_a_model(amount, tmp_path, minigpt4):
     model(tmp_path / "delta", {name: wished[name] - weight for name, weight in base.items()})
     arguments = "--delta", tmp_path / "delta", "--target", tmp_path / "out"
     code, _, error = minigpt4("apply-delta", "--base", tmp_path / "other", *arguments)
-    assert code == 2 and "The delta was not made from these weights of LLaMA" in error
+    assert code == 2 and "The delta was made from another LLaMA" in error
     assert "--base ('" in error and not (tmp_path / "out").exists()
     assert minigpt4("apply-delta", "--base", tmp_path / "base", *arguments)[0] == 0
 
@@ -179,8 +180,9 @@ def test_what_cannot_be_combined_is_named(pair, tmp_path, minigpt4):
         )
         return error
 
-    assert "--base: '/no/where' holds no weights" in refused(base=Path("/no/where"))
-    assert "--delta: '/no/where' has no config.json" in refused(delta=Path("/no/where"))
+    assert "--base: '/no/where' is not a folder with a config.json. Set it" in refused(base=Path("/no/where"))
+    assert "--delta: '/no/where' is not a folder with a config.json. Set it" in refused(delta=Path("/no/where"))
+    assert "download it: minigpt4 fetch owner/name --download" in refused(delta=Path("owner/name"))
     other = model(tmp_path / "other", random_weights(0, ROWS - 10), ROWS - 10)
     assert f"is [{ROWS}, 64] in --base and [{ROWS - 10}, 64] in --delta" in refused(delta=other)
     other = model(tmp_path / "neox", random_weights(0))
@@ -208,3 +210,54 @@ def test_what_cannot_be_combined_is_named(pair, tmp_path, minigpt4):
     )
     (infinite / "model.safetensors").unlink()
     assert "model.norm.weight is not finite in the result. Check the checksums" in refused(delta=infinite)
+
+
+def test_a_delta_in_the_hubs_cache_is_found_by_its_id(pair, tmp_path, minigpt4, monkeypatch):
+    base, delta = pair
+    own = tmp_path / "hub" / "models--owner--delta"
+    (own / "refs").mkdir(parents=True)
+    (own / "refs" / "main").write_text("1" * 40)
+    (own / "snapshots").mkdir()
+    delta.rename(own / "snapshots" / ("1" * 40))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert minigpt4("apply-delta", "--base", base, "--delta", "owner/delta", "--target", tmp_path / "out")[0] == 0
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_a_second_run_into_the_same_folder_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensor_files, "_PIECE_BYTES", 1000)
+    out, refused = tmp_path / "out", []
+
+    def write() -> None:
+        with tensor_files.resumable("--target", out, {"x": 1}):
+            tensor_files.write_tensors(out, {"w": tensor_files.Outline((8, 500), torch.float16)}, rows, "")
+
+    def rows(name: str, piece: slice) -> torch.Tensor:
+        if piece.start == 5:
+            with pytest.raises(UserError, match=r"^--target: another run writes to ") as error:
+                write()
+            refused.append(error)
+        return torch.ones(piece.stop - piece.start, 500).half()
+
+    write()
+    assert len(refused) == 1 and torch.all(weights_of(out)["w"] == 1)
+
+
+def test_a_full_disk_is_told_before_the_first_byte(pair, tmp_path, minigpt4, monkeypatch):
+    base, delta = pair
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    arguments = ["apply-delta", "--base", base, "--delta", delta, "--target", tmp_path / "out"]
+    code, _, error = minigpt4(*arguments)
+    assert code == 2 and "(no space left: 0.0 GB are needed, 0.0 GB are free). Free space there" in error
+    assert not list((tmp_path / "out").glob("model*"))
+    monkeypatch.undo()
+    assert minigpt4(*arguments)[0] == 0
+
+
+def test_a_format_that_is_read_whole_is_refused_with_the_cure(tmp_path):
+    torch.save({"w": torch.ones(3)}, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match=r"format from before 1\.6, .* Save it again: python -c") as error:
+        tensor_files.TensorFiles([tmp_path / "pytorch_model.bin"])
+    command = str(error.value).split('python -c "')[1].split('"')[0]
+    exec(command)
+    assert tensor_files.TensorFiles([tmp_path / "pytorch_model.bin"])["w"].shape == (3,)

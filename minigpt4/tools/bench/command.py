@@ -93,7 +93,7 @@ def main(args: argparse.Namespace) -> None:
         with writing("--out", args.out):
             (args.out / "bench.md").write_text(text, encoding="utf-8")
             write_csv(args.out / "bench.csv", times, images)
-            draw(args.out / "bench.png", f"{about['model']}; {about['device']}", times)
+            draw(args.out / "bench.png", f"{about['model']}; {about['device']}", times, images)
 
 
 def _prompter(config: Config, random_weights: str | None) -> "Prompter":
@@ -128,11 +128,9 @@ def _fitting(prompter: "Prompter", wanted: list[tuple[int, int]], asked: bool) -
     window = prompter.window
     too_long = [f"{prompt}/{new}" for prompt, new in wanted if prompt + new > window]
     if too_long and asked:
-        raise UserError(
-            f"--lengths: {', '.join(too_long)} is more than the {window} tokens that this LLM has room for."
-        )
+        raise UserError(f"--lengths: {', '.join(too_long)} is more than this LLM's context length of {window} tokens.")
     if too_long:
-        sys.stderr.write(f"left out: {', '.join(too_long)}; this LLM has room for {window} tokens\n")
+        sys.stderr.write(f"left out: {', '.join(too_long)}; this LLM's context length is {window} tokens\n")
     fitting = [own for own in wanted if sum(own) <= window]
     for prompt, _ in fitting:
         exact_prompt(prompter, torch.empty(prompter.rows, 1), prompt)

@@ -8,6 +8,12 @@ from minigpt4.tools.bench.published import IMAGE_MS, published
 
 _OURS, _THEIRS = "here", "Ascend 910B3"
 _COLUMNS = ("prompt", "new", "where", "response_ms", "first_token_ms", "ms_per_token", "tokens_per_s")
+_PANELS = {
+    "response, ms": "response",
+    "first token, ms": "first",
+    "each further token, ms": "further",
+    "tokens/s": "tokens_per_s",
+}
 _HEAD = "| prompt / new tokens | | response, ms | first token, ms | each further, ms | tokens/s |\n"
 _HEAD += "|---|---|---|---|---|---|\n"
 
@@ -48,28 +54,32 @@ def write_csv(file: Path, times: list[Times], images: dict[str, float | str]) ->
         for way, ms in images.items():
             if not isinstance(ms, str):
                 writer.writerow(["image", "", way, round(ms, 3), "", "", ""])
+        for where, ms in IMAGE_MS.items() if images else ():
+            writer.writerow(["image", "", f"{where}, published", ms, "", "", ""])
 
 
-def draw(file: Path, title: str, times: list[Times]) -> None:
-    """Bars of the time to the first token, and of each further one, beside the published ones."""
+def draw(file: Path, title: str, times: list[Times], images: dict[str, float | str]) -> None:
+    """Bars of each figure of the table, and of images, beside the published ones."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(14, 8), layout="constrained")
     figure.suptitle(title)
-    panels = {"first token, ms": "first", "each further token, ms": "further"}
-    for axes, (label, key) in zip(figure.subplots(1, 2), panels.items(), strict=True):
-        names = [f"{own.prompt} / {own.new}" for own in times]
+    *axes, last, unused = figure.subplots(2, 3).flat
+    unused.set_axis_off()
+    for panel, (label, key) in zip(axes, _PANELS.items(), strict=True):
         theirs = [published(own.prompt, own.new) for own in times]
-        axes.bar([i - 0.2 for i in range(len(times))], [getattr(own, key) for own in times], 0.4, label=_OURS)
-        axes.bar(
+        panel.bar([i - 0.2 for i in range(len(times))], [getattr(own, key) for own in times], 0.4, label=_OURS)
+        panel.bar(
             [i + 0.2 for i, own in enumerate(theirs) if own],
             [getattr(own, key) for own in theirs if own],
             0.4,
             label=f"{_THEIRS}, published",
         )
-        axes.set_xticks(range(len(times)), names)
-        axes.set_xlabel("prompt / new tokens")
-        axes.set_title(label)
-        axes.set_yscale("log")
-        axes.legend()
+        panel.set_xticks(range(len(times)), [f"{own.prompt} / {own.new}" for own in times])
+        panel.set(xlabel="prompt / new tokens", title=label, yscale="log")
+        panel.legend()
+    timed = {way: ms for way, ms in images.items() if not isinstance(ms, str)}
+    last.bar(list(timed), list(timed.values()), 0.4)
+    last.bar([f"{where},\npublished" for where in IMAGE_MS], list(IMAGE_MS.values()), 0.4)
+    last.set(title="an image, ms", yscale="log")
     figure.savefig(file, dpi=120)

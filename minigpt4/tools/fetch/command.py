@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from minigpt4.common.command_line import require_open, say
-from minigpt4.common.errors import UserError
+from minigpt4.common.errors import Problems, UserError
+from minigpt4.common.wrong_files import what_is_wrong
 from minigpt4.config.schema import EnvConfig
 from minigpt4.models.published import (
     Model,
@@ -63,25 +65,29 @@ def main(args: argparse.Namespace) -> None:
     if not args.names and not args.json:
         say(_overview(models))
         return
-    for name in args.names or models:
+    failed, needed = Problems(), {}
+    for name in args.names or models:  # an unknown one ends it before the first download
+        needs = models[name].needs if name in models else {"": name}
+        needed[name] = {key: find_weights(own) for key, own in needs.items()}
+    for name, weights in needed.items():
         model = models.get(name)
-        needs = model.needs if model else {"": name}
-        if args.download:
-            for weights in map(find_weights, needs.values()):
-                _download(weights, args)
-        items = [_item(key, find_weights(name), args) for key, name in needs.items()]
-        command = _command(model, items, args.target) if model else None
+        for own in weights.values() if args.download else ():
+            failed.attempt(_download, own, args)
+        items = [_item(key, own, args) for key, own in weights.items()]
+        command = _command(model, items, args) if model else None
         if args.json:
             say(json.dumps(_plain(name, items, command)) + "\n")
         else:
             say(_page(model.what if model else name, items, command))
+    failed.raise_all()
 
 
 def _item(key: str, weights: Weights, args: argparse.Namespace) -> Item:
     place = _place(weights, args)
     if place is None:
         return Item(key, weights, weights.hub, _in_hub_cache(weights.hub))
-    return Item(key, weights, str(place), _complete(place) if weights.hub else place.is_file())
+    here = _complete(place) if weights.hub else place.is_file() and what_is_wrong(place) is None
+    return Item(key, weights, str(place), here)
 
 
 def _place(weights: Weights, args: argparse.Namespace) -> Path | None:
@@ -123,12 +129,14 @@ def _complete(folder: Path) -> bool:
         return False
 
 
-def _command(model: Model, items: list[Item], target: Path | None) -> str:
+def _command(model: Model, items: list[Item], args: argparse.Namespace) -> str:
     """The command that uses a model from where its files go; a default URL is found in its cache without an option."""
-    found = target is None
+    found = args.target is None
     options = [f"{i.key}={i.value}" for i in items if not (found and i.key.endswith(("vit_model", "q_former_model")))]
-    words = ["minigpt4", model.runs, *(["--options", *options, *model.options] if options else [])]
-    return " ".join(words)
+    if found and items and args.cache != EnvConfig.cache_root:
+        options.append(f"env.cache_root={args.cache}")
+    words = ["minigpt4", *model.runs.split(), *(["--options", *options, *model.options] if options else [])]
+    return shlex.join(words)
 
 
 def _overview(models: dict[str, Model]) -> str:
@@ -153,8 +161,10 @@ def _page(title: str, items: list[Item], command: str | None) -> str:
         lines += [f"    from     {url}" for url in own.urls or (own.source,)]
         lines += [f"    size     {_gigabytes(own.size)}", f"    licence  {own.license}"]
         lines += [f"    sha256   {_digest(own)}"]
-        place = "the cache of the Hugging Face hub; or any folder that the key names" if item.value == own.hub else ""
-        lines += [f"    goes to  {place or item.value}", f"    is here  {'yes' if item.here else 'no'}"]
+        if own.hub:
+            lines += ["    files    config.json and other small files; model*.safetensors, or else pytorch_model*.bin"]
+        place = f"{_hub_folder(own.hub)}; or any folder that the key names" if item.value == own.hub else item.value
+        lines += [f"    goes to  {place}", f"    is here  {'yes' if item.here else 'no'}"]
     if not items:
         lines += ["", "  Nothing to fetch: it comes with the package."]
     if any(not item.here for item in items):
@@ -162,6 +172,14 @@ def _page(title: str, items: list[Item], command: str | None) -> str:
         lines += ["--target DIR elsewhere, copy DIR, and use the files from there."]
     lines += ["", f"Then: {command}"] if command else []
     return "\n".join(lines) + "\n\n"
+
+
+def _hub_folder(hub_id: str) -> Path:
+    """Where the hub's cache has a repository, whether it is there or not."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=hub_id, repo_type="model")
 
 
 def _digest(weights: Weights) -> str:

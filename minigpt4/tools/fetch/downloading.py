@@ -3,11 +3,11 @@
 import hashlib
 import logging
 import re
-import shutil
 import time
 from collections.abc import Mapping
+from errno import EDQUOT, EFBIG, ENOSPC
 from fnmatch import fnmatch
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import urlparse
@@ -16,8 +16,9 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from minigpt4.common.errors import UserError, first_line, make_folder, writing
+from minigpt4.common.files import check_space
 from minigpt4.common.locks import locked_file
-from minigpt4.common.wrong_files import what_is_wrong
+from minigpt4.common.wrong_files import what_is_wrong, wrong_file
 from minigpt4.models.published import Weights
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ def download_file(weights: Weights, file: Path, mirror: str | None) -> None:
     make_folder("--target", file.parent)
     digest = weights.sha256.get(weights.file)
     if file.exists():
+        if wrong := wrong_file([file]):
+            raise UserError(f"{wrong}. After that, call this again.")
         _check_digest(file, digest)
         return
     part = file.with_name(f"{file.name}.part")
@@ -52,15 +55,18 @@ def download_file(weights: Weights, file: Path, mirror: str | None) -> None:
                 _complete(_direct(url), part)
                 _check_content(part, digest)
             except (OSError, HTTPException, UserError) as error:
+                if _is_full(error):
+                    raise
                 refusals.append(_refusal(url, error))
                 logger.warning("%s", refusals[-1])
             else:
                 part.rename(file)
                 break
     if not file.exists():
+        goes_on = ": it goes on where it was interrupted" if part.exists() else ""
         raise UserError(
-            f"{'; '.join(refusals)}. Try again later: it goes on where it was interrupted. Or get {file.name} by other "
-            f"means, such as a browser, and put it at {file}"
+            f"{'; '.join(refusals)}. Try again later{goes_on}. Or get {file.name} by other means, such as a browser, "
+            f"and put it at {file}"
         )
 
 
@@ -92,7 +98,7 @@ def _complete(url: str, part: Path) -> None:
         except HTTPError:
             raise
         except (OSError, HTTPException) as error:
-            if _size(part) == 0:  # nothing was reached
+            if _size(part) == 0 or _is_full(error):  # nothing was reached
                 raise
             reason = first_line(error)
         attempts = 0 if _size(part) > before else attempts + 1
@@ -115,11 +121,35 @@ def _append(url: str, part: Path) -> bool:
         begin = have if answer.status == 206 else 0  # a server may begin anew
         length = answer.headers.get("Content-Length")
         total = begin + int(length) if length else None
-        bar = tqdm(desc=part.stem, total=total, initial=begin, unit="B", unit_scale=True)
-        with part.open("ab" if begin else "wb") as stream, bar:
+        check_space(part.parent, total - have if total else 0)
+        with (
+            part.open("ab") as stream,
+            tqdm(desc=part.stem, total=total, initial=have, unit="B", unit_scale=True) as bar,
+        ):
+            if not begin:
+                _skip(answer, part)
             while block := answer.read(_BLOCK):
                 bar.update(stream.write(block))
     return total is None or _size(part) >= total
+
+
+def _skip(answer: HTTPResponse, part: Path) -> None:
+    """Reads what a file has already; another file, such as a web page in its place, must not replace that."""
+    with part.open("rb") as stream:
+        while some := stream.read(_BLOCK):
+            got = answer.read(len(some))
+            if not some.startswith(got):
+                raise UserError(
+                    f"what it gives does not begin as '{part}' does: it may be a web page. If that file is the wrong "
+                    "one, delete it"
+                )
+            if len(got) < len(some):
+                raise OSError("the connection was closed")
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether it is this machine that can't take more, which no other server helps against."""
+    return isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EFBIG)
 
 
 def _check_content(part: Path, digest: str | None) -> None:
@@ -150,12 +180,12 @@ def sha256_of(file: Path) -> str:
 
 
 def _refusal(url: str, error: Exception) -> str:
-    codes = {401: "it asks for a login", 403: "it refuses", 404: "it is not there", 429: "it was asked too often"}
+    codes = {401: "login required", 403: "access denied", 404: "not found", 429: "too many requests"}
     reason = first_line(error)
     if isinstance(error, HTTPError):
         reason = f"{codes.get(error.code, error.reason)} (HTTP {error.code})"
     elif "drive.google" in url and "web page" in reason:
-        reason = "Google Drive gives a web page in place of it, as it does after too many downloads of a file"
+        reason = "Google Drive gives a web page in place of the file, as it does after too many downloads of it"
     return f"{url}: {reason}"
 
 
@@ -170,37 +200,41 @@ def download_repository(weights: Weights, folder: Path | None, mirror: str | Non
         mirror: address of a server that answers as the hub does; None: the hub, or HF_ENDPOINT.
 
     Raises:
-        UserError: it can't be had; with the reason and the cure.
+        UserError: the download failed; with the reason and the cure.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     page, endpoint = f"{HUB}/{weights.hub}", mirror or constants.ENDPOINT
-    try:
-        found = HfApi(endpoint=endpoint).model_info(weights.hub, files_metadata=True).siblings or []
-        digests = {own.rfilename: own.lfs.sha256 if own.lfs else None for own in found}
-        sizes = {own.rfilename: own.size or 0 for own in found}
-        names = files_to_read(sizes)
-        _check_space(weights, folder or Path(constants.HF_HUB_CACHE), sum(sizes[name] for name in names))
-        place = snapshot_download(weights.hub, allow_patterns=names, local_dir=folder, endpoint=endpoint)
-    except UserError:
-        raise
-    except GatedRepoError:
-        raise UserError(
-            f"{page}: its makers ask you to accept their licence. Do so on that page, then log in: hf auth login (or "
-            "set HF_TOKEN), and call this again."
-        ) from None
-    except RepositoryNotFoundError:
-        raise UserError(
-            f"{page}: there is no such model on {endpoint}, or it is private. Check the name; for a private one log "
-            "in: hf auth login (or set HF_TOKEN)."
-        ) from None
-    except Exception as error:  # connections fail in many ways
-        raise UserError(
-            f"{page}: it can't be had from {endpoint} ({first_line(error)}). Call this again later: it goes on where "
-            "it was interrupted; or set --mirror (or HF_ENDPOINT) to a server that this machine reaches; or call it "
-            "with --target DIR on another machine, and copy DIR."
-        ) from None
+    target = folder or Path(constants.HF_HUB_CACHE)
+    with writing("--target", target):
+        try:
+            found = HfApi(endpoint=endpoint).model_info(weights.hub, files_metadata=True).siblings or []
+            digests = {own.rfilename: own.lfs.sha256 if own.lfs else None for own in found}
+            sizes = {own.rfilename: own.size or 0 for own in found}
+            names = files_to_read(sizes)
+            check_space(target, sum(sizes[name] for name in names))
+            place = snapshot_download(weights.hub, allow_patterns=names, local_dir=folder, endpoint=endpoint)
+        except UserError:
+            raise
+        except GatedRepoError:
+            raise UserError(
+                f"{page}: its makers ask you to accept their licence. Do so on that page, then log in: hf auth login "
+                "(or set HF_TOKEN), and call this again."
+            ) from None
+        except RepositoryNotFoundError:
+            raise UserError(
+                f"{page}: there is no such model on {endpoint}, or it is private. Check the name; for a private one "
+                "log in: hf auth login (or set HF_TOKEN)."
+            ) from None
+        except Exception as error:  # connections fail in many ways
+            if _is_full(error):
+                raise
+            raise UserError(
+                f"{page}: download from {endpoint} failed ({first_line(error)}). Call this again later: it goes on "
+                "where it was interrupted; or set --mirror (or HF_ENDPOINT) to a server that this machine reaches; or "
+                "call it with --target DIR on another machine, and copy DIR."
+            ) from None
     for name in names:
         if digest := weights.sha256.get(name) or digests[name]:
             _check_digest(Path(place) / name, digest)
@@ -214,13 +248,3 @@ def files_to_read(names: Mapping[str, int]) -> list[str]:
     weights = next(filter(None, kinds), [])
     small = [name for name in names if any(fnmatch(name, kind) for kind in SMALL_FILES)]
     return [name for name in (*weights, *small) if "/" not in name]
-
-
-def _check_space(weights: Weights, folder: Path, needed: int) -> None:
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(there).free
-    if needed > free:
-        raise UserError(
-            f"{weights.name}: takes {needed / 1e9:.1f} GB, and '{there}' has {free / 1e9:.1f} GB left. Free space "
-            "there, or name another folder with --target."
-        )

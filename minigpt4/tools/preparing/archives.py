@@ -17,6 +17,7 @@ from tqdm import tqdm
 from minigpt4.common.errors import UserError, first_line, writing
 
 MAX_FILES = 1_000_000  # of an archive
+_PADDING = 64 * 2**20  # bytes behind a tar's last file, of which a small compressed file may hold any number
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
 _UNREADABLE = (NotImplementedError, RuntimeError)  # a ZIP's unknown compression, or its password
 
@@ -84,9 +85,13 @@ def _walked(tar: tarfile.TarFile) -> Iterator[_Member]:
     """tarfile takes a damaged header for the end of the archive, and does not read a checksum that comes later."""
     for info in tar:
         yield _tarred(tar, info)
-    while block := cast(IO[bytes], tar.fileobj).read(2**20):
+    for _ in range(_PADDING // 2**20):
+        block = cast(IO[bytes], tar.fileobj).read(2**20)
         if block.strip(b"\0"):
             raise tarfile.ReadError(f"a header is damaged at byte {tar.offset}")
+        if not block:
+            return
+    raise tarfile.ReadError(f"more than {_PADDING / 2**20:.0f} MB of zeros follow the last file")
 
 
 def _zipped(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
@@ -108,7 +113,8 @@ def _checked(archive: Path, members: Iterator[_Member], max_bytes: int) -> list[
         outside = path.is_absolute() or ".." in path.parts
         if outside or "\\" in member.name or ":" in member.name or "\0" in member.name:
             raise UserError(
-                f"{archive}: '{member.name}' leads out of its folder. Nothing was unpacked; do not trust it."
+                f"{archive}: '{member.name}' would be written outside the target folder. Nothing was unpacked; do not "
+                "trust it."
             )
         if member.kind not in ("file", "folder"):
             raise UserError(f"{archive}: '{member.name}' is {member.kind}. Nothing was unpacked; do not trust it.")
@@ -122,6 +128,10 @@ def _checked(archive: Path, members: Iterator[_Member], max_bytes: int) -> list[
                 f"{archive}: would unpack to more than {max_bytes / 1e9:g} GB or {MAX_FILES:,} files. Nothing was "
                 "unpacked; set --max-gb higher if you trust it."
             )
+    if clash := next((folder for path in files for folder in path.parents if folder in files), None):
+        raise UserError(
+            f"{archive}: holds '{clash}' as a file and as a folder. Nothing was unpacked; download it anew."
+        )
     return list(files)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from minigpt4.common.errors import UserError, first_line, writing
-from minigpt4.common.files import new_folder
+from minigpt4.common.locks import new_folder
 
 ROWS_PER_FILE = 1_000_000  # img2dataset reads a whole file into memory
 ROWS_PER_SHARD = 10_000  # img2dataset's default: a file of 1,000,000 rows makes 100 whole shards
@@ -70,8 +70,8 @@ def _rows(file: Path, skipped: list[int]) -> Iterator[tuple[str, str]]:
                     yield row
         except (ijson.JSONError, UnicodeDecodeError) as error:
             raise UserError(
-                f'{file} is not one JSON list of {{"url", "caption"}}, or is cut off: {first_line(error)}. Download it '
-                "anew."
+                f'{file} is not one JSON list of {{"url", "caption"}}, or is truncated: {first_line(error)}. Download '
+                "it anew."
             ) from None
     if not found:
         raise UserError(f'{file}: is not a JSON list of {{"url", "caption"}}, or an empty one. Name another file.')

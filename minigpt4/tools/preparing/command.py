@@ -90,7 +90,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _align(args: argparse.Namespace) -> None:
-    from minigpt4.common.files import new_folder
+    from minigpt4.common.locks import new_folder
     from minigpt4.tools.preparing.archives import unpack
     from minigpt4.tools.preparing.checks import check_align
 

@@ -10,6 +10,7 @@ import torch
 from minigpt4.common.errors import UserError
 from minigpt4.config.loading import load_config, save_config
 from minigpt4.config.schema import Config, VisionConfig
+from minigpt4.models import onnx_export
 from minigpt4.models.image_side import load_projection, load_vision
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.onnx_export import export_onnx, quantize_int8
@@ -106,6 +107,15 @@ def test_the_command(tmp_path, minigpt4):
     no_ckpt = ("export", "onnx", "--out", tmp_path / "x.onnx", "--with-projection", "--options", "model.ckpt=null")
     code, _, err = minigpt4(*no_ckpt)
     assert code == 2 and "model.ckpt: holds no llama_proj" in err and not (tmp_path / "x.onnx").exists()
+
+
+def test_embeddings_that_are_off_are_refused_and_the_old_file_stays(tmp_path, minigpt4, monkeypatch):
+    file, own = tmp_path / "tower.onnx", onnx_export.run_onnx
+    file.write_text("old")
+    monkeypatch.setattr(onnx_export, "run_onnx", lambda *more: [own(*more)[0], own(*more)[1] * 1.01])
+    code, _, err = minigpt4("export", "onnx", "--out", file, "--with-projection")
+    assert code == 2 and "computes something else than the model" in err
+    assert [one.name for one in tmp_path.iterdir()] == ["tower.onnx"] and file.read_text() == "old"
 
 
 def test_what_does_not_fit_is_refused_with_its_cure(tower, tmp_path):

@@ -81,7 +81,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsiz
     [
         (POINTER, "is a Git LFS pointer"),
         (b"<!doctype html><html></html>", "is a web page"),
-        ((TINY / "eva_vit.safetensors").read_bytes()[:-1000], "is cut off"),
+        ((TINY / "eva_vit.safetensors").read_bytes()[:-1000], "is truncated"),
     ],
 )
 def test_a_file_that_is_something_else(content, told, doctor, tmp_path):

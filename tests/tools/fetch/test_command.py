@@ -1,9 +1,11 @@
 """`minigpt4 fetch`: what it prints, and that a download is whole and right, or is not there."""
 
+import errno
 import hashlib
 import io
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,80 @@ def test_what_was_interrupted_has_another_name_and_goes_on(fetch, site, cache, w
     assert site.asked[-1][1] == "bytes=1000-" and files(cache) == ["w.pth"]
 
 
+def test_a_page_at_the_second_source_leaves_what_the_first_gave(fetch, site, monkeypatch, cache, weights):
+    site.files["/second/w.pth"], site.ends, site.ranges = b"<html>" + b"x" * 100, [1000] * 6, False
+    own = Weights("w", file="w.pth", urls=(f"{site.url}/models/w.pth", f"{site.url}/second/w.pth"))
+    monkeypatch.setattr(published, "published_weights", lambda: {"w": own})
+    code, _, told = fetch("w", "--download")
+    (part,) = cache.rglob("w.pth.part")
+    assert code == 2 and "it may be a web page" in told and "it goes on where" in told
+    assert part.read_bytes() == weights[:1000]
+    assert fetch("w", "--download")[0] == 0 and files(cache) == ["w.pth"]
+
+
+def test_nothing_is_said_to_go_on_where_nothing_is_left(fetch, site):
+    code, _, told = fetch(f"{site.url}/none.pth", "--download")
+    assert code == 2 and "goes on" not in told
+
+
+def test_a_page_that_is_there_already_is_refused(fetch, site, cache):
+    url = f"{site.url}/models/w.pth"
+    assert fetch(url, "--download")[0] == 0
+    (file,) = cache.rglob("w.pth")
+    file.write_text("<html>Quota exceeded</html>")
+    assert "is here  no" in fetch(url)[1]
+    code, out, told = fetch(url, "--download")
+    assert code == 2 and f"'{file}' is a web page" in told and "is here  no" in out
+
+
+def test_a_disk_that_fills_up_ends_it_at_once(fetch, site, monkeypatch):
+    tried = []
+
+    def full(url: str, part: Path) -> bool:
+        tried.append(part.write_bytes(b"x"))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("minigpt4.tools.fetch.downloading._append", full)
+    code, _, told = fetch(f"{site.url}/models/w.pth", "--download")
+    assert code == 2 and "can't be written (No space left on device). Free space" in told and len(tried) == 1
+
+
+def test_too_little_space_for_a_file_is_told_before_it(fetch, site, cache, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    code, _, told = fetch(f"{site.url}/models/w.pth", "--download")
+    assert code == 2 and "(no space left: " in told and files(cache) == []
+
+
+def test_what_fails_does_not_keep_the_others(fetch, site, cache):
+    code, out, told = fetch(f"{site.url}/none.pth", f"{site.url}/models/w.pth", "--download")
+    assert code == 2 and "not found" in told and "is here  yes" in out and files(cache) == ["w.pth"]
+
+
+@pytest.mark.parametrize("name", ["http://127.0.0.1:9/", "http://127.0.0.1:9/?file=w.pth"])
+def test_a_url_without_a_files_name_is_refused(name, fetch):
+    code, _, told = fetch(name, "--download")
+    assert code == 2 and "names no file" in told
+
+
+def test_a_query_is_not_in_the_files_name(fetch, site, tmp_path):
+    assert fetch(f"{site.url}/models/w.pth?download=true", "--download", "--target", tmp_path / "new")[0] == 0
+    assert files(tmp_path / "new") == ["w.pth"]
+
+
+def test_the_printed_command_finds_the_files_wherever_they_are(minigpt4, tmp_path):
+    _, told, _ = minigpt4("fetch", "minigpt4-vicuna-7b", "--cache", tmp_path / "a b")
+    options = shlex.split(told.partition(" --options ")[2])
+    config = load_config("minigpt4_eval", options)
+    assert config.env.cache_root == str(tmp_path / "a b")
+    assert Path(config.model.ckpt).is_relative_to(tmp_path / "a b")
+
+
+def test_a_repository_says_which_files_go_where(fetch, tmp_path):
+    _, told, _ = fetch("owner/name")
+    assert "files    config.json and other small files; model*.safetensors, or else pytorch_model*.bin" in told
+    assert f"goes to  {tmp_path}/hub/models--owner--name; or any folder" in told
+
+
 @pytest.fixture
 def known(monkeypatch, site, weights):
     """Weights that are published at two URLs, of which the first is gone."""
@@ -165,7 +241,7 @@ def test_a_mirror_is_asked_first(fetch, site, known, cache, weights):
     [
         (b"<html><title>Quota exceeded</title></html>", "what it gives is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "what it gives is a Git LFS pointer"),
-        (b"PK\3\4" + bytes(2000), "what it gives is cut off"),
+        (b"PK\3\4" + bytes(2000), "what it gives is truncated (download incomplete)"),
     ],
 )
 def test_what_is_not_weights_is_refused(content, told, fetch, site, cache):
@@ -175,7 +251,7 @@ def test_what_is_not_weights_is_refused(content, told, fetch, site, cache):
     assert files(cache) == []
 
 
-@pytest.mark.parametrize(("path", "told"), [("/none.pth", "it is not there (HTTP 404)"), ("", "Connection refused")])
+@pytest.mark.parametrize(("path", "told"), [("/none.pth", "not found (HTTP 404)"), ("", "Connection refused")])
 def test_what_can_not_be_had_is_one_line_with_a_cure(path, told, fetch, site):
     url = f"{site.url}{path}" if path else "http://127.0.0.1:9/w.pth"
     code, _, error = fetch(url, "--download")
@@ -225,3 +301,13 @@ def test_a_full_disk_is_told_before_the_download(fetch, site, monkeypatch):
     code, _, error = fetch("owner/name", "--download", "--mirror", site.url)
     assert code == 2 and "Free space" in error
     assert not any("resolve" in path for path, _ in site.asked)
+
+
+def test_a_disk_that_fills_up_under_a_repository_is_told_as_such(fetch, site, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    site.repositories["owner/name"] = MODEL
+    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
+    code, _, error = fetch("owner/name", "--download", "--mirror", site.url)
+    assert code == 2 and "can't be written (No space left on device). Free space there" in error
