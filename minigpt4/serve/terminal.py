@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> None:
         engine = load_engine(config)
 
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    terminal = Terminal(Chat(engine), options, interactive, config.preprocess.n_frms)
+    terminal = Terminal(Chat(engine), options, interactive, config.preprocess.n_frms, config.model.arch == "minigpt_v2")
     if interactive:
         from minigpt4.serve.line_editor import line_editor
 
@@ -77,9 +77,17 @@ class Terminal:
     Args:
         interactive: Ctrl-C ends the answer under way, or gives up a line, and not all of it.
         n_frms: pictures taken of a video.
+        tasks: the model knows MiniGPT-v2's.
     """
 
-    def __init__(self, chat: "Chat", options: AnswerOptions, interactive: bool, n_frms: int = PreprocessConfig.n_frms):
+    def __init__(
+        self,
+        chat: "Chat",
+        options: AnswerOptions,
+        interactive: bool,
+        n_frms: int = PreprocessConfig.n_frms,
+        tasks: bool = False,
+    ):
         self.chat = chat
         self.n_frms = n_frms
         self.options = self.initial_options = options
@@ -89,7 +97,6 @@ class Terminal:
         self.commands: dict[str, tuple[str, str, Callable[[str], None]]] = {
             ":img": ("PATH...", "show pictures; the next question is about them", self._show_images),
             ":video": ("PATH", f"show a video, as {n_frms} picture{'s' * (n_frms > 1)}", self._show_video),
-            ":task": ("[NAME]", f"begin questions with [NAME], of {', '.join(TASKS)}; none ends that", self._set_task),
             ":his": ("", "what was said", self._history),
             ":clh": ("", "forget what was said and shown", lambda _: self.chat.restart()),
             ":clear": ("", "clear the screen", self._clear_screen),
@@ -101,6 +108,9 @@ class Terminal:
             ":help": ("", "this list", self._help),
             ":q": ("", "leave, as Ctrl-D does", self._leave),
         }
+        if tasks:
+            about = f"begin questions with [NAME], of {', '.join(TASKS)}; none ends that"
+            self.commands[":task"] = ("[NAME]", about, self._set_task)
 
     def run(self, read: Callable[[], str]) -> int:
         """Talks until the end of the input; returns how many lines could not be obeyed.

@@ -60,7 +60,7 @@ def test_the_api(client, grounded, wide):
 
 
 def test_the_terminal(tiny, grounded, wide, capsys):
-    terminal = Terminal(Chat(tiny), AnswerOptions(), interactive=False)
+    terminal = Terminal(Chat(tiny), AnswerOptions(), interactive=False, tasks=True)
     said = iter([f":img {wide}", ":task refer", "the red 2", ":task", ":task none", "what?", ":task nothing"])
     assert terminal.run(lambda: next(said, None) or (_ for _ in ()).throw(EOFError)) == 1
     assert [words.strip() for words in grounded] == ["[refer] the red 2", "what?"]

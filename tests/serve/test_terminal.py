@@ -53,6 +53,11 @@ def talk(terminal, capsys):
     return talk
 
 
+def test_tasks_are_for_models_that_know_them(talk):
+    failures, _, err = talk(":task refer")
+    assert failures == 1 and "':task' is not a command" in err
+
+
 @pytest.mark.slow
 def test_pictures_and_turns(talk, terminal):
     failures, out, err = talk(f":img {SCENE}", "Describe this image in detail.", "", " How many digits are there?")

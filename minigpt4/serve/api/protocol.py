@@ -7,6 +7,8 @@ in the schema too, as the one value that asks for nothing, so that a request get
 from typing import Annotated, Any, Literal
 
 from openai.types import Model
+from openai.types.chat import ChatCompletion, ChatCompletionMessage
+from openai.types.chat.chat_completion import Choice
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -165,3 +167,26 @@ class ModelList(BaseModel):
 
 class Health(BaseModel):
     status: Literal["ok", "failed"]
+
+
+class PhraseBox(BaseModel):
+    """A box of an answer: what is said to be in it, and x1, y1, x2, y2 in pixels of the last picture."""
+
+    phrase: str
+    box: tuple[int, int, int, int]
+
+
+class Message(ChatCompletionMessage):
+    """OpenAI's, and the boxes of an answer that has some."""
+
+    boxes: list[PhraseBox] | None = None
+
+
+class AnswerChoice(Choice):
+    message: Message
+
+
+class Completion(ChatCompletion):
+    """What is answered to a request that does not stream."""
+
+    choices: list[AnswerChoice]  # type: ignore[assignment]

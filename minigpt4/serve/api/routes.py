@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.security import HTTPBearer
 from openai.types import CompletionUsage, Model
-from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage, chat_completion
+from openai.types.chat import ChatCompletionChunk
 from openai.types.chat.chat_completion_chunk import Choice, ChoiceDelta
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
@@ -25,7 +25,7 @@ from minigpt4.inference.requests import Answer
 from minigpt4.serve.api.access import CHAT, AccessControl
 from minigpt4.serve.api.batching import QueuedRequest
 from minigpt4.serve.api.errors import as_api_error
-from minigpt4.serve.api.protocol import ChatRequest, Health, ModelList
+from minigpt4.serve.api.protocol import AnswerChoice, ChatRequest, Completion, Health, Message, ModelList
 from minigpt4.serve.api.service import Piece, Service
 from minigpt4.serve.errors import ErrorAnswer
 from minigpt4.serve.middleware import BodyLimit, KnownHosts
@@ -82,7 +82,7 @@ def _v1(service: Service) -> APIRouter:
     router = APIRouter()
     card = Model(id=service.name, object="model", created=int(time.time()), owned_by="minigpt4")
 
-    @router.post(CHAT, response_model=ChatCompletion, responses={200: {"content": _EVENTS}})
+    @router.post(CHAT, response_model=Completion, responses={200: {"content": _EVENTS}})
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """The next answer in a conversation."""
         return await _unless_gone(request, _respond(service, body))
@@ -132,17 +132,15 @@ async def _respond(service: Service, body: ChatRequest) -> Response:
         return _Events(_events(head, items, first, answers, usage), answers)
     done = {index: answer async for index, answer in answers if isinstance(answer, Answer)}
     choices = [
-        chat_completion.Choice(
+        AnswerChoice(
             index=index,
-            message=ChatCompletionMessage(
-                role="assistant", content=str(answer), refusal=None, **_boxes(answer, items[index])
-            ),
+            message=Message(role="assistant", content=str(answer), refusal=None, **_boxes(answer, items[index])),
             logprobs=None,
             finish_reason=answer.finish,  # type: ignore[arg-type]
         )
         for index, answer in sorted(done.items())
     ]
-    whole = ChatCompletion(**head, object="chat.completion", choices=choices, usage=_usage(items))
+    whole = Completion(**head, object="chat.completion", choices=choices, usage=_usage(items))
     return JSONResponse(whole.to_dict())
 
 
