@@ -21,7 +21,7 @@ _TEXT = 100_000  # bytes: longer texts are not error messages
 def what_is_wrong(file: Path) -> str | None:
     """What a file is, and the cure, as the end of a sentence: "is empty. Download it again".
 
-    It tells apart what is not weights and not a tokenizer by its first bytes, and what is cut off.
+    It tells apart what is not weights and not a tokenizer by its first bytes, and what is truncated.
 
     Returns:
         None where nothing is found: the file may be sound, or its reader knows better what is wrong.
@@ -63,7 +63,7 @@ def wrong_file(files: Iterable[Path]) -> str | None:
 
 def _zip(file: Path) -> str | None:
     if not zipfile.is_zipfile(file):
-        return f"is cut off: the end of its zip archive is missing. {_AGAIN}"
+        return f"is truncated (download incomplete): the end of its zip archive is missing. {_AGAIN}"
     try:
         with zipfile.ZipFile(file) as archive:
             if any(name.endswith("/data.pkl") for name in archive.namelist()):  # torch.save's
@@ -81,13 +81,13 @@ def _safetensors(file: Path, size: int, head: bytes) -> str | None:
     with file.open("rb") as stream:
         header = stream.read(8 + length)[8:]
     if len(header) < length:
-        return f"is cut off within its header. {_AGAIN}"
+        return f"is truncated (download incomplete) within its header. {_AGAIN}"
     try:
         ends = [tensor["data_offsets"][1] for name, tensor in json.loads(header).items() if name != "__metadata__"]
         whole = 8 + length + max(ends, default=0)
     except (ValueError, LookupError, TypeError, RecursionError):  # its reader says what is wrong
         return None
-    return f"is cut off: it has {size} bytes of {whole}. {_AGAIN}" if size < whole else None
+    return f"is truncated (download incomplete): it has {size} bytes of {whole}. {_AGAIN}" if size < whole else None
 
 
 def _message(file: Path, size: int) -> str | None:

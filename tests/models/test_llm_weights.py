@@ -93,7 +93,7 @@ def test_damaged_files_are_one_line(parity_config, llm):
     config, file = replace(parity_config, llama_model=str(llm)), llm / "model.safetensors"
     file.write_bytes(file.read_bytes()[:5000])
     for attempt in (lambda: load_llm(config, CPU), lambda: MiniGPT4.from_config(Config(model=config))):
-        with pytest.raises(UserError, match="model.llama_model: .*is cut off: it has 5000 bytes of") as error:
+        with pytest.raises(UserError, match="model.llama_model: .*is truncated .*: it has 5000 bytes of") as error:
             attempt()
         assert "\n" not in str(error.value)
     file.unlink()

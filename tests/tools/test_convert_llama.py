@@ -83,7 +83,7 @@ def test_what_cannot_be_converted_is_named(llama, tmp_path, minigpt4):
     (llama / "consolidated.00.pth").unlink()
     assert "lacks consolidated.00.pth" in refused()
     (llama / "consolidated.00.pth").write_bytes((META / "2B" / "consolidated.00.pth").read_bytes()[:9000])
-    assert "consolidated.00.pth' is cut off: the end of its zip archive is missing" in refused()
+    assert "consolidated.00.pth' is truncated (download incomplete): the end of its zip archive is missing" in refused()
     Path(settings_file).unlink()
     shutil.copy(META / "2B" / "consolidated.00.pth", llama)
     assert "params.json' can't be read" in refused()

@@ -94,6 +94,21 @@ class Normalised(nn.Module):
         return images * self.scale + self.shift
 
 
+def check_fit(what: str, found: Mapping[str, Tensor], built: Mapping[str, Tensor], cure: str) -> None:
+    """Checks that weights have the names and shapes of a tower's; `what` and `cure` begin and end the message.
+
+    Raises:
+        UserError: they have others.
+    """
+    if found.keys() != built.keys():
+        missing, unknown = sorted(built.keys() - found.keys())[:3], sorted(found.keys() - built.keys())[:3]
+        raise UserError(f"{what}: missing {missing}, unknown {unknown}. {cure}")
+    for name, weight in found.items():
+        if weight.shape != built[name].shape:
+            own = list(built[name].shape)
+            raise UserError(f"{what}: {name} is {list(weight.shape)}, this model has {own}. {cure}")
+
+
 def tower_dtype(config: ModelConfig) -> torch.dtype:
     """The dtype of a tower's conv and linear weights: `vit_precision`, or fp32 where they train."""
     return torch.float32 if "vit" in config.trained else DTYPES[config.vit_precision]

@@ -19,7 +19,12 @@ from minigpt4.tools.doctor.environment import Line, State, environment
 if TYPE_CHECKING:  # slow to import
     from minigpt4.tools.doctor.estimating import Need, Setting
 
-_SHOWN = {"ok": ("ok  ", "32"), "red": ("RED ", "31"), "off": ("-   ", "90")}  # and the colours of terminals
+_SHOWN = {  # and the colours of terminals
+    "ok": ("ok  ", "32"),
+    "warn": ("?   ", "33"),
+    "red": ("RED ", "31"),
+    "off": ("-   ", "90"),
+}
 _LARGE = 3e9  # bytes of a file that takes long to read
 _CURES = (  # that are tried, in this order, where something does not fit: options, and the phases that they help
     (("model.llm_dtype=bf16",), ("load", "chat", "train")),
@@ -85,8 +90,9 @@ def _check_config(page: Page, config: Config, args: argparse.Namespace) -> None:
     problems, files = Problems(), dict[str, Path]()
     vision = problems.attempt(build_vision, config)
     with suppress(UserError):  # it is what the problems say
-        files = preflight(config, vision, problems)
-    lines = [Line("ok", text) for text in problems.passed] + [Line("red", text) for text in problems]
+        preflight(config, vision, problems, files)
+    lines = [Line("ok", text) for text in problems.passed] + [Line("warn", text) for text in problems.warnings]
+    lines += [Line("red", text) for text in problems]
     lines += [line for file in files.values() for line in _checksum(file, args.checksums)]
     page.lines["The config"] = lines
     quiet = Problems()
@@ -205,5 +211,5 @@ def _text(page: Page) -> str:
             mark, colour = _SHOWN[line.state]
             mark = f"\033[{colour}m{mark}\033[0m" if coloured else mark
             lines.append(f"  {mark} {line.text}")
-    lines += ["", "All is in order." if page.healthy else "What is RED must be mended."]
+    lines += ["", "All is in order." if page.healthy else "Fix the RED lines above."]
     return "\n".join(lines).lstrip("\n") + "\n"

@@ -12,7 +12,7 @@ from typing import Literal
 from minigpt4.common.errors import UserError
 from minigpt4.config.schema import Config
 
-State = Literal["ok", "red", "off"]
+State = Literal["ok", "warn", "red", "off"]
 
 _OPTIONAL = {  # packages that stand together: extra of pip, what it enables
     ("bitsandbytes",): ("quantization", "4 and 8 bits on GPUs, and LoRA on them"),
@@ -29,7 +29,7 @@ _LITTLE = 1e9  # bytes of a disk
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the page: found in order, wrong (then with what to type), or not there and not needed."""
+    """A line of the page: found in order, suspicious, wrong (then with what to type), or not there and not needed."""
 
     state: State
     text: str

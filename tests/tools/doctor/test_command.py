@@ -56,7 +56,7 @@ def test_the_bundled_model_is_in_order(doctor):
         "model.ckpt",
         "tokenizer",
         "128 -> 128",
-        "weights of the LLM",
+        "LLM weights",
     ):
         assert word in checked
     assert [need["phase"] for need in found["estimate"]] == ["load", "chat", "train"]
@@ -69,7 +69,7 @@ def test_the_machine_alone(minigpt4, monkeypatch):
     assert code == 0 and "pip install 'minigpt4[parquet]'" in told and "The config" not in told
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     code, told, _ = minigpt4("doctor")
-    assert code == 1 and "RED  env.cache_root: 0.0 GB free" in told and "What is RED must be mended." in told
+    assert code == 1 and "RED  env.cache_root: 0.0 GB free" in told and "Fix the RED lines above." in told
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 499723\n"
@@ -81,7 +81,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsiz
     [
         (POINTER, "is a Git LFS pointer"),
         (b"<!doctype html><html></html>", "is a web page"),
-        ((TINY / "eva_vit.safetensors").read_bytes()[:-1000], "is cut off"),
+        ((TINY / "eva_vit.safetensors").read_bytes()[:-1000], "is truncated"),
     ],
 )
 def test_a_file_that_is_something_else(content, told, doctor, tmp_path):
@@ -157,3 +157,12 @@ def test_a_named_device_and_an_unknown_one(doctor, minigpt4):
 def test_a_config_that_can_not_be_read_is_an_error(minigpt4):
     code, _, error = minigpt4("doctor", "--cfg-path", "minigpt4_tinny_eval")
     assert code == 2 and "minigpt4_tiny_eval" in error
+
+
+@pytest.mark.slow
+def test_checksums_are_compared_where_something_else_is_red(doctor, tmp_path, monkeypatch):
+    file = Path(shutil.copy(TINY / "eva_vit.safetensors", tmp_path / "known.safetensors"))
+    known = {"w": Weights("w", file=file.name, urls=("https://x",), sha256={file.name: "0" * 64})}
+    monkeypatch.setattr(published, "published_weights", lambda: known)
+    first, second = red(doctor(f"model.vit_model={file}", "model.ckpt=/no/ckpt"))
+    assert "'/no/ckpt' does not exist" in first and "another sha256" in second

@@ -165,7 +165,7 @@ def test_a_mirror_is_asked_first(fetch, site, known, cache, weights):
     [
         (b"<html><title>Quota exceeded</title></html>", "what it gives is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "what it gives is a Git LFS pointer"),
-        (b"PK\3\4" + bytes(2000), "what it gives is cut off"),
+        (b"PK\3\4" + bytes(2000), "what it gives is truncated"),
     ],
 )
 def test_what_is_not_weights_is_refused(content, told, fetch, site, cache):
