@@ -198,7 +198,7 @@ def memory_of_devices(
     config: ModelConfig, vision: VisionPart, llm: PreTrainedModel, device: torch.device
 ) -> dict[torch.device, dict[str, float]]:
     """{device: {part: bytes of its weights}}; the parts are outlines."""
-    parts = {"vision": _bytes(vision)}
+    parts = {"vision": vision.weight_bytes}
     quantization, dtype = quantization_of(config), dtype_of(config, device)
     size = _bytes(cast(nn.Module, llm).to(dtype))
     if quantizes_itself(config, device):

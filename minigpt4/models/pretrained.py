@@ -46,9 +46,11 @@ def settings_folder(key: str, path: str, what: str) -> Path:
         except OSError:
             cure = f", nor a hub id that was downloaded. To download it: {fetch_command(path)}; or set"
     if not (folder / "config.json").is_file():
-        if (folder / "params.json").is_file():
+        if meta := [
+            file.parent for file in (folder / "params.json", *sorted(folder.glob("*/params.json"))) if file.is_file()
+        ]:
             raise UserError(
-                f"{key}: '{path}' holds LLaMA as Meta gave it out. Convert it: minigpt4 convert-llama {path} --out "
+                f"{key}: '{meta[0]}' holds LLaMA as Meta gave it out. Convert it: minigpt4 convert-llama {meta[0]} --out "
                 f"NEW; then set {key} to NEW."
             )
         raise UserError(

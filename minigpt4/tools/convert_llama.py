@@ -112,7 +112,9 @@ def read_meta(folder: Path) -> "tuple[list[TensorFiles], dict[str, Any]]":
     numbers = [int(file.suffixes[0][1:]) for file in files]
     if not files or numbers != list(range(len(files))):
         lacking = next(n for n in range(len(files) + 1) if n not in numbers)
-        raise UserError(f"'{folder}' lacks consolidated.{lacking:02}.pth. Name the folder that Meta's files are in.")
+        below = [file.parent for file in sorted(folder.glob("*/params.json"))] if not files else []
+        cure = f"such as '{below[0]}'" if below else "such as llama/7B"
+        raise UserError(f"'{folder}' lacks consolidated.{lacking:02}.pth. Name the folder with Meta's files, {cure}.")
     if wrong := wrong_file([settings, *files]):
         raise UserError(f"{wrong}.")
     try:

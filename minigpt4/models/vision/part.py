@@ -36,6 +36,11 @@ class VisionPart(PartlyFrozen):
         self.rows, self.width = shape or self.shape(config)
         self.image_size = config.model.image_size
 
+    @property
+    def weight_bytes(self) -> float:
+        """What the weights take in memory."""
+        return sum(p.nbytes for p in self.parameters())
+
     @classmethod
     @abstractmethod
     def shape(cls, config: Config) -> tuple[int, int]:

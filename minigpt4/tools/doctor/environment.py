@@ -19,6 +19,8 @@ _OPTIONAL = {  # packages that stand together: extra of pip, what it enables
     ("fastapi", "uvicorn", "openai"): ("serve", "minigpt4 serve"),
     ("decord", "opencv-python"): ("video", "videos"),
     ("pyarrow",): ("parquet", "Parquet files"),
+    ("ijson",): ("data", "prepare-data captions"),
+    ("onnx", "onnxruntime", "onnxscript"): ("onnx", "export onnx, and model.vision.name=onnx"),
     ("pycocoevalcap",): ("evaluation", "caption metrics"),
     ("fschat",): ("vicuna", "FastChat's own apply_delta"),
     ("deepspeed",): ("deepspeed", "run.strategy=deepspeed"),
@@ -69,6 +71,10 @@ def _optional() -> Iterable[Line]:
         else:
             lacking = ", ".join(name for name, own in found.items() if not own)
             yield Line("off", f"{lacking}: not installed. For {enables}: pip install 'minigpt4[{extra}]'")
+    if npu := _version("torch_npu"):
+        yield Line("ok", f"torch_npu {npu}: run.device=npu")
+    else:
+        yield Line("off", "torch_npu: not installed. For Ascend NPUs: see docs/npu.md")
     if shutil.which("java"):
         yield Line("ok", "java: METEOR, and the tokenizer of caption metrics")
     else:
