@@ -46,11 +46,10 @@ def settings_folder(key: str, path: str, what: str) -> Path:
         except OSError:
             cure = f", nor a hub id that was downloaded. To download it: {fetch_command(path)}; or set"
     if not (folder / "config.json").is_file():
-        if meta := [
-            file.parent for file in (folder / "params.json", *sorted(folder.glob("*/params.json"))) if file.is_file()
-        ]:
+        below = sorted(file.parent for file in folder.glob("*/params.json"))  # such as llama, above 7B
+        if meta := next((own for own in (folder, *below) if (own / "params.json").is_file()), None):
             raise UserError(
-                f"{key}: '{meta[0]}' holds LLaMA as Meta gave it out. Convert it: minigpt4 convert-llama {meta[0]} --out "
+                f"{key}: '{meta}' holds LLaMA as Meta gave it out. Convert it: minigpt4 convert-llama {meta} --out "
                 f"NEW; then set {key} to NEW."
             )
         raise UserError(

@@ -68,7 +68,7 @@ def test_what_cannot_be_converted_is_named(llama, tmp_path, minigpt4):
         (llama / "params.json").write_text(json.dumps(params))
         return refused()
 
-    assert "lacks consolidated.00.pth. Name the folder that Meta's files are in" in refused(tmp_path)
+    assert "lacks consolidated.00.pth. Name the folder with Meta's files, such as llama/7B." in refused(tmp_path)
     assert "--tokenizer: '/no/file' does not exist" in refused(llama, "--tokenizer", "/no/file")
     assert "holds a Llama 3. Download it as a Hugging Face model" in settings(rope_theta=500000.0)
     assert "holds impossible sizes: {'dim': 32, 'n_layers': 2, 'n_heads': 0" in settings(n_heads=0)

@@ -115,7 +115,7 @@ def _load(s: Setting, weights: dict[str, float]) -> Need:
         parts["pieces of weights that are being quantized"] = _PIECES
         seconds += sum(p.numel() for p in s.llm.parameters()) / _QUANTIZED
     elif dtypes == {dtype_of(s.model, torch.device("cpu"))}:
-        parts = {part: size for part, size in parts.items() if part.startswith("Python")}
+        parts = {part: size for part, size in parts.items() if part.startswith(("Python", "vision"))}
     else:
         parts[_MAPPED] = size
     return Need(parts, seconds)
