@@ -69,6 +69,9 @@ def test_what_cannot_be_converted_is_named(llama, tmp_path, minigpt4):
         return refused()
 
     assert "lacks consolidated.00.pth. Name the folder with Meta's files, such as llama/7B." in refused(tmp_path)
+    (tmp_path / "above" / "7B").mkdir(parents=True)
+    (tmp_path / "above" / "7B" / "params.json").write_text("{}")
+    assert f"such as '{tmp_path}/above/7B'." in refused(tmp_path / "above")
     assert "--tokenizer: '/no/file' does not exist" in refused(llama, "--tokenizer", "/no/file")
     assert "holds a Llama 3. Download it as a Hugging Face model" in settings(rope_theta=500000.0)
     assert "holds impossible sizes: {'dim': 32, 'n_layers': 2, 'n_heads': 0" in settings(n_heads=0)

@@ -188,7 +188,7 @@ def test_full_sizes_are_estimated_without_any_files(minigpt4):
     assert all("try --options model.device_map=auto, which takes" in line for line in red(found))
 
 
-IN_HALF = ("model.low_resource=False", "model.llm_dtype=fp16")
+IN_HALF = ("model.low_resource=False", "model.llm_dtype=fp16", "run.batch_size_train=1")
 
 
 @pytest.mark.slow
