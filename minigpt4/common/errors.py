@@ -21,11 +21,13 @@ class Problems(list[str]):
 
     Attributes:
         passed: what checks that have a name found in order.
+        warnings: what may be wrong, but is not refused.
     """
 
     def __init__(self, messages: Iterable[str] = ()):
         super().__init__(messages)
         self.passed: list[str] = []
+        self.warnings: list[str] = []
 
     @contextmanager
     def collect(self, what: str = "") -> Iterator[None]:

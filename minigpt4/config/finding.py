@@ -37,7 +37,7 @@ def find_config(name: str | Path) -> Path:
     if os.path.isdir(path):  # pathlib's own raises where a name is too long
         raise UserError(
             f"config '{name}' is a folder. Name a YAML file; or, to talk with the model of a checkpoint folder: "
-            f"minigpt4 chat {name}"
+            f"minigpt4 chat {name}; to check it: minigpt4 doctor {name}"
         )
     if os.path.isfile(path):
         return path

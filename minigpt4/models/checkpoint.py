@@ -5,7 +5,7 @@ import os
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from minigpt4.common.checksums import check_checksums, drop_checksums
-from minigpt4.common.errors import UserError, first_line
+from minigpt4.common.errors import Problems, UserError, first_line
 from minigpt4.common.wrong_files import what_is_wrong
 from minigpt4.models.published import cached_file, fetch_command, is_url
 
@@ -90,10 +90,13 @@ def local_file(key: str, path: str, cache_root: str) -> Path:
     raise UserError(f"{key}: '{path}' does not exist. Set it to a file or folder; see docs/weights.md.")
 
 
-def load_tensors(path: str | Path) -> dict[str, Tensor]:
+def load_tensors(path: str | Path, outline: bool = False) -> dict[str, Tensor]:
     """Reads a `.safetensors` file, a `.pth` file, bare or as others wrap it, or a checkpoint folder, by its checksum.
 
     Names lose what wrappers put before them (`module.`, `_orig_mod.`).
+
+    Args:
+        outline: whether names and shapes are enough: files that can't be mapped then come without values.
 
     Raises:
         UserError: the file is something else or damaged, or holds more than tensors.
@@ -106,7 +109,9 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             state = load_file(file)
         else:  # mapped: what the model leaves unused is not read
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+            mapped = zipfile.is_zipfile(file)
+            device = "meta" if outline and not mapped else "cpu"
+            state = torch.load(file, map_location=device, weights_only=True, mmap=mapped)
     except Exception as error:  # torch's reader raises many kinds
         raise unreadable(file, error) from error
     return _own_names(file, state)
@@ -181,24 +186,8 @@ def load_checkpoints(
     named = {file_name(name): p for name, p in model.named_parameters()}
     trainable = {name: p for name, p in named.items() if p.requires_grad}
     origins = {file_name(part): source for part, source in (sources or {}).items()}
-    weights: dict[str, Tensor] = {}
-    report = LoadReport()
-    for path in paths:
-        own, ignored = trained_weights(path)
-        if unknown := sorted(own.keys() - trainable.keys()):
-            raise UserError(f"model.ckpt: {path}: unknown {unknown[:3]}, this model does not train it.{_hint(unknown)}")
-        for name, value in own.items():
-            check_shape(path, name, value.shape, trainable[name].shape)
-        weights |= own
-        report.loaded[str(path)] = sorted(own)
-        report.ignored += ignored
-    absent = {_part(name) for name in trainable} - {_part(name) for name in weights}
-    absent &= origins.keys()
-    missing = sorted(name for name in trainable.keys() - weights.keys() if _part(name) not in absent)
-    if missing and paths:
-        raise UserError(
-            f"model.ckpt: {', '.join(map(str, paths))}: missing {missing[:3]}, which this model trains.{_hint(missing)}"
-        )
+    weights, report = fitting_weights(trainable, paths)
+    absent = absent_parts(trainable, weights, paths, origins)
     for name, value in weights.items():  # only once all fit
         trainable[name].data.copy_(value)
     for part in sorted(absent) if paths else ():
@@ -210,20 +199,63 @@ def load_checkpoints(
     return report
 
 
+def fitting_weights(
+    trainable: Mapping[str, Tensor], paths: Sequence[str | Path], outline: bool = False
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """What files hold of a model's trainable weights, {name in files: weight}; see `load_checkpoints`.
+
+    The model's may be on the meta device. `outline` as in `load_tensors`.
+
+    Raises:
+        UserError: with a line for each file that does not fit.
+    """
+    weights, report, problems = dict[str, Tensor](), LoadReport(), Problems()
+    for path in paths:
+        with problems.collect():
+            own, ignored = trained_weights(path, outline)
+            if unknown := sorted(own.keys() - trainable.keys()):
+                hint = _hint(unknown)
+                raise UserError(f"model.ckpt: {path}: unknown {unknown[:3]}, this model does not train it.{hint}")
+            for name, value in own.items():
+                check_shape(path, name, value.shape, trainable[name].shape)
+            weights |= own
+            report.loaded[str(path)] = sorted(own)
+            report.ignored += ignored
+    problems.raise_all()
+    return weights, report
+
+
+def absent_parts(
+    trainable: Collection[str], weights: Collection[str], paths: Sequence[str | Path], origins: Collection[str]
+) -> set[str]:
+    """The parts that stay as built: of those in `origins`, those that files hold nothing of; all by names in files.
+
+    Raises:
+        UserError: files lack a weight of another part, or some of a part's.
+    """
+    absent = ({_part(name) for name in trainable} - {_part(name) for name in weights}) & set(origins)
+    missing = sorted(name for name in set(trainable) - set(weights) if _part(name) not in absent)
+    if missing and paths:
+        raise UserError(
+            f"model.ckpt: {', '.join(map(str, paths))}: missing {missing[:3]}, which this model trains.{_hint(missing)}"
+        )
+    return absent
+
+
 def _part(name: str) -> str:
     """The part that a weight belongs to: the first word of its name in files, or the LLM's adapters."""
     depth = 2 if name.startswith("vision.") else 1  # a part that the original does not have
     return ADAPTERS if ".lora_" in name else ".".join(name.split(".")[:depth])
 
 
-def trained_weights(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
-    """A checkpoint's weights under the original's names, and the names of its buffers.
+def trained_weights(path: str | Path, outline: bool = False) -> tuple[dict[str, Tensor], list[str]]:
+    """A checkpoint's weights under the original's names, and the names of its buffers; `outline` as in `load_tensors`.
 
     Raises:
         UserError: the file can't be read, or holds no weights.
     """
     weights, buffers = {}, []
-    for key, value in load_tensors(path).items():
+    for key, value in load_tensors(path, outline).items():
         key = file_name(key)
         if key.endswith((".inv_freq", ".position_ids")):
             buffers.append(key)

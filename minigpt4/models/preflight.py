@@ -1,7 +1,9 @@
 """What can be known before gigabytes are read: paths, tokenizer, sizes that must fit, and the memory that it takes."""
 
+import copy
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -17,8 +19,9 @@ from minigpt4.common.registry import registry
 from minigpt4.common.wrong_files import wrong_file
 from minigpt4.config.schema import Config, ModelConfig
 from minigpt4.conversation.prompter import Prompter, read_prompts
-from minigpt4.models.checkpoint import check_shape, file_name, local_file, trained_weights
+from minigpt4.models.checkpoint import ADAPTERS, absent_parts, file_name, fitting_weights, local_file
 from minigpt4.models.llm import (
+    add_lora,
     check_lora,
     dtype_of,
     embedding_of,
@@ -36,15 +39,22 @@ from minigpt4.models.vision import VisionPart, vision_class
 
 logger = logging.getLogger(__name__)
 
+_LLAMA_ROWS = 32_000
 _DELTA = 0.05  # mean size of a norm's weights, below which they are a difference of two; LLaMA's own is over 1
 
 
-def preflight(config: Config, vision: VisionPart | None = None, problems: Problems | None = None) -> dict[str, Path]:
+def preflight(
+    config: Config,
+    vision: VisionPart | None = None,
+    problems: Problems | None = None,
+    files: dict[str, Path] | None = None,
+) -> dict[str, Path]:
     """Checks all that a model's config names, and logs what the weights will take.
 
     Args:
         vision: the part that will see, still without weights; None where it could not be built.
-        problems: what was found elsewhere, to be told with the model's.
+        problems: what was found elsewhere, to be told with the model's; also takes what is in order, and warnings.
+        files: takes what is returned, as far as it is there, even where something else is wrong.
 
     Returns:
         {config key: local file or folder} of the vision part, the checkpoints and the LLM.
@@ -54,13 +64,14 @@ def preflight(config: Config, vision: VisionPart | None = None, problems: Proble
     """
     c, problems = config.model, Problems() if problems is None else problems
     sight = problems.attempt(lambda: vision_class(c).files(config)) or {}
-    files = dict[str, Path]()
+    files = {} if files is None else files
     for key, path in (sight | checkpoint_paths(c)).items():
         with problems.collect(f"{key}: {path}"):
             files[key] = sound_file(key, path, config.env.cache_root)
     if vision is not None and files.keys() >= sight.keys():
-        problems.check(f"vision: {c.vision_kind}, {vision.rows} rows a picture", vision.check, config, files)
-    prompts = f"prompts: {c.prompt_path or 'the template alone'}"
+        what = f"image tower {c.vision_kind}: {vision.rows} embeddings per image"
+        problems.check(what, vision.check, config, files)
+    prompts = f"prompts: {c.prompt_path or 'none but the template'}"
     if problems.check(prompts, read_prompts, c.prompt_path, c.prompt_template) is None:
         c = replace(c, prompt_path="")  # with which all else is looked at
     if c.plain_text is not None and not Path(c.plain_text).is_file():
@@ -68,22 +79,28 @@ def preflight(config: Config, vision: VisionPart | None = None, problems: Proble
     device = problems.check(f"run.device: {config.run.device}", pick_device, config.run.device)
     folder = problems.check(f"model.llama_model: {c.llama_model}", llm_folder, c.llama_model)
     llm = None if folder is None else problems.attempt(llm_outline, folder, c.trust_remote_code)
+    if folder is not None:
+        files["model.llama_model"] = folder
     if folder is not None and llm is not None:
-        rows, words = 0 if vision is None else vision.rows, embedding_of(llm).num_embeddings
-        what = f"tokenizer, and the template {c.conversation}: suit the LLM's {words} words"
-        problems.check(what, check_tokenizer, c, folder, llm, rows)
+        rows = 0 if vision is None else vision.rows
+        with problems.collect():
+            ids, words = check_tokenizer(c, folder, llm, rows), embedding_of(llm).num_embeddings
+            problems.passed.append(f"tokenizer has {ids} ids, the LLM's embedding {words} rows; {c.conversation} fits")
         problems.attempt(check_lora, c, llm)
-        problems.check("weights of the LLM: are whole", check_llm_files, c, folder, llm)
+        problems.check("LLM weights: all are there, in the shapes of config.json", check_llm_files, c, folder, llm)
+        problems.warnings += suspicious_template(c, llm)
     if vision is not None and llm is not None:
-        for file in [files[key] for key in checkpoint_paths(c) if key in files]:
-            what = f"projection: {vision.width} -> {embedding_of(llm).embedding_dim}, as in {file}"
-            problems.check(what, check_projection, c, vision, llm, file)
+        checkpoints = [files[key] for key in checkpoint_paths(c) if key in files]
+        if checkpoints:
+            what = f"trained weights: projection {vision.width} -> {embedding_of(llm).embedding_dim}, as in model.ckpt"
+            problems.check(what, check_checkpoints, c, vision, llm, checkpoints)
         if device is not None:
             holders = world_size() if config.run.shards_weights else 1
             problems.attempt(check_memory, memory_of_devices(c, vision, llm, device), holders)
+    for warning in problems.warnings:
+        logger.warning(warning)
     problems.raise_all()
-    assert folder is not None
-    return files | {"model.llama_model": folder}
+    return files
 
 
 def checkpoint_paths(config: ModelConfig) -> dict[str, str]:
@@ -111,10 +128,14 @@ def llm_outline(folder: Path, trust_remote_code: bool = False) -> PreTrainedMode
         return AutoModelForCausalLM.from_config(settings, trust_remote_code=trust_remote_code)
 
 
-def check_tokenizer(config: ModelConfig, folder: Path, llm: PreTrainedModel, rows: int) -> None:
+def check_tokenizer(config: ModelConfig, folder: Path, llm: PreTrainedModel, rows: int) -> int:
     """Loads the tokenizer, and checks that the LLM embeds all its ids and that conversation and prompts suit it.
 
-    `rows` stand for one picture in a prompt.
+    Args:
+        rows: stand for one picture in a prompt.
+
+    Returns:
+        How many ids it has.
     """
     tokenizer, words = load_tokenizer(folder, config.trust_remote_code), embedding_of(llm).num_embeddings
     if len(tokenizer) > words:
@@ -123,6 +144,19 @@ def check_tokenizer(config: ModelConfig, folder: Path, llm: PreTrainedModel, row
             f"{words}. Put tokenizer and weights of one release into the folder."
         )
     Prompter.of(config, tokenizer, rows, window_of(llm.config)).check_prompts()
+    return len(tokenizer)
+
+
+def suspicious_template(config: ModelConfig, llm: PreTrainedModel) -> list[str]:
+    """A warning, if any, of an LLM that was hardly trained with the template: Vicuna v0 has a row more than LLaMA."""
+    if config.conversation != "vicuna_v0" or llm.config.model_type != "llama" or llm.config.vocab_size != _LLAMA_ROWS:
+        return []
+    return [
+        f"model.conversation: vicuna_v0 is the template of Vicuna v0, whose embedding has {_LLAMA_ROWS + 1} rows. "
+        f"'{config.llama_model}' has {_LLAMA_ROWS}, as Vicuna v1.1, LLaMA and Llama 2 have, and may answer with "
+        "'###Human' or nonsense. Set model.llama_model to Vicuna v0, or model.conversation to vicuna_v1.1 or llama2 "
+        "with a checkpoint that was trained with it."
+    ]
 
 
 def check_llm_files(config: ModelConfig, folder: Path, llm: PreTrainedModel) -> None:
@@ -146,27 +180,25 @@ def check_applied(folder: Path, llm: PreTrainedModel) -> None:
         )
 
 
-def check_projection(config: ModelConfig, vision: VisionPart, llm: PreTrainedModel, file: Path) -> None:
-    """Checks that a checkpoint's projection, where it has one, joins this vision part and this LLM."""
-    weights, _ = trained_weights(file)
+def check_checkpoints(config: ModelConfig, vision: VisionPart, llm: PreTrainedModel, files: Sequence[Path]) -> None:
+    """Checks that the checkpoints that are there hold what the model trains, as `load_checkpoints` does."""
     with torch.device("meta"):
         kind = registry.get_projection_class(config.projection.name)
-        outline = kind(vision.width, embedding_of(llm).embedding_dim).state_dict()
-    own = {file_name(f"projection.{name}"): value for name, value in outline.items()}
-    if unknown := sorted({name for name in weights if name.startswith(file_name("projection."))} - own.keys()):
-        raise UserError(
-            f"model.ckpt: {file}: {unknown[0]} is not of a projection of the kind '{config.projection.name}'. Set "
-            "model.projection.name to the kind that was trained, or use another checkpoint."
-        )
-    for name in [name for name, weight in own.items() if name in weights and weight.dim() > 1]:
-        check_shape(file, name, weights[name].shape, own[name].shape)
+        projection = kind(vision.width, embedding_of(llm).embedding_dim)
+        llm = add_lora(copy.deepcopy(llm).requires_grad_("llm" in config.trained), config)  # it changes the LLM
+    model = nn.ModuleDict({"llm": llm, "vision": vision, "projection": projection})
+    trainable = {file_name(name): weight for name, weight in model.named_parameters() if weight.requires_grad}
+    origins = ["llm", ADAPTERS, *(f"vision.{name.partition('.')[0]}" for name, _ in vision.named_parameters())]
+    weights, _ = fitting_weights(trainable, files, outline=True)
+    if len(files) == len(config.ckpts):
+        absent_parts(trainable, weights, files, {file_name(part) for part in origins})
 
 
 def memory_of_devices(
     config: ModelConfig, vision: VisionPart, llm: PreTrainedModel, device: torch.device
 ) -> dict[torch.device, dict[str, float]]:
     """{device: {part: bytes of its weights}}; the parts are outlines."""
-    parts = {"vision": _bytes(vision)}
+    parts = {"vision": vision.weight_bytes}
     quantization, dtype = quantization_of(config), dtype_of(config, device)
     size = _bytes(cast(nn.Module, llm).to(dtype))
     if quantizes_itself(config, device):

@@ -1,18 +1,22 @@
 """Folders and hub ids of Hugging Face models: their settings, and their weights or one line that says what is wrong."""
 
+import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
+from torch import Tensor
 from transformers import AutoImageProcessor, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from minigpt4.common.errors import UserError, first_line, prefixed
 from minigpt4.common.wrong_files import wrong_file
-from minigpt4.models.checkpoint import shapes_of
+from minigpt4.models.checkpoint import shapes_of, unreadable
 from minigpt4.models.published import fetch_command
 from minigpt4.models.tensor_files import complete_weight_files, weight_files
 from minigpt4.processors.image import CLIP_MEAN, CLIP_STD
@@ -42,9 +46,10 @@ def settings_folder(key: str, path: str, what: str) -> Path:
         except OSError:
             cure = f", nor a hub id that was downloaded. To download it: {fetch_command(path)}; or set"
     if not (folder / "config.json").is_file():
-        if (folder / "params.json").is_file():
+        below = sorted(file.parent for file in folder.glob("*/params.json"))  # such as llama, above 7B
+        if meta := next((own for own in (folder, *below) if (own / "params.json").is_file()), None):
             raise UserError(
-                f"{key}: '{path}' holds LLaMA as Meta gave it out. Convert it: minigpt4 convert-llama {path} --out "
+                f"{key}: '{meta}' holds LLaMA as Meta gave it out. Convert it: minigpt4 convert-llama {meta} --out "
                 f"NEW; then set {key} to NEW."
             )
         raise UserError(
@@ -116,39 +121,60 @@ def load_pretrained(
     # what does not fit is random otherwise, or refused without a name
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "local_files_only": True}
     folder = settings_folder(key, path, what)
-    report = logging.getLogger("transformers.modeling_utils")
-    if not whole:  # another level would make it check more, and warn of that
-        report.addFilter(_nothing)
     try:
-        model, info = model_class.from_pretrained(folder, **options)
+        with _report_of_weights(whole):
+            model, info = model_class.from_pretrained(folder, **options)
     except Exception as error:  # readers of files and a folder's own code raise many kinds
         reason = wrong_file(weight_files(folder)) or reason_of(error)
         raise UserError(f"{key}: no {what} in '{path}': {reason}") from error
-    finally:
-        report.removeFilter(_nothing)
     if not whole and (unused := sorted(info["unexpected_keys"])):
         logger.info("%s: %d weights of '%s' are not the tower's, such as %s", key, len(unused), path, unused[0])
-    if missing := sorted(info["missing_keys"]):
-        raise UserError(
-            f"{key}: '{path}' lacks {len(missing)} of the weights that its config.json asks for: {missing[:3]}. Put "
-            "config.json and all weight files of one release into the folder."
-        )
-    for name, found, own in sorted(info["mismatched_keys"]):
-        _refuse_size(key, path, name, found, own)
+    _refuse_unfit(key, path, info)
     return model
+
+
+@contextmanager
+def _report_of_weights(wanted: bool) -> Iterator[None]:
+    """Around what loads weights: whether transformers warns of those that do not fit."""
+    report = logging.getLogger("transformers.modeling_utils")
+    if not wanted:  # another level would make it check more, and warn of that
+        report.addFilter(_nothing)
+    try:
+        yield
+    finally:
+        report.removeFilter(_nothing)
 
 
 def _nothing(record: logging.LogRecord) -> bool:
     return False
 
 
-def check_weight_files(key: str, path: str, folder: Path, outline: PreTrainedModel) -> None:
-    """Checks that weight files are there, are such, and in `.safetensors` have the shapes that the config asks for.
+def _refuse_unfit(key: str, path: str, info: Mapping[str, Any]) -> None:
+    """Refuses a model by what transformers found when it loaded it."""
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"{key}: '{path}' lacks {len(missing)} of the weights that its config.json asks for: {missing[:3]}. Put "
+            "config.json and all weight files of one release into the folder."
+        )
+    for name, found, own in sorted(info["mismatched_keys"]):
+        raise UserError(
+            f"{key}: '{path}': {name} is {list(found)}, its config.json asks for {list(own)}. Put config.json and "
+            "weights of one release into the folder."
+        )
 
-    Quantized, none of a wrong shape would fail.
+
+def check_weight_files(key: str, path: str, folder: Path, outline: PreTrainedModel) -> None:
+    """Checks that weight files are there, are such, and hold all weights in the shapes that the config asks for.
+
+    Only their headers are read: transformers loads them without memory, on the meta device, so that it finds here what
+    it would find when it loads them.
 
     Args:
         path: the folder, or the hub id of which the folder is.
+        outline: the model without memory.
+
+    Raises:
+        UserError: they don't.
     """
     try:
         files = complete_weight_files(key, folder)
@@ -158,21 +184,41 @@ def check_weight_files(key: str, path: str, folder: Path, outline: PreTrainedMod
         raise UserError(f"{error} To download what '{path}' lacks: {fetch_command(path)}") from None
     if wrong := wrong_file(files):
         raise UserError(f"{key}: {wrong}.")
-    if hasattr(outline.config, "quantization_config"):  # packed: other shapes on purpose
+    if hasattr(outline.config, "quantization_config"):  # packed: other names and shapes on purpose
         return
-    own = outline.state_dict()
-    for file in [file for file in files if file.suffix == ".safetensors"]:
+    weights = dict[str, Tensor]()
+    for file in files:
         with prefixed(f"{key}: "):
-            shapes = shapes_of(file)
-        for name, shape in shapes.items():  # half a model may be named without its place in the whole
-            weight = own.get(name, own.get(name.removeprefix(f"{outline.base_model_prefix}.")))
-            if weight is not None and shape != list(weight.shape):
-                _refuse_size(key, str(folder), name, shape, weight.shape)
+            weights |= _without_memory(file)
+    with reading(key, folder, "weights"), _report_of_weights(False), _no_progress():
+        kind: Any = type(outline)
+        _, info = kind.from_pretrained(
+            None,
+            config=copy.deepcopy(outline.config),
+            state_dict=weights,
+            device_map={"": "meta"},
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    _refuse_unfit(key, str(folder), info)
 
 
-def _refuse_size(key: str, path: str, name: str, found: Sequence[int], own: Sequence[int]) -> NoReturn:
-    """Refuses a model of whose weights one has another shape than its config says."""
-    raise UserError(
-        f"{key}: '{path}': {name} is {list(found)}, its config.json asks for {list(own)}. Put config.json and weights "
-        "of one release into the folder."
-    )
+def _without_memory(file: Path) -> dict[str, Tensor]:
+    """A weight file's tensors on the meta device."""
+    if file.suffix == ".safetensors":
+        return {name: torch.empty(shape, device="meta") for name, shape in shapes_of(file).items()}
+    try:
+        return dict(torch.load(file, map_location="meta", weights_only=True))
+    except Exception as error:  # torch's reader raises many kinds
+        raise unreadable(file, error) from error
+
+
+@contextmanager
+def _no_progress() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

@@ -15,12 +15,19 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from minigpt4.common.errors import UserError
 from minigpt4.common.registry import registry
 from minigpt4.config.schema import Config, ModelConfig, VitConfig
 from minigpt4.models.checkpoint import load_tensors
 from minigpt4.models.parts import checkpoint_blocks
-from minigpt4.models.vision.part import VisionPart, convert_weights, in_half, joined, joined_shape, tower_dtype
+from minigpt4.models.vision.part import (
+    VisionPart,
+    check_fit,
+    convert_weights,
+    in_half,
+    joined,
+    joined_shape,
+    tower_dtype,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -77,30 +84,33 @@ def load_vit_weights(vit: Eva, path: str | Path) -> None:
     Raises:
         UserError: a key is missing or unknown, or a shape differs.
     """
-    state = load_tensors(path)
+    used, unused = _fitting(vit, path)
+    built = vit.state_dict()
+    vit.load_state_dict({key: value.to(built[key].dtype) for key, value in used.items()}, assign=True)
+    for name, buffer in vit.named_buffers():  # timm's k_bias, which no file holds: EVA's keys have no bias
+        vit.get_submodule(name.rpartition(".")[0]).k_bias = torch.zeros_like(buffer, device="cpu")
+    logger.info("ViT: %d tensors from %s, unused: %s", len(used), path, unused or "none")
+
+
+def check_vit_weights(vit: Eva, path: str | Path) -> None:
+    """Refuses what `load_vit_weights` would refuse; only names and shapes are read."""
+    _fitting(vit, path, outline=True)
+
+
+def _fitting(vit: Eva, path: str | Path, outline: bool = False) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a file that are the tower's, and the names of the others; `outline` as in `load_tensors`."""
+    state, built = load_tensors(path, outline), vit.state_dict()
     depth = len(vit.blocks)
     unused = {k for k in state if k.startswith(("norm.", "head.", "fc_norm."))}
     past = re.compile(r"blocks\.(\d+)\.")
     unused |= {k for k in state if (block := past.match(k)) and int(block[1]) >= depth}
-    built = vit.state_dict()
     if "pos_embed" in state and state["pos_embed"].dim() == built["pos_embed"].dim():
         grid = list(vit.patch_embed.grid_size)  # bicubic, without antialiasing, as the original
         state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"].float(), grid, antialias=False)
     used = {key: value for key, value in state.items() if key not in unused}
-    if used.keys() != built.keys():
-        missing, unknown = sorted(built.keys() - used.keys())[:3], sorted(used.keys() - built.keys())[:3]
-        raise UserError(
-            f"model.vit_model: {path} is not an EVA-ViT of depth {depth}: missing {missing}, unknown {unknown}. "
-            "Use another file, or set model.vit.depth."
-        )
-    try:
-        vit.load_state_dict({key: value.to(built[key].dtype) for key, value in used.items()}, assign=True)
-    except RuntimeError as error:
-        problem = str(error).splitlines()[-1].strip()
-        raise UserError(f"model.vit_model: {path} does not fit model.vit: {problem} Change one of them.") from None
-    for name, buffer in vit.named_buffers():  # timm's k_bias, which no file holds: EVA's keys have no bias
-        vit.get_submodule(name.rpartition(".")[0]).k_bias = torch.zeros_like(buffer, device="cpu")
-    logger.info("ViT: %d tensors from %s, unused: %s", len(used), path, sorted(unused) or "none")
+    what = f"model.vit_model: {path} does not fit model.vit, an EVA-ViT of depth {depth}"
+    check_fit(what, used, built, "Use another file, or change model.vit.")
+    return used, sorted(unused)
 
 
 @registry.register_vision("eva_patches")
@@ -113,6 +123,7 @@ class EvaPatches(VisionPart):
         super().__init__(config)
         self.join = config.model.vision.join or _JOINED
         self.vit, self.norm = new_vit(config.model), nn.LayerNorm(config.model.vit.embed_dim)
+        self.requires_grad_("vit" in config.model.trained)
 
     @classmethod
     def shape(cls, config: Config) -> tuple[int, int]:
@@ -123,9 +134,11 @@ class EvaPatches(VisionPart):
     def files(cls, config: Config) -> dict[str, str]:
         return vit_file(config.model)
 
+    def check(self, config: Config, files: Mapping[str, Path]) -> None:
+        check_vit_weights(self.vit, files["model.vit_model"])
+
     def load(self, config: Config, files: Mapping[str, Path]) -> dict[str, str]:
         load_vit_weights(self.vit, file := files["model.vit_model"])
-        self.requires_grad_("vit" in config.model.trained)
         return {"vit": str(file)}
 
     def forward(self, images: Tensor) -> Tensor:

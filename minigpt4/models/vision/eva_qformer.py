@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-from minigpt4.common.errors import UserError
+from minigpt4.common.errors import Problems
 from minigpt4.common.registry import registry
 from minigpt4.config.schema import Config, QformerConfig
 from minigpt4.models.checkpoint import QFORMER_UNUSED, file_name, load_tensors
-from minigpt4.models.vision.eva import load_vit_weights, new_vit, vit_file, vit_tokens
-from minigpt4.models.vision.part import VisionPart
+from minigpt4.models.vision.eva import check_vit_weights, load_vit_weights, new_vit, vit_file, vit_tokens
+from minigpt4.models.vision.part import VisionPart, check_fit
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,8 @@ class EvaQformer(VisionPart):
         with torch.device("meta"):  # but for the queries, which are drawn: projections of all runs begin behind that
             self.qformer, self.queries = build_qformer(c.qformer, c.num_query_token, c.vit.embed_dim)
         self.norm = nn.LayerNorm(c.vit.embed_dim)
+        for own, key in ((self.vit, "vit"), (self.norm, "vit"), (self.qformer, "qformer"), (self.queries, "qformer")):
+            own.requires_grad_(key in c.trained)
 
     @classmethod
     def shape(cls, config: Config) -> tuple[int, int]:
@@ -41,12 +43,16 @@ class EvaQformer(VisionPart):
     def files(cls, config: Config) -> dict[str, str]:
         return vit_file(config.model) | {"model.q_former_model": config.model.q_former_model}
 
+    def check(self, config: Config, files: Mapping[str, Path]) -> None:
+        problems = Problems()
+        problems.attempt(check_vit_weights, self.vit, files["model.vit_model"])
+        problems.attempt(check_qformer_weights, self.qformer, self.queries, self.norm, files["model.q_former_model"])
+        problems.raise_all()
+
     def load(self, config: Config, files: Mapping[str, Path]) -> dict[str, str]:
         vit, qformer = files["model.vit_model"], files["model.q_former_model"]
         load_vit_weights(self.vit, vit)
         load_qformer_weights(self.qformer, self.queries, self.norm, qformer)
-        for own, key in ((self.vit, "vit"), (self.norm, "vit"), (self.qformer, "qformer"), (self.queries, "qformer")):
-            own.requires_grad_(key in config.model.trained)
         return {"vit": str(vit), **dict.fromkeys(("queries", "qformer", "norm"), str(qformer))}
 
     def forward(self, images: Tensor) -> Tensor:
@@ -82,16 +88,28 @@ def load_qformer_weights(qformer: nn.Module, queries: nn.Parameter, norm: nn.Lay
     Raises:
         UserError: a key is missing or unknown, or a shape differs.
     """
-    state = {key: value.float() for key, value in load_tensors(path).items()}
+    parts, used, unused = _fitting(qformer, queries, norm, path)
+    parts.load_state_dict({name: value.float() for name, value in used.items()}, assign=True)
+    queries.data = parts.get_parameter("queries").data  # which stays the caller's parameter
+    logger.info("Q-Former: %d tensors from %s, unused: %s", len(used), path, unused or "none")
+
+
+def check_qformer_weights(qformer: nn.Module, queries: nn.Parameter, norm: nn.LayerNorm, path: str | Path) -> None:
+    """Refuses what `load_qformer_weights` would refuse; only names and shapes are read."""
+    _fitting(qformer, queries, norm, path, outline=True)
+
+
+def _fitting(
+    qformer: nn.Module, queries: nn.Parameter, norm: nn.LayerNorm, path: str | Path, outline: bool = False
+) -> tuple[nn.ModuleDict, dict[str, Tensor], list[str]]:
+    """The parts together, what a file holds of them by their own names, and the names of what it holds besides."""
+    state = load_tensors(path, outline)
     unused = sorted(key for key in state if QFORMER_UNUSED.search(key))
     parts = nn.ModuleDict({"qformer": qformer, "norm": norm})
     parts.register_parameter("queries", queries)
-    names = {file_name(f"vision.{name}"): name for name in parts.state_dict()}
+    built = parts.state_dict()
+    names = {file_name(f"vision.{name}"): name for name in built}
     used = {names.get(key, key): value for key, value in state.items() if key not in set(unused)}
-    try:
-        parts.load_state_dict(used, assign=True)
-    except RuntimeError as error:
-        problem = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
-        raise UserError(f"model.q_former_model: {path} does not fit model.qformer and model.vit: {problem}") from None
-    queries.data = parts.get_parameter("queries").data  # which stays the caller's parameter
-    logger.info("Q-Former: %d tensors from %s, unused: %s", len(used), path, unused or "none")
+    what = f"model.q_former_model: {path} does not fit model.qformer and model.vit"
+    check_fit(what, used, built, "Use another file, or change these settings.")
+    return parts, used, unused

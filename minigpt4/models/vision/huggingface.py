@@ -38,7 +38,7 @@ class HuggingFace(VisionPart):
         self.normalised = part.Normalised(config, mean, std)
         with reading(_KEY, folder, _WHAT), torch.device("meta"), torch.random.fork_rng(devices=[]):
             self.tower = AutoModel.from_config(own)
-        part.convert_weights(self.tower, self.dtype)
+        part.convert_weights(self.tower.requires_grad_(False), self.dtype)
 
     @classmethod
     def shape(cls, config: Config) -> tuple[int, int]:

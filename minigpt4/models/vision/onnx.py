@@ -41,6 +41,7 @@ class Onnx(VisionPart):
                 f"{_KEY}: '{config.model.vision.model}' reads pictures of {side} pixels. Set model.image_size={side}."
             )
         self.provider, self.session = _provider(config), None  # type: tuple[str, dict[str, Any]], Any
+        self._bytes = sum(_sizes(config).values())
 
     @classmethod
     def shape(cls, config: Config) -> tuple[int, int]:
@@ -50,6 +51,20 @@ class Onnx(VisionPart):
     @classmethod
     def files(cls, config: Config) -> dict[str, str]:
         return {_KEY: config.model.vision.model or ""}
+
+    @property
+    def weight_bytes(self) -> float:
+        return self._bytes
+
+    def check(self, config: Config, files: Mapping[str, Path]) -> None:
+        for file, needed in _sizes(config).items():
+            size = file.stat().st_size if file.is_file() else None
+            if size is None or size < needed:
+                wrong = "does not exist" if size is None else f"is truncated: it has {size} bytes of {needed}"
+                raise UserError(
+                    f"{_KEY}: '{file}', which holds weights of '{config.model.vision.model}', {wrong}. Copy both files "
+                    "again, or export the tower again: minigpt4 export onnx"
+                )
 
     def load(self, config: Config, files: Mapping[str, Path]) -> dict[str, str]:
         ort, file = _import("onnxruntime"), str(files[_KEY])
@@ -65,23 +80,43 @@ class Onnx(VisionPart):
         return {"tower": file}
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.session is None:  # not loaded yet: only the size is asked for
+            return images.new_empty(len(images), self.rows, self.width)
         [features] = self.session.run([FEATURES], {IMAGE: images.float().cpu().numpy()})
         return torch.from_numpy(features).to(images.device)
 
 
 def _dimensions(config: Config, name: str) -> list[int]:
     """The sizes of the graph's input or output of this name; the batch, which is free, is 0. No weight is read."""
-    onnx, file = _import("onnx"), config.model.vision.model
-    if not file or not Path(file).is_file():
-        raise UserError(f"{_KEY}: '{file}' is not a file. Set it to what `minigpt4 export onnx` wrote.")
-    try:
-        graph = onnx.load(file, load_external_data=False).graph
-    except Exception as error:  # protobuf's
-        raise UserError(f"{_KEY}: '{file}' is not an ONNX file: {first_line(error)}.") from None
+    file, graph = config.model.vision.model, _graph(config)
     for value in (*graph.input, *graph.output):
         if value.name == name:
             return [size.dim_value for size in value.type.tensor_type.shape.dim]
     raise UserError(f"{_KEY}: '{file}' has no '{name}'. Export the tower with `minigpt4 export onnx`.")
+
+
+def _sizes(config: Config) -> dict[Path, int]:
+    """{file: bytes that it must have at least} of the graph, and of the files beside it that hold its weights."""
+    file = Path(str(config.model.vision.model))
+    found = {file: file.stat().st_size}
+    for tensor in _graph(config).initializer:
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        if "location" in place:
+            data = file.parent / place["location"]
+            end = int(place.get("offset", 0)) + int(place.get("length", 0))
+            found[data] = max(found.get(data, 0), end)
+    return found
+
+
+def _graph(config: Config) -> Any:
+    """The graph, without the weights that lie beside it."""
+    onnx, file = _import("onnx"), config.model.vision.model
+    if not file or not Path(file).is_file():
+        raise UserError(f"{_KEY}: '{file}' is not a file. Set it to what `minigpt4 export onnx` wrote.")
+    try:
+        return onnx.load(file, load_external_data=False).graph
+    except Exception as error:  # protobuf's
+        raise UserError(f"{_KEY}: '{file}' is not an ONNX file: {first_line(error)}.") from None
 
 
 def _provider(config: Config) -> tuple[str, dict[str, Any]]:

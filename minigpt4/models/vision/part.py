@@ -36,6 +36,11 @@ class VisionPart(PartlyFrozen):
         self.rows, self.width = shape or self.shape(config)
         self.image_size = config.model.image_size
 
+    @property
+    def weight_bytes(self) -> float:
+        """What the weights take in memory."""
+        return sum(p.nbytes for p in self.parameters())
+
     @classmethod
     @abstractmethod
     def shape(cls, config: Config) -> tuple[int, int]:
@@ -92,6 +97,21 @@ class Normalised(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return images * self.scale + self.shift
+
+
+def check_fit(what: str, found: Mapping[str, Tensor], built: Mapping[str, Tensor], cure: str) -> None:
+    """Checks that weights have the names and shapes of a tower's; `what` and `cure` begin and end the message.
+
+    Raises:
+        UserError: they have others.
+    """
+    if found.keys() != built.keys():
+        missing, unknown = sorted(built.keys() - found.keys())[:3], sorted(found.keys() - built.keys())[:3]
+        raise UserError(f"{what}: missing {missing}, unknown {unknown}. {cure}")
+    for name, weight in found.items():
+        if weight.shape != built[name].shape:
+            own = list(built[name].shape)
+            raise UserError(f"{what}: {name} is {list(weight.shape)}, this model has {own}. {cure}")
 
 
 def tower_dtype(config: ModelConfig) -> torch.dtype:

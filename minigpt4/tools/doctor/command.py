@@ -11,18 +11,29 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt4.common.command_line import positive, require_open, say
 from minigpt4.common.errors import Problems, UserError, did_you_mean
-from minigpt4.config.arguments import read_config
+from minigpt4.config.arguments import add_model_arguments, read_config
 from minigpt4.config.finding import TINY
 from minigpt4.config.schema import Config
 from minigpt4.tools.doctor.environment import Line, State, environment
 
 if TYPE_CHECKING:  # slow to import
+    from transformers import PreTrainedModel
+
+    from minigpt4.models.vision import VisionPart
     from minigpt4.tools.doctor.estimating import Need, Setting
 
-_SHOWN = {"ok": ("ok  ", "32"), "red": ("RED ", "31"), "off": ("-   ", "90")}  # and the colours of terminals
+_SHOWN = {  # and the colours of terminals
+    "ok": ("ok  ", "32"),
+    "warn": ("?   ", "33"),
+    "red": ("RED ", "31"),
+    "off": ("-   ", "90"),
+}
+_FULL = "minigpt4_eval"
 _LARGE = 3e9  # bytes of a file that takes long to read
 _CURES = (  # that are tried, in this order, where something does not fit: options, and the phases that they help
     (("model.llm_dtype=bf16",), ("load", "chat", "train")),
+    (("model.device_map=auto",), ("load", "chat")),
+    (("run.strategy=fsdp",), ("train",)),
     (("model.quantization=8bit",), ("load", "chat", "train")),
     (("model.quantization=4bit",), ("load", "chat", "train")),
     (("model.use_grad_checkpoint=True",), ("train",)),
@@ -32,9 +43,13 @@ _CURES = (  # that are tried, in this order, where something does not fit: optio
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(main=main, model=None, default_config=TINY)
-    parser.add_argument("--cfg-path", metavar="CONFIG", help="config to check too, as other commands take it")
-    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override its keys")
+    add_model_arguments(parser, TINY)
+    parser.set_defaults(main=main)
+    parser.add_argument(
+        "--llm",
+        choices=["7b", "13b"],
+        help=f"estimate for a LLaMA of this size, without any files (default config then: {_FULL})",
+    )
     parser.add_argument("--device", metavar="NAME", help="estimate for another device: h100, a100, 3090, 4090, 910b3")
     parser.add_argument("--count", type=positive, default=1, help="of such devices (default: %(default)s)")
     parser.add_argument("--checksums", action="store_true", help="compare sha256 of large files too (minutes)")
@@ -60,9 +75,13 @@ def main(args: argparse.Namespace) -> None:
         UserError: the config can't be read, or the device is unknown.
     """
     require_open("stdout")
+    if args.llm:
+        args.default_config = _FULL
     config = read_config(args)
+    if args.device:  # the config is for that one
+        config = replace(config, run=replace(config.run, device="auto"))
     page = Page({"This machine": environment(config)}, [])
-    if args.cfg_path or args.options or args.device:
+    if args.model or args.cfg_path or args.options or args.device or args.llm:
         logging.getLogger().setLevel(logging.ERROR)  # the page says it
         _check_config(page, config, args)
     if args.json:
@@ -75,29 +94,65 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _check_config(page: Page, config: Config, args: argparse.Namespace) -> None:
-    from minigpt4.models.llm import llm_folder
-    from minigpt4.models.preflight import llm_outline, preflight
     from minigpt4.models.vision import build_vision
     from minigpt4.tools.doctor.devices import process_memory, this_device
     from minigpt4.tools.doctor.estimating import Setting
 
     baseline = process_memory()
-    problems, files = Problems(), dict[str, Path]()
-    vision = problems.attempt(build_vision, config)
-    with suppress(UserError):  # it is what the problems say
-        files = preflight(config, vision, problems)
-    lines = [Line("ok", text) for text in problems.passed] + [Line("red", text) for text in problems]
-    lines += [line for file in files.values() for line in _checksum(file, args.checksums)]
-    page.lines["The config"] = lines
-    quiet = Problems()
-    folder = quiet.attempt(llm_folder, config.model.llama_model)
-    llm = quiet.attempt(llm_outline, folder, config.model.trust_remote_code) if folder else None
-    if vision is None or llm is None or folder is None:
-        page.lines["Memory and time"] = [Line("off", "not estimated: that needs the config.json of the LLM")]
-        return
     device = _named(args.device) if args.device else this_device(_device_of(config))
+    if args.device:
+        config = replace(config, run=replace(config.run, device="cpu"))  # on which all can be looked at
+    problems = Problems()
+    vision = problems.attempt(build_vision, config)
+    if args.llm:
+        lines = [Line("off", f"its files are not looked at: --llm {args.llm} needs none")]
+        lines += [Line("red", text) for text in problems]
+    else:
+        lines = _found(config, vision, problems, args.checksums)
+    page.lines["The config"] = [line for line in lines if not (args.device and line.text.startswith("run.device:"))]
+    folder, llm = (None, _llama(args.llm)) if args.llm else _llm_of(config)
+    if vision is None or llm is None:
+        what = "the image tower" if vision is None else "the config.json of the LLM; --llm 7b or --llm 13b needs none"
+        page.lines["Memory and time"] = [Line("off", f"not estimated: that needs {what}")]
+        return
     setting = Setting(config, vision, llm, folder, device, baseline, args.count)
     page.lines["Memory and time"] = _estimate(setting, page.needs)
+
+
+def _found(config: Config, vision: "VisionPart | None", problems: Problems, large: bool) -> list[Line]:
+    """What is said of a config's files; `large`: sha256 of large ones too."""
+    from minigpt4.models.preflight import preflight
+
+    files = dict[str, Path]()
+    with suppress(UserError):  # it is what the problems say
+        preflight(config, vision, problems, files)
+    lines = [Line("ok", text) for text in problems.passed] + [Line("warn", text) for text in problems.warnings]
+    lines += [Line("red", text) for text in problems]
+    compared = {file: _checksum(file, large) for file in files.values()}
+    if unknown := [f"'{file}'" for file, found in compared.items() if not found]:
+        lines.append(Line("off", f"sha256 not compared, as none is published: {', '.join(unknown)}"))
+    return lines + [line for found in compared.values() for line in found]
+
+
+def _llm_of(config: Config) -> "tuple[Path | None, PreTrainedModel | None]":
+    """The folder and the outline of a config's LLM, where they are there; what is wrong is told elsewhere."""
+    from minigpt4.models.llm import llm_folder
+    from minigpt4.models.preflight import llm_outline
+
+    quiet = Problems()
+    folder = quiet.attempt(llm_folder, config.model.llama_model)
+    return folder, quiet.attempt(llm_outline, folder, config.model.trust_remote_code) if folder else None
+
+
+def _llama(size: str) -> "PreTrainedModel":
+    """The outline of a LLaMA."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from minigpt4.inference.random_engine import llama_sizes
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(llama_sizes(size))
 
 
 def _device_of(config: Config) -> Any:
@@ -144,10 +199,19 @@ def _cached_as(hub_id: str) -> str:
 def _estimate(setting: "Setting", needs: list[dict[str, Any]]) -> list[Line]:
     from minigpt4.tools.doctor.estimating import estimate, fits
 
-    device, lines = setting.device, []
-    count = f" x {setting.count}" if setting.count > 1 else ""
-    how = "measured just now" if device.measured else "figures of devices.yaml: times are a roofline, the best possible"
-    lines.append(Line("ok", f"{device.name}{count}: {device.memory / 1e9:.1f} GB; {how}"))
+    device, count, model = setting.device, setting.count, setting.config.model
+    how = "measured just now" if device.measured else "an estimate from published figures (roofline): it takes longer"
+    name = f"{device.name} x {count}" if count > 1 else device.name
+    lines = [Line("ok", f"{name}: {device.memory / 1e9:.1f} GB; {how}")]
+    if not device.quantizes and (model.low_resource or model.quantization != "none"):
+        options = ("model.quantization=none", "model.low_resource=False")
+        text = "an LLM in 4 or 8 bits can't be used there, so it is estimated without. Set --options"
+        lines.append(Line("red", f"{text} {' '.join(options)}"))
+        setting = replace(setting, config=_changed(setting.config, options))
+    if count > 1 and not model.device_map:
+        lines.append(Line("off", "load and chat use one of them; model.device_map=auto spreads the LLM over all"))
+    if count > 1 and not setting.config.run.shards_weights:
+        lines.append(Line("off", "each of them trains with all weights; run.strategy=fsdp shares them out"))
     for phase, need in estimate(setting).items():
         good = fits(setting, need)
         needs.append({"phase": phase, "fits": good, "memory": need.memory, **asdict(need)})
@@ -159,7 +223,7 @@ def _estimate(setting: "Setting", needs: list[dict[str, Any]]) -> list[Line]:
             state: State = "off" if phase == "train" else "red"
             lines.append(Line(state, f"{text}: does not fit{_cure(setting, phase)}"))
         parts = [f"{part} {size / 1e9:.2f}" for part, size in need.parts.items() if size >= 1e7]
-        lines.append(Line("off", "      " + ", ".join(parts)))
+        lines += [Line("off", "      " + ", ".join(parts))] if parts else []
     return lines
 
 
@@ -175,12 +239,15 @@ def _cure(setting: "Setting", phase: str) -> str:
     from minigpt4.tools.doctor.estimating import estimate, fits
 
     for options, phases in _CURES:
-        if phase not in phases:
+        several = any("device_map" in option or "strategy" in option for option in options)
+        quantized = any("quantization" in option for option in options)
+        if phase not in phases or several and setting.count == 1 or quantized and not setting.device.quantizes:
             continue
         changed = replace(setting, config=_changed(setting.config, options))
-        ways = ("load", phase)  # the first is quickly told
-        if all(fits(changed, estimate(changed, way)[way]) for way in ways):
-            return f"; try --options {' '.join(options)}"
+        if not fits(changed, estimate(changed, "load")["load"]):  # which is quickly told
+            continue
+        if fits(changed, need := estimate(changed, phase)[phase]):
+            return f"; try --options {' '.join(options)}, which takes {need.memory / 1e9:.2f} GB"
     return "; try a smaller LLM, or a device with more memory"
 
 
@@ -189,7 +256,7 @@ def _changed(config: Config, options: tuple[str, ...]) -> Config:
     for option in options:
         key, _, text = option.partition("=")
         group, _, name = key.partition(".")
-        value: Any = {"True": True}.get(text, int(text) if text.isdecimal() else text)
+        value: Any = {"True": True, "False": False}.get(text, int(text) if text.isdecimal() else text)
         if group == "model":
             model = replace(model, **{name: value})
         else:
@@ -205,5 +272,5 @@ def _text(page: Page) -> str:
             mark, colour = _SHOWN[line.state]
             mark = f"\033[{colour}m{mark}\033[0m" if coloured else mark
             lines.append(f"  {mark} {line.text}")
-    lines += ["", "All is in order." if page.healthy else "What is RED must be mended."]
+    lines += ["", "All is in order." if page.healthy else "Fix the RED lines above."]
     return "\n".join(lines).lstrip("\n") + "\n"

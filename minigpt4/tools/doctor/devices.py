@@ -22,6 +22,7 @@ class Device:
         bandwidth: bytes of it that are read in a second.
         flops: operations a second in products of matrices.
         measured: whether the last two are of this machine; else they are those of `devices.yaml`.
+        quantizes: whether an LLM in 4 or 8 bits can be used there.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Device:
     bandwidth: float
     flops: float
     measured: bool = False
+    quantizes: bool = True
 
 
 def known_devices() -> dict[str, Device]:

@@ -12,13 +12,15 @@ from typing import Literal
 from minigpt4.common.errors import UserError
 from minigpt4.config.schema import Config
 
-State = Literal["ok", "red", "off"]
+State = Literal["ok", "warn", "red", "off"]
 
 _OPTIONAL = {  # packages that stand together: extra of pip, what it enables
     ("bitsandbytes",): ("quantization", "4 and 8 bits on GPUs, and LoRA on them"),
     ("fastapi", "uvicorn", "openai"): ("serve", "minigpt4 serve"),
     ("decord", "opencv-python"): ("video", "videos"),
     ("pyarrow",): ("parquet", "Parquet files"),
+    ("ijson",): ("data", "prepare-data captions"),
+    ("onnx", "onnxruntime", "onnxscript"): ("onnx", "export onnx, and model.vision.name=onnx"),
     ("pycocoevalcap",): ("evaluation", "caption metrics"),
     ("fschat",): ("vicuna", "FastChat's own apply_delta"),
     ("deepspeed",): ("deepspeed", "run.strategy=deepspeed"),
@@ -29,7 +31,7 @@ _LITTLE = 1e9  # bytes of a disk
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the page: found in order, wrong (then with what to type), or not there and not needed."""
+    """A line of the page: found in order, suspicious, wrong (then with what to type), or not there and not needed."""
 
     state: State
     text: str
@@ -69,6 +71,10 @@ def _optional() -> Iterable[Line]:
         else:
             lacking = ", ".join(name for name, own in found.items() if not own)
             yield Line("off", f"{lacking}: not installed. For {enables}: pip install 'minigpt4[{extra}]'")
+    if npu := _version("torch_npu"):
+        yield Line("ok", f"torch_npu {npu}: run.device=npu")
+    else:
+        yield Line("off", "torch_npu: not installed. For Ascend NPUs: see docs/npu.md")
     if shutil.which("java"):
         yield Line("ok", "java: METEOR, and the tokenizer of caption metrics")
     else:

@@ -102,20 +102,21 @@ def _weights(s: Setting) -> dict[str, float]:
 def _load(s: Setting, weights: dict[str, float]) -> Need:
     found = Problems().attempt(TensorFiles, weight_files(s.folder)) if s.folder else None
     files: Mapping[str, Outline] = found or {}  # damaged ones are told elsewhere
-    size = sum(outline.bytes for outline in files.values())
+    # where they are not there yet: most are published in half precision
+    size = sum(outline.bytes for outline in files.values()) or 2 * sum(p.numel() for p in s.llm.parameters())
     dtypes = {outline.dtype for outline in files.values()}
     seconds = size / _DISK
     if not s.on_cpu:
         return Need(weights, seconds)
     parts = dict(weights)
-    if quantizes_itself(s.model, torch.device("cpu")):
+    if any(True for _ in s.vision.parameters()):  # ONNX Runtime has its own, and reads them
         parts["vision"] = 0.0  # its files are mapped: read where they are first used
+    if quantizes_itself(s.model, torch.device("cpu")):
         parts["pieces of weights that are being quantized"] = _PIECES
         seconds += sum(p.numel() for p in s.llm.parameters()) / _QUANTIZED
     elif dtypes == {dtype_of(s.model, torch.device("cpu"))}:
-        parts = {part: size for part, size in parts.items() if part.startswith("Python")}
+        parts = {part: size for part, size in parts.items() if part.startswith(("Python", "vision"))}
     else:
-        parts["vision"] = 0.0
         parts[_MAPPED] = size
     return Need(parts, seconds)
 
@@ -174,4 +175,5 @@ def _vision_flops(s: Setting) -> float:
     """Operations for a picture: of a transformer on its patches."""
     c = s.config.model
     patches = (c.image_size / c.vit.patch_size) ** 2 + 1
-    return 2.0 * sum(p.numel() for p in s.vision.parameters()) * patches
+    weights = sum(p.numel() for p in s.vision.parameters()) or s.vision.weight_bytes / 4  # of ONNX, in fp32
+    return 2.0 * weights * patches

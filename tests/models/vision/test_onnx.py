@@ -14,6 +14,7 @@ from minigpt4.models import onnx_export
 from minigpt4.models.image_side import load_projection, load_vision
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.onnx_export import export_onnx, quantize_int8
+from minigpt4.models.preflight import llm_outline, memory_of_devices, preflight
 from minigpt4.models.vision import build_vision
 
 pytestmark = pytest.mark.slow
@@ -164,3 +165,25 @@ def test_a_tower_of_hugging_face_with_weights_beside_the_graph(tmp_path, monkeyp
     ours = build_vision(config)
     ours.load(config, {"model.vision.model": tmp_path / "x.onnx"})
     torch.testing.assert_close(ours(pixels(28, 3)), vision(pixels(28, 3)), atol=1e-4, rtol=0)
+
+
+def test_weights_beside_the_graph_are_looked_at_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr("minigpt4.models.onnx_export.ONE_FILE", 0)
+    config = load_config(TINY, ["run.device=cpu"])
+    plain, file = load_vision(config).requires_grad_(False), tmp_path / "tower.onnx"
+    export_onnx(plain, None, file)
+    data, config = tmp_path / "tower.onnx.data", load_config(TINY, options(file))
+    whole = data.read_bytes()
+    vision = build_vision(config)
+    assert preflight(config, vision)["model.vision.model"] == file
+    (parts,) = memory_of_devices(
+        config.model, vision, llm_outline(Path(config.model.llama_model)), torch.device("cpu")
+    ).values()
+    weights = sum(p.nbytes for p in plain.parameters())
+    assert 0.9 * weights < parts["vision"] < 1.3 * weights
+    for content, told in ((whole[:-1000], "is truncated: it has"), (None, "does not exist")):
+        data.unlink()
+        if content:
+            data.write_bytes(content)
+        with pytest.raises(UserError, match=f"model.vision.model: '{data}', which holds weights of .*{told}"):
+            preflight(config, build_vision(config))

@@ -56,7 +56,7 @@ def test_the_bundled_model_is_in_order(doctor):
         "model.ckpt",
         "tokenizer",
         "128 -> 128",
-        "weights of the LLM",
+        "LLM weights",
     ):
         assert word in checked
     assert [need["phase"] for need in found["estimate"]] == ["load", "chat", "train"]
@@ -69,7 +69,7 @@ def test_the_machine_alone(minigpt4, monkeypatch):
     assert code == 0 and "pip install 'minigpt4[parquet]'" in told and "The config" not in told
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     code, told, _ = minigpt4("doctor")
-    assert code == 1 and "RED  env.cache_root: 0.0 GB free" in told and "What is RED must be mended." in told
+    assert code == 1 and "RED  env.cache_root: 0.0 GB free" in told and "Fix the RED lines above." in told
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 499723\n"
@@ -157,3 +157,95 @@ def test_a_named_device_and_an_unknown_one(doctor, minigpt4):
 def test_a_config_that_can_not_be_read_is_an_error(minigpt4):
     code, _, error = minigpt4("doctor", "--cfg-path", "minigpt4_tinny_eval")
     assert code == 2 and "minigpt4_tiny_eval" in error
+
+
+@pytest.mark.slow
+def test_checksums_are_compared_where_something_else_is_red(doctor, tmp_path, monkeypatch):
+    file = Path(shutil.copy(TINY / "eva_vit.safetensors", tmp_path / "known.safetensors"))
+    known = {"w": Weights("w", file=file.name, urls=("https://x",), sha256={file.name: "0" * 64})}
+    monkeypatch.setattr(published, "published_weights", lambda: known)
+    first, second = red(doctor(f"model.vit_model={file}", "model.ckpt=/no/ckpt"))
+    assert "'/no/ckpt' does not exist" in first and "another sha256" in second
+
+
+def estimated(minigpt4, *words: str) -> tuple[int, dict]:
+    code, told, error = minigpt4("doctor", "--json", *words)
+    assert code in (0, 1), error
+    return code, json.loads(told)
+
+
+@pytest.mark.slow
+def test_full_sizes_are_estimated_without_any_files(minigpt4):
+    code, found = estimated(minigpt4, "--llm", "7b", "--device", "3090")
+    load, chat, _ = found["estimate"]
+    assert code == 0 and load["fits"] and chat["fits"]
+    assert load["memory"] == pytest.approx(9.3e9, rel=0.02)  # ViT-g, and LLaMA-7B in 8 bits
+    assert load["seconds"] == pytest.approx(13.5, rel=0.01)  # of its file in fp16
+    code, found = estimated(minigpt4, "--llm", "13b", "--device", "3090", "--count", "2", "--options", *IN_HALF)
+    assert code == 1
+    text = " ".join(line["text"] for line in found["checks"]["Memory and time"])
+    assert "load and chat use one of them" in text and "run.strategy=fsdp shares them out" in text
+    assert all("try --options model.device_map=auto, which takes" in line for line in red(found))
+
+
+IN_HALF = ("model.low_resource=False", "model.llm_dtype=fp16", "run.batch_size_train=1")
+
+
+@pytest.mark.slow
+def test_a_device_that_does_not_quantize(minigpt4):
+    code, found = estimated(minigpt4, "--llm", "7b", "--device", "910b3")
+    (line,) = red(found)
+    assert code == 1 and "model.quantization=none model.low_resource=False" in line
+    assert found["estimate"][0]["memory"] == pytest.approx(15.9e9, rel=0.02)
+    assert estimated(minigpt4, "--llm", "7b", "--device", "910b3", "--options", "model.low_resource=False")[0] == 0
+
+
+@pytest.mark.slow
+def test_the_config_of_another_machine(minigpt4):
+    words = ("--cfg-path", "minigpt4_tiny_eval", "--options", "run.device=npu")
+    assert "run.device" in " ".join(red(estimated(minigpt4, *words)[1]))
+    code, found = estimated(minigpt4, *words, "--device", "3090")
+    assert code == 0 and red(found) == []
+
+
+@pytest.mark.slow
+def test_a_checkpoint_folder(doctor, minigpt4, tmp_path):
+    from minigpt4.config.loading import load_config, save_config
+
+    folder = tmp_path / "checkpoint_0"
+    folder.mkdir()
+    save_config(load_config("minigpt4_tiny_eval", ["run.device=cpu"]), folder / "config.yaml")
+    shutil.copy(TINY / "projection.safetensors", folder / "model.safetensors")
+    code, found = estimated(minigpt4, str(folder), "--options", "run.device=cpu")
+    assert code == 0 and any(f"model.ckpt: {folder}" in line["text"] for line in found["checks"]["The config"])
+    save_file({"llama_proj.weight": torch.ones(128, 128)}, folder / "model.safetensors")
+    _, found = estimated(minigpt4, str(folder), "--options", "run.device=cpu")
+    assert "missing ['llama_proj.bias']" in red(found)[0]
+
+
+@pytest.mark.slow
+def test_the_folder_above_metas(doctor, tmp_path):
+    (tmp_path / "7B").mkdir()
+    (tmp_path / "7B" / "params.json").write_text("{}")
+    assert f"minigpt4 convert-llama {tmp_path}/7B --out NEW" in red(doctor(f"model.llama_model={tmp_path}"))[0]
+
+
+@pytest.mark.slow
+def test_an_onnx_tower_is_estimated(doctor, tmp_path):
+    from minigpt4.config.loading import load_config
+    from minigpt4.models.image_side import load_vision
+    from minigpt4.models.onnx_export import export_onnx
+
+    file = tmp_path / "tower.onnx"
+    export_onnx(load_vision(load_config("minigpt4_tiny_eval", [])).requires_grad_(False), None, file)
+    options = ["model.vision.name=onnx", f"model.vision.model={file}"]
+    found = doctor(*options, words=("--device", "h100"))
+    assert red(found) == [] and found["estimate"][0]["parts"]["vision"] == file.stat().st_size
+
+
+@pytest.mark.slow
+def test_what_has_no_published_sha256_and_what_is_suspicious_is_said(doctor, monkeypatch):
+    monkeypatch.setattr("minigpt4.models.preflight.suspicious_template", lambda *_: ["perhaps wrong"])
+    lines = doctor()["checks"]["The config"]
+    assert {"state": "warn", "text": "perhaps wrong"} in lines
+    assert any(line["text"].startswith("sha256 not compared, as none is published: ") for line in lines)
