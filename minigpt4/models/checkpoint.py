@@ -292,6 +292,8 @@ def check_shape(path: str | Path, name: str, found: Sequence[int], own: Sequence
 
 
 def _hint(names: Sequence[str]) -> str:
+    if names[0].startswith(file_name("projection.")):
+        return " It is of another kind of projection. Set model.projection.name to the one that was trained."
     return next((f" {key} says whether it trains." for part, key in _SWITCHES.items() if part in names[0]), "")
 
 
