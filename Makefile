@@ -1,7 +1,8 @@
 # Everything below runs in .venv, made on the first call; PYTHON is the interpreter it is made with.
 PYTHON ?= python3
 BIN := .venv/bin
-TINY_DATA := dataset/tiny/benchmark/benchmark.json
+# the file of it that is written last
+TINY_DATA := dataset/tiny/v2/test/identify.json
 NPROC ?= 1
 
 .PHONY: install demo test lint train eval data clean
