@@ -106,7 +106,7 @@ def _grounded(pictures: Sequence[Picture]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _write_test(folder: Path, pictures: Sequence[Picture], rng: random.Random) -> None:
-    """What the benchmarks refcoco, refcoco+, refcocog, vqav2 and own read; the last asks what is in a box."""
+    """What refcoco, refcoco+, refcocog, vqav2, gqa, vizwiz and own read: that one asks what is in a box."""
     things = list(_things(pictures))
     for name in REFERENCES:
         rows = []
@@ -124,7 +124,11 @@ def _write_test(folder: Path, pictures: Sequence[Picture], rng: random.Random) -
         for p, fact, bbox in things
     ]
     _write_json(folder / "identify.json", asked)
-    _write_vqav2(folder / "vqav2", list(_questions(rng, pictures)))
+    questions = list(_questions(rng, pictures))
+    _write_vqav2(folder / "vqav2", questions)
+    _write_json(folder / "gqa.json", [row | {"answer": row["answer"][0]} for row in questions])  # the original's form
+    one_each = list({row["image"]: row for row in rng.sample(questions, len(questions))}.values())
+    _write_json(folder / "vizwiz.json", [row | {"answers": _humans(row["answer"][0])} for row in one_each])
 
 
 def _things(pictures: Sequence[Picture]) -> Iterator[tuple[Picture, Fact, tuple[int, int, int, int]]]:
@@ -137,12 +141,17 @@ def _write_vqav2(folder: Path, asked: list[dict[str, Any]]) -> None:
         picture = int(row["image"].rpartition("_")[2].removesuffix(".jpg"))
         named = {"question_id": row["question_id"], "image_id": picture}
         (answer,) = row["answer"]
-        people = [{"answer": answer, "answer_id": i + 1} for i in range(_HUMANS)]
         kind = {"yes": "yes/no", "no": "yes/no"}.get(answer, "number" if row["question_type"] == "count" else "other")
         questions.append(named | {"question": row["question"]})
-        annotations.append(named | {"answers": people, "question_type": row["question_type"], "answer_type": kind})
+        annotations.append(
+            named | {"answers": _humans(answer), "question_type": row["question_type"], "answer_type": kind}
+        )
     _write_json(folder / "v2_OpenEnded_mscoco_train2014_questions.json", {"questions": questions})
     _write_json(folder / "v2_mscoco_train2014_annotations.json", {"annotations": annotations})
+
+
+def _humans(answer: str) -> list[dict[str, Any]]:
+    return [{"answer": answer, "answer_id": i + 1} for i in range(_HUMANS)]
 
 
 def _write(path: Path, content: bytes) -> None:

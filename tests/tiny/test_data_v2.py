@@ -8,7 +8,9 @@ import pytest
 from minigpt4.config.loading import load_config
 from minigpt4.config.schema import EvaluationDatasetConfig
 from minigpt4.datasets.builders.image_text import build_dataset
+from minigpt4.evaluation.benchmarks.gqa import gqa
 from minigpt4.evaluation.benchmarks.refcoco import refcoco
+from minigpt4.evaluation.benchmarks.vizwiz import vizwiz
 from minigpt4.evaluation.benchmarks.vqav2 import vqav2
 from minigpt4.evaluation.source import Source
 from minigpt4.tiny.data import write_all
@@ -16,7 +18,7 @@ from minigpt4.tiny.world import SIDE, Look, box
 from tests.config import ROOT
 
 pytestmark = pytest.mark.slow
-SCALE = 0.01  # 15 scenes to train with, 3 to test with
+SCALE = 0.01  # 40 scenes to train with, 3 to test with
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def samples(data) -> dict[str, list[tuple[str, str]]]:
 
 def test_the_recipe_s_readers_find_every_sample(samples, data):
     scenes = len(json.loads((data / "v2" / "grounded" / "groundedcaption.json").read_text()))
-    assert scenes == 15
+    assert scenes == 40
     digits = len(samples["refcoco"])
     assert scenes <= digits <= 3 * scenes
     assert {name: len(samples[name]) for name in ("refcocop", "refcocog", "invrefcocog")} == {
@@ -85,13 +87,17 @@ def test_benchmarks_of_references_read_the_test_part(data, name):
     assert all(file.is_file() for question in questions for file in question.pictures)
 
 
-def test_the_benchmark_of_questions_reads_the_test_part(data):
+@pytest.mark.parametrize(
+    ("benchmark", "file", "count"), [(vqav2, "vqav2", 8 * 3), (gqa, "gqa.json", 8 * 3), (vizwiz, "vizwiz.json", 3)]
+)
+def test_benchmarks_of_questions_read_the_test_part(benchmark, file, count, data):
     block = EvaluationDatasetConfig(
-        eval_file_path=str(data / "v2" / "test" / "vqav2"), img_path=str(data / "v2" / "images")
+        eval_file_path=str(data / "v2" / "test" / file), img_path=str(data / "v2" / "images")
     )
-    questions = vqav2(Source("vqav2", block, "evaluation_datasets.{name}.{key}")).questions
-    assert len(questions) == 8 * 3
-    assert all(len(question.reference) == 10 and question.pictures[0].is_file() for question in questions)
+    questions = benchmark(Source(benchmark.__name__, block, "evaluation_datasets.{name}.{key}")).questions
+    assert len(questions) == count
+    assert benchmark is gqa or all(len(question.reference) == 10 for question in questions)
+    assert all(question.reference and question.pictures[0].is_file() for question in questions)
 
 
 def test_a_box_is_the_drawn_square_within_the_picture():
