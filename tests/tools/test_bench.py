@@ -10,6 +10,7 @@ import torch
 from minigpt4.common.errors import UserError
 from minigpt4.config.loading import load_config
 from minigpt4.conversation.templates import TEMPLATES
+from minigpt4.inference.decoding import Decoding
 from minigpt4.inference.loading import load_engine
 from minigpt4.inference.random_engine import llama_sizes, random_engine
 from minigpt4.inference.requests import Request
@@ -48,9 +49,17 @@ def test_it_is_refused_before_any_weight_is_made(minigpt4):
 def test_answers_do_not_end_early(engine):
     parts = exact_prompt(engine.prompter, torch.zeros(32, 128), 64)
     [usual] = engine.answer([Request(parts, 200)])
-    [whole] = endless(engine).answer([Request(parts, 200)])
+    [whole] = endless(engine).answer([Request(parts, 200, Decoding(min_new_tokens=200))])
     assert usual.finish == "stop" and usual.new_tokens < 200
     assert whole.finish == "length" and whole.new_tokens == 200 and whole.prompt_tokens == 64
+
+
+@pytest.mark.slow
+def test_an_llm_that_always_ends_is_measured_to_the_last_token(engine):
+    own = random_engine(load_config("minigpt4_tiny_eval", ["run.device=cpu"]), llama_sizes("tiny"))
+    own.model.llm.lm_head.weight.data[own.model.llm.config.eos_token_id] = 100.0
+    own.model.llm.model.norm.weight.data.abs_()
+    assert answer_times(endless(own), 128, 6, repeats=1).new == 6
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from minigpt4.common.errors import UserError, first_line
 from minigpt4.config.schema import Config, VisionConfig
 from minigpt4.conversation.conversation import Conversation, Part, Turn
 from minigpt4.conversation.prompter import Prompter
+from minigpt4.inference.decoding import Decoding
 from minigpt4.inference.engine import Engine
 from minigpt4.inference.requests import Request, raise_first
 
@@ -46,10 +47,10 @@ class Times:
 
 
 def endless(engine: Engine) -> Engine:
-    """An engine around the same model that never ends an answer before its last token."""
+    """An engine around the same model that ends no answer at a stop string; what asks it holds back stop tokens."""
     template = replace(engine.prompter.template, stop=())
     own = Engine(engine.model, replace(engine.prompter, template=template), engine.processor)
-    own.stop_ids, own.compiled = [], engine.compiled
+    own.compiled = engine.compiled
     return own
 
 
@@ -92,7 +93,8 @@ def _answer(engine: Engine, parts: list[Part], new: int) -> tuple[float, float]:
     """Seconds until the end, and until the first token."""
     seen: list[float] = []
     start = time.perf_counter()
-    request = Request(parts, new, on_token=lambda _: seen.append(time.perf_counter()))
+    held_back = Decoding(min_new_tokens=new)  # the LLM's end token
+    request = Request(parts, new, held_back, on_token=lambda _: seen.append(time.perf_counter()))
     answers = engine.answer([request])
     end = time.perf_counter()
     raise_first(answers)
