@@ -53,6 +53,9 @@ const showLast = () => {
   stage.hidden = !source;
   if (source && source !== image.src) {
     image.src = source;
+    // the chat shows several pictures as one, whose name says where the last is: boxes are of that
+    const [, x, y, width, height] = source.match(/last-(\d+)-(\d+)-(\d+)-(\d+)\.webp$/) ?? [];
+    image.style = width ? `width: ${width}px; height: ${height}px; object-fit: none; object-position: -${x}px -${y}px` : "";
     draw(null);
   }
 };

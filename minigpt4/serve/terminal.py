@@ -94,9 +94,11 @@ class Terminal:
         self.interactive = interactive
         self.task = ""
         self._failed: dict[str, str] = {}  # commands, by name, after which no question is asked through pipes
+        about = f"begin questions with [NAME], of {', '.join(TASKS)}; none ends that"
         self.commands: dict[str, tuple[str, str, Callable[[str], None]]] = {
             ":img": ("PATH...", "show pictures; the next question is about them", self._show_images),
             ":video": ("PATH", f"show a video, as {n_frms} picture{'s' * (n_frms > 1)}", self._show_video),
+            **({":task": ("[NAME]", about, self._set_task)} if tasks else {}),
             ":his": ("", "what was said", self._history),
             ":clh": ("", "forget what was said and shown", lambda _: self.chat.restart()),
             ":clear": ("", "clear the screen", self._clear_screen),
@@ -108,9 +110,6 @@ class Terminal:
             ":help": ("", "this list", self._help),
             ":q": ("", "leave, as Ctrl-D does", self._leave),
         }
-        if tasks:
-            about = f"begin questions with [NAME], of {', '.join(TASKS)}; none ends that"
-            self.commands[":task"] = ("[NAME]", about, self._set_task)
 
     def run(self, read: Callable[[], str]) -> int:
         """Talks until the end of the input; returns how many lines could not be obeyed.

@@ -1,5 +1,6 @@
 """Boxes of answers in pixels, wherever answers are given besides the page."""
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -57,6 +58,13 @@ def test_the_api(client, grounded, wide):
     assert last.choices[0].delta.boxes == BOXES and last.choices[0].finish_reason == "stop"
     request["messages"] = [user("Where?")]  # without a picture there are no pixels
     assert not hasattr(client.chat.completions.create(**request).choices[0].message, "boxes")
+
+
+def test_the_api_says_that_answers_may_have_boxes(api_url):
+    schemas = httpx.get(f"{api_url}/openapi.json").json()["components"]["schemas"]
+    message = schemas["Message"]
+    assert "boxes" in message["properties"] and "boxes" not in message["required"]
+    assert set(schemas["PhraseBox"]["properties"]) == {"phrase", "box"}
 
 
 def test_the_terminal(tiny, grounded, wide, capsys):

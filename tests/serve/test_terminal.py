@@ -56,6 +56,7 @@ def talk(terminal, capsys):
 def test_tasks_are_for_models_that_know_them(talk):
     failures, _, err = talk(":task refer")
     assert failures == 1 and "':task' is not a command" in err
+    assert ":task" not in talk(":help")[1]
 
 
 @pytest.mark.slow

@@ -59,19 +59,14 @@ class View:
         self._known = known
         return messages
 
-    def picture(self, turns: list[Turn]) -> str:
-        """The file of the picture that was shown last; "" where none was."""
-        pictures = [picture for turn in turns for picture in turn.pictures]
-        return self._file(pictures[-1:], key="alone")
-
     def _file(self, pictures: list[Picture], boxes: Sequence[Box] = (), key: str = "") -> str:
         """The path of what is shown of pictures, made once for each `key`; "" for none."""
         if not pictures:
             return ""
         files = self._files.setdefault(pictures[-1], {})
         if key not in files or not files[key].exists():  # gradio removes old ones
-            image = draw_boxes(sheet([_resized(picture.image, _SIDE) for picture in pictures]), boxes)
-            files[key] = Path(save_pil_to_cache(image, get_upload_folder()))
+            image, name = sheet([_resized(picture.image, _SIDE) for picture in pictures])
+            files[key] = Path(save_pil_to_cache(draw_boxes(image, boxes), get_upload_folder(), name))
         return str(files[key])
 
 
@@ -79,16 +74,21 @@ def _message(role: str, file: str, text: str) -> dict[str, Any]:
     return {"role": role, "content": [*([{"path": file}] if file else []), text]}
 
 
-def sheet(images: list[Image.Image]) -> Image.Image:
-    """One picture, or several side by side: gradio's chat would put them one below the other."""
+def sheet(images: list[Image.Image]) -> tuple[Image.Image, str]:
+    """One picture, or several side by side: gradio's chat would put them one below the other.
+
+    With it comes a name for its file. Of several, that tells box_picker.js where the last one is: its left and top edge,
+    width and height in pixels.
+    """
     if len(images) == 1:
-        return images[0]
+        return images[0], "image"
     columns = max(_COLUMNS, math.isqrt(len(images) - 1) + 1)  # at least as many as rows: no side may be endless
     tile = max(16, min(_TILE, _SHEET // columns))
     page = Image.new("RGBA", (tile * min(len(images), columns), tile * -(-len(images) // columns)))
     for i, image in enumerate(images):
-        page.paste(_resized(image, tile - 8), (i % columns * tile + 4, i // columns * tile + 4))
-    return page
+        small, left, top = _resized(image, tile - 8), i % columns * tile + 4, i // columns * tile + 4
+        page.paste(small, (left, top))
+    return page, f"last-{left}-{top}-{small.width}-{small.height}"
 
 
 def _resized(image: Image.Image, side: int) -> Image.Image:

@@ -1,6 +1,7 @@
 """Tasks and boxes on the page: a task's button, a box that is drawn, an answer's phrases in their boxes' colours."""
 
 import re
+from io import BytesIO
 
 import pytest
 import yaml
@@ -117,6 +118,49 @@ def test_a_box_is_added_to_words_and_drawn_by_keys(page):
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("typed", ["", "[refer] "])
+def test_a_box_with_nothing_but_a_task_is_to_be_identified(page, typed):
+    box(page).fill(typed)
+    draw(page, 0.1, 0.2, 0.5, 0.6)
+    expect(box(page)).to_have_value("[identify] {<10><20><50><60>}")
+
+
+@pytest.mark.browser
+def test_a_box_that_is_given_up_goes_away(page):
+    draw(page, 0.1, 0.2, 0.5, 0.6)
+    expect(page.locator("#box .stage i")).to_be_visible()
+    page.locator("#box .stage").dispatch_event("pointercancel")
+    expect(page.locator("#box .stage i")).to_be_hidden()
+
+
+@pytest.mark.browser
+def test_boxes_are_drawn_on_the_last_of_several_pictures_alone(page, echo, picture):
+    send(page, "what are these?", picture("red", (400, 200)), picture("blue", (200, 300)))
+    idle(page)
+    shown = page.locator("#box .stage img")
+    expect(shown).to_have_attribute("src", re.compile("gradio_api/file=.*webp"))
+    expect(shown).to_have_js_property("complete", True)
+    assert shown.bounding_box()["width"] / shown.bounding_box()["height"] == pytest.approx(200 / 300, abs=0.01)
+    shown.scroll_into_view_if_needed()
+    seen = Image.open(BytesIO(shown.screenshot())).convert("RGB").reduce(4)
+    assert all(blue > 200 and red < 50 for red, _, blue in seen.crop((1, 1, seen.width - 1, seen.height - 1)).getdata())
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_phrases_are_in_the_colour_of_the_text(page, echo, scheme):
+    echo.said = SAID
+    page.goto(f"{page.url}?__theme={scheme}")
+    send(page, "[grounding] what is there?")
+    idle(page)
+    answer = words(page, "bot").last
+    color = "shown => getComputedStyle(shown).color"
+    assert answer.locator("span[style*=border]").first.evaluate(color) == answer.locator("p, span.md").first.evaluate(
+        color
+    )
+
+
+@pytest.mark.browser
 def test_without_an_example_a_question_waits_for_a_picture(browser, page_engine, echo, picture):
     model = ModelConfig(arch="minigpt_v2", model_type="pretrain")
     blocks = build_page(Handlers(Sessions(page_engine)), [], model)
@@ -128,6 +172,7 @@ def test_without_an_example_a_question_waits_for_a_picture(browser, page_engine,
     page.get_by_text("[refer] the largest object", exact=True).click()
     expect(page.get_by_text("Show a picture first, then send this question")).to_be_visible()
     expect(box(page)).to_have_value("[refer] the largest object")
+    expect(box(page)).to_be_focused()
     page.locator("#message input[type=file]").set_input_files(picture("green"))
     expect(attached(page)).to_have_count(1)
     expect(page.locator("#box .stage")).to_be_visible()
