@@ -34,7 +34,7 @@ class DatasetBuilder:
         storage = getattr(self.config.build_info, key)
         if not storage:
             raise UserError(f"datasets.{self.name}.build_info.{key}: not set. Set it to where the {split} split lies.")
-        return self.dataset_class(
+        return self.reader(split)(
             key=f"datasets.{self.name}.build_info.{key}",
             storage=storage,
             info=self.config.build_info,
@@ -43,13 +43,17 @@ class DatasetBuilder:
             reduced=split == "train" and not exact,
         )
 
+    def reader(self, split: str) -> Any:
+        """What makes the dataset of a split."""
+        return self.dataset_class
+
 
 class FormatBuilder(DatasetBuilder):
     """Of a data set that is a YAML file alone, which names a format."""
 
-    def __init__(self, name: str, config: DatasetConfig):
-        super().__init__(name, config)
-        self.dataset_class = partial(registry.get_format_class(config.format), instructions=config.instructions)
+    def reader(self, split: str) -> Any:
+        reader = registry.get_format_class(self.config.format)
+        return partial(reader, instructions=self.config.instructions, split=split)
 
 
 def build_dataset(name: str, config: DatasetConfig, split: str, exact: bool = False) -> Dataset:

@@ -1,5 +1,6 @@
 """LLaVA's conversations, and instructions without pictures: formats llava, llava_first_turn and unnatural."""
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +8,10 @@ from typing import Any
 
 from minigpt4.common.registry import registry
 from minigpt4.conversation.conversation import Conversation, Part, Turn
-from minigpt4.datasets.formats.annotated import AnnotatedDataset, Asked
+from minigpt4.datasets.formats.annotated import AnnotatedDataset, Asked, Size
+from minigpt4.datasets.formats.values import text_of, value_of, wrong
+
+logger = logging.getLogger(__name__)
 
 
 @registry.register_format("llava")
@@ -18,12 +22,12 @@ class LlavaDataset(AnnotatedDataset):
     """
 
     def picture(self, row: Any) -> str:
-        return f"COCO_train2014_{row['id']}.jpg"
+        return f"COCO_train2014_{value_of(row, 'id', str, int)}.jpg"
 
     def name(self, row: Any) -> Any:
         return row["id"]
 
-    def asked(self, row: Any, size: tuple[int, int]) -> Asked:
+    def asked(self, row: Any, size: Size) -> Asked:
         first, answer = _said(row)[:2]
         return Asked([_without_picture(first)], {answer: 1})
 
@@ -37,11 +41,11 @@ class LlavaDataset(AnnotatedDataset):
 
 @registry.register_format("llava_first_turn")
 class LlavaFirstTurn(LlavaDataset):
-    """The same files, of which the first question and its answer are used."""
+    """The same files; only the first question and answer are used."""
 
     conversation = AnnotatedDataset.conversation
 
-    def asked(self, row: Any, size: tuple[int, int]) -> Asked:
+    def asked(self, row: Any, size: Size) -> Asked:
         first, answer = _said(row)[:2]
         return Asked([self.text_processor(_without_picture(first))], {answer: 1})
 
@@ -54,24 +58,41 @@ class UnnaturalInstructions(AnnotatedDataset):
 
     shows = False
 
+    def read(self) -> list[Any]:
+        rows = super().read()
+        if count := sum(map(_says_none, rows)):
+            logger.warning(
+                "%s: in %d of %d samples the text 'None.' stands for no constraints; it is part of the question, as in "
+                "the original. Write null to leave it out.", self.key, count, len(rows),
+            )  # fmt: skip
+        return rows
+
     def picture(self, row: Any) -> str:
         return ""
 
     def name(self, row: Any) -> Any:
         return row.get("id", "")
 
-    def asked(self, row: Any, size: tuple[int, int]) -> Asked:
-        own = row["instances"][0]
-        constraints = own["constraints"]
-        question = own["instruction_with_input"] + ("" if constraints is None else f" {constraints}")
-        return Asked([self.text_processor(question)], {self.text_processor(own["output"]): 1})
+    def asked(self, row: Any, size: Size) -> Asked:
+        (own, *_) = value_of(row, "instances", list) or [None]
+        question = text_of(own, "instruction_with_input")
+        if own["constraints"] is not None:  # where there are none, the key is there all the same
+            question += f" {text_of(own, 'constraints')}"
+        return Asked([self.text_processor(question)], {self.text_processor(text_of(own, "output")): 1})
+
+
+def _says_none(row: Any) -> bool:
+    try:
+        return row["instances"][0]["constraints"].strip(" .").lower() == "none"
+    except (LookupError, TypeError, AttributeError):
+        return False  # it is named when it is drawn
 
 
 def _said(row: Any) -> Sequence[str]:
     """The texts of a conversation, in order; who says them is told by their places."""
-    said = [turn["value"] for turn in row["conversations"]]
+    said = [text_of(turn, "value") for turn in value_of(row, "conversations", list)]
     if len(said) < 2:
-        raise ValueError("a question and its answer are the least")
+        raise wrong(f"key 'conversations' has {len(said)} turns; expected a question and its answer at least")
     return said
 
 

@@ -4,7 +4,8 @@ from collections import Counter
 from typing import Any
 
 from minigpt4.common.registry import registry
-from minigpt4.datasets.formats.annotated import AnnotatedDataset, Asked, load_json
+from minigpt4.datasets.formats.annotated import AnnotatedDataset, Asked, Size
+from minigpt4.datasets.formats.values import checked, load_json, text_of, texts_of, value_of, wrong
 
 
 @registry.register_format("vqa")
@@ -14,46 +15,49 @@ class VqaDataset(AnnotatedDataset):
     """
 
     def picture(self, row: Any) -> str:
-        """COCO's files have one folder; GQA's keep theirs."""
-        name: str = row["image"]
-        folder, _, last = name.rpartition("/")
-        return last if folder.split("/")[-1] in ("train2014", "val2014", "train2017", "val2017") else name
+        return text_of(row, "image")
 
     def name(self, row: Any) -> Any:
         return row.get("question_id", super().name(row))
 
-    def asked(self, row: Any, size: tuple[int, int]) -> Asked:
-        given = row["direct_answers"] if "direct_answers" in row else row["answer"]
-        counts = Counter([given] if isinstance(given, str) else given)
-        if not counts:
-            raise ValueError("it has no answer")
-        answers: Counter[str] = Counter()
-        for text, count in counts.items():
-            answers[self.text_processor(text)] += count
-        return Asked([self.text_processor(row["question"])], answers)
+    def asked(self, row: Any, size: Size) -> Asked:
+        key = "direct_answers" if "direct_answers" in row else "answer"
+        given = [row[key]] if isinstance(row.get(key), str) else texts_of(row, key)
+        answers = Counter(self.text_processor(text) for text in given)
+        return Asked([self.text_processor(text_of(row, "question"))], answers)
 
 
 @registry.register_format("ocrvqa")
 class OcrVqaDataset(AnnotatedDataset):
-    """`{KEY: {"split", "imageURL", "questions", "answers"}}`, of which split 1 is used (Mishra et al. 2019)."""
+    """`{KEY: {"split", "imageURL", "questions", "answers"}}`, of which split 1 is used for training, 2 for validation
+    (Mishra et al. 2019).
+    """
 
     def read(self) -> list[Any]:
         rows = []
         for file in self.files:
-            for key, entry in load_json(self.key, file).items():
-                if entry["split"] == 1:
-                    rows += [(key, entry, i) for i in range(max(len(entry["questions"]), len(entry["answers"])))]
+            for key, entry in checked(load_json(self.key, file), f"{self.key}: '{file}'", dict).items():
+                questions = entry.get("questions") if isinstance(entry, dict) else None
+                # of a damaged entry there is one sample, to be named
+                rows += [(key, entry, i) for i in range(len(questions) if isinstance(questions, list) else 1)]
         return rows
+
+    def used(self, row: Any) -> bool:
+        return value_of(row[1], "split", int) == {"train": 1, "val": 2}[self.split]
+
+    def place(self, row: Any, index: int) -> str:
+        return f"{super().place(row, index)} ({row[0]})"
 
     def picture(self, row: Any) -> str:
         key, entry, _ = row
-        return f"{key}.{entry['imageURL'].split('/')[-1].split('.')[-1]}"
+        return f"{key}.{text_of(entry, 'imageURL').split('/')[-1].split('.')[-1]}"
 
     def name(self, row: Any) -> Any:
         return row[0]
 
-    def asked(self, row: Any, size: tuple[int, int]) -> Asked:
+    def asked(self, row: Any, size: Size) -> Asked:
         _, entry, i = row
-        if len(entry["questions"]) != len(entry["answers"]):
-            raise ValueError(f"{len(entry['questions'])} questions and {len(entry['answers'])} answers")
-        return Asked([self.text_processor(entry["questions"][i])], {self.text_processor(entry["answers"][i]): 1})
+        questions, answers = texts_of(entry, "questions"), texts_of(entry, "answers")
+        if len(questions) != len(answers):
+            raise wrong(f"it has {len(questions)} questions and {len(answers)} answers")
+        return Asked([self.text_processor(questions[i])], {self.text_processor(answers[i]): 1})

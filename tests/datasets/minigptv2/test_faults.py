@@ -84,7 +84,8 @@ def test_pictures_that_are_not_there_are_counted_and_named(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     rows = [ROW | {"image": name} for name in (THERE, "train2014/none.jpg", "train2014/nor_this.jpg")]
     assert len(build(tmp_path, "vqa", rows)) == 1
-    assert "own.build_info.storage: 2 of 3 samples are left out" in caplog.text and "none.jpg" in caplog.text
+    assert "own.build_info.storage: 2 of 3 samples (66.7 %) are skipped: their picture files are missing" in caplog.text
+    assert "none.jpg" in caplog.text
     with pytest.raises(UserError, match="none of its 2 pictures is there, such as .*none.jpg.*Set .*build_info.images"):
         build(tmp_path, "vqa", rows[1:])
 
@@ -104,12 +105,16 @@ def test_answers_are_as_likely_as_they_are_given(tmp_path):
 @pytest.mark.parametrize(
     ("format_", "row", "complaint"),
     [
-        ("vqa", {"question": "a", "image": THERE}, "it lacks 'answer'"),
-        ("vqa", ROW | {"answer": [], "image": THERE}, "it has no answer"),
-        ("vqa", ROW | {"answer": ["yes", 7], "image": THERE}, "not as this format has it"),
-        ("vqa", {"question_id": 1}, "it lacks 'image'"),
-        ("llava", {"id": "000000000025", "conversations": [{"value": "alone"}]}, "a question and its answer are"),
-        ("phrases_to_boxes", {"image_id": "1607238141", "phrase": "a", "bbox": ["{<1>}"]}, "expected a text, found"),
+        ("vqa", {"question": "a", "image": THERE}, "key 'answer' is missing; expected a list"),
+        ("vqa", ROW | {"answer": [], "image": THERE}, "expected a list of texts"),
+        ("vqa", ROW | {"answer": ["yes", 7], "image": THERE}, "expected a list of texts"),
+        ("vqa", {"question_id": 1}, "key 'image' is missing"),
+        ("llava", {"id": "000000000025", "conversations": [{"value": "alone"}]}, "expected a question and its answer"),
+        (
+            "phrases_to_boxes",
+            {"image_id": "1607238141", "phrase": "a", "bbox": ["{<1>}"]},
+            "key 'bbox' is .*expected text",
+        ),
     ],
 )
 def test_an_annotation_that_cannot_be_used_is_named_when_it_is_drawn(format_, row, complaint, tmp_path):
@@ -133,7 +138,7 @@ class Runs:
 @pytest.mark.parametrize("refs", [[Runs()], [{"ref_id": Runs()}], {"a": 1}, [1]])
 def test_references_execute_nothing(refs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"refs\(unc\).p' (can't be read as references|holds no list)"):
+    with pytest.raises(UserError, match=r"refs\(unc\).p' (is not a readable RefCOCO pickle|holds no list)"):
         build(tmp_path, "refer", {"refs": refs, "instances": {"annotations": []}})
     assert not (tmp_path / "ran").exists()
 
