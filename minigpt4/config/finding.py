@@ -5,20 +5,19 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-import minigpt4
 from minigpt4.common.checksums import check_checksums
 from minigpt4.common.errors import UserError, closest
+from minigpt4.common.paths import PACKAGE
 from minigpt4.config.yaml_files import read_yaml
 
 CONFIG = "config.yaml"  # in a run's folder and in each of its checkpoints
 TINY = "minigpt4_tiny_eval"  # the bundled model
-_PACKAGE = Path(minigpt4.__file__).parent
 
 
 def packaged(folder: str) -> Path:
     """A folder of the repository's top level, such as `train_configs`; an installed wheel has it within the package."""
-    inside = _PACKAGE / folder
-    return inside if inside.is_dir() else _PACKAGE.parent / folder
+    inside = PACKAGE / folder
+    return inside if inside.is_dir() else PACKAGE.parent / folder
 
 
 def run_configs() -> dict[str, Path]:

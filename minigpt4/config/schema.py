@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import minigpt4
+from minigpt4.common.paths import ASSETS, PACKAGE
 from minigpt4.common.registry import registry
 from minigpt4.config.ranges import (
     FloatBelow1,
@@ -105,7 +105,7 @@ class ModelConfig:
 
     conversation: str = "vicuna_v0"  # the chat's template, minigpt4/conversation/templates.yaml
     # a paragraph that the LLM must find likely before training begins; null: not checked
-    plain_text: str | None = str(Path(minigpt4.__file__).parent / "assets" / "plain_text.txt")
+    plain_text: str | None = str(ASSETS / "plain_text.txt")
     prompt_path: str = ""  # training prompts, one a line
     prompt_template: str = "{}"
     turn_template: str | None = None  # of later turns in training conversations; null: BOS and prompt_template
@@ -274,7 +274,7 @@ class RunConfig:
 @dataclass
 class EnvConfig:
     cache_root: str = "~/.cache/minigpt4"
-    package_dir: str = str(Path(minigpt4.__file__).parent)
+    package_dir: str = str(PACKAGE)
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """An engine of full size whose weights are random numbers: speed and memory are those of real ones, answers are not."""
 
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -8,9 +7,9 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-import minigpt4
 from minigpt4.common.distributed import pick_device
 from minigpt4.common.errors import UserError
+from minigpt4.common.paths import TINY_LLM
 from minigpt4.config.schema import Config
 from minigpt4.conversation.prompter import Prompter
 from minigpt4.inference.engine import Engine
@@ -23,7 +22,6 @@ from minigpt4.models.quantized_llm import layers_to_quantize
 from minigpt4.models.random_weights import random_vision
 from minigpt4.models.vision import build_vision, vision_class
 
-_TINY_LLM = Path(minigpt4.__file__).parent / "assets" / "tiny" / "llm"
 _WINDOW = 4096
 _DRAWN = 512  # rows of a quantized layer, which repeat: more would take minutes to draw
 SIZES: dict[str, dict[str, Any]] = {  # of LLaMA; its own defaults are those of 7B
@@ -34,7 +32,7 @@ SIZES: dict[str, dict[str, Any]] = {  # of LLaMA; its own defaults are those of 
 
 def llama_sizes(name: str) -> LlamaConfig:
     """LLaMA's sizes as 7b, 13b, or tiny for those of the bundled LLM; it reads 4096 tokens at once."""
-    own = LlamaConfig.from_pretrained(_TINY_LLM) if name == "tiny" else LlamaConfig.from_dict(SIZES[name])
+    own = LlamaConfig.from_pretrained(TINY_LLM) if name == "tiny" else LlamaConfig.from_dict(SIZES[name])
     own.max_position_embeddings = _WINDOW
     return own
 
@@ -42,7 +40,7 @@ def llama_sizes(name: str) -> LlamaConfig:
 def random_prompter(config: Config) -> Prompter:
     """The prompter of such an engine, which needs no weights."""
     rows, _ = vision_class(config.model).shape(config)
-    return Prompter.of(config.model, load_tokenizer(_TINY_LLM), rows, _WINDOW)
+    return Prompter.of(config.model, load_tokenizer(TINY_LLM), rows, _WINDOW)
 
 
 def random_engine(config: Config, sizes: LlamaConfig) -> Engine:

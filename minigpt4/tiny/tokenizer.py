@@ -6,7 +6,7 @@ from pathlib import Path
 
 import sentencepiece
 
-import minigpt4
+from minigpt4.common.paths import TINY_LLM
 from minigpt4.conversation.templates import SYSTEM
 from minigpt4.tiny.text import DETAIL_REQUESTS, ask_all, caption, description, notes
 from minigpt4.tiny.world import sample_facts
@@ -14,7 +14,7 @@ from minigpt4.tiny.world import sample_facts
 VOCABULARY = 512
 CHARACTERS = "".join(map(chr, range(33, 127)))
 # what transformers needs to know beside the pieces: the bundled model's, whose values are those of the original's Llama
-_SETTINGS = Path(minigpt4.__file__).parent / "assets" / "tiny" / "llm" / "tokenizer_config.json"
+_SETTINGS = TINY_LLM / "tokenizer_config.json"
 
 
 def train_tokenizer(folder: Path, seed: int, scenes: int = 3000) -> None:

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import minigpt4
 from minigpt4.common.errors import UserError, make_folder
+from minigpt4.common.paths import TINY_LLM
 from minigpt4.config.loading import load_config
 from minigpt4.config.schema import Config, DatasetConfig, ModelConfig
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:  # slow to import
     from minigpt4.tools.preparing.checks import Checked
 
 logger = logging.getLogger(__name__)
-
-TINY_TOKENIZER = str(Path(minigpt4.__file__).parent / "assets" / "tiny" / "llm")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of --cfg-path")
     parser.add_argument(
         "--tokenizer",
-        default=TINY_TOKENIZER,
+        default=str(TINY_LLM),
         help="without --cfg-path: folder or hub id of the LLM whose tokenizer counts (default: the bundled tiny one)",
     )
     parser.add_argument("--page", type=Path, help="HTML file to write: 20 samples to look at")

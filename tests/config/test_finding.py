@@ -79,7 +79,7 @@ def test_prompts_come_along_and_own_ones_win():
 
 def test_folders_within_an_installed_package_come_first(tmp_path, monkeypatch):
     (tmp_path / "prompts").mkdir()
-    monkeypatch.setattr("minigpt4.config.finding._PACKAGE", tmp_path)
+    monkeypatch.setattr("minigpt4.config.finding.PACKAGE", tmp_path)
     assert packaged("prompts") == tmp_path / "prompts"
 
 

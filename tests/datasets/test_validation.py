@@ -8,12 +8,12 @@ from functools import partial
 import pytest
 from PIL import Image
 
+from minigpt4.common.paths import TINY_LLM
 from minigpt4.config.schema import DatasetConfig, ModelConfig
 from minigpt4.conversation.conversation import Conversation, Turn
 from minigpt4.conversation.templates import TEMPLATES
 from minigpt4.datasets.validation import TokenCounter, check_file, histogram
 from minigpt4.inference.loading import load_prompter
-from minigpt4.tools.validate_data import TINY_TOKENIZER
 
 
 @pytest.mark.parametrize("flavour", ["vicuna0", "llama2", "v2"])
@@ -141,7 +141,7 @@ def test_the_length_of_a_video_that_is_gone_is_that_of_its_frames(own):
     (own / "video.json").write_text(json.dumps([record, record | {"video": None}]))
     config = DatasetConfig()
     config.build_info = replace(config.build_info, n_frms=5)
-    counter = TokenCounter(load_prompter(ModelConfig(llama_model=TINY_TOKENIZER)), TINY_TOKENIZER, limits=False)
+    counter = TokenCounter(load_prompter(ModelConfig(llama_model=str(TINY_LLM))), str(TINY_LLM), limits=False)
     seen, plain = check_file(str(own / "video.json"), None, config, counter).samples
     assert seen.tokens[0] - plain.tokens[0] >= 5 * 32
 

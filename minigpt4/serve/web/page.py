@@ -8,7 +8,7 @@ import gradio as gr
 import yaml
 from gradio_client.utils import is_http_url_like
 
-import minigpt4
+from minigpt4.common.paths import ASSETS
 from minigpt4.config.schema import ModelConfig
 from minigpt4.inference.options import AnswerOptions
 from minigpt4.serve.web.controls import BEAMS, GREEDY, LABELS, MODES, SAMPLE
@@ -21,7 +21,6 @@ THEME = gr.themes.Default(
     font=["system-ui", "sans-serif"],  # nothing to download
     font_mono=["ui-monospace", "monospace"],
 )
-ASSETS = Path(minigpt4.__file__).parent / "assets"
 KEPT = 4 * 3600  # seconds for which the conversation of a visitor who does nothing is kept
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}  # events that are no API
 _DOWNLOAD = "() => setTimeout(() => document.querySelector('#saved').click(), 100)"

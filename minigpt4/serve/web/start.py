@@ -10,11 +10,9 @@ from urllib.parse import quote
 
 import gradio as gr
 
-import minigpt4
+from minigpt4.common.paths import ASSETS
 from minigpt4.inference.boxes import TASKS
 from minigpt4.serve.web.visitor import Handlers, Message, Shown, Visitor
-
-_ASSETS = Path(minigpt4.__file__).parent / "assets"
 
 
 def task_side(tasks: list[str], message: gr.MultimodalTextbox, examples: list[Path]) -> None:
@@ -28,10 +26,10 @@ def task_side(tasks: list[str], message: gr.MultimodalTextbox, examples: list[Pa
             button = gr.Button(f"[{task}]", size="sm", min_width=80)
             button.click(None, message, message, js=_with_task(task), **private)
     with gr.Accordion("Draw a box on the picture, and ask what is in it", open=True):
-        html, css, js = ((_ASSETS / f"box_picker.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
+        html, css, js = ((ASSETS / f"box_picker.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
         picture = example_url(*examples[:1])
         picker = gr.HTML(html_template=html, css_template=css, js_on_load=js, picture=picture, elem_id="box")
-    with_box, example = (_ASSETS / "with_box.js").read_text(encoding="utf-8"), json.dumps(_files(examples[:1]))
+    with_box, example = (ASSETS / "with_box.js").read_text(encoding="utf-8"), json.dumps(_files(examples[:1]))
     picker.input(None, message, message, js=f"(message) => ({with_box})(message, {example})", **private)
 
 
