@@ -60,7 +60,7 @@ def of_llm(load: Callable[[], Any], repeats: int) -> dict[str, Any]:
     def loaded() -> None:
         model.llm = load()
 
-    times = {"load": seconds(loaded, 1), "pack": seconds(model.answering, 1)}
+    times = {"load": seconds(loaded, 1), "pack": seconds(model.prepare_for_inference, 1)}
     ids = torch.randint(3, 30000, (1, 80))
     cache = model.llm(ids, use_cache=True).past_key_values
     times["prompt of 80"] = seconds(lambda: model.llm(ids, use_cache=True), repeats)

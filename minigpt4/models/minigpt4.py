@@ -80,7 +80,7 @@ class MiniGPT4(PartlyFrozen):
             use_onednn(self)
         return self
 
-    def answering(self) -> Self:
+    def prepare_for_inference(self) -> Self:
         """Sets eval mode for good: what makes answers faster, but gradients wrong, is allowed from here on."""
         pack_4bit(self, allowed=True)
         for module in self.modules():

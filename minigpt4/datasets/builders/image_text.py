@@ -45,7 +45,7 @@ class DatasetBuilder:
 
 
 class FormatBuilder(DatasetBuilder):
-    """Of a data set that is a YAML file alone, which names a format."""
+    """Builds a data set that is a YAML file alone, which names a format."""
 
     def __init__(self, name: str, config: DatasetConfig):
         super().__init__(name, config)

@@ -1,4 +1,4 @@
-"""One thread owns the model: answers that are asked for together are made together, and none waits without a bound."""
+"""Batches queued requests for the model thread; the queue is limited."""
 
 import logging
 import math
@@ -52,7 +52,7 @@ class QueuedRequest:
         self.request.on_text = self._send_text if self.stream else None
 
     def finish(self, answer: Answer) -> None:
-        """Tells the answer, or that there will be none."""
+        """Sends the answer, or the error in its place."""
         if self.answer is None:
             self.answer = answer
             self.send(answer)
