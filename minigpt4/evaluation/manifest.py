@@ -91,7 +91,7 @@ def _dtype(part: "nn.Module") -> str:
 
 
 def _checksum(path: Path) -> str | None:
-    """The SHA-256 of a file, or of the weights in a checkpoint's folder; None of what lies elsewhere, as at an address."""
+    """The SHA-256 of a file, or of the weights in a checkpoint's folder; None where it is not a local file."""
     file = path / "model.safetensors" if path.is_dir() else path
     return _sha256(file) if file.is_file() else None
 
