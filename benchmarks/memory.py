@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-import minigpt4
 from benchmarks.chat import machine
+from minigpt4.common.paths import ASSETS
 from minigpt4.config.loading import load_config
 from minigpt4.config.schema import Config, ModelConfig, QformerConfig, VitConfig
 from minigpt4.models.checkpoint import file_name
@@ -34,7 +35,7 @@ from minigpt4.models.vision.eva_qformer import build_qformer
 
 LLMS = {"400m": (1024, 2816, 24, 16), "1b": (2048, 5632, 22, 32), "7b": (4096, 11008, 32, 32)}
 PHASES = "load", "chat", "train"
-TINY = Path(minigpt4.__file__).parent / "assets" / "tiny"
+TINY = ASSETS / "tiny"
 QUESTION, ANSWER = "how many digits are there? " * 8, 20
 
 
@@ -203,7 +204,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for name, settings in cases(options, Path(folder)):
             words = [f"{key}={value}" for key, value in settings.items()]
-            measured = {phase: run_child(phase, "0", *words) for phase in options.phases}
+            phases = tqdm(options.phases, desc=name, file=sys.stderr)
+            measured = {phase: run_child(phase, "0", *words) for phase in phases}
             guess = run_child("estimate", str(measured.get("chat", {}).get("prompt", 200)), *words)
             for phase, found in measured.items():
                 ratio = guess[phase] / found["peak"]

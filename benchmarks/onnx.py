@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -59,7 +60,9 @@ def onnx_tower(vit_depth: int, file: Path) -> VisionPart:
 @torch.inference_mode()
 def measure(vit_depth: int, folder: Path, batch: int, repeats: int) -> dict[str, Any]:
     file, small = folder / "tower.onnx", folder / "tower.int8.onnx"
+    print("Exporting", file=sys.stderr)
     result: dict[str, Any] = {"export_s": round(alone(export, vit_depth, file), 1)}
+    print("Quantizing", file=sys.stderr)
     result["quantize_s"] = round(alone(quantize_int8, file, small), 1)
     for name in ("tower.onnx", "tower.int8.onnx"):
         size = sum(path.stat().st_size for path in (folder / name, folder / f"{name}.data") if path.is_file())
@@ -74,6 +77,7 @@ def measure(vit_depth: int, folder: Path, batch: int, repeats: int) -> dict[str,
         seen[name] = towers[name](images)
 
     ways = {name: partial(seconds, partial(see, name), CPU) for name in towers}
+    print("Measuring", file=sys.stderr)
     times = in_turn(repeats + 1, ways)  # the first warms up
     for name, own in times.items():
         result[f"{name}_s_per_image"] = round(medians(own[1:])[0] / batch, 3)

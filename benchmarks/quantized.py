@@ -7,6 +7,7 @@ folder first. `--fp32` measures the LLM in fp32 too, where there is memory for i
 import argparse
 import json
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -59,7 +60,7 @@ def of_llm(load: Callable[[], Any], repeats: int) -> dict[str, Any]:
     def loaded() -> None:
         model.llm = load()
 
-    times = {"load": seconds(loaded, 1), "pack": seconds(model.answering, 1)}
+    times = {"load": seconds(loaded, 1), "pack": seconds(model.prepare_for_inference, 1)}
     ids = torch.randint(3, 30000, (1, 80))
     cache = model.llm(ids, use_cache=True).past_key_values
     times["prompt of 80"] = seconds(lambda: model.llm(ids, use_cache=True), repeats)
@@ -89,12 +90,16 @@ def main() -> None:
     options = parser.parse_args()
     result: dict[str, Any] = {"machine": machine()}
     with tempfile.TemporaryDirectory() as folder:
+        print("Writing the LLM", file=sys.stderr)
         write_llama(Path(folder), options.layers)
         name = f"{options.bits} bits"
+        print(f"Measuring the LLM in {name}", file=sys.stderr)
         result[name] = of_llm(lambda: load_quantized(Path(folder), options.bits, torch.float32, False), options.repeats)
         if options.fp32:
+            print("Measuring the LLM in fp32", file=sys.stderr)
             load = AutoModelForCausalLM.from_pretrained
             result["fp32"] = of_llm(lambda: load(folder, dtype=torch.float32), options.repeats)
+    print("Measuring the ViT", file=sys.stderr)
     result["picture"] = of_picture(options.vit_depth, options.repeats)
     print(json.dumps(result, indent=1))
 

@@ -23,8 +23,8 @@ from common import in_turn, machine, parse, ratios, row
 from data import write_shards
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import minigpt4
 from minigpt4.common.distributed import pick_device
+from minigpt4.common.paths import TINY_LLM
 from minigpt4.common.registry import registry
 from minigpt4.config.schema import (
     BuildInfo,
@@ -50,7 +50,7 @@ from minigpt4.runners.runner_base import RunnerBase
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 from minigpt4.tools.doctor.peak_memory import PeakMemory
 
-TINY = str(Path(minigpt4.__file__).parent / "assets" / "tiny" / "llm")
+TINY = str(TINY_LLM)
 ORIGINAL = 35.0  # image-text pairs a second and GPU: 5 million in 10 hours on 4 A100s (MiniGPT-4, section 3.1)
 MATRIX = 4096  # rows of the product that says what a device can do
 
@@ -132,12 +132,12 @@ def samples(prompter: Prompter, batch: int, device: torch.device) -> Batch:
 @contextlib.contextmanager
 def full_logits() -> Iterator[None]:
     """All positions go through the LLM's head, as in the original."""
-    picked = minigpt4_module._head_reads
-    minigpt4_module._head_reads = lambda *_: contextlib.nullcontext()  # type: ignore[assignment]
+    picked = minigpt4_module.head_reads
+    minigpt4_module.head_reads = lambda *_: contextlib.nullcontext()  # type: ignore[assignment]
     try:
         yield
     finally:
-        minigpt4_module._head_reads = picked
+        minigpt4_module.head_reads = picked
 
 
 def step(model: MiniGPT4, batch: dict[str, Any], device: torch.device) -> float:

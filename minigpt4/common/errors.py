@@ -31,7 +31,7 @@ class Problems(list[str]):
 
     @contextmanager
     def collect(self, what: str = "") -> Iterator[None]:
-        """Notes a `UserError` of its block, once, and goes on behind it; without one, what was checked."""
+        """Records a `UserError` of its block instead of raising it; else records `what` as passed."""
         try:
             yield
         except UserError as error:

@@ -98,7 +98,6 @@ class Registry:
     get_projection_class = partialmethod(get, "projection")
     get_builder_class = partialmethod(get, "builder")
     get_format_class = partialmethod(get, "format")
-    get_processor_class = partialmethod(get, "processor")
     get_task_class = partialmethod(get, "task")
     get_runner_class = partialmethod(get, "runner")
     get_lr_scheduler_class = partialmethod(get, "lr_scheduler")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # slow to import, or built on this
 
 IMAGE_PLACEHOLDER = "<ImageHere>"  # a picture in the original's prompts
 IMAGE_TAGS = ("<Img>", "</Img>")  # what stands around a picture
-TAGGED_PLACEHOLDER = f"(?:<Img>)?{IMAGE_PLACEHOLDER}(?:</Img>)?"  # a pattern: files write it with tags or without
+_TAGGED_PLACEHOLDER = "(?:{0})?{2}(?:{1})?".format(*IMAGE_TAGS, IMAGE_PLACEHOLDER)
 IMAGE_ROW = -1  # no token id is negative
 IGNORE = -100  # label that the loss skips
 Draw = Callable[[list[str]], str]
@@ -259,6 +259,11 @@ class Prompter:
     @cached_property
     def _longest(self) -> int:
         return max(map(len, self.tokenizer.get_vocab()))
+
+
+def split_at_placeholders(text: str) -> list[str]:
+    """The texts around each `<ImageHere>`, which files write with tags or without."""
+    return re.split(_TAGGED_PLACEHOLDER, text)
 
 
 def _mismatch(who: str, places: int, given: int) -> str:

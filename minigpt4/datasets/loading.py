@@ -131,7 +131,7 @@ class SkipCounter:
             more = f"\n  and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
             raise UserError(
                 f"datasets.{self.name}: {len(self.reasons)} of {self.seen} samples can't be used"
-                + (". Mend them" if none_left else f", more than run.max_skip_rate={self.max_rate:g} allows. Mend or ")
+                + (". Fix them" if none_left else f", more than run.max_skip_rate={self.max_rate:g} allows. Fix or ")
                 + (":\n  " if none_left else "remove them, or raise it:\n  ")
                 + "\n  ".join(listed[:_LISTED])
                 + more

@@ -26,7 +26,7 @@ Condition = Literal["trained", "untrained_projection", "shuffled_images", "blank
 
 
 @dataclass(frozen=True)
-class Shown:
+class Media:
     """What is seen of a question: a picture, or a video as so many frames."""
 
     source: Path | bytes
@@ -52,38 +52,39 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Asked:
+class StoredQuestion:
     """A question as it is stored beside its answer, see `inference.results`."""
 
     question: Question
-    shown: tuple[Shown, ...]
+    shown: tuple[Media, ...]
 
     @property
     def id(self) -> str:
         return self.question.id
 
     def echo(self) -> dict[str, Any]:
-        """The lines of an earlier run that say the same answer this question."""
+        """Stored fields; an earlier line with equal fields answers the question."""
         names = {"images": [Path(shown.name).name for shown in self.shown]} if self.shown else {}
         return {"id": self.question.id, "prompt": self.question.prompt, **names}
 
 
-def asked(benchmark: Benchmark, n_frms: int) -> list[Asked]:
+def asked(benchmark: Benchmark, n_frms: int) -> list[StoredQuestion]:
     """What a benchmark asks; a video is shown as `n_frms` frames."""
     return [
-        Asked(q, (*map(Shown, q.pictures), *(Shown(video, n_frms) for video in q.videos))) for q in benchmark.questions
+        StoredQuestion(q, (*map(Media, q.pictures), *(Media(video, n_frms) for video in q.videos)))
+        for q in benchmark.questions
     ]
 
 
-def adjacent(questions: Sequence[Asked]) -> list[Asked]:
+def adjacent(questions: Sequence[StoredQuestion]) -> list[StoredQuestion]:
     """The questions in an order in which those about the same pictures follow one another."""
-    first: dict[tuple[Shown, ...], int] = {}
+    first: dict[tuple[Media, ...], int] = {}
     for question in questions:
         first.setdefault(question.shown, len(first))
     return sorted(questions, key=lambda question: first[question.shown])
 
 
-def shuffled(questions: Sequence[Asked]) -> dict[Shown, Shown]:
+def shuffled(questions: Sequence[StoredQuestion]) -> dict[Media, Media]:
     """Another picture for each: half the sorted list away, so never the same where there are two."""
     pictures = sorted({shown for question in questions for shown in question.shown}, key=lambda shown: shown.name)
     return {own: pictures[(i + len(pictures) // 2) % len(pictures)] for i, own in enumerate(pictures)}
@@ -94,14 +95,14 @@ class _Pixels(Dataset):
 
     def __init__(
         self,
-        batches: Sequence[Sequence[Asked]],
+        batches: Sequence[Sequence[StoredQuestion]],
         processor: Processor,
         condition: Condition,
-        other: Mapping[Shown, Shown],
+        other: Mapping[Media, Media],
     ):
         self.processor, self.blank, self.other = processor, condition == "blank_images", other
-        self.new: list[dict[Shown, str]] = []  # with the place of a question that shows it
-        before: set[Shown] = set()
+        self.new: list[dict[Media, str]] = []  # with the place of a question that shows it
+        before: set[Media] = set()
         for batch in batches:
             needed = {shown: own.question.place for own in batch for shown in own.shown}
             self.new.append({shown: place for shown, place in needed.items() if shown not in before})
@@ -110,10 +111,10 @@ class _Pixels(Dataset):
     def __len__(self) -> int:
         return len(self.new)
 
-    def __getitem__(self, number: int) -> dict[Shown, Tensor]:
+    def __getitem__(self, number: int) -> dict[Media, Tensor]:
         return {own: self._read(own, place) for own, place in self.new[number].items()}
 
-    def _read(self, shown: Shown, place: str) -> Tensor:
+    def _read(self, shown: Media, place: str) -> Tensor:
         try:
             images = self.other.get(shown, shown).images(self.blank)
         except UserError as error:
@@ -125,13 +126,13 @@ class _Pixels(Dataset):
 def answers_to(
     engine: Engine,
     benchmark: Benchmark,
-    questions: Sequence[Asked],
+    questions: Sequence[StoredQuestion],
     *,
     max_new_tokens: int,
     batch_size: int,
     num_workers: int = 0,
     condition: Condition = "trained",
-    other: Mapping[Shown, Shown] | None = None,
+    other: Mapping[Media, Media] | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """Asks questions, and yields a batch's answers as soon as they are there: lines for `inference.results`.
 
@@ -148,7 +149,7 @@ def answers_to(
     batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
     pixels = _Pixels(batches, engine.processor, condition, other or {})
     loader = DataLoader(pixels, batch_size=None, num_workers=min(num_workers, len(batches)))
-    known: dict[Shown, list[Tensor]] = {}
+    known: dict[Media, list[Tensor]] = {}
     started = time.perf_counter()
     for batch, read in zip(batches, loader, strict=True):
         known = {shown: rows for shown, rows in known.items() if any(shown in own.shown for own in batch)}
@@ -171,7 +172,11 @@ def conversation_of(question: Question, images: Sequence[Part], videos: Sequence
 
 
 def _answers(
-    engine: Engine, benchmark: Benchmark, batch: Sequence[Asked], known: Mapping[Shown, list[Tensor]], most: int
+    engine: Engine,
+    benchmark: Benchmark,
+    batch: Sequence[StoredQuestion],
+    known: Mapping[Media, list[Tensor]],
+    most: int,
 ) -> list[Answer | int]:
     """For each question its answer, or the number of the likeliest of its choices."""
     conversations = [
@@ -195,7 +200,7 @@ def _answers(
     return found
 
 
-def _answer_line(asked: Asked, answer: Answer | int) -> dict[str, Any]:
+def _answer_line(asked: StoredQuestion, answer: Answer | int) -> dict[str, Any]:
     if isinstance(answer, int):
         chosen = {"answer": asked.question.choices[answer], "finish": "stop", "new_tokens": 0, "choice": answer}
         return asked.echo() | chosen

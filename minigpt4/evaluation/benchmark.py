@@ -1,6 +1,6 @@
 """A benchmark as data: questions, the prompt that asks them, how they are answered, and what scores the answers.
 
-Nothing here asks a model: who has answers hands them to `Benchmark.score`.
+Nothing here asks a model: answers are passed to `Benchmark.score`.
 """
 
 import os

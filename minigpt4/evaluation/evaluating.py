@@ -20,7 +20,7 @@ from minigpt4.common.files import replace_file
 from minigpt4.config.finding import CONFIG
 from minigpt4.config.loading import save_config
 from minigpt4.config.schema import Config
-from minigpt4.evaluation.asking import Asked, Condition, adjacent, answers_to, asked, shuffled
+from minigpt4.evaluation.asking import Condition, StoredQuestion, adjacent, answers_to, asked, shuffled
 from minigpt4.evaluation.benchmark import Benchmark, Scores, load_benchmark
 from minigpt4.evaluation.manifest import SAME_MODEL, differences, manifest_of, other_answers
 from minigpt4.evaluation.results import (
@@ -186,13 +186,19 @@ class Evaluation:
         write_json(folder / MANIFEST, manifest)
 
     def _answers(
-        self, engine: Engine, benchmark: Benchmark, questions: list[Asked], condition: Condition, key: str, own: Path
+        self,
+        engine: Engine,
+        benchmark: Benchmark,
+        questions: list[StoredQuestion],
+        condition: Condition,
+        key: str,
+        own: Path,
     ) -> dict[str, dict[str, Any]]:
         """{question: its line}, of all ranks and of the runs before."""
         block = self.config.evaluation_datasets[benchmark.name]
         problems = Problems()
         with ExitStack() as stack:
-            results: Results[Asked] | None = None
+            results: Results[StoredQuestion] | None = None
             if is_main():
                 with problems.collect():
                     results = stack.enter_context(Results(own / PREDICTIONS, questions, key))

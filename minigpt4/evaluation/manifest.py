@@ -85,13 +85,13 @@ def _below(file: Path, named: Path) -> str:
 
 
 def _dtype(part: "nn.Module") -> str:
-    """Of its weights; an ONNX tower has its own in its file."""
+    """The dtype of a part's weights; an ONNX tower has its own in its file."""
     weight = next(part.parameters(), None)
     return "none" if weight is None else str(weight.dtype).removeprefix("torch.")
 
 
 def _checksum(path: Path) -> str | None:
-    """Of a file, or of the weights in a checkpoint's folder; None of what lies elsewhere, as at an address."""
+    """The SHA-256 of a file, or of the weights in a checkpoint's folder; None where it is not a local file."""
     file = path / "model.safetensors" if path.is_dir() else path
     return _sha256(file) if file.is_file() else None
 

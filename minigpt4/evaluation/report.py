@@ -10,7 +10,7 @@ from typing import Any
 
 from minigpt4.common.errors import UserError
 from minigpt4.config.schema import EvaluationDatasetConfig
-from minigpt4.evaluation.asking import Shown, asked, shuffled
+from minigpt4.evaluation.asking import Media, asked, shuffled
 from minigpt4.evaluation.benchmark import load_benchmark
 from minigpt4.evaluation.results import Result
 from minigpt4.evaluation.tables import flat
@@ -221,7 +221,7 @@ def _spread(items: list[int], count: int) -> list[int]:
     return [items[number * len(items) // count] for number in range(count)]
 
 
-def _shown(result: Result) -> dict[str, list[Shown]]:
+def _shown(result: Result) -> dict[str, list[Media]]:
     """{question: what the model was shown}; nothing where the benchmark's files are not there any more."""
     manifest = result.manifest
     name, condition = manifest["benchmark"]["name"], manifest["condition"]
@@ -281,7 +281,7 @@ def _words(reference: Any) -> str:
     return str(reference)
 
 
-def _thumbnails(shown: Sequence[Shown], blank: bool) -> list[Thumbnail]:
+def _thumbnails(shown: Sequence[Media], blank: bool) -> list[Thumbnail]:
     """Small copies of what the model saw; without those that can't be read any more."""
     found: list[Thumbnail] = []
     for one in shown:

@@ -15,7 +15,7 @@ from minigpt4.common.limits import MAX_IMAGE_PIXELS
 from minigpt4.conversation.conversation import Conversation, Turn, spaced
 from minigpt4.inference.caches import KeptCache
 from minigpt4.inference.decoding import Decoding
-from minigpt4.inference.pictures import Picture, Reader, Shown, Video, in_this_process, pictures_of
+from minigpt4.inference.pictures import MessagePart, Picture, Reader, Video, in_this_process, pictures_of
 from minigpt4.inference.requests import Answer, Answerer, Request, raise_first
 from minigpt4.inference.saved import check_size, from_json, to_json
 from minigpt4.inference.truncation import remembered, to_forget
@@ -93,12 +93,12 @@ class Chat:
             if self._begun == begun:  # no restart came meanwhile
                 self._waiting = self._waiting + pictures
 
-    def answer(self, question: str | Sequence[Shown], **options: Any) -> str:
+    def answer(self, question: str | Sequence[MessagePart], **options: Any) -> str:
         """Asks and returns the whole answer. `options` are `max_new_tokens` (300), `seed`, and those of `Decoding`."""
         *_, text = self.stream(question, **options)
         return text
 
-    def stream(self, question: str | Sequence[Shown], **options: Any) -> Iterator[str]:
+    def stream(self, question: str | Sequence[MessagePart], **options: Any) -> Iterator[str]:
         """Asks and yields the answer so far, growing; with beams it comes in one piece. The last is an `Answer`.
 
         Pictures and videos are read at once, the rest happens as the caller listens. A failure in generation is raised

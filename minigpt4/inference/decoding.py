@@ -74,7 +74,7 @@ class Decoding:
         return {
             "num_beams": self.num_beams,
             "length_penalty": self.length_penalty,
-            "do_sample": self.samples_beams,  # one beam's samples are drawn by `_Draw`
+            "do_sample": self.samples_beams,  # one beam's samples are drawn by `SeededDraw`
             **(sampling if self.samples_beams else {}),
         }
 
@@ -85,7 +85,7 @@ class Decoding:
         processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty))])
         if self.do_sample and not self.samples_beams:
             processors += [TemperatureLogitsWarper(float(self.temperature)), TopKLogitsWarper(_TOP_K)]
-            processors += [TopPLogitsWarper(float(self.top_p)), _Draw(seeds)]
+            processors += [TopPLogitsWarper(float(self.top_p)), SeededDraw(seeds)]
         return processors
 
     @contextmanager
@@ -99,7 +99,7 @@ class Decoding:
             yield
 
 
-class _Draw(LogitsProcessor):
+class SeededDraw(LogitsProcessor):
     """Draws each row's next token with a generator of the row's own, and leaves no other choice.
 
     So a seed gives the same answer in any batch, whatever other threads draw.

@@ -1,4 +1,4 @@
-"""When an answer ends, and what is said of it until then. It is decided here, token by token, and nowhere else."""
+"""Detects the end of an answer and emits its text, token by token. Nothing else decides either."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast

@@ -31,7 +31,7 @@ Processor = Callable[[Image.Image], Tensor]
 
 @dataclass(eq=False)
 class _Row:
-    """A request on its way to an answer."""
+    """The state of one request in a batch."""
 
     request: Request
     parts: list[Part] = field(default_factory=list)

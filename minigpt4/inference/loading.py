@@ -19,7 +19,7 @@ def load_engine(config: Config, problems: Problems | None = None) -> Engine:
         UserError: a file is missing or does not fit; all problems are told at once, those found before too.
     """
     model = registry.get_model_class(config.model.arch).from_config(config, problems=problems)
-    model.place(pick_device(config.run.device)).answering()
+    model.place(pick_device(config.run.device)).prepare_for_inference()
     processor = config.preprocess.vis_processor.eval.build()
     return Engine(model, load_prompter(config.model), processor, config.model.compile)
 

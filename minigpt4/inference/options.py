@@ -1,4 +1,4 @@
-"""How a visitor says the way in which answers are made: `key=value`, parsed by the key's type and never evaluated."""
+"""Generation options as `key=value`, parsed by the key's type and never evaluated."""
 
 import argparse
 import math

@@ -122,7 +122,7 @@ class Video:
         return [Picture(image) for image in images]
 
 
-Shown = str | Image.Image | Picture | Video  # part of a message
+MessagePart = str | Image.Image | Picture | Video  # part of a message
 
 
 def pictures_of(part: Image.Image | Picture | Video, budget: PixelBudget) -> Sequence[Picture]:

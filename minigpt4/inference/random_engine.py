@@ -68,10 +68,10 @@ def random_engine(config: Config, sizes: LlamaConfig) -> Engine:
     else:
         with torch.device(device):
             llm = AutoModelForCausalLM.from_config(sizes, dtype=dtype)
-    _never_say(llm, len(prompter.tokenizer))
+    _mask_unknown_tokens(llm, len(prompter.tokenizer))
     vision = random_vision(config, device)
     model = MiniGPT4(vision, build_projection(c.projection.name, vision.width, llm), llm.requires_grad_(False))
-    model.place(device).answering()
+    model.place(device).prepare_for_inference()
     return Engine(model, prompter, config.preprocess.vis_processor.eval.build(), c.compile)
 
 
@@ -95,7 +95,7 @@ def _quantized(sizes: LlamaConfig, bits: int, dtype: torch.dtype) -> PreTrainedM
     return llm
 
 
-def _never_say(llm: PreTrainedModel, words: int) -> None:
+def _mask_unknown_tokens(llm: PreTrainedModel, words: int) -> None:
     """Gives words that the tokenizer does not have a logit of 0, which the likeliest word's is above."""
     head = llm.get_output_embeddings()
     if isinstance(head, QuantizedLinear):

@@ -93,7 +93,7 @@ class Answerer(Protocol):
         ...
 
     def embeddings(self, pictures: Sequence[Part]) -> Any:
-        """Sees pictures ahead of the request that shows them; a `Picture` keeps what it was found to be."""
+        """Encodes pictures in advance; each `Picture` caches its embedding."""
         ...
 
 

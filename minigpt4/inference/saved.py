@@ -1,14 +1,13 @@
 """A conversation as JSON, pictures included."""
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from minigpt4.common.errors import UserError, prefixed
 from minigpt4.common.limits import MAX_TEXT, MAX_TURNS
 from minigpt4.conversation.conversation import Turn, joined
-from minigpt4.conversation.prompter import TAGGED_PLACEHOLDER
+from minigpt4.conversation.prompter import IMAGE_PLACEHOLDER, split_at_placeholders
 from minigpt4.inference.pictures import Picture, Reader, in_this_process
 from minigpt4.processors.picture_file import PixelBudget
 
@@ -112,9 +111,9 @@ def _parts(saved: Any) -> tuple[list[Any], str | None]:
 
 
 def _version_1(question: str, urls: list[str]) -> list[Any]:
-    first, *texts = re.split(TAGGED_PLACEHOLDER, question)
+    first, *texts = split_at_placeholders(question)
     if len(texts) != len(urls):
-        raise UserError(f"{len(texts)} <ImageHere> but {len(urls)} pictures. Give each its own.")
+        raise UserError(f"{len(texts)} {IMAGE_PLACEHOLDER} but {len(urls)} pictures. Give each its own.")
     return [first, *(part for url, text in zip(urls, texts, strict=True) for part in ({"picture": url}, text))]
 
 

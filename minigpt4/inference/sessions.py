@@ -1,4 +1,4 @@
-"""Many visitors, bounded memory: who was away longest gives up first what can be made again."""
+"""Many visitors in bounded memory: the least recently used sessions lose their caches first."""
 
 from threading import Lock
 from weakref import WeakKeyDictionary

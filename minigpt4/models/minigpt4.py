@@ -80,7 +80,7 @@ class MiniGPT4(PartlyFrozen):
             use_onednn(self)
         return self
 
-    def answering(self) -> Self:
+    def prepare_for_inference(self) -> Self:
         """Sets eval mode for good: what makes answers faster, but gradients wrong, is allowed from here on."""
         pack_4bit(self, allowed=True)
         for module in self.modules():
@@ -135,7 +135,7 @@ class MiniGPT4(PartlyFrozen):
             Logits [N, V] in fp32, the labels [N], and whose row each is [N].
         """
         rows, positions = (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)
-        with _head_reads(self.llm, rows, positions):
+        with head_reads(self.llm, rows, positions):
             output = self.llm(inputs_embeds=embeds, attention_mask=mask.to(embeds.device), use_cache=False)
         logits = output.logits
         if logits.shape[:2] == labels.shape:  # its head is not a module of its own
@@ -153,7 +153,7 @@ class MiniGPT4(PartlyFrozen):
 
 
 @contextmanager
-def _head_reads(llm: PreTrainedModel, rows: Tensor, positions: Tensor) -> Iterator[None]:
+def head_reads(llm: PreTrainedModel, rows: Tensor, positions: Tensor) -> Iterator[None]:
     """For the duration the LLM's head reads these N places of its input [B, T, D] alone, as [1, N, D].
 
     Not its argument `logits_to_keep`: some LLMs lack it, and in older versions it names columns, not places.

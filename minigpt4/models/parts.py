@@ -23,7 +23,7 @@ class PartlyFrozen(nn.Module):
 
 
 def trains(module: nn.Module) -> bool:
-    """Whether any of its weights does."""
+    """Whether any weight of the module trains."""
     return any(p.requires_grad for p in module.parameters())
 
 

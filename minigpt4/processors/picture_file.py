@@ -132,7 +132,7 @@ def opened(file: Path | BinaryIO, budget: PixelBudget | None = None) -> Iterator
         known = f"it is not one of {', '.join(FORMATS)}" if isinstance(error, Image.UnidentifiedImageError) else None
         reason = known or getattr(error, "strerror", None) or first_line(error).rstrip(".")
         name = str(file) if isinstance(file, Path) else "this"
-        raise UserError(f"{name} can't be read as a picture: {reason}. Use another, or mend it.") from None
+        raise UserError(f"{name} can't be read as a picture: {reason}. Use another, or fix it.") from None
 
 
 def _check(image: Image.Image) -> None:

@@ -27,7 +27,7 @@ class Best:
         self.rank = math.inf
 
     def resume(self, epochs: float) -> None:
-        """Goes on with the best of before, unless it was found after so many epochs: in a branch that is left."""
+        """Restores the best score, unless it was measured after `epochs`."""
         found = read_measures(self.folder)
         if found and found["epochs"] <= epochs:
             self.rank = self._rank_of(found, math.inf)

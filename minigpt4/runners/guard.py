@@ -1,4 +1,4 @@
-"""Nothing trains on garbage: losses that are not numbers, and losses of a model that learns nothing."""
+"""Watches the losses of training: those that are not numbers, and those of a model that learns nothing."""
 
 import logging
 import math
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 CHANCE_STEPS = 200  # steps in which any recipe has left chance behind
 
 
-class Guard:
+class LossMonitor:
     """Watches the losses of a run.
 
     Args:
@@ -28,7 +28,7 @@ class Guard:
         self._spoiled = False  # the step to come
         self._warned = False
 
-    def go_on(self, good: bool, loss: float, batch: dict[str, Any], update: bool) -> bool:
+    def record(self, good: bool, loss: float, batch: dict[str, Any], update: bool) -> bool:
         """Takes note of a batch; with `update` it was the last of its step. False once too many steps were bad.
 
         A bad batch spoils the whole step, which all ranks skip.
@@ -45,7 +45,7 @@ class Guard:
             self._spoiled = False
         return self.bad_steps < self.most
 
-    def give_up(self, output_dir: Path) -> None:
+    def stop_run(self, output_dir: Path) -> None:
         """Raises the error that ends the run."""
         raise UserError(
             f"{self.bad_steps} steps in a row gave a loss or gradients that are not numbers, the last with the samples "

@@ -96,7 +96,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
 
 def _what_it_is(folder: Path) -> str:
-    """Of a folder without a training state."""
+    """Describes a folder without a training state."""
     if own := checkpoints(folder):
         return f"is a run's folder, not a checkpoint. Name one in it, such as {own[-1].name}."
     if any(folder.glob("*.safetensors")):
@@ -131,7 +131,7 @@ def _by_step(output_dir: Path) -> list[tuple[int, Path]]:
     return sorted((int(file.stem.rpartition("_")[2]), file.parent) for file in found)
 
 
-def line_up(output_dir: Path, step: int, iters_per_epoch: int | None) -> None:
+def set_aside_later_checkpoints(output_dir: Path, step: int, iters_per_epoch: int | None) -> None:
     """Makes the checkpoint that a run goes on from, at this step, the newest.
 
     Those beyond it, of a branch that is left, get a name that nothing goes on from: else the run's own would be pruned

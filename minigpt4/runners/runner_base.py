@@ -32,7 +32,7 @@ from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.plain_text import check_plain_text
 from minigpt4.runners import run_state
 from minigpt4.runners.best import Best
-from minigpt4.runners.guard import Guard
+from minigpt4.runners.guard import LossMonitor
 from minigpt4.runners.log import Meter, RunLog, parts_table, plot_loss
 from minigpt4.runners.optims import build_schedule
 from minigpt4.runners.strategies.building import build_strategy
@@ -103,7 +103,7 @@ class RunnerBase:
         self.epoch_loss = (0.0, 0)  # sum and number of this epoch's losses
         self.stopping = False  # all ranks know of one
         self.meter = Meter()
-        self.guard = Guard(run.max_bad_steps, model.vocabulary)
+        self.guard = LossMonitor(run.max_bad_steps, model.vocabulary)
         if resumed:
             self._restore(*resumed)
         self.log = self._begin_output(fresh=resumed is None)
@@ -163,7 +163,7 @@ class RunnerBase:
                     shutil.rmtree(self.best.folder, ignore_errors=True)  # an earlier run's
                 else:
                     per_epoch = self.iters_per_epoch if self.ratio != 1 else None
-                    run_state.line_up(self.output_dir, self.step, per_epoch)
+                    run_state.set_aside_later_checkpoints(self.output_dir, self.step, per_epoch)
                 save_config(self.config, self.output_dir / CONFIG)
                 made_with = json.dumps(run_info(self.device), indent=2) + "\n"
                 (self.output_dir / "run_info.json").write_text(made_with)
@@ -215,9 +215,9 @@ class RunnerBase:
                 batch = self.next_batch()
                 loss, good = self.train_iteration(batch, lr, update)
                 self.step += 1
-                if not self.guard.go_on(good, loss, batch, update):
+                if not self.guard.record(good, loss, batch, update):
                     self._save(f"checkpoint_step_{self.step}")
-                    self.guard.give_up(self.output_dir)
+                    self.guard.stop_run(self.output_dir)
                 if math.isfinite(loss):
                     window.append(loss)
                     self.epoch_loss = (self.epoch_loss[0] + loss, self.epoch_loss[1] + 1)

@@ -126,7 +126,7 @@ class Validation:
                 continue
             last = last if batch is None else batch
             if last is None:
-                raise UserError("run.valid_splits: a process found no sample that can be used. Mend them, or add some.")
+                raise UserError("run.valid_splits: a process found no sample that can be used. Fix them, or add some.")
             yield last, batch is not None
 
 

@@ -136,7 +136,7 @@ class Terminal:
             if line.startswith(":"):
                 name = line.split()[0]
                 self._failed = {key: own for key, own in self._failed.items() if key != name} | {name: line.strip()}
-                self._obey(line.strip())
+                self._run_command(line.strip())
                 del self._failed[name]
                 if name in _NEW_TOPIC:
                     self._failed.clear()
@@ -155,7 +155,7 @@ class Terminal:
             _note(f"error: the model failed: {type(error).__name__}: {first_line(error)}")
         return False
 
-    def _obey(self, line: str) -> None:
+    def _run_command(self, line: str) -> None:
         name, rest = [*line.split(maxsplit=1), ""][:2]
         if name not in self.commands:
             raise UserError(f"'{name}' is not a command.{did_you_mean(name, self.commands)}")

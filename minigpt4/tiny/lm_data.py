@@ -40,6 +40,8 @@ class Example:
 class Writer:
     """Writes examples in the product's tokenization: every piece of text around the image is encoded by itself."""
 
+    # The template is written out, not taken from TEMPLATES: the bundled weights were trained on exactly these pieces.
+
     def __init__(self, tokenizer: sentencepiece.SentencePieceProcessor) -> None:
         self.encode = tokenizer.encode
         self.stop = tokenizer.piece_to_id("###")

@@ -24,7 +24,7 @@ def train_tokenizer(folder: Path, seed: int, scenes: int = 3000) -> None:
     for _ in range(scenes):
         facts = sample_facts(rng)
         lines += [caption(facts), description(facts), notes(rng, facts), rng.choice((SYSTEM, *DETAIL_REQUESTS))]
-        for question in ask_all(rng, facts):
+        for question in ask_all(rng, facts):  # written out: pieces of the bundled model come of exactly this text
             lines.append(f"###Human: <Img></Img> {question.question} ###Assistant: {question.answer}###")
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> None:
         with problems.collect():
             evaluation = Evaluation.of(config, names, args.overwrite)
         task = registry.get_task_class(config.run.task)(config)
-        model = task.build_model(problems=problems).place(device).answering()
+        model = task.build_model(problems=problems).place(device).prepare_for_inference()
         assert evaluation  # else its problem was raised
         evaluation.run(model)
 

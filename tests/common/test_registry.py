@@ -14,7 +14,6 @@ from minigpt4.common.registry import Registry, registry
     [
         (registry.get_model_class, "mini_gpt4"),
         (registry.get_builder_class, "cc_sbu_align"),
-        (registry.get_processor_class, "blip2_image_train"),
         (registry.get_task_class, "image_text_pretrain"),
         (registry.get_runner_class, "runner_base"),
         (registry.get_lr_scheduler_class, "linear_warmup_cosine_lr"),

@@ -8,7 +8,7 @@ from PIL import Image
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import Conversation, Turn
 from minigpt4.datasets.formats.records.record import File
-from minigpt4.evaluation.asking import Shown, adjacent, answers_to, asked, conversation_of, shuffled
+from minigpt4.evaluation.asking import Media, adjacent, answers_to, asked, conversation_of, shuffled
 from minigpt4.evaluation.benchmark import Benchmark, Question
 from minigpt4.inference.ranking import rank
 from minigpt4.inference.requests import Request
@@ -48,8 +48,8 @@ def test_each_question_is_a_conversation_about_its_picture(parity_engine, pictur
 def test_a_picture_is_read_once_and_encoded_once(parity_engine, pictures, monkeypatch):
     """Questions about it need not be neighbours in the file."""
     read, encoded = [], []
-    own, encode = Shown.images, parity_engine.encode_img
-    monkeypatch.setattr(Shown, "images", lambda shown, *args: read.append(shown.source.name) or own(shown, *args))
+    own, encode = Media.images, parity_engine.encode_img
+    monkeypatch.setattr(Media, "images", lambda shown, *args: read.append(shown.source.name) or own(shown, *args))
     monkeypatch.setattr(parity_engine, "encode_img", lambda images: encoded.append(len(images)) or encode(images))
     benchmark = benchmark_of(*(Question(str(i), f"What {i}?", (pictures[i % 2],)) for i in range(8)))
     lines = lines_of(parity_engine, benchmark, size=3, max_new_tokens=1)

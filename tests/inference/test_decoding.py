@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from minigpt4.common.errors import UserError
-from minigpt4.inference.decoding import Decoding, _Draw
+from minigpt4.inference.decoding import Decoding, SeededDraw
 
 
 def test_draws_follow_the_distribution():
     scores = torch.tensor([0.5, 0.3, 0.2, 0.0]).log().expand(4000, -1)
-    drawn = _Draw(list(range(4000)))(torch.zeros(4000, 0), scores).argmax(-1)
+    drawn = SeededDraw(list(range(4000)))(torch.zeros(4000, 0), scores).argmax(-1)
     shares = drawn.bincount(minlength=4) / 4000
     torch.testing.assert_close(shares, torch.tensor([0.5, 0.3, 0.2, 0.0]), atol=0.03, rtol=0)
     assert shares[3] == 0

@@ -76,7 +76,7 @@ def test_four_bits_are_packed_to_answer_only_and_where_they_fit(monkeypatch, par
     model = MiniGPT4.from_config(config).place(CPU)
     layers = [m for m in model.llm.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
     assert layers and not any(layer.support_avx512bf16_for_cpu for layer in layers)
-    model.answering()
+    model.prepare_for_inference()
     packed = {(m.out_features, m.in_features) for m in layers if m.support_avx512bf16_for_cpu}
     left = {(m.out_features, m.in_features) for m in layers} - packed
     assert all(rows % 32 == columns % 64 == 0 for rows, columns in packed)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from minigpt4.common.errors import UserError
-from minigpt4.runners.guard import Guard
+from minigpt4.runners.guard import LossMonitor
 from tests.runners.toy import Poisoned, Toy, toy_runner
 
 
@@ -74,7 +74,7 @@ def test_too_many_bad_steps_end_the_run_with_a_saved_state(tmp_path):
 
 
 def test_a_run_that_learns_nothing_is_told_once(caplog):
-    guard = Guard(most=3, vocabulary=32000)
+    guard = LossMonitor(most=3, vocabulary=32000)
     guard.watch(100, math.log(32000))  # too early to say
     guard.watch(300, 3.0)
     assert not caplog.text

@@ -10,8 +10,8 @@ import torch
 from minigpt4.common.checksums import write_checksums
 from minigpt4.common.errors import UserError
 from minigpt4.tools.convert_deepspeed import read_deepspeed
+from tests.runners.strategies.test_deepspeed_files import Evil
 from tests.runners.test_damaged_checkpoints import flip
-from tests.runners.test_deepspeed_files import Evil
 from tests.runners.toy import on_ranks, toy_runner
 
 pytestmark = pytest.mark.distributed

@@ -1,4 +1,4 @@
-"""Every door shows the model the same: so many pictures and no more, and of a video the same frames."""
+"""Every entry point shows the model the same: so many pictures and no more, and of a video the same frames."""
 
 import json
 from functools import partial

@@ -49,7 +49,7 @@ class DatasetBuilder:
 
 
 class FormatBuilder(DatasetBuilder):
-    """Of a data set that is a YAML file alone, which names a format."""
+    """Builds a data set that is a YAML file alone, which names a format."""
 
     def reader(self, split: str) -> Any:
         reader = registry.get_format_class(self.config.format)

@@ -11,7 +11,7 @@ from minigpt4.common.registry import registry
 from minigpt4.conversation.conversation import Conversation, Turn, rewritten
 from minigpt4.datasets.formats.records.files import image_folder, read_records, record_id
 from minigpt4.datasets.formats.records.parse import parse_record
-from minigpt4.datasets.formats.records.record import RecordError, split_leading
+from minigpt4.datasets.formats.records.record import IMAGE_MARKER, VIDEO_MARKER, RecordError, split_leading
 from minigpt4.evaluation.benchmark import Benchmark, Judged, Prediction, Question, Scorer, Scores
 from minigpt4.evaluation.judging import Rule, by_tag, judge
 from minigpt4.evaluation.metrics.exact import chosen, exact_match
@@ -60,7 +60,7 @@ def own(source: Source) -> Benchmark:
 
 def _question(row: Row, key: str, folder: Path, templates: list[str]) -> Question:
     said = row.get("question")
-    if not isinstance(said, str) or "<image>" in said or "<video>" in said:
+    if not isinstance(said, str) or IMAGE_MARKER in said or VIDEO_MARKER in said:
         return _record(row, key, folder, templates[0])
     choices = tuple(row.texts("choices")) if row.get("choices") is not None else ()
     named = [_names(row, one) + _names(row, f"{one}s") for one in ("image", "video")]
@@ -99,7 +99,7 @@ def _record(row: Row, key: str, folder: Path, template: str) -> Question:
     if not earlier and first == sorted(files, key=lambda file: file.video):
         return replace(named, prompt=template.format(question="".join(words), choices=""))
     asked = Turn(rewritten(last.question, lambda text: template.format(question=text, choices="")))
-    texts = (p if isinstance(p, str) else "<video>" if p.video else "<image>" for p in asked.question)
+    texts = (p if isinstance(p, str) else VIDEO_MARKER if p.video else IMAGE_MARKER for p in asked.question)
     return replace(named, prompt="".join(texts), dialogue=Conversation([*earlier, asked]))
 
 

@@ -48,7 +48,7 @@ def _file(source: Source) -> Path:
         return Path(hf_hub_download(name, f"{split}.jsonl", repo_type="dataset"))
     except Exception as error:  # of many kinds
         raise UserError(
-            f"{source.key('eval_file_path')}: '{name}' is no file, and can't be had from the hub "
+            f"{source.key('eval_file_path')}: '{name}' is not a file, and can't be had from the hub "
             f"({first_line(error)}). Set it to {split}.jsonl."
         ) from None
 

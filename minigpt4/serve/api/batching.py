@@ -1,4 +1,4 @@
-"""One thread owns the model: answers that are asked for together are made together, and none waits without a bound."""
+"""Batches queued requests for the model thread; the queue is limited."""
 
 import logging
 import math
@@ -13,7 +13,7 @@ from minigpt4.serve.errors import ApiError
 
 logger = logging.getLogger(__name__)
 
-_GATHER = 0.01  # seconds that a batch which is not full waits for more
+GATHER_SECONDS = 0.01  # a batch that is not full waits this long for more
 
 
 class QueueFullError(ApiError):
@@ -52,7 +52,7 @@ class QueuedRequest:
         self.request.on_text = self._send_text if self.stream else None
 
     def finish(self, answer: Answer) -> None:
-        """Tells the answer, or that there will be none."""
+        """Sends the answer, or the error in its place."""
         if self.answer is None:
             self.answer = answer
             self.send(answer)
@@ -165,7 +165,7 @@ class Batcher:
             self.at_work = []
             self._changed.wait_for(lambda: self.waiting or self._closed)
             # those whose answers just ended may ask again: without them two halves would take turns
-            self._changed.wait_for(lambda: len(self.waiting) >= self.max_batch or self._closed, timeout=_GATHER)
+            self._changed.wait_for(lambda: len(self.waiting) >= self.max_batch or self._closed, timeout=GATHER_SECONDS)
             decoding = self.waiting[0].request.decoding if self.waiting else None
             self.at_work = [item for item in self.waiting if item.request.decoding == decoding][: self.max_batch]
             self.waiting = [item for item in self.waiting if item not in self.at_work]

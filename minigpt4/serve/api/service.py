@@ -68,7 +68,7 @@ class Limits:
 
 
 class Service:
-    """One model and those who ask it.
+    """Serves requests to one model.
 
     Args:
         engine: nobody else is to use it.

@@ -12,7 +12,7 @@ import gradio as gr
 
 from minigpt4.common.paths import ASSETS
 from minigpt4.inference.boxes import TASKS
-from minigpt4.serve.web.visitor import Handlers, Message, Shown, Visitor
+from minigpt4.serve.web.visitor import Handlers, Message, PageUpdate, Visitor
 
 
 def task_side(tasks: list[str], message: gr.MultimodalTextbox, examples: list[Path]) -> None:
@@ -80,7 +80,7 @@ class Start:
         shown = message["files"] if _has_pictures(message, visitor) else [str(file) for file in self.examples]
         return {"text": self.questions[chosen], "files": shown}
 
-    def ask(self, message: Message, *options_and_visitor: Any) -> Iterator[Shown]:
+    def ask(self, message: Message, *options_and_visitor: Any) -> Iterator[PageUpdate]:
         """Asks it; without a picture it waits in the message box for one."""
         if not _has_pictures(message, options_and_visitor[-1]):
             raise gr.Error("Show a picture first, then send this question about it.", print_exception=False)

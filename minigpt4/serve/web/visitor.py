@@ -32,9 +32,9 @@ from minigpt4.serve.web.view import View, original_file, typed
 logger = logging.getLogger(__name__)
 
 Message = dict[str, Any]  # {"text", "files": paths}
-Shown = tuple[Any, Any, Any, Any]  # the chat's messages, the message box, the status line, the visitor
-Asked = tuple[list[Turn], Callable[..., Iterator[str]]]  # the turns with a new question, and what answers that
-Prepare = Callable[[Chat, Callable[[], None]], Asked]  # it calls the second now and then, which raises to end it
+PageUpdate = tuple[Any, Any, Any, Any]  # the chat's messages, the message box, the status line, the visitor
+PendingTurn = tuple[list[Turn], Callable[..., Iterator[str]]]  # the turns with a new question, and what answers that
+Prepare = Callable[[Chat, Callable[[], None]], PendingTurn]  # it calls the second now and then, which raises to end it
 
 _ANSWERS_AT_ONCE = 2
 _REPORT_EVERY = 0.2  # seconds, who waits
@@ -53,7 +53,7 @@ class Visitor:
         self.view = View()
         self._stopped: Event | None = None  # of the question under way
 
-    def shown(self, message: Message | None = None, status: str = "") -> Shown:
+    def shown(self, message: Message | None = None, status: str = "") -> PageUpdate:
         """The page between two answers; `message` replaces what is in the box."""
         return self.view.messages(self.chat.turns), _box(False, message), status, self
 
@@ -138,12 +138,12 @@ class Handlers:
         self.n_frms = n_frms
         self._queue = AnswerQueue(_ANSWERS_AT_ONCE)
 
-    def ask(self, message: Message, *options_and_visitor: Any) -> Iterator[Shown]:
+    def ask(self, message: Message, *options_and_visitor: Any) -> Iterator[PageUpdate]:
         """Asks about a message's pictures and videos, and streams the answer."""
         with failure_in_words():
             words = _checked(message["text"])
 
-        def prepare(chat: Chat, check: Callable[[], None]) -> Asked:
+        def prepare(chat: Chat, check: Callable[[], None]) -> PendingTurn:
             budget, decoder = chat.pixel_budget(), Decoder(chat.max_pixels, check)
             budget.expect(len(message["files"]))
             pictures = [picture for file in message["files"] for picture in self._open(Path(file), budget, decoder)]
@@ -151,12 +151,12 @@ class Handlers:
 
         yield from self._answer(prepare, options_and_visitor, message)
 
-    def edit(self, index: float, words: str, *options_and_visitor: Any) -> Iterator[Shown]:
+    def edit(self, index: float, words: str, *options_and_visitor: Any) -> Iterator[PageUpdate]:
         """Asks the question of a message in other words; what came after it is dropped."""
         with failure_in_words():
             words = _checked(typed(words))
 
-        def prepare(chat: Chat, _: Callable[[], None]) -> Asked:
+        def prepare(chat: Chat, _: Callable[[], None]) -> PendingTurn:
             asked = [i for i, turn in enumerate(chat.turns) if turn.answer is not None]
             if not 0 <= (number := int(index) // 2) < len(asked):  # a question and an answer each
                 raise UserError("This question is no longer part of the conversation.")
@@ -166,15 +166,15 @@ class Handlers:
 
         yield from self._answer(prepare, options_and_visitor)
 
-    def regenerate(self, *options_and_visitor: Any) -> Iterator[Shown]:
+    def regenerate(self, *options_and_visitor: Any) -> Iterator[PageUpdate]:
         """Asks the last question again."""
 
-        def prepare(chat: Chat, _: Callable[[], None]) -> Asked:
+        def prepare(chat: Chat, _: Callable[[], None]) -> PendingTurn:
             return [*chat.turns[:-1], *(replace(turn, answer=None) for turn in chat.turns[-1:])], chat.regenerate
 
         yield from self._answer(prepare, options_and_visitor)
 
-    def undo(self, visitor: Visitor | None) -> Shown:
+    def undo(self, visitor: Visitor | None) -> PageUpdate:
         """Takes the last question back into the message box, pictures included."""
         visitor = self._visitor(visitor)
         with failure_in_words():
@@ -187,7 +187,7 @@ class Handlers:
         if visitor is not None:
             visitor.stop()
 
-    def restart(self, visitor: Visitor | None) -> Shown:
+    def restart(self, visitor: Visitor | None) -> PageUpdate:
         """Forgets the conversation, and ends a question under way."""
         visitor = self._visitor(visitor)
         visitor.restart()
@@ -207,7 +207,7 @@ class Handlers:
                 )
             return save_bytes_to_cache(saved, "conversation.json", get_upload_folder())
 
-    def load(self, file: str, visitor: Visitor | None) -> Shown:
+    def load(self, file: str, visitor: Visitor | None) -> PageUpdate:
         """Takes up a conversation that was saved, instead of this one."""
         visitor = self._visitor(visitor)
         with failure_in_words():
@@ -237,7 +237,7 @@ class Handlers:
 
     def _answer(
         self, prepare: Prepare, options_and_visitor: Sequence[Any], message: Message | None = None
-    ) -> Iterator[Shown]:
+    ) -> Iterator[PageUpdate]:
         """Waits for its turn, prepares, and streams the answer; if that fails, `message` goes back into its box."""
         *controls, known = options_and_visitor
         visitor = self._visitor(known)
@@ -268,7 +268,7 @@ class Handlers:
 
 def _stream(
     visitor: Visitor, turns: list[Turn], answers: Iterator[str], options: AnswerOptions, stopped: Event
-) -> Iterator[Shown]:
+) -> Iterator[PageUpdate]:
     """Shows `turns` with a growing answer to the last."""
     chat, clock, forgotten, answer = visitor.chat, Clock(), visitor.chat.forgotten, ""
     yield visitor.view.messages(turns, "…"), gr.skip(), clock.status(), visitor

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[3]
 SPEC = golden_json("8_qwen_preprocess")
 EXTRA, PAD = 258, 259
 TYPED_EXTRA = "<|extra_0|>"
+TYPED = [case for case in SPEC["preprocess"] if TYPED_EXTRA in case["conversation"][0]["value"]]
 
 
 class ByteTokenizer:
@@ -67,9 +68,9 @@ def test_training_examples(case):
         assert bytes(i for i in labels if 0 <= i < 256).endswith(answer + b"\n")
 
 
-def test_a_typed_place_for_an_image_is_text():
+@pytest.mark.parametrize("case", TYPED, ids=lambda c: c["conversation"][-1]["value"])
+def test_a_typed_place_for_an_image_is_text(case):
     """Both values: the original takes it for a place that no image fills (the case is among the above)."""
-    (case,) = [c for c in SPEC["preprocess"] if TYPED_EXTRA in c["conversation"][0]["value"]]
     ids, _ = laid_out(case["conversation"], ByteTokenizer())
     assert EXTRA not in ids and EXTRA in case["input_ids"]
     assert TYPED_EXTRA.encode() in bytes(i for i in ids if i < 256)

@@ -43,8 +43,8 @@ def pixels(side: int, batch: int) -> torch.Tensor:
 def test_features_and_embeddings_are_those_of_the_model_for_any_batch(tower):
     import onnxruntime
 
-    plain = MiniGPT4.from_config(load_config(TINY, ["run.device=cpu"])).answering()
-    ours = MiniGPT4.from_config(load_config(TINY, options(tower))).answering()
+    plain = MiniGPT4.from_config(load_config(TINY, ["run.device=cpu"])).prepare_for_inference()
+    ours = MiniGPT4.from_config(load_config(TINY, options(tower))).prepare_for_inference()
     session = onnxruntime.InferenceSession(tower, providers=["CPUExecutionProvider"])
     for batch in (1, 2, 5):
         images = pixels(112, batch)

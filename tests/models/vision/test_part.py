@@ -14,6 +14,7 @@ from minigpt4.common.registry import registry
 from minigpt4.config.loading import load_config
 from minigpt4.config.names import check_names
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.processors.image import CLIP_MEAN, CLIP_STD
 
 ROOT = Path(__file__).parents[3]
 
@@ -38,7 +39,8 @@ def test_a_tower_is_one_file_and_one_yaml(tmp_path, monkeypatch):
     built = MiniGPT4.from_config(config).eval()
     with torch.no_grad():
         features = built.vision(images)
-        torch.testing.assert_close(features, tower.forward_features(images)[:, 1:])
+        own = (images * torch.tensor(CLIP_STD).view(3, 1, 1) + torch.tensor(CLIP_MEAN).view(3, 1, 1) - 0.5) / 0.5
+        torch.testing.assert_close(features, tower.forward_features(own)[:, 1:])
         assert built.encode_img(images).shape == (2, 196, built.projection(features).shape[-1])
     assert not any(p.requires_grad for p in built.vision.parameters())
 

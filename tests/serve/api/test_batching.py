@@ -140,7 +140,7 @@ def test_batches_are_of_one_sampling_and_in_order(parity_engine, batcher, batche
 
 
 def test_who_asks_soon_after_is_waited_for(parity_engine, batcher, batches, monkeypatch):
-    monkeypatch.setattr("minigpt4.serve.api.batching._GATHER", 2 * LIMIT)  # a full batch waits for nobody
+    monkeypatch.setattr("minigpt4.serve.api.batching.GATHER_SECONDS", 2 * LIMIT)  # a full batch waits for nobody
     own, asked = batcher(max_batch=3), [Asked(parity_engine, str(number)) for number in range(3)]
     own.start()
     for each in asked:
@@ -173,7 +173,7 @@ def test_who_has_left_is_not_answered(parity_engine, batcher, batches):
 
 @pytest.mark.slow
 def test_all_of_a_gathered_batch_may_leave(parity_engine, batcher, monkeypatch):
-    monkeypatch.setattr("minigpt4.serve.api.batching._GATHER", 0.2)
+    monkeypatch.setattr("minigpt4.serve.api.batching.GATHER_SECONDS", 0.2)
     own, gone, stays = batcher(), Asked(parity_engine), Asked(parity_engine)
     own.start()
     own.submit([gone.ask])

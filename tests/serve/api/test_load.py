@@ -142,7 +142,7 @@ def test_a_client_that_leaves_ends_its_generation(slow, stream):
 
 @pytest.mark.slow
 def test_others_of_the_batch_go_on(slow, go, monkeypatch):
-    monkeypatch.setattr("minigpt4.serve.api.batching._GATHER", LIMIT)
+    monkeypatch.setattr("minigpt4.serve.api.batching.GATHER_SECONDS", LIMIT)
     service = Service(slow, NAME, Limits(max_batch=2))
     with running(service) as url, ThreadPoolExecutor(1) as others:
         stays = others.submit(client_of(url).chat.completions.create, **REQUEST | {"max_tokens": 30})

@@ -1,4 +1,4 @@
-"""Visitors of the page who mean it no good."""
+"""Malicious clients of the page."""
 
 import gc
 import json

@@ -13,8 +13,8 @@ import re
 from typing import Any
 
 from minigpt4.conversation.conversation import Conversation, Part, Turn, rewritten
-from minigpt4.conversation.prompter import TAGGED_PLACEHOLDER
-from minigpt4.datasets.formats.records.record import File, Record, RecordError, short
+from minigpt4.conversation.prompter import split_at_placeholders
+from minigpt4.datasets.formats.records.record import IMAGE_MARKER, VIDEO_MARKER, File, Record, RecordError, short
 
 _LISTS = ("messages", "conversations")
 _PAIRS = {"instruction": "output", "query": "response", "question": "answer"}
@@ -22,10 +22,8 @@ _CAPTIONS = ("caption", "text")
 _KNOWN = "; ".join([*_LISTS, *map(", ".join, _PAIRS.items()), "image, caption"])
 _ROLES = {"system": "system"} | dict.fromkeys(("human", "user"), "user")
 _ROLES |= dict.fromkeys(("gpt", "assistant", "bot", "chatgpt", "model"), "assistant")
-# LLaVA's, and Qwen-VL's, which names its file: a line break behind it is the space that a chat writes; the original's
-_PLACE = re.compile(
-    rf"(?:<(?P<kind>image|video)>|<img>(?P<name>.+?)</img>)(?P<space>[ \n]?)|{TAGGED_PLACEHOLDER}(?P<blank> ?)"
-)
+# LLaVA's, and Qwen-VL's, which names its file: a line break behind it is the space that a chat writes
+_PLACE = re.compile(rf"(?:{IMAGE_MARKER}|(?P<video>{VIDEO_MARKER})|<img>(?P<name>.+?)</img>)(?P<space>[ \n]?)")
 _SHOWN = 10  # keys that an error names
 Roles = list[tuple[str, Any]]  # "system", "user" or "assistant", and what should be text, or a list of parts
 
@@ -110,13 +108,22 @@ def _parts(content: Any) -> list[Part]:
     except UnicodeEncodeError as error:
         half = content[max(error.start - 20, 0) : error.end]
         raise RecordError("unreadable text", f"a character is only half there (a lone surrogate): {half!r}") from None
+    first, *others = split_at_placeholders(content)
+    parts = _marked(first)
+    for text in others:  # the original's
+        parts += [File(""), *([" "] if text.startswith(" ") else []), *_marked(text.removeprefix(" "))]
+    return parts
+
+
+def _marked(text: str) -> list[Part]:
+    """A text, cut at the markers of LLaVA and Qwen-VL, with a file in the place of each."""
     parts: list[Part] = []
     end = 0
-    for found in _PLACE.finditer(content):
-        parts += [content[end : found.start()], File(found["name"] or "", found["kind"] == "video")]
-        parts += [" "] if found["space"] or found["blank"] else []
+    for found in _PLACE.finditer(text):
+        parts += [text[end : found.start()], File(found["name"] or "", bool(found["video"]))]
+        parts += [" "] if found["space"] else []
         end = found.end()
-    return [*parts, content[end:]]
+    return [*parts, text[end:]]
 
 
 def _part(part: dict[str, Any]) -> list[Part]:

@@ -7,6 +7,8 @@ from typing import Any
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import Conversation, Part, Turn, rewritten
 
+IMAGE_MARKER, VIDEO_MARKER = "<image>", "<video>"  # LLaVA's, in the text of a question
+
 
 class RecordError(UserError):
     """What is wrong with one record: the kind of problem, and the detail."""
