@@ -58,7 +58,7 @@ def _load(file: Path, options: list[str], checkpoint: Path | None) -> Config:
     frames = {name: {"build_info": {"n_frms": "${preprocess.n_frms}"}} for name in datasets}
     layers.append(("preprocess.n_frms", OmegaConf.create({"datasets": frames})))
     # in one layer: a merge copies all that there is
-    defaults = {name: _dataset_defaults(_name("datasets", name)) for name in datasets}
+    defaults = {name: _dataset_defaults(_name("datasets", name), block) for name, block in datasets.items()}
     layers.append(("config/defaults/datasets", OmegaConf.create({"datasets": defaults})))
 
     config = _merge(OmegaConf.structured(Config), layers + given)
@@ -157,10 +157,15 @@ def _model_layer(arch: str, model_type: str) -> tuple[str, DictConfig]:
     return f"config/defaults/models/{arch}/{model_type}.yaml", read_yaml(types[model_type])
 
 
-def _dataset_defaults(name: str) -> DictConfig:
+def _dataset_defaults(name: str, block: Any) -> DictConfig:
+    """The data set's own YAML; nothing for a data set of the user's, whose block names the format of its files."""
     files = {p.parent.name: p for p in (_DEFAULTS / "datasets").glob("*/defaults.yaml")}
+    if name not in files and isinstance(block, dict) and block.get("format"):
+        return OmegaConf.create()
     if name not in files:
-        raise UserError(f"datasets.{name}: no such dataset.{did_you_mean(name, files)}")
+        raise UserError(
+            f"datasets.{name}: no such dataset. Set its format, if it is your own.{did_you_mean(name, files)}"
+        )
     return read_yaml(files[name]).datasets[name]
 
 

@@ -175,7 +175,7 @@ class BuildInfo:
     storage: Any = ""  # where the training split lies; of some formats a list of files
     valid_storage: Any = None  # where the validation split lies
     dataset: str | None = None  # of refer and identify: the folder of its references
-    splitBy: str | None = None  # and whose split of them it is
+    splitBy: str | None = None  # of refer and identify: name in refs(NAME).p: unc, umd or google
     images: str | None = None  # folder of the images, where storage is a file that names them
     n_frms: PositiveInt = PreprocessConfig.n_frms  # of a video; if not set, as in preprocess
     # of shards: where a sample's picture and its caption are, the first that it has. FIELD, what follows the first dot

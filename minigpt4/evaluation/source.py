@@ -111,7 +111,7 @@ class Source:
         if not self.block.eval_file_path or not path.exists():
             raise UserError(
                 f"{self.key('eval_file_path')}: '{self.block.eval_file_path}' does not exist. Set it to the annotation "
-                "file, or to the folder that holds it."
+                "file, or to the folder that holds it (`minigpt4 tiny data` writes the tiny ones)."
             )
         return path
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:  # slow to import, for texts alone
     from PIL import Image
 
 _GRID = 100  # coordinates are integers from 0 to this, relative to the picture
-_BOX = r"\{\s*<(\d{1,3})>\s*<(\d{1,3})>\s*<(\d{1,3})>\s*<(\d{1,3})>\s*\}"
+_BOX = r"\{\s*" + r"\s*".join([r"<(-?\d{1,9})>"] * 4) + r"\s*\}"  # those that leave the picture are in the data, too
 _LABELLED = re.compile(rf"(?:<p>(?P<label>[^<]*)</p>\s*)?(?P<boxes>{_BOX}(?:\s*<delim>\s*{_BOX})*)")
 _COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#f032e6", "#9a6324")
 
@@ -47,14 +47,14 @@ def in_task(task: str, question: str) -> str:
 def find_boxes(answer: str) -> list[Box]:
     """The boxes `{<x1><y1><x2><y2>}` of an answer, in order.
 
-    Several that `<delim>` joins share the phrase `<p>...</p>` before the first. What leaves the picture or has no
-    corner at its top left is none.
+    Several that `<delim>` joins share the phrase `<p>...</p>` before the first. A box that leaves the picture ends at
+    its edge; one that has no area within it is left out.
     """
     boxes = []
     for match in _LABELLED.finditer(answer):
         for numbers in re.findall(_BOX, match["boxes"]):
-            left, top, right, bottom = map(int, numbers)
-            if left <= right <= _GRID and top <= bottom <= _GRID:
+            left, top, right, bottom = (min(max(int(number), 0), _GRID) for number in numbers)
+            if left < right and top < bottom:
                 boxes.append(Box((match["label"] or "").strip(), left, top, right, bottom))
     return boxes
 

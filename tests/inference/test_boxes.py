@@ -14,11 +14,13 @@ from minigpt4.inference.boxes import Box, draw_boxes, find_boxes, in_pixels, in_
         ("{<10><20><30><40>}", [Box("", 10, 20, 30, 40)]),
         ("<p>a man</p> {<0><0><100><100>} sits", [Box("a man", 0, 0, 100, 100)]),
         (
-            "<p>dogs</p> {<1><2><3><4>}<delim>{<5><6><7><8>} and <p>a cat</p> {<9><9><9><9>}",
-            [Box("dogs", 1, 2, 3, 4), Box("dogs", 5, 6, 7, 8), Box("a cat", 9, 9, 9, 9)],
+            "<p>dogs</p> {<1><2><3><4>}<delim>{<5><6><7><8>} and <p>a cat</p> {<9><9><10><11>}",
+            [Box("dogs", 1, 2, 3, 4), Box("dogs", 5, 6, 7, 8), Box("a cat", 9, 9, 10, 11)],
         ),
         ("<p>far</p> away {<1><2><3><4>}", [Box("", 1, 2, 3, 4)]),
-        ("{<1><2><3>} {<1><2><3><101>} {<30><2><3><4>} {<1><20><3><4>} {1 2 3 4}", []),
+        ("{<1><2><3>} {<30><2><3><4>} {<1><20><3><4>} {1 2 3 4}", []),
+        ("{<10><20><123><60>} {<-2><0><50><598>}", [Box("", 10, 20, 100, 60), Box("", 0, 0, 50, 100)]),
+        ("{<5><5><5><5>} {<2><3><-10><-13>} {<101><2><130><9>} {<2500000000><2><2500000000><3>}", []),
         ("a red 7", []),
     ],
 )
@@ -26,10 +28,10 @@ def test_boxes_of_an_answer(answer, boxes):
     assert find_boxes(answer) == boxes
 
 
-@given(st.text(alphabet="{}<>0123456789p/delim ", max_size=200))
+@given(st.text(alphabet="{}<>-0123456789p/delim ", max_size=200))
 def test_any_text_has_boxes_within_the_picture(answer):
     for box in find_boxes(answer):
-        assert 0 <= box.left <= box.right <= 100 and 0 <= box.top <= box.bottom <= 100
+        assert 0 <= box.left < box.right <= 100 and 0 <= box.top < box.bottom <= 100
 
 
 def test_a_box_is_drawn_where_it_is_said_to_be():
