@@ -166,7 +166,10 @@ def test_arguments_name_a_config_or_a_model(checkpoint):
         UserError, match="^MODEL: 'minigpt4_eval' is not a checkpoint folder, so it names a config, and"
     ):
         read(of_model, "minigpt4_eval", "--cfg-path", "minigpt4_tiny_eval")
-    with pytest.raises(UserError, match="^config 'run' is a folder. Name a YAML file; or, .*: minigpt4 chat run$"):
+    with pytest.raises(
+        UserError,
+        match="^config 'run' is a folder. Name a YAML file; or, .*: minigpt4 chat run;.* minigpt4 doctor run$",
+    ):
         read(add_config_arguments, "--cfg-path", "run")
     with pytest.raises(SystemExit):
         read(add_config_arguments)
