@@ -17,7 +17,6 @@ from minigpt4.common.errors import UserError, first_line
 from minigpt4.conversation.conversation import Conversation, Part, Turn, spaced
 from minigpt4.evaluation.benchmark import Benchmark, Question
 from minigpt4.inference.engine import Engine, Processor
-from minigpt4.inference.ranking import rank
 from minigpt4.inference.requests import Answer, Request
 from minigpt4.processors.picture_file import open_image
 from minigpt4.processors.video import open_video
@@ -191,7 +190,7 @@ def _answers(
     ranked = [i for i, own in enumerate(batch) if benchmark.ranked(own.question)]
     if ranked:
         prompts = [engine.prompter.read(conversations[i]) for i in ranked]
-        for i, best in zip(ranked, rank(engine, prompts, [batch[i].question.choices for i in ranked]), strict=True):
+        for i, best in zip(ranked, engine.rank(prompts, [batch[i].question.choices for i in ranked]), strict=True):
             found[i] = best[0]
     generated = [i for i in range(len(batch)) if i not in set(ranked)]
     answers = engine.answer([Request(conversations[i], most) for i in generated])

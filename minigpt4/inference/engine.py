@@ -15,12 +15,13 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.conversation import Conversation, Part
 from minigpt4.conversation.prompter import Prompter
+from minigpt4.inference import ranking
 from minigpt4.inference.caches import new_cache, rope_depends_on_length
 from minigpt4.inference.compiled import CompiledDecoding
 from minigpt4.inference.decoding import Decoding, draw_seeds
 from minigpt4.inference.endings import Ending, Endings
 from minigpt4.inference.pictures import Picture
-from minigpt4.inference.requests import Answer, Request, raise_first
+from minigpt4.inference.requests import Answer, LengthNorm, Request, raise_first
 from minigpt4.inference.shared_prefix import SharedPrefix, shared_prefix
 from minigpt4.models.llm import stop_ids
 from minigpt4.models.minigpt4 import MiniGPT4
@@ -98,6 +99,12 @@ class Engine:
         for group in groups.values():
             _isolated(group, lambda some: self._generate(some, alone=len(rows) == 1))
         return [cast(Answer, row.answer) for row in rows]
+
+    def rank(
+        self, prompts: Sequence[Sequence[Part]], answers: Sequence[Sequence[str]], length_norm: LengthNorm = "mean"
+    ) -> list[list[int]]:
+        """The numbers of each prompt's candidate answers, the most likely first; see `ranking.rank`."""
+        return ranking.rank(self, prompts, answers, length_norm)
 
     def generate(
         self,

@@ -1,7 +1,7 @@
 """Candidate answers ranked by how likely the model finds them."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -9,14 +9,15 @@ from torch import Tensor
 
 from minigpt4.conversation.conversation import Part
 from minigpt4.datasets.loading import collate, tensors_of
-from minigpt4.inference.engine import Engine
+from minigpt4.inference.requests import LengthNorm
 
-LengthNorm = Literal["mean", "sum", "original"]
+if TYPE_CHECKING:  # which ranks by this
+    from minigpt4.inference.engine import Engine
 
 
 @torch.inference_mode()
 def rank(
-    engine: Engine,
+    engine: "Engine",
     prompts: Sequence[Sequence[Part]],
     answers: Sequence[Sequence[str]],
     length_norm: LengthNorm = "mean",
@@ -42,7 +43,9 @@ def rank(
     return [losses[i].argsort()[: len(own)].tolist() for i, own in enumerate(answers)]
 
 
-def losses_of(engine: Engine, prompts: Sequence[Sequence[Part]], answers: list[str], length_norm: LengthNorm) -> Tensor:
+def losses_of(
+    engine: "Engine", prompts: Sequence[Sequence[Part]], answers: list[str], length_norm: LengthNorm
+) -> Tensor:
     """Negative log-likelihood of each prompt's answer, [B]."""
     prompter, model = engine.prompter, engine.model
     pairs = [prompter.pair(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]

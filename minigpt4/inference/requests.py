@@ -16,6 +16,7 @@ from minigpt4.inference.caches import KeptCache
 from minigpt4.inference.decoding import Decoding
 
 Finish = Literal["stop", "length", "interrupt", "error"]
+LengthNorm = Literal["mean", "sum", "original"]  # how candidate answers of different lengths compare, see `ranking`
 
 
 class Answer(str):
@@ -90,6 +91,12 @@ class Answerer(Protocol):
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """Answers each request as if it were alone; one that fails has an `error`."""
+        ...
+
+    def rank(
+        self, prompts: Sequence[Sequence[Part]], answers: Sequence[Sequence[str]], length_norm: LengthNorm = "mean"
+    ) -> list[list[int]]:
+        """The numbers of each prompt's candidate answers, the most likely first; see `ranking.rank`."""
         ...
 
     def embeddings(self, pictures: Sequence[Part]) -> Any:
