@@ -215,6 +215,10 @@ def fitting_weights(
             own, ignored = trained_weights(path, outline)
             if unknown := sorted(own.keys() - trainable.keys()):
                 hint = _hint(unknown)
+                if unknown[0].startswith(file_name("projection.")):
+                    hint = (
+                        " It is of another kind of projection. Set model.projection.name to the one that was trained."
+                    )
                 raise UserError(f"model.ckpt: {path}: unknown {unknown[:3]}, this model does not train it.{hint}")
             for name, value in own.items():
                 check_shape(path, name, value.shape, trainable[name].shape)
@@ -292,8 +296,6 @@ def check_shape(path: str | Path, name: str, found: Sequence[int], own: Sequence
 
 
 def _hint(names: Sequence[str]) -> str:
-    if names[0].startswith(file_name("projection.")):
-        return " It is of another kind of projection. Set model.projection.name to the one that was trained."
     return next((f" {key} says whether it trains." for part, key in _SWITCHES.items() if part in names[0]), "")
 
 
