@@ -114,7 +114,8 @@ def test_a_box_is_added_to_words_and_drawn_by_keys(page):
     for key in ("ArrowLeft", "ArrowLeft", "ArrowDown", "Shift+ArrowRight", "Enter"):
         stage.press(key)
     expect(box(page)).to_have_value("what is it in {<20><30><75><80>}")
-    expect(stage.locator("i")).to_be_visible()
+    drawn = stage.locator("i").evaluate("({ style }) => [style.left, style.top, style.width, style.height]")
+    assert drawn == ["20%", "30%", "55%", "50%"]
 
 
 @pytest.mark.browser
@@ -122,15 +123,21 @@ def test_a_box_is_added_to_words_and_drawn_by_keys(page):
 def test_a_box_with_nothing_but_a_task_is_to_be_identified(page, typed):
     box(page).fill(typed)
     draw(page, 0.1, 0.2, 0.5, 0.6)
-    expect(box(page)).to_have_value("[identify] {<10><20><50><60>}")
+    expect(attached(page)).to_have_count(1)  # the example
+    assert box(page).input_value() == "[identify] {<10><20><50><60>}"
 
 
 @pytest.mark.browser
 def test_a_box_that_is_given_up_goes_away(page):
-    draw(page, 0.1, 0.2, 0.5, 0.6)
-    expect(page.locator("#box .stage i")).to_be_visible()
-    page.locator("#box .stage").dispatch_event("pointercancel")
-    expect(page.locator("#box .stage i")).to_be_hidden()
+    stage = page.locator("#box .stage")
+    stage.hover(position={"x": 20, "y": 20})
+    page.mouse.down()
+    stage.hover(position={"x": 60, "y": 60})
+    expect(stage.locator("i")).to_be_visible()
+    stage.dispatch_event("pointercancel")
+    page.mouse.up()
+    expect(stage.locator("i")).to_be_hidden()
+    assert box(page).input_value() == "" and stage.get_attribute("data-box") is None
 
 
 @pytest.mark.browser
