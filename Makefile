@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # the file of it that is written last
-TINY_DATA := dataset/tiny/v2/test/identify.json
+TINY_DATA := dataset/tiny/v2/test/vizwiz.json
 NPROC ?= 1
 
 .PHONY: install demo test lint train eval data clean

@@ -129,10 +129,10 @@ class SkipCounter:
         if reasons and (none_left or len(self.reasons) > self.max_rate * max(self.seen, 1000)):
             listed = list(dict.fromkeys(self.reasons))
             more = f"\n  and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+            allowed = "" if none_left else f", more than run.max_skip_rate={self.max_rate:g} allows"
+            cure = "Fix them" if none_left else "Fix or remove them, or raise it"
             raise UserError(
-                f"datasets.{self.name}: {len(self.reasons)} of {self.seen} samples can't be used"
-                + (". Fix them" if none_left else f", more than run.max_skip_rate={self.max_rate:g} allows. Fix or ")
-                + (":\n  " if none_left else "remove them, or raise it:\n  ")
+                f"datasets.{self.name}: {len(self.reasons)} of {self.seen} samples can't be used{allowed}. {cure}:\n  "
                 + "\n  ".join(listed[:_LISTED])
                 + more
             )

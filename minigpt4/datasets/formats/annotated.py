@@ -83,8 +83,8 @@ class AnnotatedDataset(Dataset):
         self.vis_processor, self.text_processor = vis_processor, text_processor
         self.files = [Path(file) for file in ([storage] if isinstance(storage, str) else storage)]
         self.instructions = list(instructions) or ["{}"]
-        for text in self.instructions if self.asks else ():
-            if text.format("a") == text.format("b"):
+        for text in self.instructions:
+            if not _takes_question(text, self.asks):
                 block = key.partition(".build_info")[0]
                 raise UserError(f"{block}.instructions: '{text}' has no place for the question. Write {{}} there.")
         try:
@@ -261,6 +261,14 @@ def _is_box(box: Any) -> bool:
 def area_of(box: Any) -> float:
     """Width times height of a box as `box_text` takes it; 0 of anything else."""
     return box[2] * box[3] if _is_box(box) else 0
+
+
+def _takes_question(instruction: str, shown: bool) -> bool:
+    """Whether a question can be put into an instruction; `shown`: it must also be seen there."""
+    try:
+        return instruction.format("a") != instruction.format("b") or not shown
+    except (LookupError, ValueError):  # of other braces
+        return False
 
 
 def _size(file: Path | None) -> tuple[int, int]:

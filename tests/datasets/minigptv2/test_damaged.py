@@ -167,9 +167,10 @@ def test_constraints_that_say_none_are_counted(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("format_", ["refer", "identify", "vqa"])
-def test_an_instruction_has_a_place_for_the_question(format_):
-    config = replace(config_of(format_, "nowhere"), instructions=["{}", "[refer] where is it ?"])
-    with pytest.raises(UserError, match=r"datasets.own.instructions: '\[refer\] where is it \?' has no place"):
+@pytest.mark.parametrize("text", ["[refer] where is it ?", "[refer] {phrase}", "[refer] {"])
+def test_an_instruction_has_a_place_for_the_question(format_, text):
+    config = replace(config_of(format_, "nowhere"), instructions=["{}", text])
+    with pytest.raises(UserError, match=re.escape(f"datasets.own.instructions: '{text}' has no place")):
         build_dataset("own", config, "train")
 
 
