@@ -1,6 +1,7 @@
 """Damaged annotations, wrong splits and boxes that can't be: each costs its own sample, and its error says where."""
 
 import logging
+import re
 from dataclasses import replace
 
 import pytest
