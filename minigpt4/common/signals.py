@@ -16,12 +16,12 @@ _GRACE = 30.0  # seconds, as torchrun allows its ranks
 
 
 @contextmanager
-def first_signal(handler: Callable[[], None], *numbers: int) -> Iterator[None]:
-    """Calls `handler` at the first of each of these signals; a second one does what it always did."""
+def first_signal(action: Callable[[], None], *numbers: int) -> Iterator[None]:
+    """Calls `action` at the first of each of these signals; a second one does what it always did."""
 
     def handle(number: int, _: FrameType | None) -> None:
         signal.signal(number, earlier[number])
-        handler()
+        action()
 
     earlier: dict[int, Any] = {}
     for number in numbers:
