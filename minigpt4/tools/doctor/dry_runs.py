@@ -3,6 +3,7 @@
 import copy
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from minigpt4.config.schema import Config, ModelConfig
+from minigpt4.config.schema import ModelConfig
 from minigpt4.models.cpu_linear import compute_in_fp32
 from minigpt4.models.llm import add_lora, dtype_of, quantization_of
 from minigpt4.models.parts import checkpoint_blocks
@@ -110,7 +111,8 @@ class _Unpacked(nn.Module):
         return found if self.linear.bias is None else found + self.linear.bias
 
 
-def run_vision(config: Config, vision: VisionPart, pictures: int, in_fp32: bool) -> Run:
+@lru_cache(maxsize=4)  # an estimate asks again for each phase, and for each cure that it tries
+def run_vision(vision: VisionPart, pictures: int, in_fp32: bool) -> Run:
     """What a forward pass of a vision part takes; `in_fp32`: as it answers on a CPU."""
     part = copy.deepcopy(vision).requires_grad_(False).eval()
     if in_fp32:

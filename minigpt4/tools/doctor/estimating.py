@@ -124,7 +124,7 @@ def _load(s: Setting, weights: dict[str, float]) -> Need:
 def _chat(s: Setting, weights: dict[str, float]) -> Need:
     prompt, answer = s.lengths[0] + s.vision.rows, s.lengths[1]
     read = run_llm(s.model, s.llm, batch=1, length=prompt, labels=0, amp=None)
-    seen = run_vision(s.config, s.vision, 1, s.on_cpu)
+    seen = run_vision(s.vision, 1, s.on_cpu)
     held = (prompt + answer) * 1.25 + 64  # see GrowingCache
     parts = weights | {"KV cache": read.kept / prompt * held, "activations": max(seen.peak, read.peak - read.kept)}
     per_token = max(_llm_bytes(weights) / s.device.bandwidth, _flops_of(s) / s.device.flops)
@@ -138,7 +138,7 @@ def _train(s: Setting, weights: dict[str, float]) -> Need:
     length = training_length(c, s.vision.rows)
     amp = torch.bfloat16 if run.amp else None
     computed = run_llm(c, s.llm, batch, length, labels, amp)
-    seen = run_vision(s.config, s.vision, batch, False)
+    seen = run_vision(s.vision, batch, False)
     projection = s.vision.width * embedding_of(s.llm).embedding_dim
     trained = projection + computed.trained + sum(p.numel() for p in s.vision.parameters() if "vit" in c.trained)
     shared = s.count if run.shards_weights else 1
