@@ -5,6 +5,7 @@ from pathlib import Path
 
 from minigpt4.common.checksums import write_checksums
 from minigpt4.common.distributed import is_main
+from minigpt4.common.errors import writing
 from minigpt4.config.finding import CONFIG
 from minigpt4.config.loading import save_config
 from minigpt4.config.schema import Config
@@ -33,15 +34,20 @@ class Best:
             self.rank = self._rank_of(found, math.inf)
 
     def note(self, folder: Path, epochs: float, measures: dict[str, float]) -> None:
-        """Takes note of what was measured of a checkpoint, there too. All ranks may call it; rank 0 writes."""
+        """Records what was measured of a checkpoint, in its folder too. All ranks may call it; rank 0 writes.
+
+        Raises:
+            UserError: it can't be written.
+        """
         rank = self._rank_of(measures, -math.inf)
         if is_main():
-            if rank < self.rank or rank == -math.inf:  # without any measure the last is the best
-                save_weights(load_tensors(folder), self.folder)
-                save_config(self.config, self.folder / CONFIG)
-                write_measures(self.folder, epochs, measures)
-                write_checksums(self.folder)
-            write_measures(folder, epochs, measures)  # last: the epoch is done with
+            with writing("run.output_dir", self.folder):
+                if rank < self.rank or rank == -math.inf:  # without any measure the last is the best
+                    save_weights(load_tensors(folder), self.folder)
+                    save_config(self.config, self.folder / CONFIG)
+                    write_measures(self.folder, epochs, measures)
+                    write_checksums(self.folder)
+                write_measures(folder, epochs, measures)  # last: the epoch is done with
         self.rank = min(self.rank, rank)
 
     def _rank_of(self, measures: dict[str, float], otherwise: float) -> float:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from torch import nn
+from tqdm import tqdm
 
 from minigpt4.common.distributed import is_main, world_size
 from minigpt4.common.errors import writing
@@ -126,6 +127,16 @@ class Meter:
             numbers["memory_gb"] = torch.get_device_module(device).max_memory_allocated(device) / 1e9
         self.reset()
         return numbers
+
+
+def progress_text(loss: float, lr: float, eta: float, numbers: dict[str, float]) -> dict[str, str]:
+    """What the progress bar shows; `eta` are the seconds that are left, `numbers` those that `Meter` read."""
+    shown = {"loss": f"{loss:.3f}", "lr": f"{lr:.1e}", "samples/s": f"{numbers['samples_per_s']:.1f}"}
+    shown |= {"tokens/s": f"{numbers['tokens_per_s']:.0f}", "data": f"{numbers['data_wait']:.0%}"}
+    shown["eta"] = tqdm.format_interval(eta)
+    if "memory_gb" in numbers:
+        shown["memory"] = f"{numbers['memory_gb']:.1f}GB"
+    return shown
 
 
 def parts_table(model: nn.Module) -> str:
