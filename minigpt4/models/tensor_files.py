@@ -17,7 +17,7 @@ from tqdm import tqdm
 from minigpt4.common.errors import UserError, make_folder, writing
 from minigpt4.common.files import check_space, replace_file
 from minigpt4.common.locks import locked_file
-from minigpt4.models.checkpoint import unreadable
+from minigpt4.models.weight_file import unreadable
 
 INDEXES = "model.safetensors.index.json", "pytorch_model.bin.index.json"
 _UNFINISHED = "unfinished.json"  # in a folder that is being written: what it is made from

@@ -9,7 +9,8 @@ from minigpt4.common.errors import writing
 from minigpt4.config.finding import CONFIG
 from minigpt4.config.loading import save_config
 from minigpt4.config.schema import Config
-from minigpt4.models.checkpoint import load_tensors, save_weights
+from minigpt4.models.checkpoint import save_weights
+from minigpt4.models.weight_file import load_tensors
 from minigpt4.runners.run_state import read_measures, write_measures
 
 BEST = "checkpoint_best"

@@ -27,12 +27,12 @@ from minigpt4.config.schema import Config, DatasetConfig
 from minigpt4.conversation.conversation import Conversation, Turn
 from minigpt4.datasets.formats.annotated import AnnotatedDataset
 from minigpt4.datasets.loading import Skipped, UsableSamples
-from minigpt4.models.checkpoint import write_tensors
 from minigpt4.models.cpu_linear import use_onednn
 from minigpt4.models.preflight import preflight
 from minigpt4.models.tensor_files import weight_files
 from minigpt4.models.vision import build_vision, vision_class
 from minigpt4.models.vision.cached_features import CachedFeatures
+from minigpt4.models.weight_file import write_tensors
 from minigpt4.runners.strategies.strategy import amp_dtype
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 

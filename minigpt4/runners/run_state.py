@@ -20,7 +20,8 @@ from minigpt4.common.checksums import check_checksums, rename_checked, write_che
 from minigpt4.common.distributed import all_gather, barrier, is_main
 from minigpt4.common.errors import Problems, UserError, first_line
 from minigpt4.common.files import replace_file
-from minigpt4.models.checkpoint import WEIGHTS, load_checkpoints, shapes_of
+from minigpt4.models.checkpoint import load_checkpoints
+from minigpt4.models.weight_file import WEIGHTS, shapes_of
 from minigpt4.runners.log import to_json
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from safetensors.torch import save, save_file
 
 from minigpt4.common.errors import UserError
 from minigpt4.common.wrong_files import what_is_wrong, wrong_file
-from minigpt4.models.checkpoint import load_tensors
+from minigpt4.models.weight_file import load_tensors
 
 WEIGHTS = {"llama_proj.weight": torch.rand(30, 40)}
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 13476839424\n"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minigpt4.common.errors import UserError
-from minigpt4.models.checkpoint import load_tensors
+from minigpt4.models.weight_file import load_tensors
 from minigpt4.runners import run_state
 from minigpt4.tiny.data import write_all
 from tests.runners.run_strategies import options_of

@@ -8,7 +8,8 @@ import torch
 import yaml
 
 import minigpt4 as api
-from minigpt4.models.checkpoint import file_name, load_tensors
+from minigpt4.models.checkpoint import file_name
+from minigpt4.models.weight_file import load_tensors
 from minigpt4.tiny.data import write_all
 from tests.runners.run_strategies import options_of
 from tests.runners.toy import toy_runner
