@@ -12,8 +12,9 @@ from minigpt4.common.paths import ASSETS
 from minigpt4.config.schema import ModelConfig
 from minigpt4.inference.options import AnswerOptions
 from minigpt4.serve.web.controls import BEAMS, GREEDY, LABELS, MODES, SAMPLE
+from minigpt4.serve.web.handlers import Handlers
 from minigpt4.serve.web.start import Start, first_screen, task_side
-from minigpt4.serve.web.visitor import Handlers, Message
+from minigpt4.serve.web.visitor import Message
 
 THEME = gr.themes.Default(
     primary_hue="teal",

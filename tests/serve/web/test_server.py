@@ -265,8 +265,8 @@ def test_files_of_the_server_cannot_be_named(url, picture):
 
 @pytest.mark.slow
 def test_only_who_knows_the_password_comes_in(example):
+    from minigpt4.serve.web.handlers import Handlers
     from minigpt4.serve.web.page import build_page
-    from minigpt4.serve.web.visitor import Handlers
     from tests.serve.conftest import free_port
 
     page, port = build_page(Handlers(None), [example]), free_port()

@@ -20,7 +20,7 @@ from minigpt4.inference.sessions import Sessions
 from minigpt4.serve.address import bind
 from minigpt4.serve.web import page as pages
 from minigpt4.serve.web import server
-from minigpt4.serve.web.visitor import Handlers
+from minigpt4.serve.web.handlers import Handlers
 from tests.picture_files import write_video
 from tests.serve.conftest import free_port
 from tests.serve.visiting import OPTIONS, ask
