@@ -1,4 +1,4 @@
-"""What stands where weights should be is told apart, each with its cure."""
+"""What stands where weights should be is recognised, each with its cure."""
 
 import gzip
 import io
@@ -56,7 +56,7 @@ WRONG = [
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pth"])
 @pytest.mark.parametrize(("content", "message"), WRONG)
-def test_each_is_told_apart_when_weights_are_read(content, message, name, tmp_path):
+def test_each_is_distinguished_when_weights_are_read(content, message, name, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=f"{name} can't be read as weights: it {message}") as error:
         load_tensors(tmp_path / name)
