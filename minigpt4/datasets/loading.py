@@ -95,7 +95,7 @@ def use(reason_of: str, prepare: Prepare | None, read: Callable[..., Any], *args
     try:
         sample = read(*args)
         return sample if prepare is None else prepare(sample)
-    except Exception as error:  # noqa: B902 whatever is wrong with one sample of millions, the run goes on
+    except Exception as error:  # noqa: B902 whatever is wrong with one sample of millions, the run continues
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         return Skipped(f"{reason_of}: {kind}{first_line(error)}")
 
