@@ -53,7 +53,7 @@ def preflight(
 
     Args:
         vision: the part that will see, still without weights; None where it could not be built.
-        problems: what was found elsewhere, to be told with the model's; also takes what is in order, and warnings.
+        problems: what was found elsewhere, to be reported with the model's; also takes what is in order, and warnings.
         files: takes what is returned, as far as it is there, even where something else is wrong.
 
     Returns:

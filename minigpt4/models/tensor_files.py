@@ -21,7 +21,7 @@ from minigpt4.models.weight_file import unreadable
 
 INDEXES = "model.safetensors.index.json", "pytorch_model.bin.index.json"
 _UNFINISHED = "unfinished.json"  # in a folder that is being written: what it is made from
-_FILE_BYTES = 2 * 2**30  # of a file that is written; one that was not finished is written anew
+_FILE_BYTES = 2 * 2**30  # of a file that is written; one that was not finished is written again
 _PIECE_BYTES = 64 * 2**20  # of a tensor that are in memory at once
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number, with which files of before 1.6 begin
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -167,7 +167,7 @@ def _readable(file: Path) -> Iterator[None]:
 
 @contextmanager
 def resumable(key: str, folder: Path, made_from: Mapping[str, Any]) -> Iterator[None]:
-    """Around the writing of a folder, which may be ended at any time and goes on there.
+    """Around the writing of a folder, which may be ended at any time and continues there.
 
     Args:
         key: the option that names the folder.
@@ -182,7 +182,7 @@ def resumable(key: str, folder: Path, made_from: Mapping[str, Any]) -> Iterator[
     with writing(key, folder), locked_file(key, note):
         if note.is_file() and note.read_bytes() != text:
             raise UserError(
-                f"{key}: '{folder}' was begun with other files, see {_UNFINISHED} in it. Name another folder."
+                f"{key}: '{folder}' was started with other files, see {_UNFINISHED} in it. Name another folder."
             )
         if not note.is_file() and any(not file.name.startswith(f".{_UNFINISHED}") for file in folder.iterdir()):
             raise UserError(f"{key}: '{folder}' is not empty. Name a new folder.")
