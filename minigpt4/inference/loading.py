@@ -16,7 +16,7 @@ def load_engine(config: Config, problems: Problems | None = None) -> Engine:
     """The engine of a config, its model in eval mode on its device.
 
     Raises:
-        UserError: a file is missing or does not fit; all problems are told at once, those found before too.
+        UserError: a file is missing or does not fit; all problems are reported at once, those found before too.
     """
     model = registry.get_model_class(config.model.arch).from_config(config, problems=problems)
     model.place(pick_device(config.run.device)).prepare_for_inference()
