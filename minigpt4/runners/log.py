@@ -1,4 +1,4 @@
-"""What a run tells its user: console lines, log.txt, loss.png, TensorBoard, wandb. Only rank 0 speaks and writes."""
+"""What a run reports to its user: console lines, log.txt, loss.png, TensorBoard, wandb. Only rank 0 writes."""
 
 import json
 import logging
@@ -37,8 +37,8 @@ def to_json(record: dict[str, Any]) -> str:
 class RunLog:
     """A run's numbers: `log.txt` in its output folder (one JSON object a line), TensorBoard, and wandb where asked.
 
-    A run that continues from step `resumed` keeps the lines up to it; a new one begins anew. Where its epochs have
-    another length than before, by `ratio`, so have the steps of these lines.
+    A run that continues from step `resumed` keeps the lines up to it; a new one starts with an empty file.
+    Where its epochs have another length than before, by `ratio`, so have the steps of these lines.
     """
 
     def __init__(self, config: Config, resumed: int = 0, ratio: Fraction = Fraction(1)):
@@ -95,7 +95,7 @@ class RunLog:
         try:
             yield
         except OSError as error:
-            logger.warning("tensorboard/ can't be written (%s); the run goes on without", error.strerror)
+            logger.warning("tensorboard/ can't be written (%s); the run continues without", error.strerror)
             self._board = None
 
 
@@ -116,7 +116,7 @@ class Meter:
         self.waited, self.started = 0.0, time.perf_counter()
 
     def read(self, device: torch.device) -> dict[str, float]:
-        """Returns the numbers and begins anew. `memory_gb` is the most that this rank's accelerator held."""
+        """Returns the numbers and resets them. `memory_gb` is the most that this rank's accelerator held."""
         seconds = max(time.perf_counter() - self.started, 1e-9)
         numbers = {
             "samples_per_s": world_size() * self.samples / seconds,
@@ -174,7 +174,7 @@ def plot_loss(folder: Path) -> None:
     if scores:
         beside = axes.twinx()
         beside.set_ylabel("score")
-        for number, key in enumerate(scores, 2):  # colours of the cycle go on behind those of the losses
+        for number, key in enumerate(scores, 2):  # colours of the cycle continue behind those of the losses
             points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
             beside.plot(*zip(*points, strict=True), "s--", label=key, color=f"C{number}")
     figure.legend(loc="outside upper center", ncols=2)

@@ -151,7 +151,7 @@ class RunnerBase:
         """Runs all epochs. Each ends with a checkpoint, validation, a line in log.txt and a new loss.png.
 
         On SIGTERM or SIGINT it finishes the step, saves and returns; a validation that this cuts off is made up for
-        when the run goes on.
+        when the run continues.
 
         Raises:
             UserError: the losses are not numbers, or too much of the data is unusable.
@@ -165,7 +165,7 @@ class RunnerBase:
         )
         self.began = time.perf_counter(), self.step
         if self.step >= self.total:
-            logger.info("nothing is left to do: step %d of %d. Raise run.max_epoch to go on", self.step, self.total)
+            logger.info("nothing is left to do: step %d of %d. Raise run.max_epoch to continue", self.step, self.total)
         with first_signal(self.signalled.set, signal.SIGTERM, signal.SIGINT), closing(self.batches):
             if self.validation_due:
                 self._end_epoch((self.step - 1) // self.iters_per_epoch, time.perf_counter())
@@ -205,7 +205,7 @@ class RunnerBase:
                 if update and self.step < end and (self.stopping or due):
                     self._save(f"checkpoint_step_{self.step}")
                     if self.stopping:
-                        logger.warning("stopped by a signal; run.resume=auto goes on from step %d", self.step)
+                        logger.warning("stopped by a signal; run.resume=auto continues from step %d", self.step)
                         return False
         return True
 
@@ -264,7 +264,7 @@ class RunnerBase:
         try:
             measures = self.validation.measure()
         except Stopped:
-            logger.warning("stopped by a signal; run.resume=auto validates epoch %d and goes on", epoch)
+            logger.warning("stopped by a signal; run.resume=auto validates epoch %d and continues", epoch)
             self.stopping = True
             return
         run_state.set_rng_state(rng, self.device)  # as if the checkpoint had been continued from

@@ -82,7 +82,7 @@ class Validation:
         """`val_loss` and the metric, those that the config asks for. All ranks must call it.
 
         Raises:
-            Stopped: a signal came; the metric, once begun, is taken to its end.
+            Stopped: a signal came; the metric, once started, is taken to its end.
         """
         self.strategy.wrapped.eval()
         measures = {"val_loss": self.loss()} if self.loaders else {}
