@@ -106,7 +106,7 @@ class Terminal:
             ":conf": ("[KEY=VALUE...]", "how answers are made, or change it", self._configure),
             ":reset-conf": ("", "make answers as at the start", self._reset_options),
             ":save": ("PATH", "write the conversation to a JSON file, pictures included", self._save),
-            ":load": ("PATH", "go on with a conversation that was saved", self._load),
+            ":load": ("PATH", "continue with a conversation that was saved", self._load),
             ":help": ("", "this list", self._help),
             ":q": ("", "leave, as Ctrl-D does", self._leave),
         }
@@ -142,7 +142,7 @@ class Terminal:
                     self._failed.clear()
             elif line.strip() and self._failed and not self.interactive:  # who can't see that it failed
                 *_, last = self._failed.values()
-                cure = f"Write it right, or go on with one of {', '.join(_NEW_TOPIC)}."
+                cure = f"Write it right, or continue with one of {', '.join(_NEW_TOPIC)}."
                 raise UserError(f"'{line.strip()}' was not asked, for '{last}' failed. {cure}")
             elif line.strip():
                 self._ask(line.strip())

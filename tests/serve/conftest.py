@@ -1,4 +1,4 @@
-"""Fixtures of the doors: the bundled model, a page of a model that is told what to say, and an API."""
+"""Fixtures of the doors: the bundled model, a page of a model that says what a test sets, and an API."""
 
 import socket
 import threading

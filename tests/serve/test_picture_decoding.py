@@ -58,7 +58,7 @@ def test_pixels_are_those_of_this_process(tmp_path, video):
         Video(video, 20).pictures(budget, Decoder())  # what was read in the other process took its room in this one
 
 
-def test_what_is_refused_there_is_refused_here_and_the_process_goes_on():
+def test_what_is_refused_there_is_refused_here_and_the_process_continues():
     ((before,), (again,)) = Decoder()(process_id), Decoder()(process_id)
     assert before.size == again.size != (os.getpid(), 1)
     with pytest.raises(UserError, match=r"^this can't be read as a picture: it is not one of JPEG"):

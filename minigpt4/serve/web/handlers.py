@@ -102,7 +102,7 @@ class Handlers:
         return visitor.shown({"text": words, "files": files})
 
     def stop(self, visitor: Visitor | None) -> None:
-        """Ends the question under way; what was said of its answer stays."""
+        """Ends the question under way; the text of its answer so far stays."""
         if visitor is not None:
             visitor.stop()
 
@@ -134,7 +134,7 @@ class Handlers:
                 saved = Path(file).read_text(encoding="utf-8")
             except UnicodeDecodeError:
                 raise UserError("This is not a saved conversation. Choose a JSON file that was saved here.") from None
-            chat = self.sessions.open()  # another: while it can't be loaded, the answer under way goes on
+            chat = self.sessions.open()  # another: while it can't be loaded, the answer under way continues
             chat.load(saved, Decoder(chat.max_pixels))
             visitor.restart()
             visitor.chat = chat
@@ -173,7 +173,7 @@ class Handlers:
                     box = message_box(True, None if message is None else _EMPTY)
                     yield visitor.view.messages(visitor.chat.turns), box, READING, visitor
                     turns, stream = prepare(visitor.chat, partial(visitor.check, stopped))
-                    answers = stream(**vars(options))  # of a restart from here on, that tells
+                    answers = stream(**vars(options))  # which raises after a restart from here on
                     visitor.check(stopped)
                     yield from _stream(visitor, turns, answers, options, stopped)
                 except RestartedError:
@@ -205,7 +205,7 @@ def _checked(words: str) -> str:
     """A visitor's words.
 
     Raises:
-        UserError: there are none, or a character is none.
+        UserError: there are none, or one holds half a character.
     """
     if not words.strip():
         raise UserError("The question is empty. Type one first.")

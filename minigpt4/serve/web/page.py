@@ -56,7 +56,7 @@ def build_page(handlers: Handlers, examples: list[Path], model: ModelConfig | No
         model: what the visitors talk with.
     """
     model, guides = model or ModelConfig(), yaml.safe_load((ASSETS / "guides.yaml").read_text())
-    guide = guides.get(model.model_type) or guides.get(model.arch) or guides["any"]  # what visitors are told of it
+    guide = guides.get(model.model_type) or guides.get(model.arch) or guides["any"]  # what visitors read about it
     gr.set_static_paths(list(map(str, examples)))  # else a page that was started in another folder can't show them
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # some of gradio's telemetry looks only here
     with _Page(title="MiniGPT-4", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as page:

@@ -48,7 +48,7 @@ class Visitor:
                 self._stopped = None
 
     def stop(self) -> None:
-        """Ends the question under way, whether its answer has begun or not; what was said of that stays."""
+        """Ends the question under way, whether its answer has started or not; the text so far stays."""
         if self._stopped is not None:
             self._stopped.set()
         self.chat.stop()
@@ -74,7 +74,7 @@ class Visitor:
 class AnswerQueue:
     """A queue in front of a few places: first come, first served.
 
-    Gradio's own queue begins an event only when its turn comes; who waits here can be told so, and can leave.
+    Gradio's own queue starts an event only when its turn comes; who waits here is shown that, and can leave.
     """
 
     def __init__(self, places: int):

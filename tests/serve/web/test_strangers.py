@@ -77,7 +77,7 @@ def test_half_a_character_is_no_question(url):
 
 
 @pytest.mark.slow
-def test_a_failure_to_save_is_told_in_words(client, echo, monkeypatch):
+def test_a_failure_to_save_is_reported_in_words(client, echo, monkeypatch):
     def fail(_: Chat) -> str:
         raise OSError("disk full")
 
