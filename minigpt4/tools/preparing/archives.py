@@ -44,7 +44,7 @@ def unpack(archive: Path, holds: str, folder: Path, max_bytes: int) -> int:
         How many files were written.
 
     Raises:
-        UserError: it is no archive, or a damaged one; a name leads elsewhere; there is a link, a device, or more than
+        UserError: it is not an archive, or a damaged one; a name leads elsewhere; there is a link, a device, more than
             may be; or no file is named `holds`.
     """
     try:
@@ -62,7 +62,7 @@ def unpack(archive: Path, holds: str, folder: Path, max_bytes: int) -> int:
                         shutil.copyfileobj(source, copy)
                     written += 1
     except _DAMAGED as error:
-        raise UserError(f"{archive}: is damaged or not complete: {first_line(error)}. Download it anew.") from None
+        raise UserError(f"{archive}: is damaged or not complete: {first_line(error)}. Download it again.") from None
     except _UNREADABLE as error:
         raise UserError(f"{archive}: can't be unpacked: {first_line(error)}. Unpack it by other means.") from None
     return written
@@ -78,7 +78,7 @@ def _members(archive: Path) -> Iterator[Callable[[], Iterator[_Member]]]:
         with tarfile.open(archive) as tar:
             yield lambda: _walked(tar)
     else:
-        raise UserError(f"ARCHIVE: '{archive}' is not a ZIP or tar archive. Download it anew, or name another file.")
+        raise UserError(f"ARCHIVE: '{archive}' is not a ZIP or tar archive. Download it again, or name another file.")
 
 
 def _walked(tar: tarfile.TarFile) -> Iterator[_Member]:
@@ -120,7 +120,7 @@ def _checked(archive: Path, members: Iterator[_Member], max_bytes: int) -> list[
             raise UserError(f"{archive}: '{member.name}' is {member.kind}. Nothing was unpacked; do not trust it.")
         if member.kind == "file":
             if path in files:
-                raise UserError(f"{archive}: holds '{member.name}' twice. Nothing was unpacked; download it anew.")
+                raise UserError(f"{archive}: holds '{member.name}' twice. Nothing was unpacked; download it again.")
             files[path] = None
             total += member.size
         if total > max_bytes or len(files) > MAX_FILES:
@@ -130,7 +130,7 @@ def _checked(archive: Path, members: Iterator[_Member], max_bytes: int) -> list[
             )
     if clash := next((folder for path in files for folder in path.parents if folder in files), None):
         raise UserError(
-            f"{archive}: holds '{clash}' as a file and as a folder. Nothing was unpacked; download it anew."
+            f"{archive}: holds '{clash}' as a file and as a folder. Nothing was unpacked; download it again."
         )
     return list(files)
 

@@ -94,19 +94,19 @@ def test_a_damaged_archive_leaves_nothing(name, tmp_path, minigpt4):
     data = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(data[: len(data) // 2])
     code, _, err = minigpt4("prepare-data", "align", tmp_path / name)
-    assert code == 2 and "ownload it anew" in err and left(tmp_path) == [name]
+    assert code == 2 and "ownload it again" in err and left(tmp_path) == [name]
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tar.gz"])  # a plain tar has no checksums of contents
 @pytest.mark.parametrize("place", [0.2, 0.5, 0.8])
-def test_damage_within_an_archive_is_told_as_such(name, place, tmp_path, minigpt4):
+def test_damage_within_an_archive_is_reported_as_such(name, place, tmp_path, minigpt4):
     WRITERS[name](tmp_path / name, WHOLE)
     data = bytearray((tmp_path / name).read_bytes())
     start = int(place * len(data))
     data[start : start + 80] = bytes(80)
     (tmp_path / name).write_bytes(data)
     code, _, err = minigpt4("prepare-data", "align", tmp_path / name)
-    assert code == 2 and "ownload it anew" in err and left(tmp_path) == [name]
+    assert code == 2 and "ownload it again" in err and left(tmp_path) == [name]
 
 
 def test_problems_of_the_folder_are_counted_by_cause(tmp_path, minigpt4):
