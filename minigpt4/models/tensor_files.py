@@ -21,8 +21,8 @@ from minigpt4.models.weight_file import unreadable
 
 INDEXES = "model.safetensors.index.json", "pytorch_model.bin.index.json"
 _UNFINISHED = "unfinished.json"  # in a folder that is being written: what it is made from
-_FILE_BYTES = 2 * 2**30  # of a file that is written; one that was not finished is written again
-_PIECE_BYTES = 64 * 2**20  # of a tensor that are in memory at once
+FILE_BYTES = 2 * 2**30  # of a file that is written; one that was not finished is written again
+PIECE_BYTES = 64 * 2**20  # of a tensor that are in memory at once
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number, with which files of before 1.6 begin
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -43,7 +43,7 @@ class Outline:
 
     def pieces(self) -> Iterator[slice]:
         """Slices of the rows that follow one another, each of a few megabytes."""
-        step = max(1, self.shape[0] * _PIECE_BYTES // max(self.bytes, 1))
+        step = max(1, self.shape[0] * PIECE_BYTES // max(self.bytes, 1))
         return (slice(start, min(start + step, self.shape[0])) for start in range(0, self.shape[0], step))
 
 
@@ -203,7 +203,7 @@ def write_tensors(folder: Path, outlines: Mapping[str, Outline], rows: Rows, wha
     """
     groups: list[dict[str, Outline]] = [{}]
     for name, outline in outlines.items():
-        if groups[-1] and sum(own.bytes for own in groups[-1].values()) + outline.bytes > _FILE_BYTES:
+        if groups[-1] and sum(own.bytes for own in groups[-1].values()) + outline.bytes > FILE_BYTES:
             groups.append({})
         groups[-1][name] = outline
     files = [f"model-{number:05}-of-{len(groups):05}.safetensors" for number in range(1, len(groups) + 1)]

@@ -82,8 +82,8 @@ def test_it_is_what_fastchat_makes(pair, pieces, tmp_path, minigpt4, monkeypatch
     fastchat.apply_delta(str(base), str(tmp_path / "theirs"), str(delta))
     if pieces:
         in_pieces(base)
-    monkeypatch.setattr(tensor_files, "_FILE_BYTES", 100_000)
-    monkeypatch.setattr(tensor_files, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(tensor_files, "FILE_BYTES", 100_000)
+    monkeypatch.setattr(tensor_files, "PIECE_BYTES", 1000)
     assert minigpt4("apply-delta", "--base", base, "--delta", delta, "--target", tmp_path / "ours")[0] == 0
     assert equal(weights_of(tmp_path / "ours"), weights_of(tmp_path / "theirs"))
     assert len(list((tmp_path / "ours").glob("model*.safetensors"))) > 2
@@ -124,7 +124,7 @@ def test_the_extra_row_and_the_old_names_of_v0(tmp_path, minigpt4):
 def test_an_ended_run_continues_and_inputs_stay_as_they_are(pair, tmp_path, minigpt4, monkeypatch):
     base, delta = pair
     before = {file: file.read_bytes() for folder in pair for file in folder.iterdir()}
-    monkeypatch.setattr(tensor_files, "_FILE_BYTES", 100_000)
+    monkeypatch.setattr(tensor_files, "FILE_BYTES", 100_000)
     arguments = ["apply-delta", "--base", base, "--delta", delta, "--target"]
     assert minigpt4(*arguments, tmp_path / "whole")[0] == 0
     replace, files = os.replace, []
@@ -225,7 +225,7 @@ def test_a_delta_in_the_hubs_cache_is_found_by_its_id(pair, tmp_path, minigpt4, 
 
 
 def test_a_second_run_into_the_same_folder_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(tensor_files, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(tensor_files, "PIECE_BYTES", 1000)
     out, refused = tmp_path / "out", []
 
     def write() -> None:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from minigpt4.common.errors import UserError, first_line, writing
 
 MAX_FILES = 1_000_000  # of an archive
-_PADDING = 64 * 2**20  # bytes behind a tar's last file, of which a small compressed file may hold any number
+MAX_PADDING = 64 * 2**20  # bytes behind a tar's last file, of which a small compressed file may hold any number
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
 _UNREADABLE = (NotImplementedError, RuntimeError)  # a ZIP's unknown compression, or its password
 
@@ -85,13 +85,13 @@ def _walked(tar: tarfile.TarFile) -> Iterator[_Member]:
     """tarfile takes a damaged header for the end of the archive, and does not read a checksum that comes later."""
     for info in tar:
         yield _tarred(tar, info)
-    for _ in range(_PADDING // 2**20):
+    for _ in range(MAX_PADDING // 2**20):
         block = cast(IO[bytes], tar.fileobj).read(2**20)
         if block.strip(b"\0"):
             raise tarfile.ReadError(f"a header is damaged at byte {tar.offset}")
         if not block:
             return
-    raise tarfile.ReadError(f"more than {_PADDING / 2**20:.0f} MB of zeros follow the last file")
+    raise tarfile.ReadError(f"more than {MAX_PADDING / 2**20:.0f} MB of zeros follow the last file")
 
 
 def _zipped(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,12 @@ def test_the_bundled_model_is_in_order(doctor):
 
 
 def test_the_machine_alone(minigpt4, monkeypatch):
-    monkeypatch.setattr("minigpt4.tools.doctor.environment._version", lambda name: None if name == "pyarrow" else "1")
+    def without_pyarrow(package: str) -> str:
+        if package == "pyarrow":
+            raise PackageNotFoundError
+        return "1"
+
+    monkeypatch.setattr("minigpt4.tools.doctor.environment.version", without_pyarrow)
     code, out, _ = minigpt4("doctor")
     assert code == 0 and "pip install 'minigpt4[parquet]'" in out and "The config" not in out
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))

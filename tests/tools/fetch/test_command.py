@@ -6,7 +6,9 @@ import io
 import json
 import re
 import shlex
+from http.client import HTTPResponse
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 import torch
@@ -151,13 +153,22 @@ def test_a_page_that_is_there_already_is_refused(fetch, site, cache):
 def test_a_disk_that_fills_up_ends_it_at_once(fetch, site, monkeypatch):
     tried = []
 
-    def full(url: str, part: Path) -> bool:
-        tried.append(part.write_bytes(b"x"))
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(request: Request, timeout: float) -> HTTPResponse:
+        def read(_: int) -> bytes:
+            if len(tried) == 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            tried.append("a block")
+            return b"x"
 
-    monkeypatch.setattr("minigpt4.tools.fetch.downloading._append", full)
+        tried.append("a request")
+        answer = urlopen(request, timeout=timeout)
+        answer.read = read
+        return answer
+
+    monkeypatch.setattr("minigpt4.tools.fetch.downloading.urlopen", full)
     code, _, err = fetch(f"{site.url}/models/w.pth", "--download")
-    assert code == 2 and "can't be written (No space left on device). Free space" in err and len(tried) == 1
+    assert code == 2 and "can't be written (No space left on device). Free space" in err
+    assert tried == ["a request", "a block"]
 
 
 def test_too_little_space_for_a_file_is_reported_before_it(fetch, site, cache, monkeypatch):

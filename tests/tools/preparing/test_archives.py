@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from minigpt4.common.errors import UserError
+from minigpt4.tools.preparing.archives import unpack
 from tests.datasets.mixing import jpeg
 
 ANNOTATIONS = {"annotations": [{"image_id": str(i), "caption": f"A dog, {i}."} for i in range(3)]}
@@ -81,11 +83,11 @@ def test_a_link_or_device_is_refused(kind, tmp_path, minigpt4):
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_what_would_fill_the_disk_is_refused(name, tmp_path, minigpt4, monkeypatch):
-    monkeypatch.setattr("minigpt4.tools.preparing.command._GB", 1000)
+def test_what_would_fill_the_disk_is_refused(name, tmp_path):
     WRITERS[name](tmp_path / name, WHOLE | {"cc_sbu_align/zeros": bytes(30_000)})
-    code, _, err = minigpt4("prepare-data", "align", tmp_path / name)
-    assert code == 2 and "--max-gb" in err and left(tmp_path) == [name]
+    with pytest.raises(UserError, match="--max-gb"):
+        unpack(tmp_path / name, "filter_cap.json", tmp_path / "new", 20_000)
+    assert left(tmp_path) == [name]
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -136,7 +138,7 @@ def test_a_file_with_the_name_of_a_folder_is_refused(name, tmp_path, minigpt4):
 
 
 def test_zeros_behind_a_tar_are_not_read_without_end(tmp_path, minigpt4, monkeypatch):
-    monkeypatch.setattr("minigpt4.tools.preparing.archives._PADDING", 2**20)
+    monkeypatch.setattr("minigpt4.tools.preparing.archives.MAX_PADDING", 2**20)
     write_tar(tmp_path / "x.tar", WHOLE)
     with lzma.open(tmp_path / "x.tar.xz", "wb", preset=0) as copy:
         copy.write((tmp_path / "x.tar").read_bytes() + bytes(2 * 2**20))
