@@ -176,7 +176,10 @@ class UsableStream(IterableDataset):
 
 
 def build_valid_loader(dataset: Any, batch_size: int, num_workers: int, prepare: Prepare | None = None) -> DataLoader:
-    """A loader that passes once over this rank's share of a validation split."""
+    """A loader that passes over this rank's share of a validation split; its workers live for one pass.
+
+    Each split has a loader: workers that stayed would be a process more for each split, idle while the run trains.
+    """
     usable = (
         UsableStream(dataset, prepare)  # streams share themselves out
         if isinstance(dataset, IterableDataset)
@@ -187,7 +190,6 @@ def build_valid_loader(dataset: Any, batch_size: int, num_workers: int, prepare:
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=collate,
-        persistent_workers=num_workers > 0,
         worker_init_fn=worker_init,
         generator=torch.Generator(),  # else it would draw from the run's own
     )
