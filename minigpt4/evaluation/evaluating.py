@@ -33,7 +33,6 @@ from minigpt4.evaluation.results import (
 )
 from minigpt4.evaluation.tables import table
 from minigpt4.inference.engine import Engine
-from minigpt4.inference.loading import load_prompter
 from minigpt4.inference.results import Results
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.projection import build_projection
@@ -85,7 +84,7 @@ class Evaluation:
         problems.raise_all()
         return cls(config, loaded, conditions, overwrite)
 
-    def run(self, model: MiniGPT4, folder: Path | None = None) -> Table:
+    def run(self, engine: Engine, folder: Path | None = None) -> Table:
         """Asks and scores everything. All ranks must call it; they share the questions.
 
         Answers are written as they come, and a run that was ended continues where it was.
@@ -98,12 +97,6 @@ class Evaluation:
         """
         config = self.config
         key, folder = (config.run.results[0], folder or config.run.results[1])
-        engine = Engine(
-            model,
-            load_prompter(config.model),
-            config.preprocess.vis_processor.eval.build(),
-            config.model.compile,
-        )
         if is_main():
             make_folder(key, folder)
             with writing(key, folder):

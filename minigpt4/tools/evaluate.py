@@ -31,17 +31,14 @@ def main(args: argparse.Namespace) -> None:
 
     from minigpt4.common.console_log import run_on
     from minigpt4.common.locks import locked
-    from minigpt4.common.registry import registry
     from minigpt4.evaluation.evaluating import Evaluation
+    from minigpt4.inference.loading import load_engine
 
-    with run_on(config.run.device) as (device, problems), locked(*config.run.results):
-        evaluation = None
-        with problems.collect():
-            evaluation = Evaluation.of(config, names, args.overwrite)
-        task = registry.get_task_class(config.run.task)(config)
-        model = task.build_model(problems=problems).place(device).prepare_for_inference()
+    with run_on(config.run.device) as problems, locked(*config.run.results):
+        evaluation = problems.attempt(Evaluation.of, config, names, args.overwrite)
+        engine = load_engine(config, problems)
         assert evaluation  # else its problem was raised
-        evaluation.run(model)
+        evaluation.run(engine)
 
 
 def _chosen(config: Config, args: argparse.Namespace) -> list[str]:
