@@ -242,7 +242,7 @@ def check_memory(devices: dict[torch.device, dict[str, float]], holders: int = 1
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes; infinite where nothing tells (MPS)."""
+    """Bytes; infinite where it is not known (MPS)."""
     if device.type == "cpu":
         return psutil.virtual_memory().available
     ask = getattr(torch.get_device_module(device), "mem_get_info", None)

@@ -1,4 +1,4 @@
-"""What `/metrics` tells Prometheus."""
+"""What `/metrics` reports to Prometheus."""
 
 import time
 from collections.abc import Sequence

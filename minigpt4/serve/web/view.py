@@ -77,7 +77,7 @@ def _message(role: str, file: str, text: str) -> dict[str, Any]:
 def sheet(images: list[Image.Image]) -> tuple[Image.Image, str]:
     """One picture, or several side by side: gradio's chat would put them one below the other.
 
-    With it comes a name for its file. Of several, that tells box_picker.js where the last one is: its left and top
+    With it comes a name for its file. Of several, that says to box_picker.js where the last one is: its left and top
     edge, width and height in pixels.
     """
     if len(images) == 1:
