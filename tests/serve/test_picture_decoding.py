@@ -22,7 +22,7 @@ from minigpt4.processors.video import open_video
 from minigpt4.serve import picture_decoding
 from minigpt4.serve.api import service
 from minigpt4.serve.picture_decoding import Decoder
-from minigpt4.serve.web import visitor
+from minigpt4.serve.web import handlers
 from tests.picture_files import file_of
 from tests.serve.asking import NAME, SCENES, user
 from tests.serve.openers import endless, greedy, killed, process_id
@@ -132,7 +132,7 @@ def test_a_client_that_leaves_ends_the_decoding_of_its_picture(api_url, monkeypa
 @pytest.mark.slow
 def test_stop_ends_the_decoding_of_a_visitors_picture(url, picture, echo, monkeypatch):
     client, began = Client(url, verbose=False), threading.Event()
-    check = visitor.Visitor.check
+    check = handlers.Visitor.check
 
     def note(self, stopped: threading.Event, seconds: float = 0) -> None:
         began.set()
@@ -140,8 +140,8 @@ def test_stop_ends_the_decoding_of_a_visitors_picture(url, picture, echo, monkey
 
     ask(client, "one")
     monkeypatch.setattr("minigpt4.inference.pictures.open_upright", endless)
-    monkeypatch.setattr(visitor, "Decoder", partial(Decoder, seconds=NEVER))
-    monkeypatch.setattr(visitor.Visitor, "check", note)
+    monkeypatch.setattr(handlers, "Decoder", partial(Decoder, seconds=NEVER))
+    monkeypatch.setattr(handlers.Visitor, "check", note)
     job = client.submit(message("two", [picture("red")]), *OPTIONS, api_name="/ask")
     assert began.wait(LIMIT)
     client.predict(api_name="/stop")

@@ -19,7 +19,7 @@ ANSWER = '{"id": "x", "text": "?", "answer": "y", "finish": "stop", "new_tokens"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cut", [0, 5, 40, 4, None])
-def test_a_file_that_was_left_half_written_is_gone_on_with(cut, predict, mixed, tmp_path, monkeypatch, tiny):
+def test_a_file_that_was_left_half_written_is_continued(cut, predict, mixed, tmp_path, monkeypatch, tiny):
     """Cut off at the end of the second line and some bytes behind; None: after all lines."""
     whole, part = tmp_path / "whole.jsonl", tmp_path / "deep" / "part.jsonl"
     arguments = ["--input", mixed, "--text", COUNT, "--batch-size", 2]
