@@ -79,11 +79,11 @@ def read(engine: Engine, words: str) -> list[Part]:
 
 def seconds(work: Callable[[], object], device: torch.device) -> Times:
     """Wall-clock time and CPU time of one run."""
-    settle = torch.accelerator.synchronize if device.type != "cpu" else lambda: None
-    settle()
+    synchronize = torch.accelerator.synchronize if device.type != "cpu" else lambda: None
+    synchronize()
     start, cpu = time.perf_counter(), time.process_time()
     work()
-    settle()
+    synchronize()
     return time.perf_counter() - start, time.process_time() - cpu
 
 
@@ -131,7 +131,7 @@ def turns(engine: Engine, picture: Image.Image, history: int, repeats: int) -> d
 def batches(engine: Engine, config: ModelConfig, pixels: Tensor, new_tokens: int, repeats: int) -> dict[str, object]:
     """What batches gain, and InstructBLIP beside ours.
 
-    InstructBLIP's Q-Former reads the question too, so that it sees a picture anew for each; ours keeps what it saw.
+    InstructBLIP's Q-Former reads the question too, so that it sees a picture again for each; ours keeps what it saw.
     """
     words, prompter, model = [4 * i for i in range(BATCH)], engine.prompter, engine.model
     parts = [read(engine, " " + "word " * count) for count in words]

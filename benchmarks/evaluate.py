@@ -3,7 +3,7 @@
 The same questions, about pictures of digits of which each is asked about several times, to the bundled tiny model and
 to one with random weights: by an evaluation one question at a time and eight at a time, by `Engine.answer` with the
 pictures already read, and, where lmms-eval is installed, by lmms-eval's own loop driving the same model. Pictures are
-read anew in each round. Prints one JSON object: answers/s in turn, and ratios of each round.
+read again in each round. Prints one JSON object: answers/s in turn, and ratios of each round.
 """
 
 import argparse

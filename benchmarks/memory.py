@@ -119,15 +119,15 @@ def measure(phase: str, config: Config) -> dict[str, Any]:
     from minigpt4.inference.chat import Chat
     from minigpt4.inference.loading import load_engine
 
-    start, told = time.perf_counter(), {}
+    start, tokens_of = time.perf_counter(), {}
     if phase == "train":
         train(config)
     else:
         chat = Chat(load_engine(config))
         if phase == "chat":
             answer = chat.answer([Image.open(TINY / "examples" / "scene1.jpg"), QUESTION], max_new_tokens=ANSWER)
-            told = {"prompt": answer.prompt_tokens, "answer": answer.new_tokens}
-    return {"peak": peak(), "seconds": time.perf_counter() - start} | told
+            tokens_of = {"prompt": answer.prompt_tokens, "answer": answer.new_tokens}
+    return {"peak": peak(), "seconds": time.perf_counter() - start} | tokens_of
 
 
 def estimated(config: Config, prompt: int) -> dict[str, float]:

@@ -49,10 +49,10 @@ class Watch:
         self.waits: list[float] = []
         service.metrics.note_batch = self.note  # type: ignore[method-assign]
 
-    def note(self, batch: list[QueuedRequest], begun: float) -> None:
-        self.seconds.append(time.perf_counter() - begun)
+    def note(self, batch: list[QueuedRequest], started: float) -> None:
+        self.seconds.append(time.perf_counter() - started)
         self.sizes.append(len(batch))
-        self.waits += [begun - ask.asked for ask in batch]
+        self.waits += [started - ask.asked for ask in batch]
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def load_model(model: "str | Path | Config" = "minigpt4_tiny_eval", options: Seq
         An engine, as `Chat` takes it; see `Engine` for more that it can do.
 
     Raises:
-        UserError: a file is missing or does not fit; all problems are told at once.
+        UserError: a file is missing or does not fit; all problems are reported at once.
     """
     from minigpt4.common.errors import UserError
     from minigpt4.config.loading import load_model_config

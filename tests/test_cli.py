@@ -27,15 +27,15 @@ def run(code: str, stdout: int) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    ("code", "status", "told"),
+    ("code", "status", "message"),
     [
         ("pass", 0, ""),
         ("import signal; signal.raise_signal(signal.SIGINT)", 130, ""),
         ("from minigpt4.common.errors import UserError; raise UserError('x: is wrong.')", 2, "error: x: is wrong.\n"),
     ],
 )
-def test_exit_statuses(code, status, told):
-    assert run(code, subprocess.DEVNULL) == (status, told)
+def test_exit_statuses(code, status, message):
+    assert run(code, subprocess.DEVNULL) == (status, message)
 
 
 @pytest.mark.parametrize("code", ["print('x', flush=True)", "print('x' * 10**6)"])

@@ -17,7 +17,7 @@ FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
 def code_of(text: str) -> str:
-    """The blocks and spans of code of a page, one a line; a command that goes on in the next line is joined."""
+    """The blocks and spans of code of a page, one a line; a command that continues in the next line is joined."""
     text = re.sub(r"\\\n\s*", "", text)
     fenced = FENCED.findall(text)
     return "\n".join(fenced + re.findall(r"^ {4,}.*$|`[^`\n]+`", FENCED.sub("", text), re.MULTILINE))

@@ -28,16 +28,16 @@ def keys_of(message: str) -> list[str]:
         ),
     ],
 )
-def test_all_problems_are_told_at_once(command, config, options, keys, minigpt4):
-    code, _, told = minigpt4(command, "--cfg-path", config, "--options", *WRONG, *options)
+def test_all_problems_are_reported_at_once(command, config, options, keys, minigpt4):
+    code, _, err = minigpt4(command, "--cfg-path", config, "--options", *WRONG, *options)
     assert code == 2
-    assert keys_of(told.partition("error: ")[2]) == [KEYS[0], *keys, *KEYS[1:]]
+    assert keys_of(err.partition("error: ")[2]) == [KEYS[0], *keys, *KEYS[1:]]
 
 
 @pytest.mark.slow
 def test_the_demo_tells_its_address_too(minigpt4):
-    code, _, told = minigpt4("demo", "--port", "-1", "--options", *WRONG)
-    assert code == 2 and keys_of(told.partition("error: ")[2]) == [
+    code, _, err = minigpt4("demo", "--port", "-1", "--options", *WRONG)
+    assert code == 2 and keys_of(err.partition("error: ")[2]) == [
         "--host 127.0.0.1 --port -1",
         "model.vit_model",
         "model.q_former_model",

@@ -31,7 +31,7 @@ def test_a_chat_with_the_bundled_model_from_anywhere(tmp_path, monkeypatch):
         assert chat.answer([picture, COUNT]) == "three"
 
 
-def test_wrong_names_are_told_before_anything_is_loaded():
+def test_wrong_names_are_reported_before_anything_is_loaded():
     with pytest.raises(UserError, match="Did you mean 'minigpt4_tiny_eval'"):
         minigpt4.load_model("minigpt4_tiny_evl")
     config = minigpt4.load_config("minigpt4_tiny_eval")

@@ -25,15 +25,15 @@ def unsafe(source: str) -> list[str]:
             names = []
         found += [n for n in names if n.split(".")[0] in PICKLES and n != "pickle.UnpicklingError"]
         if isinstance(node, ast.Call):
-            name, told = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+            name, given = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
             if (
                 name in RUN_TEXT
                 or name.rpartition(".")[2] in UNPICKLE
                 or name == "yaml.load"
-                or (name == "torch.load" and told.get("weights_only") != "True")
-                or told.get("weights_only") == "False"
-                or told.get("trust_remote_code") == "True"
-                or "allow_pickle" in told
+                or (name == "torch.load" and given.get("weights_only") != "True")
+                or given.get("weights_only") == "False"
+                or given.get("trust_remote_code") == "True"
+                or "allow_pickle" in given
             ):
                 found.append(ast.unparse(node))
     return found

@@ -46,7 +46,7 @@ def rename_checked(file: Path, name: str) -> None:
 
 
 def check_checksums(folder: Path, names: Collection[str] | None = None) -> None:
-    """Compares files, all unless named, with the folder's checksums; where it has none, nothing can be told.
+    """Compares files, all unless named, with the folder's checksums; where it has none, nothing is checked.
 
     A file that has not changed since is not read again by the same process.
 

@@ -116,7 +116,7 @@ def run(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if _lost_another_rank(error):  # that one tells why, and torchrun ends this one
+        if _lost_another_rank(error):  # that one says why, and torchrun ends this one
             time.sleep(LOST_RANK_WAIT)
         raise
 

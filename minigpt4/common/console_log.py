@@ -32,13 +32,13 @@ def setup_logger() -> None:
 
 
 @contextmanager
-def run_on(device_name: str) -> Iterator[tuple[torch.device, Problems]]:
+def run_on(device_name: str) -> Iterator[Problems]:
     """Joins torchrun's processes for the duration of a run, and sets up the log.
 
-    Gives the device, and the problems found so far, to be raised with others before anything is loaded.
+    Gives the problems found so far, to be raised with others before anything is loaded.
     """
     problems = Problems()
     device = problems.attempt(pick_device, device_name) or torch.device("cpu")
     with distributed(device):
         setup_logger()
-        yield device, problems
+        yield problems

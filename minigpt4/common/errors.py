@@ -89,7 +89,7 @@ def make_folder(key: str, folder: Path) -> None:
 
 @contextmanager
 def writing(key: str, path: Path) -> Iterator[None]:
-    """Around what writes to a file or folder: a failure of the system, such as a full disk, is told in one line.
+    """Around what writes to a file or folder: a failure of the system, such as a full disk, is reported in one line.
 
     Raises:
         UserError: `path` can't be written. `key` is the config key or argument that names the folder.

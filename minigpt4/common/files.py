@@ -24,7 +24,7 @@ def regular_file(path: Path) -> Path:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Writes a file anew. Until that has succeeded, the old one stays; its permissions stay in any case.
+    """Replaces what a file holds. Until that has succeeded, the old one stays; its permissions stay in any case.
 
     Raises:
         OSError: it can't be written; see also `regular_file`.

@@ -123,5 +123,5 @@ def _holder(folder: Path) -> str:
     try:
         found = json.loads((folder / _HOLDER).read_text())
         return f"process {found['pid']} on {found['host']}, since {found['since']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it has just begun
+    except (OSError, ValueError, KeyError, TypeError):  # it has just started
         return "another process"

@@ -12,7 +12,7 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-_GRACE = 30.0  # seconds, as torchrun allows its ranks
+GRACE = 30.0  # seconds, as torchrun allows its ranks
 
 
 @contextmanager
@@ -43,5 +43,5 @@ def _watch(parent: int) -> None:
         time.sleep(1)
     logger.warning("process %d, which started this one, is gone: stopping", parent)
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_GRACE)  # a rank may wait for another that is gone
+    time.sleep(GRACE)  # a rank may wait for another that is gone
     os.kill(os.getpid(), signal.SIGKILL)

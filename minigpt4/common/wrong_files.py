@@ -21,7 +21,7 @@ _TEXT = 100_000  # bytes: longer texts are not error messages
 def what_is_wrong(file: Path) -> str | None:
     """What a file is, and the cure, as the end of a sentence: "is empty. Download it again".
 
-    It tells apart what is not weights and not a tokenizer by its first bytes, and what is truncated.
+    It recognises by its first bytes what is neither weights nor a tokenizer, and what is truncated.
 
     Returns:
         None where nothing is found: the file may be sound, or its reader knows better what is wrong.

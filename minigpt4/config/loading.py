@@ -200,7 +200,7 @@ def _leaves(layer: Any, above: str = "") -> dict[str, Any]:
 
 
 def _override(default: DictConfig, entry: DictConfig) -> DictConfig:
-    """A dataset's processor: what it sets wins over the model's default; naming another processor starts anew."""
+    """A dataset's processor: what it sets wins over the model's default; naming another processor replaces it."""
     if entry.name not in ("", default.name):
         return entry
     own = {key: value for key, value in entry.items() if value not in (None, "")}

@@ -76,7 +76,7 @@ class ModelConfig:
     vit: VitConfig = field(default_factory=VitConfig)
     vit_precision: Literal["fp16", "bf16", "fp32"] = "fp16"
     drop_path_rate: FloatBelow1 = 0.0
-    use_grad_checkpoint: bool = False  # ViT and LLM compute activations anew for backward: less memory, more time
+    use_grad_checkpoint: bool = False  # ViT and LLM compute activations again for backward: less memory, more time
     freeze_vit: bool = True
 
     has_qformer: bool = True  # the original's spelling of model.vision.name: eva_qformer, False: eva_patches

@@ -35,7 +35,7 @@ class Conversation:
 
     Attributes:
         system: text that replaces the system text of the model's template; None leaves that.
-        continued: the last turn's answer is the beginning of one, which the model is to go on with.
+        continued: the last turn's answer is the beginning of one, which the model is to continue with.
         kind: how training asks. "dialogue": the first question in `model.prompt_template`, later ones in
             `model.turn_template`. "instruction": the one question in `model.prompt_template` where
             `model.chat_template` says so, else as it is. "caption": the question is pictures alone, and one of the

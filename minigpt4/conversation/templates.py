@@ -38,7 +38,7 @@ class Template:
     own_system: str = ""
 
     def render(self, conversation: Conversation) -> list[Part]:
-        """What the LLM reads: text and the pictures. It ends where the answer of the last turn begins, or goes on.
+        """What the LLM reads: text and the pictures. It ends where the answer of the last turn begins, or continues.
 
         Raises:
             UserError: the conversation has a system text, and there is no place for one.
@@ -90,13 +90,13 @@ class TokenizerTemplate:
                 asked = []
             if turn.answer is not None:
                 messages.append({"role": "assistant", "content": turn.answer})
-        begun = conversation.continued and turns[-1].answer is not None
-        if begun:
+        continued = conversation.continued and turns[-1].answer is not None
+        if continued:
             messages[-1]["content"] = messages[-1]["content"].rstrip(" ")  # see `Template.render`
         try:
             text = str(
                 self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=not begun, continue_final_message=begun
+                    messages, tokenize=False, add_generation_prompt=not continued, continue_final_message=continued
                 )
             )
         except (TemplateError, ValueError) as error:  # ValueError: it has no way to leave an answer open

@@ -95,7 +95,7 @@ def use(reason_of: str, prepare: Prepare | None, read: Callable[..., Any], *args
     try:
         sample = read(*args)
         return sample if prepare is None else prepare(sample)
-    except Exception as error:  # noqa: B902 whatever is wrong with one sample of millions, the run goes on
+    except Exception as error:  # noqa: B902 whatever is wrong with one sample of millions, the run continues
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         return Skipped(f"{reason_of}: {kind}{first_line(error)}")
 
@@ -176,7 +176,10 @@ class UsableStream(IterableDataset):
 
 
 def build_valid_loader(dataset: Any, batch_size: int, num_workers: int, prepare: Prepare | None = None) -> DataLoader:
-    """A loader that passes once over this rank's share of a validation split."""
+    """A loader that passes over this rank's share of a validation split; its workers live for one pass.
+
+    Each split has a loader: workers that stayed would be a process more for each split, idle while the run trains.
+    """
     usable = (
         UsableStream(dataset, prepare)  # streams share themselves out
         if isinstance(dataset, IterableDataset)
@@ -187,7 +190,6 @@ def build_valid_loader(dataset: Any, batch_size: int, num_workers: int, prepare:
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=collate,
-        persistent_workers=num_workers > 0,
         worker_init_fn=worker_init,
         generator=torch.Generator(),  # else it would draw from the run's own
     )

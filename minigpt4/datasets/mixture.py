@@ -1,6 +1,6 @@
 """The training data of one rank: endless batches of a mixture of datasets, each a function of seed and position.
 
-So a run that was cut off goes on with the very batches it would have had, whatever the workers had read ahead.
+So a run that was cut off continues with the very batches it would have had, whatever the workers had read ahead.
 """
 
 import random
@@ -55,7 +55,7 @@ class TrainBatches:
         return self
 
     def __next__(self) -> Batch:
-        if not self._batches:  # not before: what is read first depends on where to go on
+        if not self._batches:  # not before: what is read first depends on where to continue
             self._start_workers()
         name = self._draw(self.step)
         self.step += 1
@@ -93,9 +93,9 @@ class TrainBatches:
         return {"step": self.step, "streams": {name: stream.state() for name, stream in self.streams.items()}}
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """Goes on where the state of each rank was taken, before the first batch is drawn.
+        """Continues where the state of each rank was taken, before the first batch is drawn.
 
-        On another number of processes map-style data goes on with what its pass has left, shards after those that all
+        On another number of processes map-style data continues with what its pass has left, shards after those that all
         workers had done with; a warning says so.
         """
         self.step = states[0]["step"]
@@ -135,7 +135,7 @@ class _SharedWorkers:
 
 
 # not a method: through a cycle of references the garbage collector would end the workers, and it may delete their
-# queues before they are told to stop
+# queues before they are asked to stop
 def _requests(
     to_come: dict[str, Iterator[tuple[dict[str, int], list[int]]]], names: Iterator[str], replacements: deque[str]
 ) -> Iterator[tuple[str, dict[str, int], list[int]]]:

@@ -1,4 +1,4 @@
-"""The batches of one dataset as a function of seed and position: which samples they hold, and where they go on."""
+"""The batches of one dataset as a function of seed and position: which samples they hold, and where they continue."""
 
 import logging
 import math
@@ -18,13 +18,13 @@ from minigpt4.datasets.loading import Batch, Prepare, SkipCounter, Skipped, Usab
 
 logger = logging.getLogger(__name__)
 
-POSITION = "_position"  # a batch's key: (its dataset or its worker, where the stream goes on after it)
+POSITION = "_position"  # a batch's key: (its dataset or its worker, where the stream continues after it)
 _MOST_WAITING = 100  # reasons that a worker keeps before it reports them
 
 
 @contextmanager
 def seeded(seed: str) -> Iterator[None]:
-    """Random numbers that depend on `seed` alone; those of the process go on afterwards as if nothing had been."""
+    """Random numbers that depend on `seed` alone; those of the process continue afterwards as if nothing had been."""
     state, torch_state = random.getstate(), torch.get_rng_state()
     random.seed(seed)
     torch.default_generator.manual_seed(random.getrandbits(63))  # torch.manual_seed would seed all devices, slowly
@@ -36,12 +36,12 @@ def seeded(seed: str) -> Iterator[None]:
 
 
 class _Stream:
-    """Batches of one dataset: where they go on, and what of them can't be used.
+    """Batches of one dataset: where they continue, and what of them can't be used.
 
     Subclasses say how a pass over the data is shared by ranks and workers.
 
     Attributes:
-        position: where the stream goes on, in numbers and lists of them.
+        position: where the stream continues, in numbers and lists of them.
     """
 
     length: int | None = None
@@ -55,7 +55,7 @@ class _Stream:
         self.layout = {"processes": self.ranks}
 
     def usable(self, batch: Batch) -> bool:
-        """Notes where the stream goes on after a batch, counts what of it can't be used, and says whether any is left.
+        """Records where the stream continues after a batch, counts what can't be used; whether anything is left.
 
         Raises:
             UserError: too much can't be used.
@@ -64,31 +64,31 @@ class _Stream:
         return self.skips.usable(batch)
 
     def _passed(self, of: Any, position: Any) -> None:
-        """Goes on after a batch: `of` its dataset or worker, from `position` on."""
+        """Continues after a batch: `of` its dataset or worker, from `position` on."""
         raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
         return {"layout": self.layout, **self.position}
 
     def resume(self, states: list[dict[str, Any]]) -> None:
-        """Goes on from the states of all ranks."""
+        """Continues from the states of all ranks."""
         if states and states[0]["layout"] == self.layout and len(states) == self.ranks:
             self.position = {key: states[self.rank][key] for key in self.position}
         elif states:
-            where = self._go_on_differently(states)
+            where = self._continue_differently(states)
             are, were = (", ".join(f"{n} {of}" for of, n in x.items()) for x in (self.layout, states[0]["layout"]))
-            logger.warning("datasets.%s: %s now, %s before; it goes on from %s", self.name, are, were, where)
+            logger.warning("datasets.%s: %s now, %s before; it continues from %s", self.name, are, were, where)
 
-    def _go_on_differently(self, states: list[dict[str, Any]]) -> str:
-        """Goes on from what another layout of processes and workers had done; returns where that is."""
+    def _continue_differently(self, states: list[dict[str, Any]]) -> str:
+        """Continues from what another layout of processes and workers had done; returns where that is."""
         raise NotImplementedError
 
 
 class MapStream(_Stream):
-    """Passes over a map-style dataset, shuffled anew each time, an equal part to each rank.
+    """Passes over a map-style dataset, shuffled again each time, an equal part to each rank.
 
     A position is the number of the `pass`, its `base`, and the batches `drawn` of it. A pass is the shuffled order from
-    `base` on, which is 0 but for the pass that another layout had begun.
+    `base` on, which is 0 but for the pass that another layout had started.
     """
 
     def __init__(self, *args: Any):
@@ -122,7 +122,7 @@ class MapStream(_Stream):
     def _passed(self, of: str, position: dict[str, int]) -> None:
         self.position = position
 
-    def _go_on_differently(self, states: list[dict[str, Any]]) -> str:
+    def _continue_differently(self, states: list[dict[str, Any]]) -> str:
         # a rank may have drawn more, in place of batches of which nothing could be used
         last = min(states, key=lambda state: (state["pass"], state["drawn"]))
         base = last["base"] + last["drawn"] * math.prod(last["layout"].values())
@@ -171,7 +171,7 @@ class ShardStream(_Stream):
         positions[of] = list(position)
         self.position = {"drawn": self.position["drawn"] + 1, "positions": positions}
 
-    def _go_on_differently(self, states: list[dict[str, Any]]) -> str:
+    def _continue_differently(self, states: list[dict[str, Any]]) -> str:
         positions = [Position(*p) for state in states for p in state["positions"]]
         last = min((p.pass_, p.shard) for p in positions)  # each has done with as many, or is a pass ahead
         base = next(p.base for p in positions if (p.pass_, p.shard) == last) + last[1] * len(positions)

@@ -117,7 +117,7 @@ class _Pixels(Dataset):
         try:
             images = self.other.get(shown, shown).images(self.blank)
         except UserError as error:
-            kept = "All answers so far are kept: put a whole file there and go on without --overwrite."
+            kept = "All answers so far are kept: put a whole file there and continue without --overwrite."
             raise UserError(f"{place}: {error} {kept}".removeprefix(": ")) from None
         return torch.stack([self.processor(image) for image in images])
 

@@ -33,7 +33,6 @@ from minigpt4.evaluation.results import (
 )
 from minigpt4.evaluation.tables import table
 from minigpt4.inference.engine import Engine
-from minigpt4.inference.loading import load_prompter
 from minigpt4.inference.results import Results
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.projection import build_projection
@@ -50,7 +49,7 @@ class Evaluation:
 
     Attributes:
         conditions: "trained", and controls that repeat it with sight taken away.
-        overwrite: answer anew where a folder holds answers of another model or of other questions.
+        overwrite: answer again where a folder holds answers of another model or of other questions.
     """
 
     config: Config
@@ -64,7 +63,7 @@ class Evaluation:
         """Loads what `evaluation_datasets` names, or some of it, and `run.controls`.
 
         Raises:
-            UserError: none is named, or an annotation or a picture is missing; all problems are told at once.
+            UserError: none is named, or an annotation or a picture is missing; all problems are reported at once.
         """
         if not config.evaluation_datasets:
             raise UserError("evaluation_datasets: none is named. Name one with eval_file_path and img_path.")
@@ -85,10 +84,10 @@ class Evaluation:
         problems.raise_all()
         return cls(config, loaded, conditions, overwrite)
 
-    def run(self, model: MiniGPT4, folder: Path | None = None) -> Table:
+    def run(self, engine: Engine, folder: Path | None = None) -> Table:
         """Asks and scores everything. All ranks must call it; they share the questions.
 
-        Answers are written as they come, and a run that was ended goes on where it was.
+        Answers are written as they come, and a run that was ended continues where it was.
 
         Args:
             folder: where results go; None: where the config says.
@@ -98,12 +97,6 @@ class Evaluation:
         """
         config = self.config
         key, folder = (config.run.results[0], folder or config.run.results[1])
-        engine = Engine(
-            model,
-            load_prompter(config.model),
-            config.preprocess.vis_processor.eval.build(),
-            config.model.compile,
-        )
         if is_main():
             make_folder(key, folder)
             with writing(key, folder):
@@ -164,13 +157,13 @@ class Evaluation:
         before = None if self.overwrite else read_manifest(folder)
         if before is not None and (differing := other_answers(before, dict(manifest))):
             raise UserError(
-                f"'{folder}' holds the answers of another evaluation ({'; '.join(differing[:3])}). Answer anew "
+                f"'{folder}' holds the answers of another evaluation ({'; '.join(differing[:3])}). Answer again "
                 "with --overwrite, or set run.output_dir to another folder."
             )
         parts = [file.read_bytes() for file in files if file.is_file() and not self.overwrite]
         if before is None and any(parts):
             raise UserError(
-                f"'{folder}' holds a {PREDICTIONS} but no {MANIFEST} that says what made it. Answer anew with "
+                f"'{folder}' holds a {PREDICTIONS} but no {MANIFEST} that says what made it. Answer again with "
                 "--overwrite, or set run.output_dir to another folder."
             )
         # a line that was not written to its end is asked again
@@ -178,7 +171,7 @@ class Evaluation:
         if more := len(_ids(whole) - ids):
             raise UserError(
                 f"'{folder}' holds answers to {more} questions that are not asked now. Set a larger limit, set "
-                "run.output_dir to another folder, or answer anew with --overwrite."
+                "run.output_dir to another folder, or answer again with --overwrite."
             )
         replace_file(folder / PREDICTIONS, whole)
         for file in (folder / SCORES, *files[1:]):
@@ -262,7 +255,7 @@ def _saying_where(folder: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         logger.warning(
-            "interrupted; the answers so far are in %s: go on with the same command, without --overwrite", folder
+            "interrupted; the answers so far are in %s: continue with the same command, without --overwrite", folder
         )
         raise
 

@@ -20,7 +20,7 @@ _BLOCK = 2**22
 _LONG = 80  # characters of a value in a sentence
 SAME_QUESTIONS = ("benchmark", "annotations", "decoding")  # of two results that are compared
 SAME_MODEL = ("checkpoints", "dtype", "model", "preprocess")
-SAME_ANSWERS = (*SAME_QUESTIONS, "condition", *SAME_MODEL)  # to go on with a run
+SAME_ANSWERS = (*SAME_QUESTIONS, "condition", *SAME_MODEL)  # to continue with a run
 _MAY_CHANGE = {"benchmark.scorer", "benchmark.limit", "benchmark.name"}
 
 

@@ -56,7 +56,7 @@ def read_result(folder: str | Path) -> Result:
         cure = f"Name one of {', '.join(inside)}." if inside else "minigpt4 evaluate writes one for each benchmark."
         raise UserError(f"'{folder}' is not a result: it has no {MANIFEST}. {cure}")
     if not (folder / SCORES).is_file():
-        raise UserError(f"'{folder}': its evaluation has not ended. Run it again: it goes on there.")
+        raise UserError(f"'{folder}': its evaluation has not ended. Run it again: it continues there.")
     try:
         scores, manifest = (json.loads((folder / name).read_bytes()) for name in (SCORES, MANIFEST))
         predictions = [json.loads(line) for line in (folder / PREDICTIONS).read_bytes().splitlines()]
@@ -113,7 +113,7 @@ def write_result(
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder that an evaluation has begun, or None."""
+    """The manifest of a folder that an evaluation has started, or None."""
     try:
         found = json.loads((folder / MANIFEST).read_bytes())
         return found if isinstance(found, dict) else None

@@ -12,7 +12,7 @@ from minigpt4.config.schema import EvaluationDatasetConfig
 
 
 class Row(Mapping[str, Any]):
-    """One record of a file. What it lacks is told with its place."""
+    """One record of a file. What it lacks is reported with its place."""
 
     def __init__(self, data: Any, place: str):
         if not isinstance(data, dict):
@@ -251,7 +251,7 @@ def as_rows(place: Path | str, records: list[Any]) -> list[Row]:
 
 
 def _shown(value: Any) -> str:
-    """The beginning of a value as JSON, where quotes tell a text from a number."""
+    """The beginning of a value as JSON, where quotes distinguish a text from a number."""
     return json.dumps(value, ensure_ascii=False, default=str)[:40]
 
 
@@ -264,7 +264,7 @@ def read_text(file: Path) -> str:
     try:
         return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8: {error}. Write it anew in that encoding.") from None
+        raise UserError(f"{file} is not UTF-8: {error}. Write it again in that encoding.") from None
     except OSError as error:
         raise UserError(f"{file}: can't be read ({error.strerror}). Name a file that can.") from None
 

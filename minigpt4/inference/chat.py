@@ -46,7 +46,7 @@ class Chat:
         self._on_use = on_use
         self._claim = RLock()  # a stream that is thrown away puts its turn back wherever its thread is then
         self._interrupt = Event()
-        self._begun = 0  # conversations
+        self._restarts = 0
         self.restart()
 
     def restart(self) -> None:
@@ -55,7 +55,7 @@ class Chat:
 
     def _begin(self, turns: list[Turn], waiting: list[Picture]) -> None:
         with self._claim:
-            self._begun += 1
+            self._restarts += 1
             self.turns = turns
             self.forgotten = 0  # turns whose words the last prompt had no room for
             self._waiting = waiting  # shown since the last question
@@ -85,12 +85,12 @@ class Chat:
         Raises:
             UserError: they are too many, or one, or all of the conversation's together, too large (see `PixelBudget`).
         """
-        begun, budget = self._begun, self.pixel_budget()
+        restarts, budget = self._restarts, self.pixel_budget()
         budget.expect(len(parts))
         pictures = [picture for part in parts for picture in pictures_of(part, budget)]
         self._encode(pictures)
         with self._claim:
-            if self._begun == begun:  # no restart came meanwhile
+            if self._restarts == restarts:  # no restart came meanwhile
                 self._waiting = self._waiting + pictures
 
     def answer(self, question: str | Sequence[MessagePart], **options: Any) -> str:
@@ -112,12 +112,12 @@ class Chat:
                 pictures, or the conversation is too long to be loaded again.
             RestartedError: a restart came after this call and before the end.
         """
-        begun, parts, budget = self._begun, list[Picture | str](), self.pixel_budget()
+        restarts, parts, budget = self._restarts, list[Picture | str](), self.pixel_budget()
         given = [question] if isinstance(question, str) else question
         budget.expect(sum(not isinstance(part, str) for part in given))
         for part in given:
             parts += [part] if isinstance(part, str) else pictures_of(part, budget)
-        return self._ask(begun, lambda: self.turns + turns_of(self._waiting, parts), options)
+        return self._ask(restarts, lambda: self.turns + turns_of(self._waiting, parts), options)
 
     def edit(self, index: int, question: str, **options: Any) -> Iterator[str]:
         """Asks turn `index` again in other words, after the same pictures; what came after it is dropped.
@@ -131,7 +131,7 @@ class Chat:
             at = index % len(self.turns)
             return [*self.turns[:at], *turns_of([], [*self.turns[at].pictures, question])]
 
-        return self._ask(self._begun, turns, options)
+        return self._ask(self._restarts, turns, options)
 
     def regenerate(self, **options: Any) -> Iterator[str]:
         """Asks the last question again; raises as `edit`. Greedy decoding gives the same answer."""
@@ -141,7 +141,7 @@ class Chat:
                 raise UserError("Nothing was asked yet. Ask a question first.")
             return [*self.turns[:-1], replace(self.turns[-1], answer=None)]
 
-        return self._ask(self._begun, turns, options)
+        return self._ask(self._restarts, turns, options)
 
     def undo(self) -> list[Picture | str]:
         """Takes the last question and its answer back; returns its pictures and words, with which it can be asked."""
@@ -194,10 +194,10 @@ class Chat:
             self._on_use(self)
             self.engine.embeddings(pictures)
 
-    def _ask(self, begun: int, make_turns: Callable[[], list[Turn]], options: dict[str, Any]) -> Iterator[str]:
+    def _ask(self, restarts: int, make_turns: Callable[[], list[Turn]], options: dict[str, Any]) -> Iterator[str]:
         """Puts turns in the place of a conversation's and answers the last; on failure puts the old ones back."""
         with self._claim:  # of two threads that ask at once one is refused
-            if self._begun != begun:
+            if self._restarts != restarts:
                 raise RestartedError("The conversation was restarted before the question was asked.")
             self._require_idle()
             before, waiting, forgotten, interrupt = self.turns, self._waiting, self.forgotten, Event()

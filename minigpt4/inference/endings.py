@@ -11,7 +11,7 @@ from minigpt4.conversation.conversation import Conversation
 from minigpt4.conversation.prompter import Prompter
 from minigpt4.inference.requests import Finish, Request
 
-_CONTEXT = 8  # tokens of a begun answer that show whether the next word has a space before it
+_CONTEXT = 8  # tokens of the beginning of an answer that show whether the next word has a space before it
 
 
 class Ending:
@@ -22,7 +22,7 @@ class Ending:
     interrupt has ended it, no beginning of one of the template's is left.
 
     Args:
-        request: whose answer it is; its calls tell of it, but for `on_end`.
+        request: whose answer it is; its callbacks report it, but for `on_end`.
         stop_ids: the tokens that end it.
         limit: most tokens.
         on_end: called with this, once it has ended.
@@ -41,10 +41,11 @@ class Ending:
         self.finish: Finish | None = None
         self.tokens: list[int] = []
         self.text = ""
-        prompt, begun = request.prompt, ""  # the text is what goes on from there
+        prompt, beginning = request.prompt, ""  # the text is what follows it
         if isinstance(prompt, Conversation) and prompt.continued:
-            begun = prompt.turns[-1].answer or ""
-        self._before, self._continues = prompter.encode(begun)[-_CONTEXT:], begun != "" and not begun.endswith(" ")
+            beginning = prompt.turns[-1].answer or ""
+        self._before = prompter.encode(beginning)[-_CONTEXT:]
+        self._continues = beginning != "" and not beginning.endswith(" ")
         # a token has a byte or more; three more may be the end of a character that the first one cuts
         self._tail = max((len(stop.encode()) for stop in self.stops), default=0) + 3
 
@@ -62,7 +63,7 @@ class Ending:
         elif len(tokens) >= self.limit:
             self._finish("length", self._decode(tokens))
         elif self.request.on_text:
-            self._say(stable_part(self._decode(tokens), self.stops, self._continues))
+            self._report(stable_part(self._decode(tokens), self.stops, self._continues))
 
     def interrupt(self) -> None:
         """Ends the answer after the tokens that it has."""
@@ -82,19 +83,19 @@ class Ending:
     def _finish(self, how: Finish, text: str) -> None:
         self.finish = how
         if how == "stop":
-            self._say(cut(text, self.stops, self._continues))
+            self._report(cut(text, self.stops, self._continues))
         else:  # the beginning of a stop string that was asked for is a part of the answer as any other
-            self._say(stable_part(text, self._markers, self._continues))
+            self._report(stable_part(text, self._markers, self._continues))
         self.on_end(self)
 
-    def _say(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         if text != self.text:
             self.text = text
             if self.request.on_text:
                 self.request.on_text(text)
 
     def _decode(self, tokens: list[int]) -> str:
-        """The text of new tokens, with the space in front that they have behind what was begun."""
+        """The text of new tokens, with the space in front that they have behind the beginning of the answer."""
         before, text = (
             cast(str, self.tokenizer.decode(own, skip_special_tokens=True)) if own else ""
             for own in (self._before, [*self._before, *tokens])
@@ -105,7 +106,7 @@ class Ending:
 def cut(text: str, stops: Sequence[str], continues: bool = False) -> str:
     """Ends a text where the first stop string begins; strips space around it.
 
-    With `continues` it goes on from another text, and the space between them stays.
+    With `continues` it follows another text, and the space between them stays.
     """
     found = (text.find(stop) for stop in stops)
     text = text[: min((at for at in found if at >= 0), default=None)].rstrip()
@@ -120,7 +121,7 @@ def stable_part(text: str, stops: Sequence[str], continues: bool = False) -> str
 
 
 class Endings(StoppingCriteria):
-    """Follows the tokens of a batch as they are chosen, and tells transformers which rows have ended.
+    """Follows the tokens of a batch as they are chosen, and reports to transformers which rows have ended.
 
     Not a streamer: transformers ask what has ended before or after they stream a token, as their version has it.
 

@@ -54,7 +54,7 @@ class _Row:
 
     def fail(self, error: Exception) -> None:
         clear_frames(error.__traceback__)  # their tensors
-        if self.answer is None:  # else it was told before
+        if self.answer is None:  # else it was reported before
             self.answer = Answer(finish="error", error=error)
             self.request.on_end(self.answer)
 
@@ -94,7 +94,7 @@ class Engine:
             decoding = row.request.decoding
             # a search for beams depends on how long they may be
             row.limit = min(row.limit, row.request.max_new_tokens if decoding.num_beams > 1 else most[decoding])
-            # rows near the window's end get a batch of their own: others would go on where it has no positions
+            # rows near the window's end get a batch of their own: others would continue where it has no positions
             groups[number if rope_depends_on_length(self.model.llm) else (decoding, row.limit)].append(row)
         for group in groups.values():
             _isolated(group, lambda some: self._generate(some, alone=len(rows) == 1))
@@ -166,7 +166,7 @@ class Engine:
                     "once). Shorten it, or show fewer images."
                 )
             sampled = row.request.decoding.do_sample and row.request.seed is None
-            # greedy decoding leaves torch's generator alone: training goes on after an evaluation
+            # greedy decoding leaves torch's generator alone: training continues after an evaluation
             row.seed = draw_seeds(1)[0] if sampled else row.request.seed or 0
 
     def _encode(self, rows: list[_Row]) -> None:

@@ -9,6 +9,7 @@ from minigpt4.config.schema import Config, ModelConfig
 from minigpt4.conversation.prompter import Prompter
 from minigpt4.inference.engine import Engine
 from minigpt4.models.llm import llm_folder, load_tokenizer, window_of
+from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.vision import vision_class
 
 
@@ -16,10 +17,19 @@ def load_engine(config: Config, problems: Problems | None = None) -> Engine:
     """The engine of a config, its model in eval mode on its device.
 
     Raises:
-        UserError: a file is missing or does not fit; all problems are told at once, those found before too.
+        UserError: a file is missing or does not fit; all problems are reported at once, those found before too.
     """
     model = registry.get_model_class(config.model.arch).from_config(config, problems=problems)
     model.place(pick_device(config.run.device)).prepare_for_inference()
+    return engine_for(model, config)
+
+
+def engine_for(model: MiniGPT4, config: Config) -> Engine:
+    """The engine of a config around a model that is loaded, such as the one in training; in eval mode, on its device.
+
+    Raises:
+        UserError: as `load_prompter`.
+    """
     processor = config.preprocess.vis_processor.eval.build()
     return Engine(model, load_prompter(config.model), processor, config.model.compile)
 

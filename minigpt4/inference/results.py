@@ -1,4 +1,4 @@
-"""Where answers to many questions go, one JSON object a line: a file that a later run goes on with, or stdout."""
+"""Where answers to many questions go, one JSON object a line: a file that a later run continues with, or stdout."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from minigpt4.common.errors import UserError, make_folder
 from minigpt4.common.files import regular_file, replace_file
 from minigpt4.common.locks import locked_file
 
-_LATER = "Make room, and run it again: it goes on there."
+_LATER = "Make room, and run it again: it continues there."
 _BEGINNING = b'{"id": '  # of every line
 _ECHO = {"id", "images", "video", "text", "prompt"}  # what a line may repeat of its question
 _ANSWERED = {"answer", "finish", "new_tokens"}

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_WORTH_A_CALL = 2**18  # weights; MKL is done with smaller ones before a call of oneDNN has begun to compute
+_WORTH_A_CALL = 2**18  # weights; MKL is done with smaller ones before a call of oneDNN has started to compute
 
 
 class OneDnnLinear(nn.Linear):

@@ -45,8 +45,8 @@ class MiniGPT4(PartlyFrozen):
         """Builds the model and loads its weights. Without `towers` it reads cached features in place of pictures.
 
         Raises:
-            UserError: a file is missing or does not fit; all paths are checked before the first is read. It tells
-                the problems that were found elsewhere too.
+            UserError: a file is missing or does not fit; all paths are checked before the first is read. It
+                reports the problems that were found elsewhere too.
         """
         c, problems = config.model, Problems() if problems is None else problems
         vision = problems.attempt(build_vision, config, towers)

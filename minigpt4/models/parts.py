@@ -1,4 +1,4 @@
-"""A model's parts: frozen ones stay frozen, and blocks of towers may compute their activations anew."""
+"""A model's parts: frozen ones stay frozen, and blocks of towers may compute their activations again."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -37,7 +37,7 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def checkpoint_blocks(tower: nn.Module) -> None:
-    """Makes the blocks of a tower compute their activations anew for backward, instead of keeping them.
+    """Makes the blocks of a tower compute their activations again for backward, instead of keeping them.
 
     transformers' own switch does so in training mode only, in which a frozen LLM would also drop out (Chen et al. 2016,
     arXiv:1604.06174).

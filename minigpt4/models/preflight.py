@@ -53,7 +53,7 @@ def preflight(
 
     Args:
         vision: the part that will see, still without weights; None where it could not be built.
-        problems: what was found elsewhere, to be told with the model's; also takes what is in order, and warnings.
+        problems: what was found elsewhere, to be reported with the model's; also takes what is in order, and warnings.
         files: takes what is returned, as far as it is there, even where something else is wrong.
 
     Returns:
@@ -242,7 +242,7 @@ def check_memory(devices: dict[torch.device, dict[str, float]], holders: int = 1
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes; infinite where nothing tells (MPS)."""
+    """Bytes; infinite where it is not known (MPS)."""
     if device.type == "cpu":
         return psutil.virtual_memory().available
     ask = getattr(torch.get_device_module(device), "mem_get_info", None)

@@ -16,9 +16,9 @@ from transformers.utils import logging as transformers_logging
 
 from minigpt4.common.errors import UserError, first_line, prefixed
 from minigpt4.common.wrong_files import wrong_file
-from minigpt4.models.checkpoint import shapes_of, unreadable
 from minigpt4.models.published import fetch_command
 from minigpt4.models.tensor_files import complete_weight_files, weight_files
+from minigpt4.models.weight_file import shapes_of, unreadable
 from minigpt4.processors.image import CLIP_MEAN, CLIP_STD
 
 logger = logging.getLogger(__name__)

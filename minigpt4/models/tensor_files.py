@@ -17,12 +17,12 @@ from tqdm import tqdm
 from minigpt4.common.errors import UserError, make_folder, writing
 from minigpt4.common.files import check_space, replace_file
 from minigpt4.common.locks import locked_file
-from minigpt4.models.checkpoint import unreadable
+from minigpt4.models.weight_file import unreadable
 
 INDEXES = "model.safetensors.index.json", "pytorch_model.bin.index.json"
 _UNFINISHED = "unfinished.json"  # in a folder that is being written: what it is made from
-_FILE_BYTES = 2 * 2**30  # of a file that is written; one that was not finished is written anew
-_PIECE_BYTES = 64 * 2**20  # of a tensor that are in memory at once
+FILE_BYTES = 2 * 2**30  # of a file that is written; one that was not finished is written again
+PIECE_BYTES = 64 * 2**20  # of a tensor that are in memory at once
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number, with which files of before 1.6 begin
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -43,7 +43,7 @@ class Outline:
 
     def pieces(self) -> Iterator[slice]:
         """Slices of the rows that follow one another, each of a few megabytes."""
-        step = max(1, self.shape[0] * _PIECE_BYTES // max(self.bytes, 1))
+        step = max(1, self.shape[0] * PIECE_BYTES // max(self.bytes, 1))
         return (slice(start, min(start + step, self.shape[0])) for start in range(0, self.shape[0], step))
 
 
@@ -167,7 +167,7 @@ def _readable(file: Path) -> Iterator[None]:
 
 @contextmanager
 def resumable(key: str, folder: Path, made_from: Mapping[str, Any]) -> Iterator[None]:
-    """Around the writing of a folder, which may be ended at any time and goes on there.
+    """Around the writing of a folder, which may be ended at any time and continues there.
 
     Args:
         key: the option that names the folder.
@@ -182,7 +182,7 @@ def resumable(key: str, folder: Path, made_from: Mapping[str, Any]) -> Iterator[
     with writing(key, folder), locked_file(key, note):
         if note.is_file() and note.read_bytes() != text:
             raise UserError(
-                f"{key}: '{folder}' was begun with other files, see {_UNFINISHED} in it. Name another folder."
+                f"{key}: '{folder}' was started with other files, see {_UNFINISHED} in it. Name another folder."
             )
         if not note.is_file() and any(not file.name.startswith(f".{_UNFINISHED}") for file in folder.iterdir()):
             raise UserError(f"{key}: '{folder}' is not empty. Name a new folder.")
@@ -203,7 +203,7 @@ def write_tensors(folder: Path, outlines: Mapping[str, Outline], rows: Rows, wha
     """
     groups: list[dict[str, Outline]] = [{}]
     for name, outline in outlines.items():
-        if groups[-1] and sum(own.bytes for own in groups[-1].values()) + outline.bytes > _FILE_BYTES:
+        if groups[-1] and sum(own.bytes for own in groups[-1].values()) + outline.bytes > FILE_BYTES:
             groups.append({})
         groups[-1][name] = outline
     files = [f"model-{number:05}-of-{len(groups):05}.safetensors" for number in range(1, len(groups) + 1)]

@@ -142,7 +142,7 @@ def _check(image: Image.Image) -> None:
     if isinstance(image, JpegImageFile) and image.fp:
         image.fp.seek(0)
         if _scans(image.fp.read()) > MAX_SCANS:
-            raise UserError(f"the picture is a JPEG of more than {MAX_SCANS} scans. Save it anew.")
+            raise UserError(f"the picture is a JPEG of more than {MAX_SCANS} scans. Save it again.")
 
 
 def _scans(jpeg: bytes) -> int:

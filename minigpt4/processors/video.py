@@ -32,7 +32,7 @@ def open_video(file: Path | BinaryIO, n_frms: int, budget: PixelBudget | None = 
         reader = VideoReader(str(file) if isinstance(file, Path) else file, num_threads=1)
         count = min(n_frms, len(reader))
         if budget is not None:
-            height, width, _ = reader[0].shape  # a frame tells the size of all
+            height, width, _ = reader[0].shape  # all have the size of the first
             budget.take(width, height, count)
         frames = reader.get_batch([part * len(reader) // count for part in range(count)])
         return [Image.fromarray(frame) for frame in frames.asnumpy()]

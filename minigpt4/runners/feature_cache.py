@@ -27,12 +27,12 @@ from minigpt4.config.schema import Config, DatasetConfig
 from minigpt4.conversation.conversation import Conversation, Turn
 from minigpt4.datasets.formats.annotated import AnnotatedDataset
 from minigpt4.datasets.loading import Skipped, UsableSamples
-from minigpt4.models.checkpoint import write_tensors
 from minigpt4.models.cpu_linear import use_onednn
 from minigpt4.models.preflight import preflight
 from minigpt4.models.tensor_files import weight_files
 from minigpt4.models.vision import build_vision, vision_class
 from minigpt4.models.vision.cached_features import CachedFeatures
+from minigpt4.models.weight_file import write_tensors
 from minigpt4.runners.strategies.strategy import amp_dtype
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 
@@ -69,7 +69,7 @@ class FeatureCache:
             return None, {}
         features = self._shard(shard).get_tensor(key)
         if sample.pop(_CHECKSUM, None) != _crc32(features):
-            raise UserError(f"{_KEY}: '{self.folder / shard}' is damaged. Delete that file, and it is filled anew.")
+            raise UserError(f"{_KEY}: '{self.folder / shard}' is damaged. Delete that file, and it is filled again.")
         return features, sample
 
     def write(self, samples: dict[str, tuple[Tensor | None, dict[str, Any] | None]]) -> None:
@@ -137,7 +137,7 @@ def cached_datasets(config: Config, task: ImageTextPretrainTask) -> dict[str, di
             )
         if isinstance(dataset, AnnotatedDataset):
             raise UserError(
-                f"{_KEY}: datasets.{name.partition('/')[2]} draws its questions anew each time, and a cache would keep "
+                f"{_KEY}: datasets.{name.partition('/')[2]} draws new questions each time, and a cache would keep "
                 f"one. Set {_KEY}=null."
             )
     # the vision part and the LLM are never in memory together
@@ -272,13 +272,13 @@ def _check_fingerprint(folder: Path, own: dict[str, str]) -> None:
     try:
         found = json.loads(file.read_text()) if file.is_file() else {}
     except ValueError:
-        raise UserError(f"{_KEY}: '{file}' is damaged. Delete '{folder}' to fill it anew.") from None
+        raise UserError(f"{_KEY}: '{file}' is damaged. Delete '{folder}' to fill it again.") from None
     if found and found.get("format") != own["format"]:
-        raise UserError(f"{_KEY}: '{folder}' was filled by an earlier version. Delete the folder to fill it anew.")
+        raise UserError(f"{_KEY}: '{folder}' was filled by an earlier version. Delete the folder to fill it again.")
     for key in found.keys() & own.keys():
         if found[key] != own[key]:
             raise UserError(
                 f"{_KEY}: '{folder}' was filled with another {key} ({found[key][:80]}, this run has {own[key][:80]}). "
-                f"Delete the folder to fill it anew, or set {_KEY} to another."
+                f"Delete the folder to fill it again, or set {_KEY} to another."
             )
     replace_file(file, (json.dumps(found | own, indent=2) + "\n").encode())

@@ -1,4 +1,4 @@
-"""What a run tells its user: console lines, log.txt, loss.png, TensorBoard, wandb. Only rank 0 speaks and writes."""
+"""What a run reports to its user: console lines, log.txt, loss.png, TensorBoard, wandb. Only rank 0 writes."""
 
 import json
 import logging
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from torch import nn
+from tqdm import tqdm
 
 from minigpt4.common.distributed import is_main, world_size
 from minigpt4.common.errors import writing
@@ -36,8 +37,8 @@ def to_json(record: dict[str, Any]) -> str:
 class RunLog:
     """A run's numbers: `log.txt` in its output folder (one JSON object a line), TensorBoard, and wandb where asked.
 
-    A run that continues from step `resumed` keeps the lines up to it; a new one begins anew. Where its epochs have
-    another length than before, by `ratio`, so have the steps of these lines.
+    A run that continues from step `resumed` keeps the lines up to it; a new one starts with an empty file.
+    Where its epochs have another length than before, by `ratio`, so have the steps of these lines.
     """
 
     def __init__(self, config: Config, resumed: int = 0, ratio: Fraction = Fraction(1)):
@@ -94,7 +95,7 @@ class RunLog:
         try:
             yield
         except OSError as error:
-            logger.warning("tensorboard/ can't be written (%s); the run goes on without", error.strerror)
+            logger.warning("tensorboard/ can't be written (%s); the run continues without", error.strerror)
             self._board = None
 
 
@@ -115,7 +116,7 @@ class Meter:
         self.waited, self.started = 0.0, time.perf_counter()
 
     def read(self, device: torch.device) -> dict[str, float]:
-        """Returns the numbers and begins anew. `memory_gb` is the most that this rank's accelerator held."""
+        """Returns the numbers and resets them. `memory_gb` is the most that this rank's accelerator held."""
         seconds = max(time.perf_counter() - self.started, 1e-9)
         numbers = {
             "samples_per_s": world_size() * self.samples / seconds,
@@ -126,6 +127,16 @@ class Meter:
             numbers["memory_gb"] = torch.get_device_module(device).max_memory_allocated(device) / 1e9
         self.reset()
         return numbers
+
+
+def progress_text(loss: float, lr: float, eta: float, numbers: dict[str, float]) -> dict[str, str]:
+    """What the progress bar shows; `eta` are the seconds that are left, `numbers` those that `Meter` read."""
+    shown = {"loss": f"{loss:.3f}", "lr": f"{lr:.1e}", "samples/s": f"{numbers['samples_per_s']:.1f}"}
+    shown |= {"tokens/s": f"{numbers['tokens_per_s']:.0f}", "data": f"{numbers['data_wait']:.0%}"}
+    shown["eta"] = tqdm.format_interval(eta)
+    if "memory_gb" in numbers:
+        shown["memory"] = f"{numbers['memory_gb']:.1f}GB"
+    return shown
 
 
 def parts_table(model: nn.Module) -> str:
@@ -163,7 +174,7 @@ def plot_loss(folder: Path) -> None:
     if scores:
         beside = axes.twinx()
         beside.set_ylabel("score")
-        for number, key in enumerate(scores, 2):  # colours of the cycle go on behind those of the losses
+        for number, key in enumerate(scores, 2):  # colours of the cycle continue behind those of the losses
             points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
             beside.plot(*zip(*points, strict=True), "s--", label=key, color=f"C{number}")
     figure.legend(loc="outside upper center", ncols=2)

@@ -20,7 +20,8 @@ from minigpt4.common.checksums import check_checksums, rename_checked, write_che
 from minigpt4.common.distributed import all_gather, barrier, is_main
 from minigpt4.common.errors import Problems, UserError, first_line
 from minigpt4.common.files import replace_file
-from minigpt4.models.checkpoint import WEIGHTS, load_checkpoints, shapes_of
+from minigpt4.models.checkpoint import load_checkpoints
+from minigpt4.models.weight_file import WEIGHTS, shapes_of
 from minigpt4.runners.log import to_json
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ def checkpoints(output_dir: Path) -> list[Path]:
 
 
 def _by_step(output_dir: Path) -> list[tuple[int, Path]]:
-    # not Path.glob, which fails where a run that goes on deletes an old one meanwhile
+    # not Path.glob, which fails where a run that continues deletes an old one meanwhile
     states = map(Path, glob(f"{escape(str(output_dir))}/*/{_STATE.format('*')}"))
     passed_over = (_UNFINISHED, _ABANDONED)
     found = [file for file in states if file.parent.suffix not in passed_over]
@@ -132,10 +133,10 @@ def _by_step(output_dir: Path) -> list[tuple[int, Path]]:
 
 
 def set_aside_later_checkpoints(output_dir: Path, step: int, iters_per_epoch: int | None) -> None:
-    """Makes the checkpoint that a run goes on from, at this step, the newest.
+    """Makes the checkpoint that a run continues from, at this step, the newest.
 
-    Those beyond it, of a branch that is left, get a name that nothing goes on from: else the run's own would be pruned
-    as the older ones. With `iters_per_epoch`, epochs had another length: the others' steps are counted anew.
+    Those beyond it, of a branch that is left, get a name that no run continues from: else the run's own would be pruned
+    as the older ones. With `iters_per_epoch`, epochs had another length: the others' steps are counted again.
     """
     if iters_per_epoch:
         _renumber(output_dir, iters_per_epoch)
@@ -146,7 +147,7 @@ def set_aside_later_checkpoints(output_dir: Path, step: int, iters_per_epoch: in
         folder.rename(abandoned)
     if later:
         names = ", ".join(folder.name for folder in later)
-        logger.warning("%s: beyond step %d, from where this run goes on; now named *%s", names, step, _ABANDONED)
+        logger.warning("%s: beyond step %d, from where this run continues; now named *%s", names, step, _ABANDONED)
 
 
 def _renumber(output_dir: Path, iters_per_epoch: int) -> None:
@@ -156,7 +157,7 @@ def _renumber(output_dir: Path, iters_per_epoch: int) -> None:
             state = read_state(folder)
             step = state["step"] * iters_per_epoch // state.get("iters_per_epoch", iters_per_epoch)
             rename_checked(file, _STATE.format(step))
-        except UserError:  # nothing goes on from it
+        except UserError:  # no run continues from it
             continue
 
 
@@ -168,7 +169,7 @@ def newest(output_dir: Path) -> tuple[Path, dict[str, Any]] | None:
         try:
             return folder, _whole_state(folder)
         except UserError as error:
-            instead = "the one before it is used" if found else "none is left, the run begins anew"
+            instead = "the one before it is used" if found else "none is left, the run starts from the beginning"
             logger.warning("%s is passed over, %s: %s", folder.name, instead, error)
     return None
 
@@ -199,8 +200,8 @@ def checkpoint_to_continue(resume: str | None, output_dir: Path) -> tuple[Path, 
 def _choose(resume: str | None, output_dir: Path) -> Path | None:
     if resume is None and (earlier := checkpoints(output_dir)):
         raise UserError(
-            f"run.output_dir: '{output_dir}' holds {earlier[-1].name} of an earlier run. Set run.resume=auto to go on "
-            "with it, set another folder, or delete it."
+            f"run.output_dir: '{output_dir}' holds {earlier[-1].name} of an earlier run. Set run.resume=auto to "
+            "continue with it, set another folder, or delete it."
         )
     if resume in (None, "auto"):
         found = newest(output_dir)

@@ -1,9 +1,7 @@
 """The runner: data, strategy, schedule, the loop, validation, checkpoints to continue from, the log."""
 
-import json
 import logging
 import math
-import shutil
 import signal
 import threading
 import time
@@ -17,23 +15,19 @@ import torch
 from tqdm import tqdm
 
 from minigpt4.common import distributed
-from minigpt4.common.errors import UserError, make_folder, writing
+from minigpt4.common.errors import UserError, writing
 from minigpt4.common.registry import registry
-from minigpt4.common.run_info import run_info
 from minigpt4.common.signals import first_signal
-from minigpt4.config.finding import CONFIG
-from minigpt4.config.loading import save_config
 from minigpt4.config.schema import Config
 from minigpt4.conversation.prompter import Prompter
 from minigpt4.datasets.loading import Batch, LayOut, to_device
 from minigpt4.datasets.mixture import TrainBatches
-from minigpt4.models.checkpoint import save_weights
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.plain_text import check_plain_text
-from minigpt4.runners import run_state
+from minigpt4.runners import output_folder, run_state
 from minigpt4.runners.best import Best
 from minigpt4.runners.guard import LossMonitor
-from minigpt4.runners.log import Meter, RunLog, parts_table, plot_loss
+from minigpt4.runners.log import Meter, RunLog, parts_table, plot_loss, progress_text
 from minigpt4.runners.optims import build_schedule
 from minigpt4.runners.strategies.building import build_strategy
 from minigpt4.runners.validation import Stopped, Validation
@@ -73,7 +67,7 @@ class RunnerBase:
         self.config, self.run, self.task, self.model = config, run, task, model
         self.device = distributed.pick_device(run.device)
         self.output_dir = Path(run.output_dir)
-        resumed = run_state.checkpoint_to_continue(run.resume, Path(run.output_dir))
+        resumed = run_state.checkpoint_to_continue(run.resume, self.output_dir)
         distributed.seed_everything(run.seed + distributed.rank())  # ranks draw different prompts
         if resumed:
             run_state.load_weights(model, resumed[0])
@@ -83,17 +77,15 @@ class RunnerBase:
             if distributed.is_main() and prompter and config.model.plain_text:
                 check_plain_text(model.llm, prompter.tokenizer, config.model.plain_text)
         self.strategy = build_strategy(model, run, self.device)
-        pin = self.device.type not in ("cpu", "mps")
         lay_out = LayOut(prompter, training=True) if prompter else None
-        self.batches = TrainBatches(datasets["train"], config, lay_out, pin)
+        self.batches = TrainBatches(datasets["train"], config, lay_out, self.device.type not in ("cpu", "mps"))
         self.signalled = threading.Event()  # this rank, by SIGTERM or SIGINT
         prepare = LayOut(prompter, training=False) if prompter else None
         self.validation = Validation(config, task, self.strategy, datasets, self.signalled, prepare)
         self.iters_per_epoch = run.iters_per_epoch or self.batches.length or 0
         if not self.iters_per_epoch:
-            raise UserError(
-                "run.iters_per_epoch: not set, and shards have no length. Set it to the batches of an epoch."
-            )
+            cure = "Set it to the batches of an epoch."
+            raise UserError(f"run.iters_per_epoch: not set, and shards have no length. {cure}")
         self.total = run.max_iters or run.max_epoch * self.iters_per_epoch
         self.schedule = build_schedule(run, self.iters_per_epoch)
         self.step = self.saved = 0
@@ -106,7 +98,10 @@ class RunnerBase:
         self.guard = LossMonitor(run.max_bad_steps, model.vocabulary)
         if resumed:
             self._restore(*resumed)
-        self.log = self._begin_output(fresh=resumed is None)
+        per_epoch = self.iters_per_epoch if self.ratio != 1 else None
+        output_folder.prepare(config, self.device, self.step if resumed else None, per_epoch)
+        with writing("run.output_dir", self.output_dir):  # last: a run that can't start leaves the earlier one's log
+            self.log = RunLog(config, self.step, self.ratio)
 
     @staticmethod
     def check(config: Config) -> None:
@@ -152,44 +147,25 @@ class RunnerBase:
             run_state.set_rng_state(state["ranks"][distributed.rank()]["rng"], self.device)
         logger.info("continuing from %s: step %d of %d", folder, self.step, self.total)
 
-    def _begin_output(self, fresh: bool) -> RunLog:
-        """Makes the output folder and what is written before the first step."""
-        distributed.barrier()  # all have looked for checkpoints
-        with writing("run.output_dir", self.output_dir):
-            if distributed.is_main():
-                make_folder("run.output_dir", self.output_dir)
-                run_state.prune(self.output_dir, None)
-                if fresh:
-                    shutil.rmtree(self.best.folder, ignore_errors=True)  # an earlier run's
-                else:
-                    per_epoch = self.iters_per_epoch if self.ratio != 1 else None
-                    run_state.set_aside_later_checkpoints(self.output_dir, self.step, per_epoch)
-                save_config(self.config, self.output_dir / CONFIG)
-                made_with = json.dumps(run_info(self.device), indent=2) + "\n"
-                (self.output_dir / "run_info.json").write_text(made_with)
-            # last: a run that can't start leaves the earlier one's log
-            return RunLog(self.config, self.step, self.ratio)
-
     def train(self) -> None:
         """Runs all epochs. Each ends with a checkpoint, validation, a line in log.txt and a new loss.png.
 
         On SIGTERM or SIGINT it finishes the step, saves and returns; a validation that this cuts off is made up for
-        when the run goes on.
+        when the run continues.
 
         Raises:
             UserError: the losses are not numbers, or too much of the data is unusable.
         """
         processes, batch = distributed.world_size(), self.run.batch_size_train
-        together = processes * batch * self.run.accum_grad_iters
         logger.info("%s\n", "\n" + parts_table(self.model))
         logger.info(
             "%d steps, %d an epoch; %d processes (%s) x batch %d x %d accumulated = %d samples a step of the optimizer",
             *(self.total, self.iters_per_epoch, processes, type(self.strategy).__name__, batch),
-            *(self.run.accum_grad_iters, together),
+            *(self.run.accum_grad_iters, processes * batch * self.run.accum_grad_iters),
         )
         self.began = time.perf_counter(), self.step
         if self.step >= self.total:
-            logger.info("nothing is left to do: step %d of %d. Raise run.max_epoch to go on", self.step, self.total)
+            logger.info("nothing is left to do: step %d of %d. Raise run.max_epoch to continue", self.step, self.total)
         with first_signal(self.signalled.set, signal.SIGTERM, signal.SIGINT), closing(self.batches):
             if self.validation_due:
                 self._end_epoch((self.step - 1) // self.iters_per_epoch, time.perf_counter())
@@ -229,7 +205,7 @@ class RunnerBase:
                 if update and self.step < end and (self.stopping or due):
                     self._save(f"checkpoint_step_{self.step}")
                     if self.stopping:
-                        logger.warning("stopped by a signal; run.resume=auto goes on from step %d", self.step)
+                        logger.warning("stopped by a signal; run.resume=auto continues from step %d", self.step)
                         return False
         return True
 
@@ -271,16 +247,12 @@ class RunnerBase:
         return mean, finite and good
 
     def _report(self, bar: tqdm, losses: list[float], lr: float) -> None:
-        """Tells the console and the log about the steps since the last report."""
+        """Writes to the console and the log what the steps since the last report were like."""
         loss = sum(losses) / len(losses) if losses else math.nan
         numbers = self.meter.read(self.device)
-        shown = {"loss": f"{loss:.3f}", "lr": f"{lr:.1e}", "samples/s": f"{numbers['samples_per_s']:.1f}"}
-        shown |= {"tokens/s": f"{numbers['tokens_per_s']:.0f}", "data": f"{numbers['data_wait']:.0%}"}
         seconds, steps = time.perf_counter() - self.began[0], self.step - self.began[1]
-        shown["eta"] = tqdm.format_interval((self.total - self.step) * seconds / steps)  # of the run
-        if "memory_gb" in numbers:
-            shown["memory"] = f"{numbers['memory_gb']:.1f}GB"
-        bar.set_postfix(shown)
+        eta = (self.total - self.step) * seconds / steps  # of the run
+        bar.set_postfix(progress_text(loss, lr, eta, numbers))
         if losses:
             self.log.write(step=self.step, train_loss=loss, lr=lr, **numbers)
             self.guard.watch(self.step, loss)
@@ -292,7 +264,7 @@ class RunnerBase:
         try:
             measures = self.validation.measure()
         except Stopped:
-            logger.warning("stopped by a signal; run.resume=auto validates epoch %d and goes on", epoch)
+            logger.warning("stopped by a signal; run.resume=auto validates epoch %d and continues", epoch)
             self.stopping = True
             return
         run_state.set_rng_state(rng, self.device)  # as if the checkpoint had been continued from
@@ -301,8 +273,7 @@ class RunnerBase:
         self.log.write(epoch=epoch, step=self.step, **numbers, seconds=round(time.perf_counter() - started, 2))
         logger.info("epoch %d: %s", epoch, ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
         self.epoch_loss = (0.0, 0)
-        with writing("run.output_dir", self.best.folder):
-            self.best.note(self.output_dir / name, self.step / self.iters_per_epoch, measures)
+        self.best.note(self.output_dir / name, self.step / self.iters_per_epoch, measures)
         if distributed.is_main():
             plot_loss(self.output_dir)
         distributed.barrier()
@@ -311,33 +282,19 @@ class RunnerBase:
         """Writes a checkpoint to continue from, and loss.png. All ranks must call it.
 
         Raises:
-            UserError: it can't be written; those of before stay.
+            UserError: it can't be written; the earlier ones stay.
         """
         own = {"rng": run_state.rng_state(self.device), "data": self.batches.state_dict()}
-        ranks, weights = distributed.all_gather([own]), self.strategy.weights()
         state = {
             "step": self.step,
             "iters_per_epoch": self.iters_per_epoch,
             "ends_epoch": ends_epoch,
             "epoch_loss": self.epoch_loss,
             "processes": distributed.world_size(),
-            "ranks": ranks,
+            "ranks": distributed.all_gather([own]),
         }
-        path = self.output_dir / name
-        try:
-            with writing("run.output_dir", path), run_state.whole_folder(path) as folder:
-                state["engine"] = self.strategy.save(folder)
-                if distributed.is_main():
-                    save_weights(weights, folder)
-                    run_state.write_state(folder, self.step, state)
-                    save_config(self.config, folder / CONFIG)
-        except UserError:
-            if distributed.is_main():
-                run_state.prune(self.output_dir, None)  # the unfinished one takes room
-            raise
+        output_folder.save_checkpoint(self.config, name, self.strategy, state)
         self.saved = self.step
         if distributed.is_main():
-            with writing("run.output_dir", self.output_dir):
-                run_state.prune(self.output_dir, self.run.keep_last)
             plot_loss(self.output_dir)
         distributed.barrier()

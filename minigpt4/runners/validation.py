@@ -14,6 +14,7 @@ from minigpt4.config.schema import Config
 from minigpt4.datasets.loading import Batch, Prepare, SkipCounter, build_valid_loader, to_device
 from minigpt4.evaluation.evaluating import Evaluation
 from minigpt4.evaluation.tables import flat
+from minigpt4.inference.loading import engine_for
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.runners.strategies.strategy import Strategy
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
@@ -82,7 +83,7 @@ class Validation:
         """`val_loss` and the metric, those that the config asks for. All ranks must call it.
 
         Raises:
-            Stopped: a signal came; the metric, once begun, is taken to its end.
+            Stopped: a signal came; the metric, once started, is taken to its end.
         """
         self.strategy.wrapped.eval()
         measures = {"val_loss": self.loss()} if self.loaders else {}
@@ -152,7 +153,7 @@ class Metric:
 
     def measure(self, model: MiniGPT4) -> dict[str, float]:
         """{name: value} of the metric and of each benchmark's main score."""
-        results = {name: own["trained"] for name, own in self.evaluation.run(model).items()}
+        results = {name: own["trained"] for name, own in self.evaluation.run(engine_for(model, self.config)).items()}
         scores = {name: flat(own.scores) for name, own in results.items()}
         metric = str(self.config.run.metric)
         own = [found[metric] for found in scores.values() if metric in found]

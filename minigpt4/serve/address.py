@@ -33,7 +33,7 @@ def known_hosts(place: socket.socket, host: str, others: Collection[str] = ()) -
     """The hosts that a server at `place` may be asked for, as `is_among` takes them.
 
     Args:
-        host: the one that it was told to listen on.
+        host: the one to listen on.
         others: those by which it may be asked for too. Without any, a server that others reach may be asked for any:
             nobody knows by which names they do.
     """

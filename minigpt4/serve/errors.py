@@ -1,4 +1,4 @@
-"""Errors as OpenAI tells them: `{"error": {"message", "type", "param", "code"}}`."""
+"""Errors as OpenAI reports them: `{"error": {"message", "type", "param", "code"}}`."""
 
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
@@ -13,7 +13,7 @@ class ErrorBody(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """How OpenAI tells an error."""
+    """How OpenAI reports an error."""
 
     error: ErrorBody
 

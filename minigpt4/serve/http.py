@@ -87,7 +87,7 @@ class Server(uvicorn.Server):
     """Serves an app on a socket that is bound already; `run` does until Ctrl-C.
 
     Args:
-        log_level: of uvicorn's messages; "info" tells of each request.
+        log_level: of uvicorn's messages; "info" logs each request.
     """
 
     def __init__(self, app: ASGIApp, place: socket.socket, log_level: str = "info"):

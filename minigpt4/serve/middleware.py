@@ -15,7 +15,7 @@ from minigpt4.serve.errors import ApiError
 REQUEST_TIMEOUT = 60.0  # seconds for a request to arrive
 _UPLOAD_SPEED = 100_000  # bytes per second that an upload may count on besides: a video takes its time on a slow line
 MAX_VALUES = 20_000  # of a JSON body: some thousand messages
-_MAX_OTHER = 1_000_000  # bytes of a JSON body that are no picture's: of text, and of numbers and indentation
+_MAX_OTHER = 1_000_000  # bytes of a JSON body that are not a picture's: of text, and of numbers and indentation
 _BASE64 = string.ascii_letters.encode() + string.digits.encode() + b"+/-_="
 _AT_ONCE = 2  # bodies that are looked through
 
@@ -75,7 +75,7 @@ class BodyLimit:
         await self.app(scope, receive, send)
 
     async def _read(self, receive: Receive) -> Receive:
-        """Reads and checks a body. Returns what gives it once more, and then goes on receiving."""
+        """Reads and checks a body. Returns what gives it once more, and then continues receiving."""
         message, pieces = await receive(), []
         while message.get("more_body"):
             pieces.append(message["body"])

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-folder", metavar="DIR", help="where file names of --input begin (default: as in training)"
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON lines; a run that was ended goes on there")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON lines; a run that was ended continues there")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="questions at once (default: 8)")
     parser.add_argument("--timing", action="store_true", help="say at the end how long it took")
     add_option_arguments(parser)
@@ -79,8 +79,8 @@ def main(args: argparse.Namespace) -> None:
                 timing.note(
                     "read", images=sum(len(own.pictures) for own, _ in prepared if isinstance(own, Conversation))
                 )
-                told = zip(asked, answer(engine, prepared, options), strict=True)
-                answers = [question.echo() | result for question, result in told]
+                answered = zip(asked, answer(engine, prepared, options), strict=True)
+                answers = [question.echo() | result for question, result in answered]
                 tokens = [result["new_tokens"] for result in answers if "answer" in result]
                 timing.note("answer", answers=len(tokens), tokens=sum(tokens))
                 results.write(answers)

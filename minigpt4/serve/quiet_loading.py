@@ -13,7 +13,7 @@ NOTICE_AFTER = 3.0  # seconds
 def quietly() -> Iterator[None]:
     """Around the loading of a model: says nothing but warnings from here on, for the answers are what is asked for.
 
-    On a terminal, one line tells of a load that takes long.
+    On a terminal, one line reports a load that takes long.
     """
     notice = Timer(NOTICE_AFTER, sys.stderr.write, ["Loading the model...\n"])
     if sys.stderr.isatty():

@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
     if interactive:
         from minigpt4.serve.line_editor import line_editor
 
-        _say(WELCOME)
+        say(f"{WELCOME}\n")
         terminal.run(line_editor(Path(config.env.cache_root), list(terminal.commands), list(vars(options))))
         return
     # files that Windows wrote begin with a mark of their encoding
@@ -106,7 +106,7 @@ class Terminal:
             ":conf": ("[KEY=VALUE...]", "how answers are made, or change it", self._configure),
             ":reset-conf": ("", "make answers as at the start", self._reset_options),
             ":save": ("PATH", "write the conversation to a JSON file, pictures included", self._save),
-            ":load": ("PATH", "go on with a conversation that was saved", self._load),
+            ":load": ("PATH", "continue with a conversation that was saved", self._load),
             ":help": ("", "this list", self._help),
             ":q": ("", "leave, as Ctrl-D does", self._leave),
         }
@@ -142,7 +142,7 @@ class Terminal:
                     self._failed.clear()
             elif line.strip() and self._failed and not self.interactive:  # who can't see that it failed
                 *_, last = self._failed.values()
-                cure = f"Write it right, or go on with one of {', '.join(_NEW_TOPIC)}."
+                cure = f"Write it right, or continue with one of {', '.join(_NEW_TOPIC)}."
                 raise UserError(f"'{line.strip()}' was not asked, for '{last}' failed. {cure}")
             elif line.strip():
                 self._ask(line.strip())
@@ -175,11 +175,11 @@ class Terminal:
                 for answer in self.chat.stream(asked, **vars(self.options)):
                     if not answer.startswith(shown):  # a tokenizer may change its mind about a space
                         shown = ""
-                        _say("")
-                    _say(_printable(answer[len(shown) :]), end="")
+                        say("\n")
+                    say(_printable(answer[len(shown) :]))
                     shown = answer
         finally:
-            _say("")
+            say("\n")
         if not shown:
             _note("The answer is empty.")
         for box in in_pixels(shown, self.chat.pictures[-1].image.size) if self.chat.pictures else []:
@@ -210,14 +210,14 @@ class Terminal:
         if rest:
             self.task = rest.removesuffix("none")
         else:
-            _say(self.task or "none")
+            say(f"{self.task or 'none'}\n")
 
     def _history(self, _: str) -> None:
         for turn in self.chat.turns:
             question = "".join(part if isinstance(part, str) else "[image]" for part in turn.question)
-            _say(f"> {_printable(question)}")
+            say(f"> {_printable(question)}\n")
             if turn.answer is not None:
-                _say(_printable(turn.answer))
+                say(f"{_printable(turn.answer)}\n")
 
     def _clear_screen(self, _: str) -> None:
         if sys.stdout.isatty():
@@ -229,14 +229,14 @@ class Terminal:
         if rest:
             self._change([f"seed={rest}"])
         else:
-            _say("random" if self.options.seed is None else str(self.options.seed))
+            say("random\n" if self.options.seed is None else f"{self.options.seed}\n")
 
     def _configure(self, rest: str) -> None:
         if rest:
             self._change(rest.split())
         else:
             for key, value in vars(self.options).items():
-                _say(f"{key}={'random' if value is None else str(value).lower()}")
+                say(f"{key}={'random' if value is None else str(value).lower()}\n")
 
     def _change(self, settings: list[str]) -> None:
         self.options = self.options.changed(settings)
@@ -262,10 +262,10 @@ class Terminal:
         _note(f"{sum(turn.answer is not None for turn in self.chat.turns)} questions were loaded.")
 
     def _help(self, _: str) -> None:
-        _say("Words without a command in front are a question; so is a line that begins with a space.")
+        say("Words without a command in front are a question; so is a line that begins with a space.\n")
         for name, (usage, about, _command) in self.commands.items():
-            _say(f"  {f'{name} {usage}':24}{about}")
-        _say("Ctrl-C ends the answer that is under way; through pipes, all.")
+            say(f"  {f'{name} {usage}':24}{about}\n")
+        say("Ctrl-C ends the answer that is under way; through pipes, all.\n")
 
     def _leave(self, _: str) -> None:
         raise EOFError
@@ -292,10 +292,6 @@ def _reason(error: OSError | ValueError) -> str:
 def _printable(text: str) -> str:
     """Text of which no character steers the terminal, whoever wrote it; as long as it was."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def _say(text: str, end: str = "\n") -> None:
-    say(text + end)
 
 
 def _note(text: str) -> None:

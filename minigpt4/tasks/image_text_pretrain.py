@@ -54,7 +54,7 @@ class ImageTextPretrainTask:
             logger.warning("%d picture files are missing; %s names them all", len(missing), file)
 
     def build_model(self, towers: bool = True, problems: Problems | None = None) -> MiniGPT4:
-        """Loads the model; `problems` found before are told with its own, and nothing is loaded then."""
+        """Loads the model; `problems` found before are reported with its own, and nothing is loaded then."""
         return registry.get_model_class(self.config.model.arch).from_config(self.config, towers, problems)
 
     def train_step(self, model: nn.Module, samples: dict[str, Any]) -> dict[str, Tensor]:

@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Writes the folder. A run that was ended goes on.
+    """Writes the folder. A run that was ended continues.
 
     Raises:
         UserError: a file is missing or damaged, or it is not a LLaMA or Llama 2.

@@ -27,7 +27,7 @@ _OLD_NAMES = {"LLaMAForCausalLM": "LlamaForCausalLM", "LLaMATokenizer": "LlamaTo
 _SETTINGS = ("*.json", "*.model")
 _OF_TOKENIZER = ("tokenizer", "special_tokens_map", "added_tokens")
 _SAMPLED = 4  # tensors, and
-_SAMPLED_ROWS = 256  # of each, that tell whether two folders belong together
+_SAMPLED_ROWS = 256  # of each, that show whether two folders belong together
 _EXACT, _EXACT_LARGE = 0.8, 0.68  # see `_check_pair`
 
 
@@ -38,7 +38,7 @@ def combine(named: Mapping[str, str], sign: int, out: tuple[str, Path]) -> None:
         named: {option: folder, or hub id that was downloaded} of LLaMA, and of the delta or model. The second's config
             and tokenizer are those of what is written.
         sign: +1 or -1.
-        out: the option that names the folder to write, and that. If the run is ended, the same call goes on there.
+        out: the option that names the folder to write, and that. If the run is ended, the same call continues there.
 
     Raises:
         UserError: weights are missing or damaged, the two do not belong together, or the result is not finite.

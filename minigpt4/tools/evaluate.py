@@ -15,33 +15,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--benchmarks", metavar="A,B", help="names in evaluation_datasets, joined by commas (default: all)"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="ask only the first N questions of each")
-    parser.add_argument("--overwrite", action="store_true", help="answer anew, and lose the answers that are there")
+    parser.add_argument("--overwrite", action="store_true", help="answer again, and lose the answers that are there")
 
 
 def main(args: argparse.Namespace) -> None:
     """Evaluates a model, as a config says.
 
     Raises:
-        UserError: the config, the data, the device or a weight file can't be used; all problems are told at once.
+        UserError: the config, the data, the device or a weight file can't be used; all problems are reported at once.
     """
-    if args.model and os.path.isdir(args.model) and not args.cfg_path:  # beside what it is about, unless told otherwise
+    if args.model and os.path.isdir(args.model) and not args.cfg_path:  # beside what it is about, unless set otherwise
         args.options = [f"run.output_dir={args.model}/evaluation", *args.options]
     config = read_config(args)  # wrong configs fail before the slow imports below
     names = _chosen(config, args)
 
     from minigpt4.common.console_log import run_on
     from minigpt4.common.locks import locked
-    from minigpt4.common.registry import registry
     from minigpt4.evaluation.evaluating import Evaluation
+    from minigpt4.inference.loading import load_engine
 
-    with run_on(config.run.device) as (device, problems), locked(*config.run.results):
-        evaluation = None
-        with problems.collect():
-            evaluation = Evaluation.of(config, names, args.overwrite)
-        task = registry.get_task_class(config.run.task)(config)
-        model = task.build_model(problems=problems).place(device).prepare_for_inference()
+    with run_on(config.run.device) as problems, locked(*config.run.results):
+        evaluation = problems.attempt(Evaluation.of, config, names, args.overwrite)
+        engine = load_engine(config, problems)
         assert evaluation  # else its problem was raised
-        evaluation.run(model)
+        evaluation.run(engine)
 
 
 def _chosen(config: Config, args: argparse.Namespace) -> list[str]:

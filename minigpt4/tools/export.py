@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> None:
 
     import torch
 
-    logging.getLogger().setLevel(logging.WARNING)  # exporters tell of every node
+    logging.getLogger().setLevel(logging.WARNING)  # exporters report every node
     from minigpt4.models.image_side import load_projection, load_vision
     from minigpt4.models.onnx_export import difference, export_onnx, quantize_int8, run_onnx
 

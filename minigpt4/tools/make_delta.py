@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Writes the delta. A run that was ended goes on; both inputs stay as they are.
+    """Writes the delta. A run that was ended continues; both inputs stay as they are.
 
     Raises:
         UserError: see `deltas.combine`.

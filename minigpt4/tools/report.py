@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> None:
         )
         finished = [own for own in inside if (own / SCORES).is_file()]
         for own in set(inside) - set(finished) if finished else ():
-            logger.warning("%s: left out, for its evaluation has not ended. Run it again: it goes on there.", own)
+            logger.warning("%s: left out, for its evaluation has not ended. Run it again: it continues there.", own)
         folders += finished or [folder]
     page = render([read_result(folder) for folder in folders], args.most)
     try:

@@ -21,7 +21,7 @@ def main(args: argparse.Namespace) -> None:
     from minigpt4.common.registry import registry
     from minigpt4.inference.loading import load_prompter
 
-    with run_on(config.run.device) as (_, problems), locked("run.output_dir", Path(config.run.output_dir)):
+    with run_on(config.run.device) as problems, locked("run.output_dir", Path(config.run.output_dir)):
         runner_class = registry.get_runner_class(config.run.runner)
         problems.attempt(runner_class.check, config)
         task = registry.get_task_class(config.run.task)(config)

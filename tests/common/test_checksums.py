@@ -56,7 +56,7 @@ def test_names_that_no_file_has_are_one_line(name, folder):
     assert len(str(error.value)) < 400 and str(error.value).isprintable()
 
 
-def test_without_checksums_nothing_is_told_and_damaged_ones_are(folder):
+def test_without_checksums_nothing_is_reported_and_damaged_ones_are(folder):
     noted = folder / "checksums.json"
     outside = '{"../x": {"crc32": "0", "size": 0}}', '{"/dev/zero": {"crc32": "0", "size": 0}}'
     for content in (

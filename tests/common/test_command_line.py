@@ -77,14 +77,14 @@ def test_what_one_rank_alone_knows_is_one_line(rank, tmp_path):
     assert "error: only this rank knows\n" in done.stderr and "[rank" not in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize(("rank", "told"), [("0", True), ("1", False)])
-def test_what_is_warned_of_before_ranks_join_is_told_once(rank, told):
+@pytest.mark.parametrize(("rank", "warned"), [("0", True), ("1", False)])
+def test_what_is_warned_of_before_ranks_join_is_reported_once(rank, warned):
     code = (
         "import logging; from minigpt4.common.command_line import run; run(lambda: logging.warning('without effect'))"
     )
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=os.environ | {"RANK": rank}, capture_output=True, text=True, check=True)
-    assert ("without effect" in done.stderr) is told
+    assert ("without effect" in done.stderr) is warned
 
 
 def test_an_error_of_a_loaders_worker_is_shown_without_its_traceback(capsys):
@@ -149,6 +149,6 @@ def test_the_demos_arguments_reach_the_page(monkeypatch, minigpt4):
     }
 
 
-def test_a_wrong_password_argument_is_told(minigpt4):
-    code, _, told = minigpt4("demo", "--auth", "ada")
-    assert code == 2 and "argument --auth: write it as USER:PASSWORD" in told
+def test_a_wrong_password_argument_is_reported(minigpt4):
+    code, _, err = minigpt4("demo", "--auth", "ada")
+    assert code == 2 and "argument --auth: write it as USER:PASSWORD" in err

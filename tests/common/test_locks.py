@@ -1,4 +1,4 @@
-"""A folder is one process's: a second is told whose, a dead one's is free, several ranks hold it as one."""
+"""A folder is one process's: a second is refused with its name, a dead one's is free, several ranks hold it as one."""
 
 import errno
 import json
@@ -42,7 +42,7 @@ def hold(folder: Path, *more: str) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_a_second_process_is_told_whose_the_folder_is_until_the_first_is_killed(tmp_path):
+def test_a_second_process_learns_whose_the_folder_is_until_the_first_is_killed(tmp_path):
     folder = tmp_path / "new" / "run"
     process = hold(folder)
     with process:
@@ -82,7 +82,7 @@ def test_a_holder_that_has_not_yet_said_who_it_is(broken, tmp_path):
             pass
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / ".lock").mkdir()
     with pytest.raises(UserError, match=r"run.output_dir: '.*/.lock' can't be written \(Is a directory\). Free"):  # noqa: SIM117
         with locked("run.output_dir", tmp_path):
@@ -99,7 +99,7 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog)
     assert caplog.text.count("has no locks: see that no other run writes there") == 1
 
 
-def be_told_then_hold(folder: Path, process: int) -> None:
+def be_refused_then_hold(folder: Path, process: int) -> None:
     for _ in range(2):  # no rank is left behind
         with pytest.raises(UserError, match=f"is in use by process {process} on "), locked("run.output_dir", folder, 0):
             pass
@@ -110,9 +110,9 @@ def be_told_then_hold(folder: Path, process: int) -> None:
 
 
 @pytest.mark.distributed
-def test_all_ranks_hold_it_as_one_and_are_all_told(tmp_path):
+def test_all_ranks_hold_it_as_one_and_are_all_refused(tmp_path):
     with hold(tmp_path) as process:
-        on_ranks(2, be_told_then_hold, tmp_path, process.pid)
+        on_ranks(2, be_refused_then_hold, tmp_path, process.pid)
         assert process.wait() == -signal.SIGKILL
     assert json.loads((tmp_path / ".lock.json").read_text())["pid"] != process.pid  # a rank has had it since
 

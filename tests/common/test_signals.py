@@ -18,7 +18,7 @@ def main():
     while True:
         time.sleep(1)
 
-signals._GRACE = 0.1
+signals.GRACE = 0.1
 command_line.run(main)
 """
 

@@ -1,4 +1,4 @@
-"""What stands where weights should be is told apart, each with its cure."""
+"""What stands where weights should be is recognised, each with its cure."""
 
 import gzip
 import io
@@ -12,7 +12,7 @@ from safetensors.torch import save, save_file
 
 from minigpt4.common.errors import UserError
 from minigpt4.common.wrong_files import what_is_wrong, wrong_file
-from minigpt4.models.checkpoint import load_tensors
+from minigpt4.models.weight_file import load_tensors
 
 WEIGHTS = {"llama_proj.weight": torch.rand(30, 40)}
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 13476839424\n"
@@ -56,7 +56,7 @@ WRONG = [
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pth"])
 @pytest.mark.parametrize(("content", "message"), WRONG)
-def test_each_is_told_apart_when_weights_are_read(content, message, name, tmp_path):
+def test_each_is_distinguished_when_weights_are_read(content, message, name, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=f"{name} can't be read as weights: it {message}") as error:
         load_tensors(tmp_path / name)

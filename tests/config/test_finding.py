@@ -53,13 +53,15 @@ def test_a_name_is_found_from_anywhere_and_a_file_wins(name):
 @pytest.mark.parametrize(
     "name", ["minigpt4_tiny_evl", "minigpt4_tiny_evl.yaml", "eval_configs/minigpt4_tiny_eval.yaml"]
 )
-def test_an_unknown_name_is_told_with_one_that_is_near(name):
-    told = f"^config '{name}' does not exist, .* Did you mean 'minigpt4_tiny_eval'\\? To list them: minigpt4 configs$"
-    with pytest.raises(UserError, match=told):
+def test_an_unknown_name_is_reported_with_one_that_is_near(name):
+    message = (
+        f"^config '{name}' does not exist, .* Did you mean 'minigpt4_tiny_eval'\\? To list them: minigpt4 configs$"
+    )
+    with pytest.raises(UserError, match=message):
         load_config(name)
 
 
-def test_a_name_that_no_file_can_have_is_told_too():
+def test_a_name_that_no_file_can_have_is_reported_too():
     with pytest.raises(UserError, match="^config 'xxx.* does not exist, and none"):
         load_model_config("x" * 300)
     path = "prompts/" + "x" * 300
@@ -111,7 +113,7 @@ def test_a_checkpoints_model_takes_the_place_of_a_configs(checkpoint):
 
 
 @pytest.mark.slow
-def test_a_mistake_is_told_with_the_file_that_holds_it(checkpoint):
+def test_a_mistake_is_reported_with_the_file_that_holds_it(checkpoint):
     (checkpoint / "checksums.json").unlink()
     file = checkpoint / "config.yaml"
     file.write_text(file.read_text().replace("lora_r:", "lora_s:"))
@@ -135,7 +137,7 @@ def test_a_damaged_config_is_not_used(checkpoint):
         load_model_config(checkpoint)
 
 
-def test_a_folder_without_config_or_weights_is_told_with_its_cure(checkpoint):
+def test_a_folder_without_config_or_weights_is_reported_with_its_cure(checkpoint):
     run = checkpoint.parent
     with pytest.raises(UserError, match=f"^'{run}' is not a checkpoint: .* Name one in it, such as checkpoint_best.$"):
         load_model_config(run)

@@ -38,7 +38,7 @@ def test_every_config_names_what_there_is(path):
 @pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.sets(st.sampled_from(sorted(NAMES)), min_size=1), st.integers(0, 9))
-def test_all_typos_are_told_in_one_line_each_with_key_and_cure(keys, cut):
+def test_all_typos_are_reported_in_one_line_each_with_key_and_cure(keys, cut):
     typo = {key: f"{NAMES[key][:cut]}q{NAMES[key][cut + 1 :]}" for key in keys}
     with pytest.raises(UserError) as error:
         check_names(load_config(STAGE1, [f"{key}={value}" for key, value in typo.items()]))
@@ -49,7 +49,7 @@ def test_all_typos_are_told_in_one_line_each_with_key_and_cure(keys, cut):
 
 
 @pytest.mark.slow
-def test_a_typo_of_the_default_is_told_once_and_not_for_each_dataset():
+def test_a_typo_of_the_default_is_reported_once_and_not_for_each_dataset():
     with pytest.raises(UserError) as error:
         check_names(load_config(STAGE1, ["preprocess.vis_processor.train.name=x", "datasets.laion.sample_ratio=1"]))
     assert str(error.value).count("not a registered") == 1
@@ -66,8 +66,8 @@ def test_a_key_that_the_vision_part_does_not_read_is_named():
     options = ["model.vision.name=eva_patches", "model.vision.join=2", "model.vision.layer=-2", "model.vision.model=x"]
     with pytest.raises(UserError) as error:
         check_names(load_config(STAGE1, options))
-    told = [f"model.vision.{key}: eva_patches does not read it. Remove that key." for key in ("model", "layer")]
-    assert str(error.value).splitlines() == told
+    expected = [f"model.vision.{key}: eva_patches does not read it. Remove that key." for key in ("model", "layer")]
+    assert str(error.value).splitlines() == expected
 
 
 def test_names_without_a_config_folder_are_refused_too():
@@ -82,5 +82,5 @@ def test_names_without_a_config_folder_are_refused_too():
 @pytest.mark.parametrize("key", ["run.task", "preprocess.vis_processor.eval.name", "model.conversation"])
 def test_entry_points_check_names_before_device_data_and_weights(command, key, minigpt4):
     nothing = ["model.model_type=pretrain_vicuna0", "model.vit_model=no/such/file", "run.device=no_such_device"]
-    code, _, told = minigpt4(command, "--cfg-path", STAGE1, "--options", *nothing, f"{key}=blip2_imag_eval")
-    assert code == 2 and told.startswith(f"error: {key}: 'blip2_imag_eval' is ")
+    code, _, err = minigpt4(command, "--cfg-path", STAGE1, "--options", *nothing, f"{key}=blip2_imag_eval")
+    assert code == 2 and err.startswith(f"error: {key}: 'blip2_imag_eval' is ")

@@ -212,7 +212,7 @@ def test_hostile_options_give_one_short_line(option, message):
 @pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from([(g.name, k.name) for g in fields(Config) if is_dataclass(g.type) for k in fields(g.type)]))
-def test_a_key_without_its_group_is_told_where_it_belongs(place):
+def test_a_key_without_its_group_is_reported_where_it_belongs(place):
     group, key = place
     with pytest.raises(UserError, match=rf"^--options: {key}: .* Did you mean '{group}\.{key}'\?$"):
         load_config(STAGE1, [f"{key}=1"])
@@ -220,11 +220,11 @@ def test_a_key_without_its_group_is_told_where_it_belongs(place):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("option", ["model.ckpt=${oc.env:NO_SUCH}/a", "model.ckpt=[a,${oc.env:NO_SUCH}/a]"])
-def test_an_unset_variable_is_told_with_where_it_is_used(option, tmp_path):
-    told = ": the environment variable NO_SUCH is not set. Set it, or write a path."
-    with pytest.raises(UserError, match=rf"^--options: model.ckpt(\[1\])?{told}$"):
+def test_an_unset_variable_is_reported_with_where_it_is_used(option, tmp_path):
+    message = ": the environment variable NO_SUCH is not set. Set it, or write a path."
+    with pytest.raises(UserError, match=rf"^--options: model.ckpt(\[1\])?{message}$"):
         load_config(STAGE1, [option])
-    with pytest.raises(UserError, match=rf"run.yaml: run.output_dir{told}$"):
+    with pytest.raises(UserError, match=rf"run.yaml: run.output_dir{message}$"):
         load_config(
             write(tmp_path, "model: {model_type: tiny}\nrun: {output_dir: '${oc.env:NO_SUCH}'}"), ["run.seed=1"]
         )

@@ -140,7 +140,7 @@ def test_a_book_is_too_long_without_being_encoded(prompter, monkeypatch):
     assert prompter.length([PICTURE] * 501, 1000) > 1000
 
 
-def test_half_a_character_is_told_in_words(prompter):
+def test_half_a_character_is_reported_in_words(prompter):
     with pytest.raises(UserError, match=r"only half there \(a lone surrogate\). Remove it"):
         prompter.layout(prompter.read(Conversation([Turn([HALF])])))
     for question, answer in (("a", HALF), (HALF, "a")):
@@ -185,9 +185,9 @@ def test_a_dialogue_learns_all_answers_and_no_question(prompter):
     example = own.example(Conversation(turns))
     assert learned(example) == encoded(own, "a dog###", "so###", "yes###")
     later = encoded(own, "<s>Q: Why? A: ", "so###")
-    begun = own.layout(own.parse(f"Q: {SHOWN} What? A: ", [PICTURE])) + own.encode("a dog###")
-    start = len(begun)
-    assert ids(example)[:start] == begun
+    start_ids = own.layout(own.parse(f"Q: {SHOWN} What? A: ", [PICTURE])) + own.encode("a dog###")
+    start = len(start_ids)
+    assert ids(example)[:start] == start_ids
     assert ids(example)[start : start + len(later)] == later and later[0] == BOS  # as the original begins later turns
     first, rest = own.turns(Conversation(turns))
     assert first + rest == example and not any(counts for _, counts in first)

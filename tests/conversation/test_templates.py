@@ -157,11 +157,11 @@ def test_the_tiny_template_continues_stage_2s_prompt(prompter):
     assert second == first + "a 7###Human: Where? ###Assistant: "
 
 
-def test_an_answer_that_is_begun_goes_on_behind_one_space(prompter, tokenizer):
+def test_a_beginning_of_an_answer_continues_behind_one_space(prompter, tokenizer):
     for name, between in {"vicuna_v0": "", "vicuna_v1.1": " ", "llama2": "", "minigpt_v2": " ", "chatml": ""}.items():
         own = prompter(name)
-        for begun in ("A red", "A red "):  # a space at the end would be a token of its own
-            prompt = text_of(own, Turn(["hi"], "yo"), Turn(["What?"], begun), continued=True)
+        for beginning in ("A red", "A red "):  # a space at the end would be a token of its own
+            prompt = text_of(own, Turn(["hi"], "yo"), Turn(["What?"], beginning), continued=True)
             assert prompt.endswith(own.template.user + "What?" + own.template.assistant + between + "A red")
     tokenizer.chat_template = CHATML
     prompt = text_of(prompter("tokenizer"), Turn(["What?"], "A red "), continued=True)

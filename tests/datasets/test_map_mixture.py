@@ -109,7 +109,7 @@ def test_the_number_of_workers_changes_nothing(workers):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("cut", [1, 8, 33])
-def test_it_goes_on_to_the_bit(cut, workers):
+def test_it_continues_to_the_bit(cut, workers):
     with closing(batches(workers, datasets=half_broken())) as found:
         whole = drawn(found, 50)
     with closing(batches(workers, datasets=half_broken())) as found:

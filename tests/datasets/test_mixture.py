@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("small_blocks")
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("cut", [1, 7, 16])
-def test_batches_go_on_to_the_bit_and_leave_the_runs_random_numbers_alone(folder, workers, cut):
+def test_batches_continue_to_the_bit_and_leave_the_runs_random_numbers_alone(folder, workers, cut):
     torch.manual_seed(1)
     random.seed(1)
     whole = drawn(batches(folder, num_workers=workers), 24)
@@ -154,7 +154,7 @@ def test_all_ranks_draw_the_same_dataset_in_proportion_to_the_ratios(folder):
     assert 10 < sources(0).count("shard") < 30
 
 
-def test_another_number_of_processes_goes_on_with_what_the_pass_has_left(folder, caplog):
+def test_another_number_of_processes_continues_with_what_the_pass_has_left(folder, caplog):
     names = ("cc_sbu_align",)
     found = [batches(folder, names, rank=rank, ranks=2) for rank in range(2)]
     before = {text for one in found for answers, _ in drawn(one, 2) for text in answers}
@@ -167,13 +167,13 @@ def test_another_number_of_processes_goes_on_with_what_the_pass_has_left(folder,
     assert drawn(again, 3) == drawn(after, 3)  # the pass that had a base, then whole ones
 
 
-def test_another_number_of_workers_goes_on_after_the_shards_that_are_done(folder, caplog, monkeypatch):
+def test_another_number_of_workers_continues_after_the_shards_that_are_done(folder, caplog, monkeypatch):
     monkeypatch.setattr(shards_module, "SHUFFLED_TOGETHER", 1)
     names = ("laion",)
     found = batches(folder, names, num_workers=2, batch_size_train=1)
     texts = [text for answers, _ in drawn(found, 22) for text in answers]  # each worker: a shard and 4 samples
     after = batches(folder, names, state=[found.state_dict()], batch_size_train=1)
-    assert "goes on from shard 2 of pass 0" in caplog.text
+    assert "continues from shard 2 of pass 0" in caplog.text
     rest = [text for answers, _ in drawn(after, 21) for text in answers]
     assert set(texts) | set(rest) == {f"shard {i}" for i in range(35)}
     assert len(set(texts) & set(rest)) == 8  # of the shards that were not done

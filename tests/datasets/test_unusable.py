@@ -145,7 +145,7 @@ def named(caplog, name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REASONS)
 @pytest.mark.parametrize("workers", [0, 1])
-def test_training_goes_on_without_what_cannot_be_used(name, workers, datasets, parity_model, prompter, caplog):
+def test_training_continues_without_what_cannot_be_used(name, workers, datasets, parity_model, prompter, caplog):
     run = RunConfig(batch_size_train=2, num_workers=workers, max_skip_rate=1.0)
     config = Config(datasets={name: datasets[name]}, run=run)
     built = ImageTextPretrainTask(config).build_datasets("train")
@@ -239,7 +239,7 @@ def test_room_for_the_prompt_that_is_drawn(parity_prompter):
 
 
 @pytest.mark.parametrize("key", ["prompt_path", "prompt_template"])
-def test_a_prompt_of_the_config_that_no_sample_could_have_is_told_before_anything_is_loaded(
+def test_a_prompt_of_the_config_that_no_sample_could_have_is_reported_before_anything_is_loaded(
     key, parity_config, tmp_path
 ):
     (tmp_path / "prompts.txt").write_text("<ImageHere> Describe.\n<ImageHere> " + "word " * 100)

@@ -31,7 +31,7 @@ def load(kind: str, path: Path | str, **settings: Any) -> Benchmark:
 
 
 def leaves(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """(path, value) of all that is no group; of what is only said about the numbers none."""
+    """(path, value) of all that is not a group; of what is only said about the numbers none."""
     entries = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else None
     if entries is None:
         yield path, node

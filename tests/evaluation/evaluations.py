@@ -15,6 +15,7 @@ from minigpt4.config.schema import (
     RunConfig,
 )
 from minigpt4.evaluation.evaluating import Evaluation, Table
+from minigpt4.inference.loading import engine_for
 from minigpt4.models.minigpt4 import MiniGPT4
 from tests.conftest import SIZE
 
@@ -43,7 +44,7 @@ def config_of(model: ModelConfig, folder: Path, out: Path, limit: int | None = N
 
 
 def evaluate(model: MiniGPT4, config: Config, **how) -> Table:
-    return Evaluation.of(config, **how).run(model)
+    return Evaluation.of(config, **how).run(engine_for(model, config))
 
 
 def predictions(out: Path, name: str = "x") -> list[dict[str, Any]]:

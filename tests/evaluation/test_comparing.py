@@ -52,7 +52,7 @@ def test_what_should_be_equal_is_warned_of(results, minigpt4, tmp_path):
     assert "warning" not in minigpt4("compare", a, a)[1]
 
 
-def test_what_is_no_result_is_told_with_its_cure(results, minigpt4, tmp_path):
+def test_what_is_not_a_result_is_reported_with_its_cure(results, minigpt4, tmp_path):
     a, _, _ = results
     code, _, error = minigpt4("compare", a, a.parent)
     assert code == 2 and f"'{a.parent}' is not a result: it has no manifest.json. Name one of {a}, " in error

@@ -1,4 +1,4 @@
-"""Whatever is wrong with an annotation or a file of predictions is told as a user's error, in one line."""
+"""Whatever is wrong with an annotation or a file of predictions is reported as a user's error, in one line."""
 
 import json
 import random
@@ -50,8 +50,8 @@ def damaged(text: str, chance: random.Random) -> str:
 
 
 @pytest.mark.parametrize(("kind", "folder"), FOLDERS, ids=lambda value: getattr(value, "name", value))
-def test_any_damage_is_told(kind, folder, tmp_path):
-    told = 0
+def test_any_damage_is_reported(kind, folder, tmp_path):
+    refused = 0
     for seed in range(TESTS_PER_FOLDER):
         chance, copy = random.Random(seed), tmp_path / str(seed)
         shutil.copytree(folder, copy)
@@ -67,5 +67,5 @@ def test_any_damage_is_told(kind, folder, tmp_path):
                 json.dumps(benchmark.score(predictions).json())
         except UserError as error:
             assert "\n" not in str(error) and (str(copy) in str(error) or kind in str(error)), error
-            told += 1
-    assert told
+            refused += 1
+    assert refused

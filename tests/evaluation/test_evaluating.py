@@ -1,4 +1,4 @@
-"""Evaluations: what they leave, how they go on, and that the score is the same however the questions are shared out."""
+"""Evaluations: what they leave, how they continue, and that the score is the same on any number of ranks."""
 
 import json
 from dataclasses import replace
@@ -56,7 +56,7 @@ def test_a_result_is_a_folder(parity_model, parity_config, tmp_path):
 
 @pytest.mark.parametrize("key", ["run.output_dir", "run.save_path"])
 @pytest.mark.parametrize("file", ["config.yaml", "evaluation.json", "x/manifest.json", "x/scores.json"])
-def test_results_that_cannot_be_written_are_told(key, file, parity_model, parity_config, tmp_path):
+def test_results_that_cannot_be_written_are_reported(key, file, parity_model, parity_config, tmp_path):
     write_questions(tmp_path)
     (tmp_path / "out" / file).mkdir(parents=True)
     config = config_of(parity_config, tmp_path, tmp_path / "unused", limit=1)
@@ -88,7 +88,7 @@ def test_a_results_predictions_can_be_scored_again(parity_model, parity_config, 
     assert "--limit: 0 is out of range" in minigpt4("score", "own", *files, "--limit", "0")[2]
 
 
-def test_it_goes_on_where_it_was_ended(parity_model, parity_config, tmp_path, asked, monkeypatch, caplog):
+def test_it_continues_where_it_was_ended(parity_model, parity_config, tmp_path, asked, monkeypatch, caplog):
     write_questions(tmp_path)
     whole, part = (config_of(parity_config, tmp_path, tmp_path / name, batch=1) for name in ("whole", "part"))
     evaluate(parity_model, whole)
@@ -223,7 +223,7 @@ def evaluate_shared(folder, config) -> None:
 
 @pytest.mark.distributed
 def test_processes_and_batches_change_nothing(parity_model, parity_config, tmp_path):
-    """1 x 1, 1 x 8, 2 x 4; 5 questions are no multiple of either. One rank goes on with what two have left."""
+    """1 x 1, 1 x 8, 2 x 4; 5 questions are not a multiple of either. One rank continues with what two have left."""
     write_questions(tmp_path, [*RECORDS, RECORDS[0] | {"question": "Who?"}])
     found = []
     for processes, batch in ((1, 1), (1, 8), (2, 4)):
@@ -244,7 +244,7 @@ def test_processes_and_batches_change_nothing(parity_model, parity_config, tmp_p
     assert answers(tmp_path / "2x4") == found[0][0] and list(own.glob("1.*")) == []
 
 
-def test_what_is_wrong_is_told_before_a_model_is_built(tmp_path):
+def test_what_is_wrong_is_reported_before_a_model_is_built(tmp_path):
     with pytest.raises(UserError, match="evaluation_datasets: none is named"):
         Evaluation.of(Config())
     write_questions(tmp_path)

@@ -121,7 +121,7 @@ def test_parquet(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         ({"question": "?"}, "line 2: has no 'answer', but 'question'"),
         ({"query": "?"}, "line 2: unknown format: it has the keys query"),
@@ -135,8 +135,8 @@ def test_parquet(tmp_path):
         ({"question": "?", "answer": "a", "type": "overall"}, "line 2: the type 'overall' is what the score of all"),
     ],
 )
-def test_records_that_are_wrong(row, told, tmp_path):
-    with pytest.raises(UserError, match=told):
+def test_records_that_are_wrong(row, message, tmp_path):
+    with pytest.raises(UserError, match=message):
         own(tmp_path, [{"question": "?", "answer": "a"}, row])
 
 

@@ -61,7 +61,7 @@ def test_the_originals_yaml_runs_unchanged(engine, tmp_path):
     config = load_config(ORIGINAL, options)
     tiny = load_config(TINY)
     config.model, config.preprocess = tiny.model, tiny.preprocess
-    results = Evaluation.of(config).run(engine.model)
+    results = Evaluation.of(config).run(engine)
     assert results.keys() == FILES.keys()
     for name, own in results.items():
         manifest = json.loads((tmp_path / "out" / name / "manifest.json").read_text())
@@ -77,7 +77,7 @@ def test_published_files_become_a_result(name, engine, tmp_path):
         for key, value in {"eval_file_path": OTHERS[name], "img_path": tmp_path, "limit": 12, "batch_size": 4}.items()
     ]
     config = load_config(TINY, [*options, f"run.output_dir={tmp_path}/out", "run.num_workers=0"])
-    scores = Evaluation.of(config, [name]).run(engine.model)[name]["trained"]
+    scores = Evaluation.of(config, [name]).run(engine)[name]["trained"]
     ranked = load_benchmark(name, config.evaluation_datasets[name])
     lines = [json.loads(line) for line in (tmp_path / "out" / name / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == len(ranked.questions) <= 12 and scores.samples

@@ -1,4 +1,4 @@
-"""What can't be scored or asked is told in one line that names the file, the record and the cure."""
+"""What can't be scored or asked is reported in one line that names the file, the record and the cure."""
 
 import json
 import re
@@ -62,7 +62,7 @@ def test_gqa_takes_answers_to_more_than_is_asked():
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "message"),
     [
         (['{"id": 10000, "prediction": "yes"}'] * 2, "line 2: '10000' has a prediction already, in line 1"),
         (
@@ -78,9 +78,9 @@ def test_gqa_takes_answers_to_more_than_is_asked():
         (['[{"id": 10000, "prediction": true}]'], "record 1: the prediction is 'True', expected text"),
     ],
 )
-def test_wrong_lines_of_predictions(lines, told, tmp_path):
+def test_wrong_lines_of_predictions(lines, message, tmp_path):
     (tmp_path / "p.jsonl").write_text("\n".join(lines))
-    with pytest.raises(UserError, match=re.escape(told)) as error:
+    with pytest.raises(UserError, match=re.escape(message)) as error:
         read_predictions(tmp_path / "p.jsonl", load("hm", HM))
     assert str(error.value).startswith(str(tmp_path / "p.jsonl"))
 
@@ -114,7 +114,7 @@ def test_an_alias_of_two_questions_names_neither(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings", "told"),
+    ("kind", "settings", "message"),
     [
         ("pope", {"split": "populr"}, "datasets.pope.split: 'populr' is not there. Did you mean 'popular'?"),
         ("scienceqa", {"split": "tst"}, "scienceqa.split: 'tst' is not there. Did you mean 'test'?"),
@@ -129,8 +129,8 @@ def test_an_alias_of_two_questions_names_neither(tmp_path):
         ("okvq", {}, "okvq.eval_file_path: '.*' is a folder.* Did you mean 'okvqa'?"),
     ],
 )  # fmt: skip
-def test_settings_that_cannot_work(kind, settings, told):
-    with pytest.raises(UserError, match=re.escape(told).replace(r"\.\*", ".*")):
+def test_settings_that_cannot_work(kind, settings, message):
+    with pytest.raises(UserError, match=re.escape(message).replace(r"\.\*", ".*")):
         load(kind, DATA / (kind if kind != "okvq" else "okvqa"), **settings)
 
 
@@ -145,7 +145,7 @@ def test_files_that_are_missing(kind, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "file", "content", "told"),
+    ("kind", "file", "content", "message"),
     [
         ("hm", "dev.jsonl", f'{MEME % 0}\n{{"id": 2}}', "dev.jsonl: line 2: has no 'text'"),
         ("hm", "dev.jsonl", MEME % 2, "dev.jsonl: line 1: 'label' is 2, but"),
@@ -160,9 +160,9 @@ def test_files_that_are_missing(kind, tmp_path):
         ("seedbench", "SEED-Bench.json", '{"questions": {}}', "SEED-Bench.json: 'questions' is {}, expected a list"),
     ],
 )  # fmt: skip
-def test_wrong_annotations(kind, file, content, told, tmp_path):
+def test_wrong_annotations(kind, file, content, message, tmp_path):
     (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         load(kind, tmp_path)
 
 
@@ -173,7 +173,7 @@ def test_ids_that_stand_twice_in_an_annotation(tmp_path):
         load("hm", tmp_path)
 
 
-def test_missing_pictures_are_told_before_anything_is_asked(tmp_path):
+def test_missing_pictures_are_reported_before_anything_is_asked(tmp_path):
     benchmark = load("hm", HM, img_path=str(tmp_path), limit=3)
     (tmp_path / "img").mkdir()
     for name in ("10000", "10002"):
@@ -194,7 +194,7 @@ def test_missing_pictures_are_told_before_anything_is_asked(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "message"),
     [
         ("benchmark=okvqaa", "x.benchmark: 'okvqaa' is not a registered benchmark. Did you mean 'okvqa'?"),
         ("limit=0", "x.limit: 0 is out of range. Set it to 1 or more."),
@@ -202,8 +202,8 @@ def test_missing_pictures_are_told_before_anything_is_asked(tmp_path):
         ("splt=a", "x.splt: "),
     ],
 )  # fmt: skip
-def test_config(option, told):
-    with pytest.raises(UserError, match=re.escape(f"evaluation_datasets.{told}")):
+def test_config(option, message):
+    with pytest.raises(UserError, match=re.escape(f"evaluation_datasets.{message}")):
         check_names(load_config(STAGE1, [f"evaluation_datasets.x.{option}"]))
 
 

@@ -1,4 +1,4 @@
-"""Fixtures of sessions: with the real model, and with one that is told what to say."""
+"""Fixtures of sessions: with the real model, and with one that says what a test sets."""
 
 import pytest
 import torch

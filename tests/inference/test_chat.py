@@ -191,7 +191,7 @@ def test_what_was_not_asked_cannot_be_changed(chat, script):
 
 
 @pytest.mark.slow
-def test_a_saved_conversation_goes_on_as_it_would_have(chat, parity_engine):
+def test_a_saved_conversation_continues_as_it_would_have(chat, parity_engine):
     chat.upload_img(picture("red"), picture("blue"))
     chat.answer("Compare.", max_new_tokens=6)
     chat.upload_img(picture("green"))

@@ -29,18 +29,18 @@ def test_restart_ends_the_answer_under_way(chat, script):
 
 
 def test_a_restart_while_pictures_are_encoded_leaves_nothing_of_them(chat, parity_model, monkeypatch):
-    encode, begun, go, errors = parity_model.encode_img, threading.Event(), threading.Event(), []
+    encode, started, go, errors = parity_model.encode_img, threading.Event(), threading.Event(), []
 
     def slow(pixels):
-        begun.set()
+        started.set()
         return go.wait(LIMIT) and encode(pixels)
 
     def old(act) -> threading.Thread:
-        begun.clear()
+        started.clear()
         go.clear()
         thread = threading.Thread(target=act)
         thread.start()
-        begun.wait(LIMIT)
+        started.wait(LIMIT)
         return thread
 
     def ask():
@@ -104,10 +104,10 @@ def test_what_an_ended_conversation_forgot_is_not_the_new_ones(chat, script, mon
 
 @pytest.mark.parametrize("beams", [1, 2])
 def test_restart_ends_the_model_too(beams, chat, parity_engine):
-    begun, ended = threading.Event(), threading.Event()
+    started, ended = threading.Event(), threading.Event()
 
     def endless(requests):
-        begun.set()
+        started.set()
         if requests[0].interrupt.wait(LIMIT):
             ended.set()
         return [Answer("said")]
@@ -115,7 +115,7 @@ def test_restart_ends_the_model_too(beams, chat, parity_engine):
     parity_engine.answer = endless
     asking = threading.Thread(target=lambda: pytest.raises(RestartedError, chat.answer, "Old?", num_beams=beams))
     asking.start()
-    begun.wait(LIMIT)
+    started.wait(LIMIT)
     chat.restart()
     asking.join(LIMIT)
     assert ended.is_set() and chat.turns == []

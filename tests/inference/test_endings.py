@@ -13,15 +13,15 @@ from tests.inference.talking import asked, spelled
 STOP_ID = 2
 
 
-class Told:
-    """An ending, and what it tells."""
+class Recorded:
+    """An ending, and what it reports."""
 
-    def __init__(self, prompter, stops=("###",), limit=99, own_stops=(), begun=""):
+    def __init__(self, prompter, stops=("###",), limit=99, own_stops=(), beginning=""):
         self.counts, self.texts, self.ends = [], [], []
         self.tokenizer = prompter.tokenizer
         self.ending = Ending(
             Request(
-                Conversation([Turn([], begun)], continued=bool(begun)),
+                Conversation([Turn([], beginning)], continued=bool(beginning)),
                 stops=own_stops,
                 on_token=self.counts.append,
                 on_text=self.texts.append,
@@ -32,7 +32,7 @@ class Told:
             lambda ending: self.ends.append((ending.text, ending.finish, len(ending.tokens))),
         )
 
-    def say(self, *what: str | int) -> "Told":
+    def say(self, *what: str | int) -> "Recorded":
         """Texts, spelled, and token ids."""
         for own in what:
             for token in spelled(self.tokenizer, own) if isinstance(own, str) else [own]:
@@ -55,17 +55,17 @@ def prompter(parity_prompter):
     ],
 )
 def test_half_a_stop_marker_is_never_shown(said, texts, tokens, prompter):
-    told = Told(prompter).say(said)
-    assert told.texts == texts
-    assert told.ends == [([*texts, ""][len(texts) - 1] if texts else "", "stop", tokens)]
-    assert told.counts == list(range(1, tokens + 1))  # nothing behind the end
+    answer = Recorded(prompter).say(said)
+    assert answer.texts == texts
+    assert answer.ends == [([*texts, ""][len(texts) - 1] if texts else "", "stop", tokens)]
+    assert answer.counts == list(range(1, tokens + 1))  # nothing behind the end
 
 
 def test_half_a_character_is_never_shown(prompter):
-    told = Told(prompter, limit=13).say("a 🐶 dog é")
-    assert told.texts == ["a", "a 🐶", "a 🐶 d", "a 🐶 do", "a 🐶 dog", "a 🐶 dog é"]
-    assert told.ends == [("a 🐶 dog é", "length", 13)]
-    assert Told(prompter, limit=5).say("a 🐶 dog é").ends == [("a", "length", 5)]
+    answer = Recorded(prompter, limit=13).say("a 🐶 dog é")
+    assert answer.texts == ["a", "a 🐶", "a 🐶 d", "a 🐶 do", "a 🐶 dog", "a 🐶 dog é"]
+    assert answer.ends == [("a 🐶 dog é", "length", 13)]
+    assert Recorded(prompter, limit=5).say("a 🐶 dog é").ends == [("a", "length", 5)]
 
 
 def test_words_that_end_an_answer_may_come_in_pieces(prompter):
@@ -73,57 +73,57 @@ def test_words_that_end_an_answer_may_come_in_pieces(prompter):
     for text in ("a dogé🐶", "a ###", "###", "dog 7. é🐶 and"):
         tokens = tokenizer.encode(text, add_special_tokens=False)
         first = next(n for n in range(len(tokens) + 1) if any(word in tokenizer.decode(tokens[:n]) for word in words))
-        told = Told(prompter, words)
-        ended = [bool(told.say(token).ends) for token in tokens]
+        answer = Recorded(prompter, words)
+        ended = [bool(answer.say(token).ends) for token in tokens]
         assert ended == [n >= first for n in range(1, len(tokens) + 1)]
-        assert told.ends[0][1:] == ("stop", first)
-    assert not Told(prompter, words).say(*tokenizer.encode("a dog ## #é 🐶", add_special_tokens=False)).ends
+        assert answer.ends[0][1:] == ("stop", first)
+    assert not Recorded(prompter, words).say(*tokenizer.encode("a dog ## #é 🐶", add_special_tokens=False)).ends
 
 
 def test_a_stop_token_ends_an_answer_and_is_counted(prompter):
-    told = Told(prompter).say("a red#", STOP_ID, "dog")
-    assert told.ends == [("a red#", "stop", 7)]
-    assert told.texts[-1] == "a red#"  # it is no beginning of a marker any more
+    answer = Recorded(prompter).say("a red#", STOP_ID, "dog")
+    assert answer.ends == [("a red#", "stop", 7)]
+    assert answer.texts[-1] == "a red#"  # it is no longer the beginning of a marker
 
 
 def test_of_the_templates_marker_no_beginning_is_left_where_the_limit_comes(prompter):
-    assert Told(prompter, limit=6).say("a red#").ends == [("a red", "length", 6)]
+    assert Recorded(prompter, limit=6).say("a red#").ends == [("a red", "length", 6)]
 
 
 def test_of_a_stop_string_that_was_asked_for_a_beginning_is_left_where_the_limit_comes(prompter):
     """It is a part of the answer as any other, and was held back only until that was clear."""
-    told = Told(prompter, limit=5, own_stops=("dish",)).say("a red")
-    assert told.texts == ["a", "a r", "a re", "a red"]
-    assert told.ends == [("a red", "length", 5)]
-    whole = Told(prompter, limit=99, own_stops=("dish",)).say("a red dish here")
+    answer = Recorded(prompter, limit=5, own_stops=("dish",)).say("a red")
+    assert answer.texts == ["a", "a r", "a re", "a red"]
+    assert answer.ends == [("a red", "length", 5)]
+    whole = Recorded(prompter, limit=99, own_stops=("dish",)).say("a red dish here")
     assert whole.ends == [("a red", "stop", 10)]
 
 
 def test_what_is_interrupted_keeps_what_was_said(prompter):
-    told = Told(prompter).say("a red#")
-    told.ending.interrupt()
-    told.ending.interrupt()
-    told.say(" 7")
-    told.ending.close()
-    assert told.ends == [("a red", "interrupt", 6)]
+    answer = Recorded(prompter).say("a red#")
+    answer.ending.interrupt()
+    answer.ending.interrupt()
+    answer.say(" 7")
+    answer.ending.close()
+    assert answer.ends == [("a red", "interrupt", 6)]
 
 
 @pytest.mark.parametrize(("limit", "finish"), [(5, "length"), (6, "stop")])
 def test_there_may_be_no_more_tokens(limit, finish, prompter):
-    told = Told(prompter, limit=limit).say("a red")
-    told.ending.close()
-    assert told.ends == [("a red", finish, 5)]
+    answer = Recorded(prompter, limit=limit).say("a red")
+    answer.ending.close()
+    assert answer.ends == [("a red", finish, 5)]
 
 
-@pytest.mark.parametrize(("begun", "text"), [("It is", " a dog"), ("It is ", "a dog"), ("", "a dog")])
-def test_what_was_begun_goes_on(begun, text, prompter):
-    told = Told(prompter, limit=6, begun=begun).say(" a dog")
-    assert told.ends == [(text, "length", 6)]
-    assert all(text.startswith(own) for own in told.texts)
+@pytest.mark.parametrize(("beginning", "text"), [("It is", " a dog"), ("It is ", "a dog"), ("", "a dog")])
+def test_a_beginning_is_continued(beginning, text, prompter):
+    answer = Recorded(prompter, limit=6, beginning=beginning).say(" a dog")
+    assert answer.ends == [(text, "length", 6)]
+    assert all(text.startswith(own) for own in answer.texts)
 
 
 def test_an_interrupt_is_heeded_at_the_next_token(prompter):
-    rows = [Told(prompter), Told(prompter)]
+    rows = [Recorded(prompter), Recorded(prompter)]
     ends = Endings([row.ending for row in rows], beams=False)
     for number, token in enumerate(spelled(prompter.tokenizer, "a red")):
         if number == 3:

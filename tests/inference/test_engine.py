@@ -197,7 +197,7 @@ def test_a_row_that_had_ended_is_not_interrupted_later(parity_engine):
 
 @pytest.mark.slow
 def test_an_llm_without_an_end_of_its_own(parity_engine):
-    """What pads a row behind a stop word or an interrupt is no part of its answer."""
+    """What pads a row behind a stop word or an interrupt is not part of its answer."""
     parity_engine.stop_ids = []
     whole = parity_engine.generate(None, ["hello", "a dog"], max_new_tokens=30)
     assert [a.finish for a in whole] == ["length", "length"]

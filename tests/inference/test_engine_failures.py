@@ -1,4 +1,4 @@
-"""What fails in a batch fails alone, and is told once."""
+"""What fails in a batch fails alone, and is reported once."""
 
 import weakref
 from dataclasses import replace
@@ -16,12 +16,12 @@ def test_a_failing_row_names_itself_and_does_not_sink_the_others(parity_engine):
     parity_engine.prompter = replace(parity_engine.prompter, window=60)
     prompts = ["hello", "dog " * 60, f"{IMAGE} a dog", f"{IMAGE} 7"]
     images = [None, None, torch.randn(1, 3, 50, 50), torch.randn(1, 3, 56, 56)]
-    told, requests = [], asked(parity_engine, prompts, images)
+    ended, requests = [], asked(parity_engine, prompts, images)
     for request in requests:
-        request.on_end = told.append
+        request.on_end = ended.append
     answers = parity_engine.answer(requests)
     assert [answer.finish == "error" for answer in answers] == [False, True, True, False]
-    assert sorted(map(id, told)) == sorted(map(id, answers))  # each once
+    assert sorted(map(id, ended)) == sorted(map(id, answers))  # each once
     assert "tokens longer than the LLM can read" in str(answers[1].error)
     assert "50" in str(answers[2].error)  # which the image tower refuses
     assert answers[0] == parity_engine.generate(None, ["hello"])[0]
@@ -86,21 +86,21 @@ def test_what_no_tokenizer_takes_fails_alone(parity_engine):
 
 def fails_after(engine: Engine, monkeypatch, tokens: int) -> list[int]:
     """Makes the LLM fail at its n-th step; returns the sizes of the batches that it began."""
-    generate, begun, steps = engine.model.llm.generate, [], []
+    generate, batches, steps = engine.model.llm.generate, [], []
 
     def noted(inputs_embeds, **options):
-        begun.append(len(inputs_embeds))
+        batches.append(len(inputs_embeds))
         steps.clear()
         return generate(inputs_embeds=inputs_embeds, **options)
 
     def step(*_) -> None:
         steps.append(1)
-        if len(steps) > tokens and len(begun) == 1:
+        if len(steps) > tokens and len(batches) == 1:
             raise RuntimeError("out of memory")
 
     monkeypatch.setattr(engine.model.llm, "generate", noted)
     monkeypatch.setattr(engine.model.llm.model, "forward", wrapped(engine.model.llm.model.forward, step))
-    return begun
+    return batches
 
 
 def wrapped(forward, before):
@@ -112,29 +112,29 @@ def wrapped(forward, before):
 
 
 @pytest.mark.slow
-def test_what_had_ended_when_its_batch_failed_is_told_once_and_not_made_again(parity_engine, monkeypatch):
+def test_what_had_ended_when_its_batch_failed_is_reported_once_and_not_made_again(parity_engine, monkeypatch):
     limits = (2, 8, 3)
     expected = [parity_engine.generate(None, ["a dog"], max_new_tokens=most, min_new_tokens=1)[0] for most in limits]
     requests = [asked(parity_engine, ["a dog"], max_new_tokens=most, min_new_tokens=1)[0] for most in limits]
-    told, texts = [], [[] for _ in requests]
+    ended, texts = [], [[] for _ in requests]
     for request, own in zip(requests, texts, strict=True):
-        request.on_end, request.on_text = told.append, own.append
-    begun = fails_after(parity_engine, monkeypatch, tokens=4)
+        request.on_end, request.on_text = ended.append, own.append
+    batches = fails_after(parity_engine, monkeypatch, tokens=4)
     answers = parity_engine.answer(requests)
     assert facts(answers) == facts(expected) and [own[-1] for own in texts] == expected
-    assert begun == [3, 1]
-    assert [id(answer) for answer in told] == [id(answers[n]) for n in (0, 2, 1)]
+    assert batches == [3, 1]
+    assert [id(answer) for answer in ended] == [id(answers[n]) for n in (0, 2, 1)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_what_fails_after_the_last_answer_has_ended_changes_none(count, parity_engine, monkeypatch):
-    expected, told = parity_engine.generate(None, ["a dog"] * count), []
+    expected, ended = parity_engine.generate(None, ["a dog"] * count), []
     generate = parity_engine.model.llm.generate
     monkeypatch.setattr(parity_engine.model.llm, "generate", lambda **options: generate(**options) / 0 @ None)
     requests = asked(parity_engine, ["a dog"] * count)
     for request in requests:
-        request.on_end = told.append
+        request.on_end = ended.append
     answers = parity_engine.answer(requests)
     assert facts(answers) == facts(expected)
-    assert [id(answer) for answer in told] == list(map(id, answers))
+    assert [id(answer) for answer in ended] == list(map(id, answers))

@@ -126,7 +126,7 @@ def test_a_bomb_is_known_by_its_header(size):
         open_image(bomb(*size), PixelBudget())
 
 
-def test_pillows_own_limit_is_told_where_it_is_the_lower_one():
+def test_pillows_own_limit_is_reported_where_it_is_the_lower_one():
     with pytest.raises(UserError, match="more than 178.957 megapixels"):
         open_image(bomb(30_000, 30_000), PixelBudget(10**12))
 

@@ -1,4 +1,4 @@
-"""Large linear layers on a CPU: oneDNN's results are PyTorch's, and gradients go on as before."""
+"""Large linear layers on a CPU: oneDNN's results are PyTorch's, and gradients continue as before."""
 
 import copy
 

@@ -52,12 +52,12 @@ def test_a_hub_id_and_a_url_that_were_fetched_are_used(build, tmp_path, quantiza
     (tmp_path / "files").mkdir()
     shutil.copy(TINY / "eva_vit.safetensors", tmp_path / "files")
     url = "https://example.org/files/eva_vit.safetensors"
-    told = build("model.llama_model=owner/name", f"model.vit_model={url}", f"model.quantization={quantization}")
-    assert "ANSWER" in told and "CONNECTS" not in told
+    output = build("model.llama_model=owner/name", f"model.vit_model={url}", f"model.quantization={quantization}")
+    assert "ANSWER" in output and "CONNECTS" not in output
 
 
 @pytest.mark.slow
-def test_what_was_not_fetched_is_told(build):
-    told = build("model.llama_model=Qwen/Qwen-7B-Chat", "model.vit_model=eva_clip_g", "model.trust_remote_code=True")
-    assert "minigpt4 fetch eva_vit_g --download" in told and "minigpt4 fetch qwen-7b-chat --download" in told
-    assert "CONNECTS" not in told
+def test_what_was_not_fetched_is_reported(build):
+    output = build("model.llama_model=Qwen/Qwen-7B-Chat", "model.vit_model=eva_clip_g", "model.trust_remote_code=True")
+    assert "minigpt4 fetch eva_vit_g --download" in output and "minigpt4 fetch qwen-7b-chat --download" in output
+    assert "CONNECTS" not in output

@@ -44,13 +44,13 @@ def problems(config: ModelConfig) -> list[str]:
     return str(error.value).splitlines()
 
 
-def test_all_problems_are_told_at_once(parity_config, llm, tmp_path):
+def test_all_problems_are_reported_at_once(parity_config, llm, tmp_path):
     sizes = json.loads((llm / "config.json").read_text())
     (llm / "config.json").write_text(json.dumps(sizes | {"vocab_size": 400}))
     save_file({"llama_proj.weight": torch.ones(4096, 64)}, tmp_path / "7b.safetensors")
     torch.save({"model": {"llm_proj.weight": torch.ones(64, 5632)}}, tmp_path / "no_qformer.pth")
     ckpt = [str(tmp_path / "7b.safetensors"), "/no/ckpt", str(tmp_path / "no_qformer.pth")]
-    told = problems(
+    lines = problems(
         replace(
             parity_config,
             vit_model="/no/vit",
@@ -72,8 +72,8 @@ def test_all_problems_are_told_at_once(parity_config, llm, tmp_path):
         f"model.ckpt: {ckpt[2]}: llama_proj.weight is [64, 5632], this model has [64, 64]: it was trained with image "
         "embeddings of width 5632 (no Q-Former)",
     ]
-    assert len(told) == len(expected)
-    for line, start in zip(told, expected, strict=True):
+    assert len(lines) == len(expected)
+    for line, start in zip(lines, expected, strict=True):
         assert line.startswith(start)
 
 
@@ -100,18 +100,18 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsiz
 @pytest.mark.parametrize(
     ("content", "what"), [(POINTER, "is a Git LFS pointer"), (b"<html>", "is a web page"), (b"", "is")]
 )
-def test_every_file_that_is_something_else_is_told(content, what, parity_config, llm, tmp_path):
+def test_every_file_that_is_something_else_is_reported(content, what, parity_config, llm, tmp_path):
     wrong = {key: tmp_path / f"{key}.pth" for key in ("vit_model", "q_former_model", "ckpt")}
     for file in [*wrong.values(), llm / "model.safetensors", llm / "tokenizer.model"]:
         file.write_bytes(content)
     config = replace(parity_config, llama_model=str(llm), **{key: str(file) for key, file in wrong.items()})
-    told = problems(config)
+    lines = problems(config)
     expected = [
         *(f"model.{key}: '{file}' {what}" for key, file in wrong.items()),
         f"model.llama_model: no tokenizer in '{llm}': '{llm}/tokenizer.model' {what}",
         f"model.llama_model: '{llm}/model.safetensors' {what}",
     ]
-    assert [line[: len(start)] for line, start in zip(told, expected, strict=True)] == expected
+    assert [line[: len(start)] for line, start in zip(lines, expected, strict=True)] == expected
     (llm / "model.safetensors").rename(llm / "pytorch_model-00001-of-00002.bin")
     assert problems(config)[-1].startswith(f"model.llama_model: '{llm}/pytorch_model-00001-of-00002.bin' {what}")
     (llm / "config.json").write_bytes(content)
@@ -185,30 +185,30 @@ def test_a_hub_id_is_checked_and_read_like_a_folder(parity_config, hub, llm):
     assert "'owner/name' has a tokenizer of 480 ids and an LLM that embeds 400" in problems(config)[0]
 
 
-def test_a_hub_id_whose_weights_are_missing_is_told(parity_config, hub):
+def test_a_hub_id_whose_weights_are_missing_is_reported(parity_config, hub):
     (hub / "model.safetensors").unlink()
     (line,) = problems(replace(parity_config, llama_model="owner/name"))
     assert line.startswith("model.llama_model: ") and "holds no weights" in line
     assert line.endswith("To download what 'owner/name' lacks: minigpt4 fetch owner/name --download")
 
 
-def test_all_that_is_not_on_this_machine_is_told_at_once(parity_config, hub):
+def test_all_that_is_not_on_this_machine_is_reported_at_once(parity_config, hub):
     named = {"vit_model": "eva_clip_g", "q_former_model": "https://x.org/q.pth", "llama_model": "Vision-CAIR/vicuna-7b"}
-    told = problems(
+    lines = problems(
         replace(parity_config, **named, ckpt="https://drive.google.com/file/d/1a4zLvaiDBr-36pasffmgpvH5P7CKmpze")
     )
     cures = ["eva_vit_g", "https://x.org/q.pth", "ckpt-vicuna-13b", "vicuna-7b-v0"]
-    for line, key, cure in zip(told, ("vit_model", "q_former_model", "ckpt", "llama_model"), cures, strict=True):
+    for line, key, cure in zip(lines, ("vit_model", "q_former_model", "ckpt", "llama_model"), cures, strict=True):
         assert line.startswith(f"model.{key}: ") and f": minigpt4 fetch {cure} --download; or set" in line
 
 
 @pytest.mark.parametrize("name", ["ckpt/Qwen7B-chat", "/no/such/llm", "please set this value to the path of vicuna"])
-def test_what_is_neither_folder_nor_on_the_hub_is_told_with_the_other_problems(name, parity_config, hub):
-    told = problems(replace(parity_config, llama_model=name, vit_model="/no/vit"))
-    assert told[0].startswith("model.vit_model: '/no/vit'")
-    assert told[1].startswith(f"model.llama_model: '{name}' is not a folder with a config.json")
-    assert (f"minigpt4 fetch {name} --download" in told[1]) == (name == "ckpt/Qwen7B-chat")
-    assert told[1].endswith("or to a hub id; see docs/weights.md.")
+def test_what_is_neither_folder_nor_on_the_hub_is_reported_with_the_other_problems(name, parity_config, hub):
+    lines = problems(replace(parity_config, llama_model=name, vit_model="/no/vit"))
+    assert lines[0].startswith("model.vit_model: '/no/vit'")
+    assert lines[1].startswith(f"model.llama_model: '{name}' is not a folder with a config.json")
+    assert (f"minigpt4 fetch {name} --download" in lines[1]) == (name == "ckpt/Qwen7B-chat")
+    assert lines[1].endswith("or to a hub id; see docs/weights.md.")
 
 
 def test_code_of_the_llms_own_runs_only_when_asked(parity_config, llm):
@@ -226,13 +226,13 @@ def test_code_of_the_llms_own_runs_only_when_asked(parity_config, llm):
     preflight(Config(model=replace(config, trust_remote_code=True)))
 
 
-def test_a_device_that_is_not_there_is_told_with_the_other_problems(parity_config):
+def test_a_device_that_is_not_there_is_reported_with_the_other_problems(parity_config):
     with pytest.raises(UserError) as error:
         preflight(Config(model=replace(parity_config, vit_model="/no/vit"), run=RunConfig(device="npu")))
     assert [line.split(":")[0] for line in str(error.value).splitlines()] == ["model.vit_model", "run.device"]
 
 
-def test_an_unknown_conversation_is_told(parity_config):
+def test_an_unknown_conversation_is_reported(parity_config):
     (line,) = problems(replace(parity_config, conversation="vicuna_v9"))
     assert "Did you mean 'vicuna_v" in line
 
@@ -291,7 +291,7 @@ def test_a_device_map_spreads_the_llm(vicuna_7b, monkeypatch):
     }
 
 
-def test_weights_that_do_not_fit_are_told_before_they_are_read(monkeypatch, caplog):
+def test_weights_that_do_not_fit_are_reported_before_they_are_read(monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr("minigpt4.models.preflight.free_memory", lambda _: 8e9)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
@@ -316,9 +316,9 @@ def test_weights_that_do_not_fit_are_told_before_they_are_read(monkeypatch, capl
     + [({"strategy": "deepspeed", "zero_stage": stage}, 4 if stage == 3 else 1) for stage in range(4)],
 )
 def test_sharded_weights_are_counted_once_for_all_processes(options, holders, parity_config, monkeypatch):
-    told = []
+    checked = []
     monkeypatch.setattr("minigpt4.models.preflight.world_size", lambda: 4)
-    monkeypatch.setattr("minigpt4.models.preflight.check_memory", lambda devices, holders: told.append(holders))
+    monkeypatch.setattr("minigpt4.models.preflight.check_memory", lambda devices, holders: checked.append(holders))
     config = Config(model=parity_config, run=RunConfig(device="cpu", **options))
     preflight(config, build_vision(config))
-    assert told == [holders]
+    assert checked == [holders]

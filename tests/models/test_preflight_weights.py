@@ -74,23 +74,23 @@ def test_a_part_that_is_missing_without_an_index(kind, parity_config, llm, monke
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "message"),
     [
         (["x.weight"], "unknown ['x.weight'], this model does not train it."),
         (["llama_proj.weight"], "missing ['llama_proj.bias'], which this model trains."),
         (["visual_encoder.cls_token"], "unknown ['visual_encoder.cls_token'], this model does not train it."),
     ],
 )
-def test_checkpoints_that_hold_something_else(names, told, parity_config, tmp_path, monkeypatch):
+def test_checkpoints_that_hold_something_else(names, message, parity_config, tmp_path, monkeypatch):
     file = tmp_path / "x.pth"
     torch.save({name: torch.ones(64, 64) for name in names}, file)
     config = replace(parity_config, ckpt=str(file))
     (line,) = refused(config)
-    assert line.startswith(f"model.ckpt: {file}: {told}")
+    assert line.startswith(f"model.ckpt: {file}: {message}")
     assert loading_refuses(config, monkeypatch) == line
 
 
-def test_adapters_of_another_rank_are_told_before(parity_config, tmp_path):
+def test_adapters_of_another_rank_are_reported_before(parity_config, tmp_path):
     weights = load_file(parity_config.ckpt) if parity_config.ckpt.endswith("safetensors") else {}
     weights = weights or torch.load(parity_config.ckpt, weights_only=True)
     name = "llama_model.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
@@ -126,7 +126,7 @@ def test_a_llama_with_the_template_of_vicuna_v0_is_warned_of(tmp_path):
     assert warnings(32_001, "vicuna_v0") == warnings(32_000, "vicuna_v1.1") == []
 
 
-def test_what_is_there_is_told_even_where_something_is_wrong(parity_config, monkeypatch, caplog):
+def test_what_is_there_is_reported_even_where_something_is_wrong(parity_config, monkeypatch, caplog):
     monkeypatch.setattr("minigpt4.models.preflight.suspicious_template", lambda *_: ["perhaps wrong"])
     config, files, problems = Config(model=replace(parity_config, ckpt="/no/ckpt")), {}, Problems()
     with caplog.at_level(logging.WARNING), pytest.raises(UserError):

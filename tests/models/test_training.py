@@ -130,28 +130,28 @@ def saved_and_gradients(model: MiniGPT4, batch: Batch) -> tuple[int, torch.Tenso
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", [{}, {"unfreeze": ["vit"]}, {"lora_r": 2}], ids=["frozen", "vit", "lora"])
-def test_activations_computed_anew_change_nothing_but_memory(change, batch, parity_config):
+def test_recomputed_activations_change_nothing_but_memory(change, batch, parity_config):
     config = replace(parity_config, **change)
     models = []
     for on in (False, True):
         torch.manual_seed(0)  # adapters begin at random
         models.append(MiniGPT4.from_config(Config(model=replace(config, use_grad_checkpoint=on))).train())
-    plain, anew = models
-    anew = copy.deepcopy(anew)  # which must compute with its own weights
+    plain, recomputed = models
+    recomputed = copy.deepcopy(recomputed)  # which must compute with its own weights
     results = []
-    for model in (plain, anew):
+    for model in (plain, recomputed):
         torch.manual_seed(0)  # adapters drop out
         results.append(saved_and_gradients(model, batch))
-    (bytes_plain, loss_plain, plain_gradients), (bytes_anew, loss_anew, anew_gradients) = results
-    assert torch.equal(loss_plain, loss_anew) and plain_gradients.keys() == anew_gradients.keys()
+    (bytes_plain, loss_plain, plain_gradients), (bytes_recomputed, loss_recomputed, recomputed_gradients) = results
+    assert torch.equal(loss_plain, loss_recomputed) and plain_gradients.keys() == recomputed_gradients.keys()
     for name, gradient in plain_gradients.items():
-        torch.testing.assert_close(anew_gradients[name], gradient, atol=1e-7, rtol=1e-5)
-    assert bytes_anew < bytes_plain / 2
-    assert plain.llm.training is anew.llm.training is ("lora_r" in change)
+        torch.testing.assert_close(recomputed_gradients[name], gradient, atol=1e-7, rtol=1e-5)
+    assert bytes_recomputed < bytes_plain / 2
+    assert plain.llm.training is recomputed.llm.training is ("lora_r" in change)
 
 
 @pytest.mark.slow
-def test_no_dropout_in_a_frozen_llm_that_computes_activations_anew(batch, parity_config):
+def test_no_dropout_in_a_frozen_llm_that_recomputes_activations(batch, parity_config):
     """OPT's blocks drop out where they are in training mode, which transformers' own switch would need."""
     sizes = {"hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 64, "num_attention_heads": 4}
     llm = OPTForCausalLM(OPTConfig(**sizes, num_hidden_layers=2, vocab_size=480, dropout=0.9, attention_dropout=0.9))

@@ -60,7 +60,7 @@ def test_the_scans_of_a_jpeg_have_a_limit(between):
         return
     assert open_image(io.BytesIO(most)).size == (40, 30)
     for read in (open_image, lambda file: Blip2ImageEvalProcessor(8).load(file, True)):
-        with pytest.raises(UserError, match=f"a JPEG of more than {MAX_SCANS} scans. Save it anew"):
+        with pytest.raises(UserError, match=f"a JPEG of more than {MAX_SCANS} scans. Save it again"):
             read(io.BytesIO(more))
 
 

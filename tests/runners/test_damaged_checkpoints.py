@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minigpt4.common.errors import UserError
-from minigpt4.models.checkpoint import load_tensors
+from minigpt4.models.weight_file import load_tensors
 from minigpt4.runners import run_state
 from minigpt4.tiny.data import write_all
 from tests.runners.run_strategies import options_of
@@ -77,10 +77,10 @@ def test_a_run_with_damaged_checkpoints_alone_is_not_written_over_unasked(whole,
     with pytest.raises(UserError, match="holds checkpoint_1 of an earlier run"):
         toy_runner(folder)
     assert toy_runner(folder, resume="auto").step == 0
-    assert "checkpoint_0 is passed over, none is left, the run begins anew" in caplog.text
+    assert "checkpoint_0 is passed over, none is left, the run starts from the beginning" in caplog.text
 
 
-def test_checkpoints_without_checksums_go_on(whole, tmp_path):
+def test_checkpoints_without_checksums_continue(whole, tmp_path):
     """Those that an earlier version wrote."""
     folder = shutil.copytree(whole, tmp_path / "run")
     (folder / "checkpoint_1" / "checksums.json").unlink()
@@ -104,7 +104,7 @@ def test_epochs_of_another_length_keep_the_checksums(tmp_path):
         assert toy_runner(tmp_path / "b", iters_per_epoch=4, resume=str(tmp_path / f"checkpoint_{n}")).step == 4 * n + 4
 
 
-def go_on_with_the_one_before(folder: Path) -> None:
+def continue_with_the_one_before(folder: Path) -> None:
     assert toy_runner(folder, resume="auto").step == 8
     with pytest.raises(UserError, match="model.safetensors' can't be read as it was written"):
         toy_runner(folder, resume=str(folder / "checkpoint_1.abandoned"))
@@ -114,7 +114,7 @@ def go_on_with_the_one_before(folder: Path) -> None:
 def test_all_ranks_follow_the_first_ones_choice(whole, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "run")
     in_weights(folder / "checkpoint_1")
-    on_ranks(2, go_on_with_the_one_before, folder)
+    on_ranks(2, continue_with_the_one_before, folder)
     assert [path.name for path in run_state.checkpoints(folder)] == ["checkpoint_0"]
     assert (folder / "checkpoint_1.abandoned").is_dir()
 
@@ -127,8 +127,8 @@ def test_the_command_refuses_a_damaged_checkpoint_with_one_line(whole, tmp_path,
     options = [*options_of("ddp", tmp_path / "data", tmp_path), f"run.resume={folder / 'checkpoint_1'}"]
     code, _, said = minigpt4("train", "--cfg-path", "minigpt4_tiny_stage2_finetune", "--options", *options)
     assert code == 2
-    told = [line for line in said.splitlines() if "error: " in line]
-    assert told == [
+    lines = [line for line in said.splitlines() if "error: " in line]
+    assert lines == [
         f"error: run.resume: '{file}' can't be read as it was written: it is damaged, its checksum differs. Use "
         "another checkpoint."
     ]

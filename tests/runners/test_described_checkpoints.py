@@ -8,7 +8,8 @@ import torch
 import yaml
 
 import minigpt4 as api
-from minigpt4.models.checkpoint import file_name, load_tensors
+from minigpt4.models.checkpoint import file_name
+from minigpt4.models.weight_file import load_tensors
 from minigpt4.tiny.data import write_all
 from tests.runners.run_strategies import options_of
 from tests.runners.toy import toy_runner
@@ -24,8 +25,8 @@ def test_a_model_is_built_from_a_folder_though_what_training_began_with_is_gone(
     options = [*options_of("ddp", tmp_path / "data", tmp_path), "run.max_epoch=1", "run.iters_per_epoch=2"]
     options += [f"model.ckpt={projection}", f"model.prompt_path={prompts}", "model.unfreeze=[qformer]"]
     options += ["run.valid_splits=[]"]
-    code, _, told = minigpt4("train", "--cfg-path", "minigpt4_tiny_stage2_finetune", "--options", *options)
-    assert code == 0, told
+    code, _, err = minigpt4("train", "--cfg-path", "minigpt4_tiny_stage2_finetune", "--options", *options)
+    assert code == 0, err
     projection.unlink()
     prompts.unlink()
 
@@ -36,11 +37,11 @@ def test_a_model_is_built_from_a_folder_though_what_training_began_with_is_gone(
     assert {name.split(".")[0] for name in weights} == {"Qformer", "query_tokens", "llama_proj", "llama_model"}
     assert all(torch.equal(own[name], value) for name, value in weights.items())
 
-    code, out, told = minigpt4("predict", "checkpoint_best", "--image", SCENES[0], "--text", COUNT)
-    assert code == 0, told
+    code, out, err = minigpt4("predict", "checkpoint_best", "--image", SCENES[0], "--text", COUNT)
+    assert code == 0, err
     assert lines(out)[0]["answer"]
-    code, _, told = minigpt4("chat", "checkpoint_best", "--options", "model.lora_r=4")
-    assert code == 2 and "set model.lora_r=2" in told
+    code, _, err = minigpt4("chat", "checkpoint_best", "--options", "model.lora_r=4")
+    assert code == 2 and "set model.lora_r=2" in err
 
 
 @pytest.mark.slow
@@ -54,7 +55,7 @@ def test_every_checkpoint_of_a_run_holds_the_config_as_it_was_then(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_from_a_checkpoint_without_a_config(tmp_path):
+def test_a_run_continues_from_a_checkpoint_without_a_config(tmp_path):
     """An earlier version's, with the validation of its epoch still to be made."""
     toy_runner(tmp_path, max_epoch=1, valid=True).train()
     for file in (*tmp_path.glob("checkpoint_*/config.yaml"), *tmp_path.glob("checkpoint_*/*s.json")):

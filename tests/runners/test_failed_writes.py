@@ -53,7 +53,7 @@ def test_a_full_disk_ends_a_run_in_one_line_and_leaves_its_checkpoints(limit, fi
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["config.yaml", "run_info.json", "log.txt", "tensorboard"])
-def test_a_folder_that_cannot_be_written_is_told_at_the_start(file, tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported_at_the_start(file, tmp_path):
     toy_runner(tmp_path, max_epoch=1).train()
     weights = load_file(tmp_path / "checkpoint_0" / "model.safetensors")
     path = tmp_path / file
@@ -71,7 +71,7 @@ def test_a_folder_that_cannot_be_written_is_told_at_the_start(file, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_best_checkpoint_that_cannot_be_written_is_told(tmp_path):
+def test_a_best_checkpoint_that_cannot_be_written_is_reported(tmp_path):
     runner = toy_runner(tmp_path, max_epoch=1)
     (tmp_path / "checkpoint_best").write_text("")
     with pytest.raises(UserError, match="run.output_dir: '.*/checkpoint_best' can't be written"):

@@ -140,7 +140,7 @@ def test_a_full_cache_needs_no_towers(config, monkeypatch):
 
 
 @pytest.mark.slow
-def test_filling_goes_on_where_it_was_cut_off(config, tmp_path, monkeypatch):
+def test_filling_continues_where_it_was_cut_off(config, tmp_path, monkeypatch):
     whole = cached(config)["train"]["cc_sbu_align"]
     folder = tmp_path / "cache"
     assert len(list(folder.glob("*.safetensors"))) == 4  # 13 samples
@@ -220,7 +220,7 @@ def test_a_flipped_bit_and_a_damaged_fingerprint_are_found(config, tmp_path):
     with pytest.raises(UserError, match="safetensors' is damaged. Delete that file"):
         read_all(config)
     (tmp_path / "cache" / "fingerprint.json").write_text("{")
-    with pytest.raises(UserError, match="fingerprint.json' is damaged. Delete '.*cache' to fill it anew"):
+    with pytest.raises(UserError, match="fingerprint.json' is damaged. Delete '.*cache' to fill it again"):
         cached(config)
 
 
@@ -263,7 +263,7 @@ def test_samples_with_no_picture_several_and_damaged_ones(config, monkeypatch, c
 
 @pytest.mark.slow
 def test_a_cache_of_an_earlier_version_is_refused_at_once(config, tmp_path):
-    """Its samples were no conversations; read by the workers, each would be skipped as unusable."""
+    """Its samples were not conversations; read by the workers, each would be skipped as unusable."""
     cached(config)
     file = tmp_path / "cache" / "fingerprint.json"
     prints = json.loads(file.read_text())
@@ -303,7 +303,7 @@ def test_what_a_cache_cannot_serve_is_refused(config):
     asked = replace(config.datasets["laion"], format="vqa")
     asked.build_info = BuildInfo(str(data / "train_balanced_questions.json"), images=str(data / "images"))
     config.datasets = {"gqa": asked}
-    with pytest.raises(UserError, match="datasets.gqa draws its questions anew each time"):
+    with pytest.raises(UserError, match="datasets.gqa draws new questions each time"):
         cached(config)
     config.model = replace(config.model, unfreeze=["qformer"])
     with pytest.raises(UserError, match="run.cache_features: .* while qformer train"):
@@ -339,7 +339,7 @@ def test_two_runs_do_not_fill_one_cache_at_once(config, monkeypatch):
     cached(config)
 
 
-def test_a_cache_that_cannot_be_written_is_told(config):
+def test_a_cache_that_cannot_be_written_is_reported(config):
     (Path(config.run.cache_features) / "train-cc_sbu_align-0.tmp").mkdir(parents=True)
     with pytest.raises(UserError, match=r"run.cache_features: '.*' can't be written \(Is a directory\)"):
         cached(config)

@@ -1,4 +1,4 @@
-"""What no training should go on with is skipped, told with its likely cause, and in the end refused."""
+"""What no training should continue with is skipped, reported with its likely cause, and in the end refused."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from tests.runners.toy import Poisoned, Toy, toy_runner
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_bad_step_is_skipped_and_told_with_its_samples(where, tmp_path, caplog):
+def test_a_bad_step_is_skipped_and_reported_with_its_samples(where, tmp_path, caplog):
     model = Poisoned({3}, where)
     runner = toy_runner(tmp_path, model=model, max_epoch=1)
     runner.train()
@@ -53,7 +53,7 @@ def test_one_bad_batch_in_each_accumulated_step_ends_the_run(tmp_path, caplog):
 
 
 @pytest.mark.slow
-def test_a_good_step_begins_the_count_anew(tmp_path, caplog):
+def test_a_good_step_resets_the_count(tmp_path, caplog):
     runner = toy_runner(tmp_path, model=Poisoned({1, 2, 5, 6, 7, 8}), accum_grad_iters=2, max_bad_steps=3)
     runner.train()
     assert runner.step == runner.total == 32  # three bad steps do not end it: a good one is between them
@@ -73,7 +73,7 @@ def test_too_many_bad_steps_end_the_run_with_a_saved_state(tmp_path):
     assert all(value.isfinite().all() for value in saved.values())
 
 
-def test_a_run_that_learns_nothing_is_told_once(caplog):
+def test_a_run_that_learns_nothing_is_reported_once(caplog):
     guard = LossMonitor(most=3, vocabulary=32000)
     guard.watch(100, math.log(32000))  # too early to say
     guard.watch(300, 3.0)

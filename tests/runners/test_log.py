@@ -51,7 +51,7 @@ def test_tensorboard_holds_what_the_log_holds(tmp_path):
         assert [value for _, value in points] == pytest.approx([value for _, value in expected], rel=1e-5)
 
 
-def test_a_run_that_goes_on_takes_back_what_came_after_its_checkpoint(tmp_path):
+def test_a_run_that_continues_takes_back_what_came_after_its_checkpoint(tmp_path):
     first = log_of(tmp_path)
     for step in range(1, 6):
         first.write(step=step, train_loss=float(step))
@@ -119,10 +119,10 @@ class FakeWandb(ModuleType):
     def __init__(self):
         super().__init__("wandb")
         self.__spec__ = ModuleSpec("wandb", None)
-        self.begun, self.logged, self.finished = [], [], 0
+        self.started, self.logged, self.finished = [], [], 0
 
     def init(self, **how):
-        self.begun.append(how)
+        self.started.append(how)
         return self
 
     def log(self, numbers, step):
@@ -142,9 +142,9 @@ def wandb(monkeypatch) -> FakeWandb:
 @pytest.mark.slow
 def test_wandb_gets_what_the_log_gets_where_asked(wandb, tmp_path):
     toy_runner(tmp_path / "unasked", max_epoch=1).train()
-    assert not wandb.begun
+    assert not wandb.started
     toy_runner(tmp_path / "asked", max_epoch=1, wandb_log=True, job_name="my run").train()
-    (how,) = wandb.begun
+    (how,) = wandb.started
     assert (how["project"], how["name"], how["dir"]) == ("minigpt4", "my run", str(tmp_path / "asked"))
     assert how["config"]["run"]["max_epoch"] == 1
     losses = [(step, numbers["train_loss"]) for step, numbers in wandb.logged if "train_loss" in numbers]
@@ -157,10 +157,10 @@ def test_other_ranks_write_nothing(wandb, tmp_path, monkeypatch):
     log = log_of(tmp_path, wandb_log=True)
     log.write(step=1, train_loss=1.0)
     log.close()
-    assert not wandb.begun and not list(tmp_path.iterdir())
+    assert not wandb.started and not list(tmp_path.iterdir())
 
 
-def test_wandb_that_is_not_installed_is_told_before_anything_is_loaded(tmp_path, monkeypatch):
+def test_wandb_that_is_not_installed_is_reported_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr("minigpt4.runners.runner_base.find_spec", lambda name: None)
     with pytest.raises(UserError, match="wandb is asked for but not installed: pip install wandb"):
         RunnerBase.check(Config(run=RunConfig(output_dir=str(tmp_path), wandb_log=True)))

@@ -22,7 +22,7 @@ def test_schedules_equal_the_recorded_ones(case):
     schedule = build_schedule(run, case["iters_per_epoch"])
     ours = [schedule(step) for step in range(len(case["lr"]))]
     if run.warmup_steps > case["iters_per_epoch"] and run.max_epoch > 1:
-        # quirk 19: the original starts the warm-up again at each epoch; ours goes on
+        # quirk 19: the original starts the warm-up again at each epoch; ours continues
         same = case["iters_per_epoch"]
         assert ours[:same] == pytest.approx(case["lr"][:same])
         assert ours[same] == pytest.approx(run.warmup_lr + (run.init_lr - run.warmup_lr) * same / run.warmup_steps)

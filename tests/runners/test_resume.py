@@ -1,4 +1,4 @@
-"""A run that was cut off goes on as if it had not been: to the bit, after a signal, after kill -9."""
+"""A run that was cut off continues as if it had not been: to the bit, after a signal, after kill -9."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def whole(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 5, 8, 11, 31])
-def test_a_stopped_run_goes_on_to_the_bit(steps, whole, tmp_path):
+def test_a_stopped_run_continues_to_the_bit(steps, whole, tmp_path):
     first = toy_runner(tmp_path, valid=True)
     stop_at(first, steps)
     first.train()
@@ -137,7 +137,7 @@ def test_a_branch_that_is_left_does_not_come_back(tmp_path, caplog):
     toy_runner(tmp_path, valid=True, keep_last=9).train()
     older = str(tmp_path / "checkpoint_1")
     runner = toy_runner(tmp_path, resume=older, keep_last=1, save_steps=3, valid=True)
-    assert "checkpoint_2, checkpoint_3: beyond step 16, from where this run goes on" in caplog.text
+    assert "checkpoint_2, checkpoint_3: beyond step 16, from where this run continues" in caplog.text
     stop_at(runner, 20)
     runner.train()
     assert [folder.name for folder in run_state.checkpoints(tmp_path)] == ["checkpoint_step_20"]
@@ -241,7 +241,7 @@ def run_on(processes: int, folder: Path, **options) -> None:
 
 
 @pytest.mark.distributed
-def test_two_processes_stop_together_and_go_on_to_the_bit(tmp_path):
+def test_two_processes_stop_together_and_continue_to_the_bit(tmp_path):
     run_on(2, tmp_path / "whole")
     run_on(2, tmp_path / "parts", save_steps=11)
     assert len(losses(tmp_path / "parts")) == 11
@@ -250,7 +250,7 @@ def test_two_processes_stop_together_and_go_on_to_the_bit(tmp_path):
 
 
 @pytest.mark.distributed
-def test_another_number_of_processes_goes_on_from_the_same_weights(tmp_path, caplog):
+def test_another_number_of_processes_continues_from_the_same_weights(tmp_path, caplog):
     run_on(2, tmp_path, save_steps=11)
     runner = toy_runner(tmp_path, resume="auto", batch_size_train=8)
     assert runner.step == 11
@@ -295,7 +295,7 @@ def test_another_batch_size_within_an_epoch_does_not_skip_its_end(tmp_path):
     assert epochs(tmp_path) == [(0, 6)]
 
 
-def go_on_with_the_epochs_left(folder: Path) -> None:
+def continue_with_the_epochs_left(folder: Path) -> None:
     runner = toy_runner(folder, max_epoch=3, resume="auto", **BY_DATA)
     assert (runner.step, runner.total) == (6, 18)
     runner.train()
@@ -304,5 +304,5 @@ def go_on_with_the_epochs_left(folder: Path) -> None:
 @pytest.mark.distributed
 def test_another_number_of_processes_leaves_the_epochs_that_are_left(tmp_path):
     toy_runner(tmp_path, max_epoch=1, **BY_DATA).train()
-    on_ranks(2, go_on_with_the_epochs_left, tmp_path)
+    on_ranks(2, continue_with_the_epochs_left, tmp_path)
     assert epochs(tmp_path) == [(0, 6), (1, 12), (2, 18)]

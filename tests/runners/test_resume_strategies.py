@@ -1,4 +1,4 @@
-"""What a run goes on from: another run's state with the config's own settings, or a refusal that tells the cure."""
+"""What a run continues from: another run's state with the config's own settings, or a refusal that tells the cure."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def test_fp16_may_follow_bf16_and_the_reverse(before, after, tmp_path):
 
 
 def write_and_refuse(folder: Path, alone: Path) -> None:
-    """Checkpoints of DeepSpeed, stage 2, and fsdp; and who goes on from them."""
+    """Checkpoints of DeepSpeed, stage 2, and fsdp; and who continues from them."""
     deepspeed = {"strategy": "deepspeed", "zero_stage": 2}
     toy_runner(folder / "stage2", max_epoch=1, **deepspeed).train()
     toy_runner(folder / "fsdp", max_epoch=1, strategy="fsdp").train()
@@ -60,11 +60,11 @@ def write_and_refuse(folder: Path, alone: Path) -> None:
 
 
 @pytest.mark.distributed
-def test_strategies_that_cannot_go_on_say_so(tmp_path, caplog):
+def test_strategies_that_cannot_continue_say_so(tmp_path, caplog):
     caplog.set_level("INFO")
     toy_runner(tmp_path / "alone", max_epoch=1, strategy="deepspeed").train()
     assert "run.strategy=deepspeed: a single process" in caplog.text
     on_ranks(2, write_and_refuse, tmp_path, tmp_path / "alone")
-    with pytest.raises(UserError, match="run.zero_stage=2; a single process can't go on from it"):
+    with pytest.raises(UserError, match="run.zero_stage=2; a single process can't continue from it"):
         resumed(tmp_path / "stage2")
     assert resumed(tmp_path / "fsdp", strategy="fsdp")

@@ -1,4 +1,4 @@
-"""The runner by iterations: it ends at its number, saves and validates between, and goes on to the bit."""
+"""The runner by iterations: it ends at its number, saves and validates between, and continues to the bit."""
 
 import json
 
@@ -43,7 +43,7 @@ def test_the_schedule_is_that_of_the_iterations(whole, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["checkpoint_step_13", "checkpoint_1"])
-def test_it_goes_on_to_the_bit(name, whole, tmp_path):
+def test_it_continues_to_the_bit(name, whole, tmp_path):
     runner = toy_runner(tmp_path, resume=str(whole / name), **ITERATIONS)
     runner.train()
     ours, theirs = (load_file(f / "checkpoint_2" / "model.safetensors") for f in (tmp_path, whole))
@@ -53,7 +53,7 @@ def test_it_goes_on_to_the_bit(name, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_longer_run_goes_on_within_the_piece_that_was_last(whole, tmp_path):
+def test_a_longer_run_continues_within_the_piece_that_was_last(whole, tmp_path):
     runner = toy_runner(tmp_path, resume=str(whole / "checkpoint_2"), **ITERATIONS | {"max_iters": 30})
     assert runner.step == 20
     runner.train()

@@ -59,7 +59,7 @@ def test_losses_and_weights_are_those_of_one_process(name, runs):
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_a_resumed_run_goes_on_to_the_bit(name, runs):
+def test_a_resumed_run_continues_to_the_bit(name, runs):
     whole, resumed = runs / "two" / name, runs / "two" / f"{name}_resumed"
     assert numbers(resumed, "train_loss") == numbers(whole, "train_loss")
     files = [load_file(run / "checkpoint_1" / "model.safetensors") for run in (whole, resumed)]

@@ -72,7 +72,7 @@ def losses(out: Path) -> list[float]:
     return [record["train_loss"] for record in map(json.loads, lines) if "train_loss" in record]
 
 
-def test_a_run_that_is_terminated_and_one_that_loses_a_process_go_on_to_the_bit(tmp_path):
+def test_a_run_that_is_terminated_and_one_that_loses_a_process_continue_to_the_bit(tmp_path):
     write_all(tmp_path / "data", seed=1, scale=0.05)
     for name in ("whole", "parts"):
         out = tmp_path / name

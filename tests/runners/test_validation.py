@@ -1,6 +1,7 @@
 """What an epoch is judged by, and which checkpoint is kept as the best."""
 
 import json
+import multiprocessing
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from minigpt4.common.distributed import rank
 from minigpt4.common.errors import UserError
 from minigpt4.config.loading import load_config
 from minigpt4.config.schema import Config, EvaluationDatasetConfig, RunConfig
+from minigpt4.datasets.loading import build_valid_loader
 from minigpt4.evaluation.benchmark import load_benchmark
 from minigpt4.evaluation.results import read_result
 from minigpt4.inference.loading import load_prompter
@@ -36,6 +38,25 @@ def test_the_loss_is_the_mean_over_label_tokens_however_they_are_batched(tmp_pat
         expected = runner.model.eval()(batch)["loss"].item()
     runner.model.train()
     assert runner.validation.measure() == {"val_loss": pytest.approx(expected, abs=1e-6)}
+
+
+@pytest.mark.slow
+def test_of_many_splits_one_at_a_time_has_a_worker_and_none_outlives_it(tmp_path, monkeypatch):
+    expected = None
+    for workers in (0, 1):
+        runner = toy_runner(tmp_path / str(workers), valid=True, num_workers=workers, batch_size_eval=2)
+        for name, length in (("more", 5), ("others", 9)):
+            runner.validation.loaders[name] = build_valid_loader(Numbers(length), 2, workers)
+        before, counts = set(multiprocessing.active_children()), []
+
+        def valid_step(model, batch, before=before, counts=counts):
+            counts.append(len(set(multiprocessing.active_children()) - before))
+            return model(batch)
+
+        monkeypatch.setattr(runner.task, "valid_step", valid_step)
+        measured = [runner.validation.measure() for _ in range(2)]
+        assert measured[0] == measured[1] == (expected := expected or measured[0])
+        assert max(counts) == workers and set(multiprocessing.active_children()) <= before
 
 
 @pytest.mark.slow

@@ -138,8 +138,8 @@ def on_ranks(processes: int, function: Callable[..., None], *args) -> None:
             process.kill()
             process.join()
         codes = [process.exitcode for process in ranks]
-        told = "\n".join(f"rank {rank}:\n{output.read_text()[-3000:]}" for rank, output in enumerate(outputs))
-    assert not any(codes), f"the ranks ended with {codes}\n{told}"
+        texts = "\n".join(f"rank {rank}:\n{output.read_text()[-3000:]}" for rank, output in enumerate(outputs))
+    assert not any(codes), f"the ranks ended with {codes}\n{texts}"
 
 
 def _on_rank(

@@ -1,4 +1,4 @@
-"""Fixtures of the doors: the bundled model, a page of a model that is told what to say, and an API."""
+"""Fixtures of the doors: the bundled model, a page of a model that says what a test sets, and an API."""
 
 import socket
 import threading
@@ -25,8 +25,8 @@ from minigpt4.inference.sessions import Sessions
 from minigpt4.serve.address import bind
 from minigpt4.serve.api.service import Limits, Service
 from minigpt4.serve.web import server as web_server
+from minigpt4.serve.web.handlers import Handlers
 from minigpt4.serve.web.page import build_page
-from minigpt4.serve.web.visitor import Handlers
 from tests.picture_files import write_video
 from tests.serve.asking import NAME, client_of, running
 from tests.serve.predicting import COUNT, DESCRIBE, SCENES, write

@@ -44,7 +44,7 @@ def test_predict(predict, grounded, wide):
     assert code == 0 and lines(out)[0]["boxes"] == BOXES
 
 
-def test_predict_goes_on_after_answers_with_boxes(predict, grounded, wide, tmp_path):
+def test_predict_continues_after_answers_with_boxes(predict, grounded, wide, tmp_path):
     for _ in range(2):
         assert predict("--image", wide, "--text", "Where?", "--output", tmp_path / "out.jsonl")[0] == 0
     assert len(grounded) == 1

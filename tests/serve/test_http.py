@@ -95,19 +95,19 @@ def test_hundreds_of_open_connections_keep_nobody_out(server, monkeypatch):
 @pytest.mark.slow
 def test_a_connection_with_a_request_under_way_is_kept(monkeypatch):
     monkeypatch.setattr(http, "MOST_CONNECTIONS", 10)
-    begun, go = threading.Event(), threading.Event()
+    started, go = threading.Event(), threading.Event()
 
     async def slow(scope, receive, send):
         if scope["type"] == "http":
             if scope["path"] == "/slow":
-                begun.set()
+                started.set()
                 await to_thread.run_sync(go.wait, LIMIT)
             await Response("done")(scope, receive, send)
 
     with serving(slow, bind("127.0.0.1", 0)) as url, ExitStack() as later:
         asking = connect(url, later)
         asking.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert begun.wait(LIMIT)
+        assert started.wait(LIMIT)
         clients = [connect(url, later) for _ in range(40)]
         assert works(url) and all(ended(client) for client in clients[:20])
         go.set()

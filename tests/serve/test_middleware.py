@@ -67,13 +67,13 @@ def test_a_page_may_be_asked_for_by_its_public_link(monkeypatch):
     port = free_port()
     server.launch(page, bind("127.0.0.1", port), "127.0.0.1", share=True, allowed_hosts=["chat.example"])
     try:
-        told = [
+        statuses = [
             status_for(f"http://127.0.0.1:{port}", f"{name}")
             for name in ("abc.gradio.live", "chat.example", "evil.example")
         ]
     finally:
         page.close()
-    assert told == [200, 200, 421]
+    assert statuses == [200, 200, 421]
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -179,7 +179,7 @@ def test_large_pictures_and_long_conversations_are_no_such_bodies():
 @pytest.mark.parametrize(
     "messages", [[1] * 9000, [{"role": "user", "content": [1] * 9000}], [{"role": "system", "content": [1] * 9000}]]
 )
-def test_what_is_wrong_in_a_list_is_told_once(messages):
+def test_what_is_wrong_in_a_list_is_reported_once(messages):
     """Thousands of errors take a second and many megabytes to write down."""
     with pytest.raises(ValidationError) as error:
         ChatRequest.model_validate({"model": NAME, "messages": messages})

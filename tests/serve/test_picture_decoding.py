@@ -22,7 +22,7 @@ from minigpt4.processors.video import open_video
 from minigpt4.serve import picture_decoding
 from minigpt4.serve.api import service
 from minigpt4.serve.picture_decoding import Decoder
-from minigpt4.serve.web import visitor
+from minigpt4.serve.web import handlers
 from tests.picture_files import file_of
 from tests.serve.asking import NAME, SCENES, user
 from tests.serve.openers import endless, greedy, killed, process_id
@@ -58,7 +58,7 @@ def test_pixels_are_those_of_this_process(tmp_path, video):
         Video(video, 20).pictures(budget, Decoder())  # what was read in the other process took its room in this one
 
 
-def test_what_is_refused_there_is_refused_here_and_the_process_goes_on():
+def test_what_is_refused_there_is_refused_here_and_the_process_continues():
     ((before,), (again,)) = Decoder()(process_id), Decoder()(process_id)
     assert before.size == again.size != (os.getpid(), 1)
     with pytest.raises(UserError, match=r"^this can't be read as a picture: it is not one of JPEG"):
@@ -132,7 +132,7 @@ def test_a_client_that_leaves_ends_the_decoding_of_its_picture(api_url, monkeypa
 @pytest.mark.slow
 def test_stop_ends_the_decoding_of_a_visitors_picture(url, picture, echo, monkeypatch):
     client, began = Client(url, verbose=False), threading.Event()
-    check = visitor.Visitor.check
+    check = handlers.Visitor.check
 
     def note(self, stopped: threading.Event, seconds: float = 0) -> None:
         began.set()
@@ -140,8 +140,8 @@ def test_stop_ends_the_decoding_of_a_visitors_picture(url, picture, echo, monkey
 
     ask(client, "one")
     monkeypatch.setattr("minigpt4.inference.pictures.open_upright", endless)
-    monkeypatch.setattr(visitor, "Decoder", partial(Decoder, seconds=NEVER))
-    monkeypatch.setattr(visitor.Visitor, "check", note)
+    monkeypatch.setattr(handlers, "Decoder", partial(Decoder, seconds=NEVER))
+    monkeypatch.setattr(handlers.Visitor, "check", note)
     job = client.submit(message("two", [picture("red")]), *OPTIONS, api_name="/ask")
     assert began.wait(LIMIT)
     client.predict(api_name="/stop")

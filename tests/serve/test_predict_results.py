@@ -1,4 +1,4 @@
-"""Where `minigpt4 predict` writes: runs that are ended and go on, files of others, disks that are full."""
+"""Where `minigpt4 predict` writes: runs that are ended and continue, files of others, disks that are full."""
 
 import json
 import os
@@ -19,7 +19,7 @@ ANSWER = '{"id": "x", "text": "?", "answer": "y", "finish": "stop", "new_tokens"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cut", [0, 5, 40, 4, None])
-def test_a_file_that_was_left_half_written_is_gone_on_with(cut, predict, mixed, tmp_path, monkeypatch, tiny):
+def test_a_file_that_was_left_half_written_is_continued(cut, predict, mixed, tmp_path, monkeypatch, tiny):
     """Cut off at the end of the second line and some bytes behind; None: after all lines."""
     whole, part = tmp_path / "whole.jsonl", tmp_path / "deep" / "part.jsonl"
     arguments = ["--input", mixed, "--text", COUNT, "--batch-size", 2]
@@ -56,12 +56,12 @@ def test_nothing_is_loaded_when_all_is_answered(predict, tmp_path, monkeypatch):
     arguments = ["--image", EXAMPLES, "--text", COUNT, "--output", tmp_path / "out.jsonl"]
     assert predict(*arguments)[0] == 0
     monkeypatch.setattr("minigpt4.inference.loading.load_engine", lambda *_: 1 / 0)
-    told = f"4 of 4 questions have answers in '{arguments[-1]}'; they stay, whatever this run's model and options\n"
-    assert predict(*arguments, "--num-beams", "2") == (0, "", told)
+    message = f"4 of 4 questions have answers in '{arguments[-1]}'; they stay, whatever this run's model and options\n"
+    assert predict(*arguments, "--num-beams", "2") == (0, "", message)
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line_and_a_later_run_goes_on(predict, tmp_path):
+def test_a_full_disk_is_one_line_and_a_later_run_continues(predict, tmp_path):
     arguments = ["--image", EXAMPLES, "--text", COUNT, "--batch-size", 1]
     output, whole = tmp_path / "out.jsonl", predict(*arguments)[1]
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -70,7 +70,7 @@ def test_a_full_disk_is_one_line_and_a_later_run_goes_on(predict, tmp_path):
         code, _, err = predict(*arguments, "--output", output)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    cure = "Make room, and run it again: it goes on there."
+    cure = "Make room, and run it again: it continues there."
     assert (code, err) == (2, f"error: --output: '{output}': File too large. {cure}\n")
     assert predict(*arguments, "--output", output)[2].startswith("2 of 4 questions have answers")
     assert output.read_text() == whole
@@ -169,7 +169,7 @@ def test_an_answer_that_lacks_only_its_line_break_is_kept(predict, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_in_mid_run_it_goes_on_to_the_same_file(predict, tmp_path):
+def test_killed_in_mid_run_it_continues_to_the_same_file(predict, tmp_path):
     records = [{"id": i, "image": str(SCENES[i % 4]), "text": COUNT} for i in range(12)]
     records[1]["image"], records[6]["image"] = "gone.jpg", "scene.jpg"
     scene, whole, part = (tmp_path / name for name in ("scene.jpg", "whole.jsonl", "part.jsonl"))

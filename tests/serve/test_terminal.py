@@ -80,7 +80,7 @@ def test_an_answer_whose_beginning_changes_is_shown_again(talk, terminal, monkey
     assert talk("?")[1] == "do n\ndon't\n"
 
 
-def test_an_empty_answer_is_told(talk, terminal, monkeypatch):
+def test_an_empty_answer_is_reported(talk, terminal, monkeypatch):
     monkeypatch.setattr(terminal.chat, "stream", lambda *_, **__: iter([""]))
     assert talk("?") == (0, "\n", "The answer is empty.\n")
 
@@ -184,7 +184,7 @@ def test_a_failing_model_is_an_error_in_words_and_the_next_question_is_answered(
     assert talk(f":img {SCENE}", "How many digits are there?")[:2] == (0, "three\n")
 
 
-def test_words_that_the_model_no_longer_reads_are_told(talk, terminal):
+def test_words_that_the_model_no_longer_reads_are_reported(talk, terminal):
     terminal.options = AnswerOptions(max_new_tokens=4)
     terminal.chat.engine = copy(terminal.chat.engine)
     terminal.chat.engine.prompter = replace(terminal.chat.engine.prompter, window=40)
@@ -254,12 +254,12 @@ def test_through_pipes_no_question_is_asked_from_a_failed_command_to_the_next_pi
     assert terminal.run(lambda: next(lines, ":q")) == 6
     out, err = capsys.readouterr()
     assert out.startswith("three\n") and [turn.question for turn in terminal.chat.turns] == [["?"]]
-    told = f"error: '{count}' was not asked, for '%s' failed. Write it right, or go on with one of :img, :video"
-    assert err.count(told % ":img nix.jpg") == 2 and err.count(told % ":his 3") == 1
+    message = f"error: '{count}' was not asked, for '%s' failed. Write it right, or continue with one of :img, :video"
+    assert err.count(message % ":img nix.jpg") == 2 and err.count(message % ":his 3") == 1
 
 
 @pytest.mark.slow
-def test_through_pipes_a_command_that_is_put_right_lets_go_on(tiny, capsys):
+def test_through_pipes_questions_are_asked_again_once_a_command_is_put_right(tiny, capsys):
     lines = iter([":img nix.jpg", ":conf num_bems=2", "A?", ":conf num_beams=2", "B?", f":img {SCENE}", "C?"])
     terminal = Terminal(Chat(tiny), AnswerOptions(), interactive=False)
     assert terminal.run(lambda: next(lines, ":q")) == 4

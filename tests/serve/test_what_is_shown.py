@@ -25,7 +25,7 @@ from minigpt4.processors.video import open_video
 from minigpt4.serve import predict as predict_module
 from minigpt4.serve.questions import Question
 from minigpt4.serve.terminal import Terminal
-from minigpt4.serve.web.visitor import Handlers
+from minigpt4.serve.web.handlers import Handlers
 from tests.picture_files import bomb, write_video
 from tests.serve.asking import NAME, user
 from tests.serve.visiting import OPTIONS, ask

@@ -41,8 +41,8 @@ def test_a_prompt_that_is_shorter_than_its_template_is_refused(engine):
 
 
 def test_it_is_refused_before_any_weight_is_made(minigpt4):
-    code, _, told = minigpt4("bench", "--random-weights", "7b", "--lengths", "32/4")
-    assert code == 2 and "a prompt of 32 tokens is too short" in told
+    code, _, err = minigpt4("bench", "--random-weights", "7b", "--lengths", "32/4")
+    assert code == 2 and "a prompt of 32 tokens is too short" in err
 
 
 @pytest.mark.slow
@@ -123,7 +123,7 @@ def test_random_weights_read_no_file_and_have_room(minigpt4):
 
 
 @pytest.mark.slow
-def test_lengths_without_room_are_told(minigpt4):
+def test_lengths_without_room_are_reported(minigpt4):
     few = ("--repeats", 1, "--image", "--options", "run.device=cpu")
     code, _, err = minigpt4("bench", "--lengths", "2000/49", *few)
     assert code == 2 and "--lengths: 2000/49 is more than this LLM's context length of 2048 tokens" in err

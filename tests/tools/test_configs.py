@@ -31,13 +31,13 @@ def test_copies_come_with_their_prompts_and_replace_nothing(minigpt4, tmp_path):
     changed = target / "train_configs" / "minigpt4_stage1_pretrain.yaml"
     changed.write_text("run: {seed: 1}")
     (target / "eval_configs" / "minigpt4_eval.yaml").unlink()
-    code, _, told = minigpt4("configs", "--copy", target)
+    code, _, err = minigpt4("configs", "--copy", target)
     assert code == 2
-    assert told == f"error: --copy: '{changed}' is there already, and differs. Name another folder, or move it.\n"
+    assert err == f"error: --copy: '{changed}' is there already, and differs. Name another folder, or move it.\n"
     assert changed.read_text() == "run: {seed: 1}" and not (target / "eval_configs" / "minigpt4_eval.yaml").exists()
 
 
-def test_a_folder_that_can_not_be_written_is_told(minigpt4, tmp_path):
+def test_a_folder_that_can_not_be_written_is_reported(minigpt4, tmp_path):
     (tmp_path / "file").write_text("")
-    code, _, told = minigpt4("configs", "--copy", tmp_path / "file")
-    assert code == 2 and told.startswith("error: --copy: ") and told.count("\n") == 1
+    code, _, err = minigpt4("configs", "--copy", tmp_path / "file")
+    assert code == 2 and err.startswith("error: --copy: ") and err.count("\n") == 1

@@ -29,7 +29,7 @@ def test_a_single_file_of_model_states(tmp_path):
 
 
 @pytest.mark.parametrize("spoil", [lambda folder: None, lambda folder: (folder / "mp_rank_00_model_states.pt").touch()])
-def test_what_is_no_checkpoint_is_told(spoil, tmp_path: Path):
+def test_what_is_not_a_checkpoint_is_reported(spoil, tmp_path: Path):
     spoil(tmp_path)
     with pytest.raises(UserError, match="holds no checkpoint of DeepSpeed|can't be read as a checkpoint of DeepSpeed"):
         read_deepspeed(tmp_path)

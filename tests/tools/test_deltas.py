@@ -82,8 +82,8 @@ def test_it_is_what_fastchat_makes(pair, pieces, tmp_path, minigpt4, monkeypatch
     fastchat.apply_delta(str(base), str(tmp_path / "theirs"), str(delta))
     if pieces:
         in_pieces(base)
-    monkeypatch.setattr(tensor_files, "_FILE_BYTES", 100_000)
-    monkeypatch.setattr(tensor_files, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(tensor_files, "FILE_BYTES", 100_000)
+    monkeypatch.setattr(tensor_files, "PIECE_BYTES", 1000)
     assert minigpt4("apply-delta", "--base", base, "--delta", delta, "--target", tmp_path / "ours")[0] == 0
     assert equal(weights_of(tmp_path / "ours"), weights_of(tmp_path / "theirs"))
     assert len(list((tmp_path / "ours").glob("model*.safetensors"))) > 2
@@ -121,10 +121,10 @@ def test_the_extra_row_and_the_old_names_of_v0(tmp_path, minigpt4):
     assert json.loads((again / "tokenizer_config.json").read_text())["tokenizer_class"] == "LlamaTokenizer"
 
 
-def test_an_ended_run_goes_on_and_inputs_stay_as_they_are(pair, tmp_path, minigpt4, monkeypatch):
+def test_an_ended_run_continues_and_inputs_stay_as_they_are(pair, tmp_path, minigpt4, monkeypatch):
     base, delta = pair
     before = {file: file.read_bytes() for folder in pair for file in folder.iterdir()}
-    monkeypatch.setattr(tensor_files, "_FILE_BYTES", 100_000)
+    monkeypatch.setattr(tensor_files, "FILE_BYTES", 100_000)
     arguments = ["apply-delta", "--base", base, "--delta", delta, "--target"]
     assert minigpt4(*arguments, tmp_path / "whole")[0] == 0
     replace, files = os.replace, []
@@ -144,7 +144,7 @@ def test_an_ended_run_goes_on_and_inputs_stay_as_they_are(pair, tmp_path, minigp
     other = shutil.copytree(base, tmp_path / "other")
     (other / "generation_config.json").write_text("{}")
     code, _, error = minigpt4("apply-delta", "--base", other, "--delta", delta, "--target", tmp_path / "part")
-    assert code == 2 and "was begun with other files" in error
+    assert code == 2 and "was started with other files" in error
     assert minigpt4(*arguments, tmp_path / "part")[0] == 0
     assert all(file.stat().st_mtime_ns == time for file, time in kept.items())
     own, whole = ({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("part", "whole"))
@@ -225,7 +225,7 @@ def test_a_delta_in_the_hubs_cache_is_found_by_its_id(pair, tmp_path, minigpt4, 
 
 
 def test_a_second_run_into_the_same_folder_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(tensor_files, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(tensor_files, "PIECE_BYTES", 1000)
     out, refused = tmp_path / "out", []
 
     def write() -> None:
@@ -243,7 +243,7 @@ def test_a_second_run_into_the_same_folder_is_refused(tmp_path, monkeypatch):
     assert len(refused) == 1 and torch.all(weights_of(out)["w"] == 1)
 
 
-def test_a_full_disk_is_told_before_the_first_byte(pair, tmp_path, minigpt4, monkeypatch):
+def test_a_full_disk_is_reported_before_the_first_byte(pair, tmp_path, minigpt4, monkeypatch):
     base, delta = pair
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     arguments = ["apply-delta", "--base", base, "--delta", delta, "--target", tmp_path / "out"]

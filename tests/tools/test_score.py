@@ -37,7 +37,7 @@ def test_json_says_what_was_scored_and_how(minigpt4, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["popo", *POPE], "error: 'popo' is not a registered benchmark. Did you mean 'pope'?"),
         (
@@ -55,9 +55,9 @@ def test_json_says_what_was_scored_and_how(minigpt4, tmp_path):
         ),
     ],
 )
-def test_refusals(arguments, told, minigpt4):
+def test_refusals(arguments, message, minigpt4):
     code, out, err = minigpt4("score", *arguments)
-    assert (code, out) == (2, "") and told in err and err.count("\n") == 1
+    assert (code, out) == (2, "") and message in err and err.count("\n") == 1
 
 
 def test_scoring_loads_no_model_code():

@@ -89,7 +89,7 @@ def _says_none(row: Any) -> bool:
 
 
 def _said(row: Any) -> Sequence[str]:
-    """The texts of a conversation, in order; who says them is told by their places."""
+    """The texts of a conversation, in order; their places say who speaks."""
     said = [text_of(turn, "value") for turn in value_of(row, "conversations", list)]
     if len(said) < 2:
         raise wrong(f"key 'conversations' has {len(said)} turns; expected a question and its answer at least")

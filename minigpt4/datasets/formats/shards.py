@@ -27,7 +27,7 @@ _ERROR = "__error__"  # a sample's key for what ended its shard
 
 
 class Position(NamedTuple):
-    """Where a stream of samples goes on: all samples of shuffled passes over the shards, in blocks shuffled in turn.
+    """Where a stream of samples continues: all samples of shuffled passes over the shards, in blocks shuffled in turn.
 
     Attributes:
         pass_: how often all shards were passed.

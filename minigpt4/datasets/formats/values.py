@@ -15,7 +15,7 @@ def wrong(what: str) -> UserError:
 
 
 def checked(value: Any, name: str, *kinds: type) -> Any:
-    """A value that is of one of the kinds; a truth value is no number.
+    """A value that is of one of the kinds; a truth value is not a number.
 
     Raises:
         UserError: it is missing or of another kind. `name` is what it is called there, such as "key 'bbox'".
@@ -47,7 +47,7 @@ def texts_of(row: Any, key: str) -> list[str]:
 
 
 def shown(value: Any) -> str:
-    """The beginning of a value as JSON, where quotes tell a text from a number."""
+    """The beginning of a value as JSON, where quotes distinguish a text from a number."""
     return json.dumps(value, ensure_ascii=False, default=str)[:60]
 
 

@@ -73,7 +73,7 @@ def _decoded(text: str, place: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except binascii.Error as error:
-        raise UserError(f"{place}: its picture is not base64 ({error}). Download the file anew.") from None
+        raise UserError(f"{place}: its picture is not base64 ({error}). Download the file again.") from None
 
 
 def _judged(text: str, question: Question) -> Judged:

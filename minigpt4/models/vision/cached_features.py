@@ -31,7 +31,7 @@ class CachedFeatures(VisionPart):
         if features.shape[1:] != (self.rows, self.width):
             raise UserError(
                 f"model.vision: cached features are [{self.rows}, {self.width}] here, and {list(features.shape[1:])} "
-                "was given. Fill run.cache_features anew, or train and answer with the part that sees."
+                "was given. Fill run.cache_features again, or train and answer with the part that sees."
             )
         return features.float()
 

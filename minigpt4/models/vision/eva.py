@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from minigpt4.common.registry import registry
 from minigpt4.config.schema import Config, ModelConfig, VitConfig
-from minigpt4.models.checkpoint import load_tensors
 from minigpt4.models.parts import checkpoint_blocks
 from minigpt4.models.vision.part import (
     VisionPart,
@@ -28,6 +27,7 @@ from minigpt4.models.vision.part import (
     joined_shape,
     tower_dtype,
 )
+from minigpt4.models.weight_file import load_tensors
 
 logger = logging.getLogger(__name__)
 

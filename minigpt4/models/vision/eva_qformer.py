@@ -14,9 +14,10 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 from minigpt4.common.errors import Problems
 from minigpt4.common.registry import registry
 from minigpt4.config.schema import Config, QformerConfig
-from minigpt4.models.checkpoint import QFORMER_UNUSED, file_name, load_tensors
+from minigpt4.models.checkpoint import QFORMER_UNUSED, file_name
 from minigpt4.models.vision.eva import check_vit_weights, load_vit_weights, new_vit, vit_file, vit_tokens
 from minigpt4.models.vision.part import VisionPart, check_fit
+from minigpt4.models.weight_file import load_tensors
 
 logger = logging.getLogger(__name__)
 

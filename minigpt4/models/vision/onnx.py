@@ -73,8 +73,8 @@ class Onnx(VisionPart):
         try:
             self.session = ort.InferenceSession(file, options, providers=[self.provider])
         except Exception as error:  # its errors have no base of their own
-            raise UserError(f"{_KEY}: '{file}' can't be run: {first_line(error)}. Export it anew.") from None
-        if (name := self.provider[0]) not in self.session.get_providers():  # it goes on with the CPU by itself
+            raise UserError(f"{_KEY}: '{file}' can't be run: {first_line(error)}. Export it again.") from None
+        if (name := self.provider[0]) not in self.session.get_providers():  # it continues with the CPU by itself
             raise UserError(f"model.vision.provider: {name} does not start here. See what ONNX Runtime wrote above.")
         logger.info("ONNX tower: %s, by %s", file, name)
         return {"tower": file}

@@ -83,7 +83,7 @@ class VisionPart(PartlyFrozen):
 
 
 class Normalised(nn.Module):
-    """Normalises pictures [B, 3, H, W] anew: from the mean and standard deviation of a config to a tower's own."""
+    """Normalises pictures [B, 3, H, W] again: from the mean and standard deviation of a config to a tower's own."""
 
     scale: Tensor
     shift: Tensor

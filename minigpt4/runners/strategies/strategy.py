@@ -101,7 +101,7 @@ class Strategy:
         """Continues from what `save` returned, with the config's settings of the optimizer.
 
         Raises:
-            UserError: it is of a strategy, or a number of processes, that this one can't go on from.
+            UserError: it is of a strategy, or a number of processes, that this one can't continue from.
         """
         if "optimizer" not in state:
             self._refuse(folder, state)
@@ -114,14 +114,14 @@ class Strategy:
 
     @property
     def made_by(self) -> str:
-        """What tells a checkpoint that another strategy can't go on from."""
+        """What marks a checkpoint that another strategy can't continue from."""
         count = world_size()
         return f"run.strategy={self.run.strategy} on {count} processes" if count > 1 else "a single process"
 
     def _refuse(self, folder: Path, state: dict[str, Any]) -> NoReturn:
         raise UserError(
             f"run.resume: '{folder}' was written by {state.get('made_by', 'an earlier version')}; {self.made_by} can't "
-            "go on from it. Set run.strategy and run.zero_stage as they were and start as many processes, or begin "
+            "continue from it. Set run.strategy and run.zero_stage as they were and start as many processes, or start "
             f"with its weights alone: model.ckpt={folder}, run.resume=null and another run.output_dir."
         )
 

@@ -29,7 +29,7 @@ class AccessControl:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        begun, status = time.perf_counter(), 500
+        started, status = time.perf_counter(), 500
         asks = (scope["method"], scope["path"]) == ("POST", CHAT)
 
         async def noted(message: Message) -> None:
@@ -48,7 +48,7 @@ class AccessControl:
         finally:
             self._under_way -= asks
             if asks:
-                self.metrics.note_request(status, begun)
+                self.metrics.note_request(status, started)
 
     def _authorized(self, headers: dict[bytes, bytes]) -> bool:
         kind, _, key = headers.get(b"authorization", b"").partition(b" ")

@@ -31,7 +31,7 @@ class QueuedRequest:
     Attributes:
         prompt_tokens: of the prompt, image rows included.
         size: of the last picture in pixels, which boxes of the answer are about.
-        stream: tell each further piece of the answer.
+        stream: pass on each further piece of the answer.
         send: called by the model's thread with each further piece, if `stream`, and at the end with the `Answer`.
     """
 
@@ -77,7 +77,7 @@ class Batcher:
         queue: most answers that wait for their batch.
 
     Attributes:
-        waiting: requests whose batch has not begun.
+        waiting: requests whose batch has not started.
         at_work: those of the batch that is being answered.
     """
 

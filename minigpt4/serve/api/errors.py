@@ -1,4 +1,4 @@
-"""What a client of the API is told of an error."""
+"""How an error is reported to a client of the API."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from minigpt4.serve.errors import ApiError, shortened
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """What a client is told of an error; of what is not the client's doing, only its first line."""
+    """The error as the client gets it; of what is not the client's doing, only its first line."""
     match error:
         case ApiError():
             return error

@@ -1,4 +1,4 @@
-"""What `/metrics` tells Prometheus."""
+"""What `/metrics` reports to Prometheus."""
 
 import time
 from collections.abc import Sequence
@@ -31,16 +31,16 @@ class Metrics:
         self.first_token_seconds = seconds("minigpt4_first_token_seconds", "From asking to the first token")
         self.request_seconds = seconds("minigpt4_request_seconds", "From a request to the end of its answer")
 
-    def note_request(self, status: int, begun: float) -> None:
-        """Counts a request for answers that began at `begun`, of `time.perf_counter`."""
+    def note_request(self, status: int, started: float) -> None:
+        """Counts a request for answers that started at `started`, of `time.perf_counter`."""
         self.requests.labels(status).inc()
-        self.request_seconds.observe(time.perf_counter() - begun)
+        self.request_seconds.observe(time.perf_counter() - started)
 
-    def note_batch(self, batch: Sequence["QueuedRequest"], begun: float) -> None:
+    def note_batch(self, batch: Sequence["QueuedRequest"], started: float) -> None:
         """Counts a batch that is done."""
         self.batch_size.observe(len(batch))
         for item in batch:
-            self.queue_seconds.observe(begun - item.asked)
+            self.queue_seconds.observe(started - item.asked)
             if item.first_token is not None:
                 self.first_token_seconds.observe(item.first_token - item.asked)
 

@@ -74,7 +74,7 @@ class ChatRequest(Strict):
         *("reasoning", "request_id", "session_id", "think", "thinking"),
     )
     model: str
-    messages: Messages = Field(description="If the last is the assistant's, the answer goes on where it ends.")
+    messages: Messages = Field(description="If the last is the assistant's, the answer continues where it ends.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: AnswerCount | None = Field(None, description="Answers. Without a temperature they are all the same.")

@@ -195,7 +195,7 @@ async def _events(
     try:
         async for index, what in answers:
             yield event_of(index, what)
-    except Exception as error:  # the status is sent: only an event can tell
+    except Exception as error:  # the status is sent: only an event can report it
         yield _event(as_api_error(error).body.model_dump())
         return
     if with_usage:

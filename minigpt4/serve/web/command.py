@@ -47,9 +47,9 @@ def main(args: argparse.Namespace) -> None:
     from minigpt4.common.console_log import setup_logger
     from minigpt4.inference.loading import load_engine
     from minigpt4.inference.sessions import Sessions
+    from minigpt4.serve.web.handlers import Handlers
     from minigpt4.serve.web.page import ASSETS, build_page
     from minigpt4.serve.web.server import launch
-    from minigpt4.serve.web.visitor import Handlers
 
     setup_logger()
     problems = Problems()

@@ -12,8 +12,9 @@ from minigpt4.common.paths import ASSETS
 from minigpt4.config.schema import ModelConfig
 from minigpt4.inference.options import AnswerOptions
 from minigpt4.serve.web.controls import BEAMS, GREEDY, LABELS, MODES, SAMPLE
+from minigpt4.serve.web.handlers import Handlers
 from minigpt4.serve.web.start import Start, first_screen, task_side
-from minigpt4.serve.web.visitor import Handlers, Message
+from minigpt4.serve.web.visitor import Message
 
 THEME = gr.themes.Default(
     primary_hue="teal",
@@ -55,7 +56,7 @@ def build_page(handlers: Handlers, examples: list[Path], model: ModelConfig | No
         model: what the visitors talk with.
     """
     model, guides = model or ModelConfig(), yaml.safe_load((ASSETS / "guides.yaml").read_text())
-    guide = guides.get(model.model_type) or guides.get(model.arch) or guides["any"]  # what visitors are told of it
+    guide = guides.get(model.model_type) or guides.get(model.arch) or guides["any"]  # what visitors read about it
     gr.set_static_paths(list(map(str, examples)))  # else a page that was started in another folder can't show them
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # some of gradio's telemetry looks only here
     with _Page(title="MiniGPT-4", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as page:

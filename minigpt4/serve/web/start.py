@@ -12,7 +12,8 @@ import gradio as gr
 
 from minigpt4.common.paths import ASSETS
 from minigpt4.inference.boxes import TASKS
-from minigpt4.serve.web.visitor import Handlers, Message, PageUpdate, Visitor
+from minigpt4.serve.web.handlers import Handlers
+from minigpt4.serve.web.visitor import Message, PageUpdate, Visitor
 
 
 def task_side(tasks: list[str], message: gr.MultimodalTextbox, examples: list[Path]) -> None:

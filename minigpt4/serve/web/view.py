@@ -22,7 +22,7 @@ History = list[dict[str, Any]]
 _SIDE = 640  # pixels of a picture's longer side
 _TILE, _COLUMNS, _SHEET = 224, 4, 4096  # of several pictures: pixels of one, the fewest in a row, pixels of all in it
 _CHARACTERS, _BRACKETS = 10_000, 300  # models say no more, and somebody else's Markdown can take minutes to render
-# tags become text, links of schemes that run code are none, and an image, which would load what it names, is a link
+# tags become text, links of schemes that run code are text too, and an image, which would load what it names, is a link
 _MARKDOWN = MarkdownIt("js-default", {"breaks": True}).disable("image")
 
 
@@ -77,7 +77,7 @@ def _message(role: str, file: str, text: str) -> dict[str, Any]:
 def sheet(images: list[Image.Image]) -> tuple[Image.Image, str]:
     """One picture, or several side by side: gradio's chat would put them one below the other.
 
-    With it comes a name for its file. Of several, that tells box_picker.js where the last one is: its left and top
+    With it comes a name for its file. Of several, that says to box_picker.js where the last one is: its left and top
     edge, width and height in pixels.
     """
     if len(images) == 1:

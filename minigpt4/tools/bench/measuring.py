@@ -123,7 +123,7 @@ def image_times(engine: Engine, config: Config, ways: list[str], repeats: int) -
             else:
                 with TemporaryDirectory() as folder:
                     found[way] = measured(_onnx(engine, config, Path(folder) / "tower.onnx"))
-        except Exception as error:  # compilers and exporters raise many kinds; the other ways go on
+        except Exception as error:  # compilers and exporters raise many kinds; the other ways continue
             found[way] = first_line(error)
     return found
 
@@ -144,9 +144,9 @@ def _onnx(engine: Engine, config: Config, file: Path) -> Callable[[Tensor], Tens
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    settle = torch.accelerator.synchronize if device.type != "cpu" else lambda: None
-    settle()
+    synchronize = torch.accelerator.synchronize if device.type != "cpu" else lambda: None
+    synchronize()
     start = time.perf_counter()
     work()
-    settle()
+    synchronize()
     return time.perf_counter() - start

@@ -135,7 +135,7 @@ def _found(config: Config, vision: "VisionPart | None", problems: Problems, larg
 
 
 def _llm_of(config: Config) -> "tuple[Path | None, PreTrainedModel | None]":
-    """The folder and the outline of a config's LLM, where they are there; what is wrong is told elsewhere."""
+    """The folder and the outline of a config's LLM, where they are there; what is wrong is reported elsewhere."""
     from minigpt4.models.llm import llm_folder
     from minigpt4.models.preflight import llm_outline
 
@@ -219,7 +219,7 @@ def _estimate(setting: "Setting", needs: list[dict[str, Any]]) -> list[Line]:
         if good:
             lines.append(Line("ok", f"{text}: fits"))
         else:
-            # training is asked for by few: it is told, and spoils nothing
+            # few want to train: it is reported, and fails nothing
             state: State = "off" if phase == "train" else "red"
             lines.append(Line(state, f"{text}: does not fit{_cure(setting, phase)}"))
         parts = [f"{part} {size / 1e9:.2f}" for part, size in need.parts.items() if size >= 1e7]
@@ -244,7 +244,7 @@ def _cure(setting: "Setting", phase: str) -> str:
         if phase not in phases or several and setting.count == 1 or quantized and not setting.device.quantizes:
             continue
         changed = replace(setting, config=_changed(setting.config, options))
-        if not fits(changed, estimate(changed, "load")["load"]):  # which is quickly told
+        if not fits(changed, estimate(changed, "load")["load"]):  # which is quick
             continue
         if fits(changed, need := estimate(changed, phase)[phase]):
             return f"; try --options {' '.join(options)}, which takes {need.memory / 1e9:.2f} GB"

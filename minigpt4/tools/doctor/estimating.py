@@ -101,7 +101,7 @@ def _weights(s: Setting) -> dict[str, float]:
 
 def _load(s: Setting, weights: dict[str, float]) -> Need:
     found = Problems().attempt(TensorFiles, weight_files(s.folder)) if s.folder else None
-    files: Mapping[str, Outline] = found or {}  # damaged ones are told elsewhere
+    files: Mapping[str, Outline] = found or {}  # damaged ones are reported elsewhere
     # where they are not there yet: most are published in half precision
     size = sum(outline.bytes for outline in files.values()) or 2 * sum(p.numel() for p in s.llm.parameters())
     dtypes = {outline.dtype for outline in files.values()}

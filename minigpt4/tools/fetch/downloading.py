@@ -1,4 +1,4 @@
-"""Downloads that go on where they were interrupted, are checked, and have their name only once they are whole."""
+"""Downloads that continue where they were interrupted, are checked, and have their name only once they are whole."""
 
 import hashlib
 import logging
@@ -63,9 +63,9 @@ def download_file(weights: Weights, file: Path, mirror: str | None) -> None:
                 part.rename(file)
                 break
     if not file.exists():
-        goes_on = ": it goes on where it was interrupted" if part.exists() else ""
+        continues = ": it continues where it was interrupted" if part.exists() else ""
         raise UserError(
-            f"{'; '.join(refusals)}. Try again later{goes_on}. Or get {file.name} by other means, such as a browser, "
+            f"{'; '.join(refusals)}. Try again later{continues}. Or get {file.name} by other means, such as a browser, "
             f"and put it at {file}"
         )
 
@@ -118,7 +118,7 @@ def _append(url: str, part: Path) -> bool:
             return True
         raise
     with answer:
-        begin = have if answer.status == 206 else 0  # a server may begin anew
+        begin = have if answer.status == 206 else 0  # a server may start from the beginning
         length = answer.headers.get("Content-Length")
         total = begin + int(length) if length else None
         check_space(part.parent, total - have if total else 0)
@@ -231,7 +231,7 @@ def download_repository(weights: Weights, folder: Path | None, mirror: str | Non
             if _is_full(error):
                 raise
             raise UserError(
-                f"{page}: download from {endpoint} failed ({first_line(error)}). Call this again later: it goes on "
+                f"{page}: download from {endpoint} failed ({first_line(error)}). Call this again later: it continues "
                 "where it was interrupted; or set --mirror (or HF_ENDPOINT) to a server that this machine reaches; or "
                 "call it with --target DIR on another machine, and copy DIR."
             ) from None

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from minigpt4.common.errors import UserError, first_line, writing
 
 MAX_FILES = 1_000_000  # of an archive
-_PADDING = 64 * 2**20  # bytes behind a tar's last file, of which a small compressed file may hold any number
+MAX_PADDING = 64 * 2**20  # bytes behind a tar's last file, of which a small compressed file may hold any number
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
 _UNREADABLE = (NotImplementedError, RuntimeError)  # a ZIP's unknown compression, or its password
 
@@ -44,7 +44,7 @@ def unpack(archive: Path, holds: str, folder: Path, max_bytes: int) -> int:
         How many files were written.
 
     Raises:
-        UserError: it is no archive, or a damaged one; a name leads elsewhere; there is a link, a device, or more than
+        UserError: it is not an archive, or a damaged one; a name leads elsewhere; there is a link, a device, more than
             may be; or no file is named `holds`.
     """
     try:
@@ -62,7 +62,7 @@ def unpack(archive: Path, holds: str, folder: Path, max_bytes: int) -> int:
                         shutil.copyfileobj(source, copy)
                     written += 1
     except _DAMAGED as error:
-        raise UserError(f"{archive}: is damaged or not complete: {first_line(error)}. Download it anew.") from None
+        raise UserError(f"{archive}: is damaged or not complete: {first_line(error)}. Download it again.") from None
     except _UNREADABLE as error:
         raise UserError(f"{archive}: can't be unpacked: {first_line(error)}. Unpack it by other means.") from None
     return written
@@ -78,20 +78,20 @@ def _members(archive: Path) -> Iterator[Callable[[], Iterator[_Member]]]:
         with tarfile.open(archive) as tar:
             yield lambda: _walked(tar)
     else:
-        raise UserError(f"ARCHIVE: '{archive}' is not a ZIP or tar archive. Download it anew, or name another file.")
+        raise UserError(f"ARCHIVE: '{archive}' is not a ZIP or tar archive. Download it again, or name another file.")
 
 
 def _walked(tar: tarfile.TarFile) -> Iterator[_Member]:
     """tarfile takes a damaged header for the end of the archive, and does not read a checksum that comes later."""
     for info in tar:
         yield _tarred(tar, info)
-    for _ in range(_PADDING // 2**20):
+    for _ in range(MAX_PADDING // 2**20):
         block = cast(IO[bytes], tar.fileobj).read(2**20)
         if block.strip(b"\0"):
             raise tarfile.ReadError(f"a header is damaged at byte {tar.offset}")
         if not block:
             return
-    raise tarfile.ReadError(f"more than {_PADDING / 2**20:.0f} MB of zeros follow the last file")
+    raise tarfile.ReadError(f"more than {MAX_PADDING / 2**20:.0f} MB of zeros follow the last file")
 
 
 def _zipped(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
@@ -120,7 +120,7 @@ def _checked(archive: Path, members: Iterator[_Member], max_bytes: int) -> list[
             raise UserError(f"{archive}: '{member.name}' is {member.kind}. Nothing was unpacked; do not trust it.")
         if member.kind == "file":
             if path in files:
-                raise UserError(f"{archive}: holds '{member.name}' twice. Nothing was unpacked; download it anew.")
+                raise UserError(f"{archive}: holds '{member.name}' twice. Nothing was unpacked; download it again.")
             files[path] = None
             total += member.size
         if total > max_bytes or len(files) > MAX_FILES:
@@ -130,7 +130,7 @@ def _checked(archive: Path, members: Iterator[_Member], max_bytes: int) -> list[
             )
     if clash := next((folder for path in files for folder in path.parents if folder in files), None):
         raise UserError(
-            f"{archive}: holds '{clash}' as a file and as a folder. Nothing was unpacked; download it anew."
+            f"{archive}: holds '{clash}' as a file and as a folder. Nothing was unpacked; download it again."
         )
     return list(files)
 

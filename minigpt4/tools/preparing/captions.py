@@ -71,7 +71,7 @@ def _rows(file: Path, skipped: list[int]) -> Iterator[tuple[str, str]]:
         except (ijson.JSONError, UnicodeDecodeError) as error:
             raise UserError(
                 f'{file} is not one JSON list of {{"url", "caption"}}, or is truncated: {first_line(error)}. Download '
-                "it anew."
+                "it again."
             ) from None
     if not found:
         raise UserError(f'{file}: is not a JSON list of {{"url", "caption"}}, or an empty one. Name another file.')

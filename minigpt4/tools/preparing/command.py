@@ -13,8 +13,6 @@ from minigpt4.common.errors import UserError
 if TYPE_CHECKING:  # slow to import
     from minigpt4.tools.preparing.checks import Checked
 
-_GB = 10**9
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(main=main)
@@ -86,7 +84,7 @@ def _check(args: argparse.Namespace) -> None:
     from minigpt4.tools.preparing.checks import check_shards
 
     keys = {key: value for key in ("image_keys", "caption_keys") if (value := getattr(args, key))}
-    _tell(check_shards(args.shards, BuildInfo(**keys), args.samples), args.page)
+    _report(check_shards(args.shards, BuildInfo(**keys), args.samples), args.page)
 
 
 def _align(args: argparse.Namespace) -> None:
@@ -101,12 +99,12 @@ def _align(args: argparse.Namespace) -> None:
     else:
         folder = args.out or args.archive.parent / args.archive.name.partition(".")[0]
         with new_folder("--out", folder) as part:
-            files = unpack(args.archive, "filter_cap.json", part, args.max_gb * _GB)
+            files = unpack(args.archive, "filter_cap.json", part, args.max_gb * 10**9)
         sys.stderr.write(f"{files} files are in '{folder}'\n")
-    _tell(check_align(folder), args.page)
+    _report(check_align(folder), args.page)
 
 
-def _tell(found: "Checked", page: Path | None) -> None:
+def _report(found: "Checked", page: Path | None) -> None:
     from minigpt4.tools.validate_data import write_page
 
     say(found.text())

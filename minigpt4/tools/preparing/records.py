@@ -88,7 +88,7 @@ def coco(captions: Path) -> Records:
 
 def _named(names: dict[str, str], row: Row) -> str:
     if (image := row.id("image_id")) not in names:
-        raise UserError(f"{row.place}: image {image} is not among the file's images. Download it anew.")
+        raise UserError(f"{row.place}: image {image} is not among the file's images. Download it again.")
     return names[image]
 
 

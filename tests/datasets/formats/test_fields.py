@@ -118,12 +118,12 @@ def test_fields_that_the_config_names(files, keys, caption, tmp_path):
         ({"jpg": b"", "txt": b"a"}, "can't be read as a picture"),
     ],
 )  # fmt: skip
-def test_what_a_sample_lacks_is_told_with_what_it_has(files, message, tmp_path):
+def test_what_a_sample_lacks_is_reported_with_what_it_has(files, message, tmp_path):
     (reason,) = read(tmp_path, {f"x.{field}": data for field, data in files.items()})
     assert reason.startswith("/0.tar/x: ") and message in reason
 
 
-def test_a_name_that_comes_twice_is_told(tmp_path):
+def test_a_name_that_comes_twice_is_reported(tmp_path):
     files = {"x.jpg": JPG, "x.txt": b"a dog", "x.JPG": JPG, "y.jpg": JPG, "y.txt": b"a cat"}
     dog, cat, reason = read(tmp_path, files)
     assert (dog, cat) == ("a dog", "a cat") and reason.startswith("/0.tar: x.JPG: duplicate file name in tar file jpg")

@@ -143,7 +143,7 @@ def test_references_execute_nothing(refs, tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_split_that_is_not_there_is_told_with_those_that_are():
+def test_a_split_that_is_not_there_is_reported_with_those_that_are():
     info = {"dataset": "refcocog", "splitBy": "und"}
     with pytest.raises(UserError, match=r"refs\(und\).p' is not a file. Set .*splitBy; there: .*refs\(umd\).p"):
         build_dataset("own", config_of("refer", str(DATA / "refcoco_annotations"), **info), "train")

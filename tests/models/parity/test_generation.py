@@ -204,7 +204,7 @@ def test_a_batch_under_vicuna_v0s_ids(vicuna_v0, generate):
     assert generate("vicuna0", PLAIN["vicuna0"], vicuna_v0)[0] == run_of("vicuna0", PLAIN["vicuna0"])[2]
 
 
-def test_vicuna_v0s_ids_are_told(parity_llm, vicuna_v0, caplog):
+def test_vicuna_v0s_ids_are_reported(parity_llm, vicuna_v0, caplog):
     stop_ids(vicuna_v0.model.llm, vicuna_v0.prompter.tokenizer)
     assert "the LLM's config says eos 1, its tokenizer 2: the tokenizer's is used" in caplog.text
 

@@ -44,5 +44,5 @@ def test_vocabulary_and_special_tokens(tokenizer):
         SPEC[k] for k in ("bos", "eos", "unk")
     ]
     assert set(tokenizer.all_special_tokens) == set(SPEC["all_special_tokens"]) - {PAD}
-    # quirk 2, both values: batches of the tokenizer alone are padded with a token that is no ordinary text
+    # quirk 2, both values: batches of the tokenizer alone are padded with a token that is not ordinary text
     assert PAD == "$$" and tokenizer.pad_token == "<unk>"

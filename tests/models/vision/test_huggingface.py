@@ -179,11 +179,11 @@ def test_both_stages_a_cache_a_checkpoint_and_a_chat(
     config = load_config(tmp_path / "stage2" / "config.yaml", [f"model.ckpt={checkpoint}"])
     capsys.readouterr()
     model = MiniGPT4.from_config(config).eval()
-    told = capsys.readouterr().err
+    err = capsys.readouterr().err
     assert (
-        f"vision.tower: from {towers[name]}, not from a checkpoint" in told
-        and "LOAD REPORT" not in told
-        and "WARN" not in told
+        f"vision.tower: from {towers[name]}, not from a checkpoint" in err
+        and "LOAD REPORT" not in err
+        and "WARN" not in err
     )
     assert all(torch.equal(model.projection.get_parameter(k.removeprefix("llama_proj.")), v) for k, v in saved.items())
     features = load_file(next((tmp_path / "cache").glob("train-*.safetensors")))
@@ -192,8 +192,8 @@ def test_both_stages_a_cache_a_checkpoint_and_a_chat(
     picture().save(tmp_path / "picture.png")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f":img {tmp_path}/picture.png\nWhat?\n".encode())))
     said = ["--cfg-path", "eval_configs/minigpt4_tiny_eval.yaml", "--options", *tower, f"model.ckpt={checkpoint}"]
-    code, _, told = minigpt4("chat", *said)
-    assert code == 0, told
+    code, _, err = minigpt4("chat", *said)
+    assert code == 0, err
 
 
 EXAMPLE = "train_configs/minigpt4_huggingface_stage1_pretrain.yaml"
@@ -222,11 +222,11 @@ def problems(parity_config: ModelConfig, folder: Path, **settings) -> list[str]:
     with pytest.raises(UserError) as error:
         MiniGPT4.from_config(Config(model=replace(model, plain_text="/no/text")))
     lines = str(error.value).splitlines()
-    assert lines.pop().startswith("model.plain_text:")  # all are told at once
+    assert lines.pop().startswith("model.plain_text:")  # all are reported at once
     return lines
 
 
-def test_what_is_not_such_a_tower_is_told_with_the_other_problems(parity_config, towers, tmp_path):
+def test_what_is_not_such_a_tower_is_reported_with_the_other_problems(parity_config, towers, tmp_path):
     (line,) = problems(parity_config, Path("/no/tower"))
     assert line.startswith("model.vision.model: '/no/tower' is not a folder with a config.json")
     (line,) = problems(parity_config, Path(parity_config.llama_model))

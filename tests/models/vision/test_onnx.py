@@ -181,9 +181,9 @@ def test_weights_beside_the_graph_are_looked_at_and_counted(tmp_path, monkeypatc
     ).values()
     weights = sum(p.nbytes for p in plain.parameters())
     assert 0.9 * weights < parts["vision"] < 1.3 * weights
-    for content, told in ((whole[:-1000], "is truncated: it has"), (None, "does not exist")):
+    for content, message in ((whole[:-1000], "is truncated: it has"), (None, "does not exist")):
         data.unlink()
         if content:
             data.write_bytes(content)
-        with pytest.raises(UserError, match=f"model.vision.model: '{data}', which holds weights of .*{told}"):
+        with pytest.raises(UserError, match=f"model.vision.model: '{data}', which holds weights of .*{message}"):
             preflight(config, build_vision(config))

@@ -70,7 +70,7 @@ def test_deepspeeds_own_classes_are_read(tmp_path):
     assert {k: found[k] for k in ("stage", "slice", "sizes")} == {k: state[k] for k in ("stage", "slice", "sizes")}
 
 
-def test_files_that_are_something_else_are_told_apart(tmp_path):
+def test_files_that_are_something_else_are_distinguished(tmp_path):
     (tmp_path / "x.pt").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(UserError, match="x.pt' is a Git LFS pointer"):
         load_data(tmp_path / "x.pt")

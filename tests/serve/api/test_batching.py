@@ -24,24 +24,24 @@ WARM = Decoding(do_sample=True, temperature=1.5)
 
 
 class Asked:
-    """An ask and what is told of it."""
+    """A request and what is reported of it."""
 
     def __init__(self, engine: Engine, *prompt, max_tokens=8, decoding=GREEDY, stops=(), stream=False):
-        self.told: list[str | Answer] = []
+        self.received: list[str | Answer] = []
         self.ended = threading.Event()
         self.prompt = prompt or ("a dog",)
         request = Request(self.prompt, max_tokens, decoding, 5, stops)
         self.ask = QueuedRequest(request, len(engine.prompter.layout(self.prompt)), stream=stream, send=self.hear)
 
     def hear(self, what: str | Answer) -> None:
-        self.told.append(what)
+        self.received.append(what)
         if isinstance(what, Answer):
             self.ended.set()
 
     @property
     def answer(self) -> Answer:
         assert self.ended.wait(LIMIT)
-        return self.told[-1]
+        return self.received[-1]
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def alone(engine: Engine, *prompt, max_tokens=12, decoding=GREEDY) -> Answer:
     decoding=st.sampled_from([GREEDY, WARM]),
     stream=st.booleans(),
 )
-def test_what_is_told_is_what_the_engine_returns(rows, decoding, stream, parity_engine, batcher):
+def test_what_is_reported_is_what_the_engine_returns(rows, decoding, stream, parity_engine, batcher):
     own = batcher()
     own.start()
     asked = [Asked(parity_engine, text, max_tokens=n, decoding=decoding, stream=stream) for text, n in rows]
@@ -92,7 +92,7 @@ def test_what_is_told_is_what_the_engine_returns(rows, decoding, stream, parity_
         facts = [(a, a.finish, a.prompt_tokens, a.new_tokens) for a in (each.answer, expected)]
         assert facts[0] == facts[1]
         assert (each.ask.prompt_tokens, each.ask.new_tokens) == facts[0][2:]
-        assert "".join(each.told[:-1]) == (expected if stream else "")
+        assert "".join(each.received[:-1]) == (expected if stream else "")
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def test_own_stops(data, parity_engine, batcher):
     own.submit([each.ask])
     assert each.answer == cut(whole, (*parity_engine.prompter.template.stop, *stops))
     if each.ask.stream:
-        assert "".join(each.told[:-1]) == each.answer
+        assert "".join(each.received[:-1]) == each.answer
     if stops[0] in whole:
         assert each.answer.finish == "stop"
 
@@ -168,7 +168,7 @@ def test_who_has_left_is_not_answered(parity_engine, batcher, batches):
     own.start()
     assert asked[0].answer.finish and asked[2].answer.finish
     assert batches == [["0", "2"]]
-    assert not asked[1].told
+    assert not asked[1].received
 
 
 @pytest.mark.slow
@@ -184,7 +184,7 @@ def test_all_of_a_gathered_batch_may_leave(parity_engine, batcher, monkeypatch):
 
 
 def test_a_row_that_fails_late_leaves_the_others_as_they_are(parity_engine, batcher, monkeypatch):
-    """The batch is made again one by one; nothing is told twice."""
+    """The batch is made again one by one; nothing is reported twice."""
     bad = Asked(parity_engine, "hello", max_tokens=12, stream=True)
     good = Asked(parity_engine, "a dog", max_tokens=12, stream=True)
     short = Asked(parity_engine, "7", max_tokens=2, stream=True)
@@ -204,8 +204,8 @@ def test_a_row_that_fails_late_leaves_the_others_as_they_are(parity_engine, batc
         limit = each.ask.request.max_new_tokens
         assert each.answer == alone(parity_engine, *each.prompt, max_tokens=limit)
         assert each.ask.new_tokens == limit  # also of the one that had its answer when the batch failed
-        assert "".join(each.told[:-1]) == each.answer
-    assert sum(isinstance(what, Answer) for each in (bad, good, short) for what in each.told) == 3
+        assert "".join(each.received[:-1]) == each.answer
+    assert sum(isinstance(what, Answer) for each in (bad, good, short) for what in each.received) == 3
 
 
 def test_the_thread_outlives_what_nobody_foresaw(parity_engine, batcher, monkeypatch):
@@ -232,19 +232,19 @@ def test_nobody_waits_for_an_end_that_no_token_shows(parity_engine, batcher, mon
     own.start()
     own.submit([each.ask])
     assert (each.answer, each.answer.finish, each.answer.new_tokens) == (expected, "stop", 2)
-    assert "".join(each.told[:-1]) == expected
+    assert "".join(each.received[:-1]) == expected
 
 
 def test_close_ends_what_is_under_way(parity_engine, batcher, monkeypatch):
     parity_engine.stop_ids = []
-    count, begun = QueuedRequest.count, threading.Event()
+    count, started = QueuedRequest.count, threading.Event()
     monkeypatch.setattr(
-        QueuedRequest, "count", lambda self, tokens: (begun.set(), time.sleep(0.01), count(self, tokens))
+        QueuedRequest, "count", lambda self, tokens: (started.set(), time.sleep(0.01), count(self, tokens))
     )
     own, each = batcher(), Asked(parity_engine, max_tokens=1000)
     own.start()
     own.submit([each.ask])
-    assert begun.wait(LIMIT)
+    assert started.wait(LIMIT)
     own.close()
     assert not own.alive
     assert each.ask.new_tokens < 1000

@@ -1,4 +1,4 @@
-"""Requests as clients that people use write them, and answers that go on where the client's text ends."""
+"""Requests as clients that people use write them, and answers that continue where the client's text ends."""
 
 import json
 
@@ -91,7 +91,7 @@ BODIES = {
         "prediction": {"type": "content", "content": "a 7"},
         "thinking": {"type": "disabled"},
     },
-    "character": {  # a page for role play: the character speaks first, and its last answer is begun
+    "character": {  # a page for role play: the character speaks first, and its last answer is unfinished
         "model": NAME,
         "messages": [
             {"role": "system", "content": "You are a guide."},
@@ -164,8 +164,8 @@ def test_a_system_message_is_read(client):
     question = user(SCENES[0], DESCRIBE)
     system = {"role": "system", "content": HELPFUL}
     requests = [[question], [system, question]]
-    plain, told = (client.chat.completions.create(messages=messages, **GREEDY).usage for messages in requests)
-    assert told.prompt_tokens > plain.prompt_tokens + 5
+    plain, longer = (client.chat.completions.create(messages=messages, **GREEDY).usage for messages in requests)
+    assert longer.prompt_tokens > plain.prompt_tokens + 5
     assert "7" in ask(client, system, question)
 
 
@@ -195,8 +195,8 @@ def test_ways_to_show_a_picture(client, part):
 def test_a_last_answer_is_continued(client, words):
     question = user(SCENES[0], DESCRIBE)
     whole = ask(client, question)
-    begun = " ".join(whole.split(" ")[:words])
-    for written in (begun, f"{begun} "):
+    beginning = " ".join(whole.split(" ")[:words])
+    for written in (beginning, f"{beginning} "):
         messages = [question, {"role": "assistant", "content": written}]
         rest = ask(client, *messages)
         assert written + rest == whole

@@ -23,7 +23,7 @@ def run(monkeypatch, *arguments: str) -> None:
 
 
 @pytest.mark.slow
-def test_it_serves_until_it_is_told_to_stop():
+def test_it_serves_until_it_is_stopped():
     environment = os.environ | {"MINIGPT4_API_KEY": "secret", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([*COMMAND, "--port", "0"], stderr=subprocess.PIPE, text=True, env=environment) as process:
         log = ""
@@ -43,7 +43,7 @@ def test_it_serves_until_it_is_told_to_stop():
 
 
 @pytest.mark.slow
-def test_all_problems_are_told_at_once(monkeypatch, capsys):
+def test_all_problems_are_reported_at_once(monkeypatch, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as ended:
         port = str(taken.getsockname()[1])
         wrong = ["run.device=npu", "model.vit_model=/no/vit"]

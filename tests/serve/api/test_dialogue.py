@@ -194,13 +194,13 @@ def test_system_text_before_an_assistants_greeting_is_what_that_answers():
         ("tiny", " ###Assistant: It is"),
     ],
 )
-@pytest.mark.parametrize("begun", ["It is", " It is", "It is  "])
-def test_a_last_answer_is_left_open(name, end, begun):
-    messages = [user("a"), assistant(begun)]
+@pytest.mark.parametrize("beginning", ["It is", " It is", "It is  "])
+def test_a_last_answer_is_left_open(name, end, beginning):
+    messages = [user("a"), assistant(beginning)]
     prompt, conversation = rendered(TEMPLATES[name], messages), read(messages)
     assert prompt.startswith(rendered(TEMPLATES[name], [user("a")]))
     assert prompt.endswith(f"a{end}")
-    assert conversation.continued and conversation.turns[-1].answer == begun.lstrip()
+    assert conversation.continued and conversation.turns[-1].answer == beginning.lstrip()
 
 
 @pytest.mark.parametrize("nothing", [None, "", " "])

@@ -141,7 +141,7 @@ def test_a_client_that_leaves_ends_its_generation(slow, stream):
 
 
 @pytest.mark.slow
-def test_others_of_the_batch_go_on(slow, go, monkeypatch):
+def test_others_of_the_batch_continue(slow, go, monkeypatch):
     monkeypatch.setattr("minigpt4.serve.api.batching.GATHER_SECONDS", LIMIT)
     service = Service(slow, NAME, Limits(max_batch=2))
     with running(service) as url, ThreadPoolExecutor(1) as others:

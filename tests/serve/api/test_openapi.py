@@ -47,7 +47,7 @@ def test_all_are_in_the_document(operations):
 
 
 def make_sense(body: dict) -> None:
-    """What no schema says: the model's name, what goes on, what a picture is. And answers are kept short."""
+    """What no schema says: the model's name, what continues, what a picture is. And answers are kept short."""
     body |= {"model": NAME, "n": body.get("n") and min(body["n"], 3), "max_tokens": 10}
     body |= {"add_generation_prompt": None, "continue_final_message": None}
     for message in body["messages"]:

@@ -35,7 +35,7 @@ def errors_of(**request) -> list[dict]:
     ],
     ids=lambda value: next(iter(value)),
 )
-def test_of_many_errors_the_first_is_told(request_):
+def test_of_many_errors_the_first_is_reported(request_):
     assert len(errors_of(**request_)) <= 2  # two where one of two types would do
 
 

@@ -13,7 +13,7 @@ from minigpt4.serve.api.service import Limits, Service
 from tests.serve.asking import NAME, SCENES, client_of, image_part, running, user
 
 GREEDY = {"model": NAME, "temperature": 0}
-BEGUN = {"role": "assistant", "content": "It is"}
+BEGINNING = {"role": "assistant", "content": "It is"}
 FILE = {"type": "input_image", "file_id": "file-1", "image_url": ""}
 
 
@@ -42,8 +42,8 @@ FILE = {"type": "input_image", "file_id": "file-1", "image_url": ""}
         ({"messages": [{"role": "user"}]}, "messages.0.content", "is required"),
         ({"messages": [{"role": "tool", "content": "5"}]}, "messages.0", "'tool'"),
         ({"messages": [user("a")], "continue_final_message": True}, "continue_final_message", "an answer begins"),
-        ({"messages": [BEGUN], "continue_final_message": False}, "continue_final_message", "is continued"),
-        ({"messages": [BEGUN], "add_generation_prompt": True}, "add_generation_prompt", "is continued"),
+        ({"messages": [BEGINNING], "continue_final_message": False}, "continue_final_message", "is continued"),
+        ({"messages": [BEGINNING], "add_generation_prompt": True}, "add_generation_prompt", "is continued"),
         ({"add_generation_prompt": False}, "add_generation_prompt", "an answer begins"),
         ({"messages": [{"role": "user", "content": [FILE]}]}, "messages.0.content.0.file_id", "no files are kept"),
         ({"tool_choice": "required"}, "tool_choice", "calls no tools"),
@@ -217,7 +217,7 @@ def test_limits_out_of_range(size):
         Limits(max_body_mb=size)
 
 
-def test_a_failure_of_the_model_is_told(client, tiny, monkeypatch):
+def test_a_failure_of_the_model_is_reported(client, tiny, monkeypatch):
     def fail(**_):
         raise RuntimeError("out of memory\nlong details")
 
@@ -230,7 +230,7 @@ def test_a_failure_of_the_model_is_told(client, tiny, monkeypatch):
     client.chat.completions.create(**request)
 
 
-def test_a_failure_within_a_stream_is_told(client, tiny, monkeypatch):
+def test_a_failure_within_a_stream_is_reported(client, tiny, monkeypatch):
     decode = tiny.prompter.tokenizer.decode
 
     def fail(tokens, **options):

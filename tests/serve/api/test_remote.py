@@ -246,12 +246,12 @@ def test_nobody_learns_which_inner_names_there_are(site, port, monkeypatch):
         raise socket.gaierror("Name or service not known")
 
     monkeypatch.setattr(remote.anyio, "getaddrinfo", inner)
-    told = []
+    refusals = []
     for host in ("db.inner", "no.inner"):
         with pytest.raises(UserError) as error:
             fetch(f"http://{host}:{port}/")
-        told.append(str(error.value).replace(host, "it"))
-    assert told[0] == told[1]
+        refusals.append(str(error.value).replace(host, "it"))
+    assert refusals[0] == refusals[1]
 
 
 def test_one_inner_address_among_several_is_too_many(site, port, monkeypatch):

@@ -105,7 +105,7 @@ def test_a_question_that_waits_can_be_stopped(open_page, echo):
 
 def test_a_closed_window_ends_its_answer(open_page, echo):
     page, other = open_page(), open_page()
-    echo.seconds, echo.said = 0.05, "word " * 10_000  # it goes on: what is sent shows that nobody is there
+    echo.seconds, echo.said = 0.05, "word " * 10_000  # it continues: what is sent shows that nobody is there
     send(page, "Talk!")
     expect(words(page, "bot")).to_contain_text("word word")
     page.close()
@@ -164,7 +164,7 @@ def test_save_and_load(open_page, echo, picture, tmp_path):
         assert ask(other, "two").startswith("two 1 ")
 
 
-def test_bad_files_are_told_in_words(open_page, echo, bad_files, tmp_path):
+def test_bad_files_are_reported_in_words(open_page, echo, bad_files, tmp_path):
     page, hostile = open_page(), "<img src=//evil.invalid/a>"
     (tmp_path / "bad.json").write_text(json.dumps({"version": 1, "turns": [], "pictures": [hostile]}))
     ask(page, "Who?")
@@ -175,16 +175,16 @@ def test_bad_files_are_told_in_words(open_page, echo, bad_files, tmp_path):
     restart = page.get_by_role("button", name="Restart")
     restart.click()
     expect(words(page, "user")).to_have_count(0)
-    for file, told in bad_files.items():
+    for file, message in bad_files.items():
         send(page, "What is it?", file)
-        complaint(page, told)
+        complaint(page, message)
         assert box(page).input_value() == "What is it?"
         page.locator("#message").get_by_label("Remove").first.click()
-    for name, size, told in (("huge.png", 200_000_000, "exceed the maximum"), ("notes.txt", 9, "Invalid file type")):
+    for name, size, message in (("huge.png", 200_000_000, "exceed the maximum"), ("notes.txt", 9, "Invalid file type")):
         with open(tmp_path / name, "wb") as file:
             file.truncate(size)
         page.locator("#message input[type=file]").set_input_files(tmp_path / name)
-        complaint(page, told)
+        complaint(page, message)
     assert ask(page, "And now?") == "And now? no picture"
 
 

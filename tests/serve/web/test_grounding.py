@@ -13,9 +13,9 @@ from minigpt4.inference.boxes import in_pixels
 from minigpt4.inference.sessions import Sessions
 from minigpt4.serve.address import bind
 from minigpt4.serve.web import server
+from minigpt4.serve.web.handlers import Handlers
 from minigpt4.serve.web.page import ASSETS, build_page
 from minigpt4.serve.web.view import html_of
-from minigpt4.serve.web.visitor import Handlers
 from tests.serve.browsing import attached, box, idle, send, words
 from tests.waiting import LIMIT
 

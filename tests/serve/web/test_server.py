@@ -50,8 +50,8 @@ def test_answer_is_streamed(client, picture, echo):
     wait_for(lambda: job.outputs() and "a question" in "".join(texts(job.outputs()[-1])[-1:]))
     echo.go.set()
     assert texts(job.result())[1].startswith("a question of several words 1")
-    begun, *outputs = job.outputs()
-    assert (texts(begun), begun[-1]) == ([], "Reading …")
+    waiting, *outputs = job.outputs()
+    assert (texts(waiting), waiting[-1]) == ([], "Reading …")
     assert texts(outputs[0])[1] == "…"
 
 
@@ -69,18 +69,18 @@ def test_status_line_of_an_empty_answer(client, page_engine, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_visitor_is_told_what_is_forgotten(client, echo, page_engine, monkeypatch):
-    told = []
-    monkeypatch.setattr(gr, "Info", told.append)
+def test_a_visitor_reads_what_is_forgotten(client, echo, page_engine, monkeypatch):
+    notes = []
+    monkeypatch.setattr(gr, "Info", notes.append)
     monkeypatch.setattr(
         page_engine, "prompter", replace(page_engine.prompter, window=300 + 150)
     )  # 300 are kept for an answer
     echo.seconds = 0
     for number in range(12):
         *_, status = client.predict(message(f"number {number} of several words"), *OPTIONS, api_name="/ask")
-        forgotten = [int(n) for text in told for n in re.findall(r"no longer reads its first (\d+) questions", text)]
+        forgotten = [int(n) for text in notes for n in re.findall(r"no longer reads its first (\d+) questions", text)]
         assert bool(forgotten) == ("questions forgotten" in status)
-    assert 1 < len(told) < 6 and forgotten == sorted(set(forgotten))
+    assert 1 < len(notes) < 6 and forgotten == sorted(set(forgotten))
     assert f"first {forgotten[-1]} questions forgotten" in status
 
 
@@ -100,8 +100,8 @@ def test_two_visitors_at_once_never_mix(url, picture, echo, page_engine, monkeyp
             for color, visitor in visitors.items()
         }
         for color, job in jobs.items():
-            told = [f"{color} {t} {number_of(page_engine, *[color] * t)}" for t in (1, 2)]
-            expected = [text for t in range(turn) for text in (f"{color} {t + 1}", told[t])]
+            asked = [f"{color} {t} {number_of(page_engine, *[color] * t)}" for t in (1, 2)]
+            expected = [text for t in range(turn) for text in (f"{color} {t + 1}", asked[t])]
             assert texts(job.result()) == expected
 
 
@@ -192,7 +192,7 @@ def test_options_reach_the_model(client, echo):
         AnswerOptions(6, 2, do_sample=True, temperature=0.5, top_p=0.8, repetition_penalty=1.2, seed=7),
         replace(most, num_beams=4, length_penalty=-1),
     ]
-    assert shown[-1].endswith(f"· seed {echo.options[3]['seed']}")  # drawn, and told
+    assert shown[-1].endswith(f"· seed {echo.options[3]['seed']}")  # drawn, and shown
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_an_emptied_field_is_the_default(client, echo):
 
 
 @pytest.mark.slow
-def test_bad_files_in_words_and_the_session_goes_on(client, echo, picture, bad_files, tmp_path):
+def test_bad_files_in_words_and_the_session_continues(client, echo, picture, bad_files, tmp_path):
     ask(client, "one", picture("red"))
     with pytest.raises(AppError, match="The question is empty"):
         ask(client, "  ", picture("red"))
@@ -236,7 +236,7 @@ def test_a_file_over_the_limit_is_refused(url):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["Greedy", "Beams"])
-def test_failure_of_the_model_in_words_and_the_session_goes_on(client, picture, echo, page_engine, monkeypatch, mode):
+def test_failure_of_the_model_in_words_and_the_session_continues(client, picture, echo, page_engine, monkeypatch, mode):
     before = ask(client, "one", picture("red"))
 
     def fail(requests):
@@ -265,8 +265,8 @@ def test_files_of_the_server_cannot_be_named(url, picture):
 
 @pytest.mark.slow
 def test_only_who_knows_the_password_comes_in(example):
+    from minigpt4.serve.web.handlers import Handlers
     from minigpt4.serve.web.page import build_page
-    from minigpt4.serve.web.visitor import Handlers
     from tests.serve.conftest import free_port
 
     page, port = build_page(Handlers(None), [example]), free_port()
@@ -286,15 +286,15 @@ def test_only_who_knows_the_password_comes_in(example):
 @pytest.mark.slow
 def test_address_in_use_is_one_line(minigpt4):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        code, _, told = minigpt4("demo", "--port", port := taken.getsockname()[1])
-    assert code == 2 and f"--port {port}: " in told and "in use" in told
+        code, _, err = minigpt4("demo", "--port", port := taken.getsockname()[1])
+    assert code == 2 and f"--port {port}: " in err and "in use" in err
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 70000), ("no.such.host.invalid", 7860)])
 def test_address_that_cannot_be_is_one_line(host, port, minigpt4):
-    code, _, told = minigpt4("demo", "--host", host, "--port", port, "--options", "model.llama_model=/no/llm")
-    assert code == 2 and "Choose another" in told and "/no/llm" in told  # all at once
+    code, _, err = minigpt4("demo", "--host", host, "--port", port, "--options", "model.llama_model=/no/llm")
+    assert code == 2 and "Choose another" in err and "/no/llm" in err  # all at once
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from minigpt4.inference.sessions import Sessions
 from minigpt4.serve.address import bind
 from minigpt4.serve.web import page as pages
 from minigpt4.serve.web import server
-from minigpt4.serve.web.visitor import Handlers
+from minigpt4.serve.web.handlers import Handlers
 from tests.picture_files import write_video
 from tests.serve.conftest import free_port
 from tests.serve.visiting import OPTIONS, ask
@@ -77,7 +77,7 @@ def test_half_a_character_is_no_question(url):
 
 
 @pytest.mark.slow
-def test_a_failure_to_save_is_told_in_words(client, echo, monkeypatch):
+def test_a_failure_to_save_is_reported_in_words(client, echo, monkeypatch):
     def fail(_: Chat) -> str:
         raise OSError("disk full")
 

@@ -21,8 +21,8 @@ def visitor(url):
     return lambda: Client(url, verbose=False)
 
 
-def begun(client: Client, text: str, outputs: int = 3, files: Sequence[Path] = ()):
-    """A question of which so much has been shown; with 3 its answer has begun."""
+def started(client: Client, text: str, outputs: int = 3, files: Sequence[Path] = ()):
+    """A question of which so much has been shown; with 3 its answer has started."""
     job = client.submit(message(text, files), *OPTIONS, api_name="/ask")
     wait_for(lambda: len(job.outputs()) >= outputs)
     return job
@@ -45,8 +45,8 @@ def test_first_come_first_served():
 def test_a_question_that_waits_can_be_given_up(visitor, echo, way):
     echo.go.clear()
     first, second, third = (visitor() for _ in range(3))
-    answered = [begun(client, "word " * 40) for client in (first, second)]
-    waits = begun(third, "never asked", 1)
+    answered = [started(client, "word " * 40) for client in (first, second)]
+    waits = started(third, "never asked", 1)
     assert waits.outputs()[-1][-1] == "Waiting for 1 other answer …"
     third.predict(api_name=f"/{way}")
     assert texts(waits.result(timeout=LIMIT)) == []
@@ -62,7 +62,7 @@ def test_a_question_that_waits_can_be_given_up(visitor, echo, way):
 def test_the_first_question_can_be_given_up_while_its_pictures_are_read(visitor, echo, picture, monkeypatch, way):
     read, go, client = Picture.from_file, threading.Event(), visitor()
     monkeypatch.setattr(Picture, "from_file", lambda *args: go.wait(LIMIT) and read(*args))
-    asked = begun(client, "never asked", 1, [picture("red")])
+    asked = started(client, "never asked", 1, [picture("red")])
     assert asked.outputs()[0][-1] == "Reading …" and asked.outputs()[0][1]["value"]["text"] == ""
     with pytest.raises(AppError, match="nothing to save yet"):
         client.predict(api_name="/save")
@@ -81,7 +81,7 @@ def test_the_first_question_can_be_given_up_while_its_pictures_are_read(visitor,
 def test_there_is_nothing_to_save_before_the_first_answer(visitor, echo):
     echo.go.clear()
     client = visitor()
-    asked = begun(client, "word " * 20)
+    asked = started(client, "word " * 20)
     with pytest.raises(AppError, match="nothing to save yet"):
         client.predict(api_name="/save")
     echo.go.set()
@@ -92,7 +92,7 @@ def test_there_is_nothing_to_save_before_the_first_answer(visitor, echo):
 @pytest.mark.slow
 def test_a_question_that_waits_is_answered_when_its_turn_comes(visitor, echo):
     echo.go.clear()
-    jobs = [begun(visitor(), "word " * 20), begun(visitor(), "word " * 20), begun(visitor(), "one", 1)]
+    jobs = [started(visitor(), "word " * 20), started(visitor(), "word " * 20), started(visitor(), "one", 1)]
     echo.go.set()
     assert texts(jobs[2].result()) == ["one", "one no picture"]
 
@@ -101,7 +101,7 @@ def test_a_question_that_waits_is_answered_when_its_turn_comes(visitor, echo):
 def test_a_second_question_at_once_is_refused_and_the_page_stays_as_it_is(visitor, echo):
     echo.go.clear()
     client = visitor()
-    first = begun(client, "word " * 20)
+    first = started(client, "word " * 20)
     second = client.submit(message("two"), *OPTIONS, api_name="/ask")
     with pytest.raises(AppError, match="still being answered. Wait for its answer, or stop it"):
         second.result()
@@ -114,7 +114,7 @@ def test_a_second_question_at_once_is_refused_and_the_page_stays_as_it_is(visito
 def test_only_a_conversation_that_loads_ends_the_answer_under_way(visitor, echo, tmp_path):
     echo.go.clear()
     client = visitor()
-    asked = begun(client, "word " * 60)
+    asked = started(client, "word " * 60)
     (tmp_path / "bad.json").write_text("{")
     (tmp_path / "good.json").write_text(json.dumps({"version": 1, "turns": [{"question": "one", "answer": "1"}]}))
     with pytest.raises(AppError, match="not JSON"):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,11 @@ def doctor(minigpt4, monkeypatch):
     monkeypatch.setattr("minigpt4.tools.doctor.devices.this_device", lambda _: Device("CPU", True, 20e9, 1e10, 1e11))
 
     def run(*options, words=()):
-        code, told, error = minigpt4(
+        code, out, error = minigpt4(
             "doctor", "--json", *words, "--cfg-path", "minigpt4_tiny_eval", "--options", "run.device=cpu", *options
         )
         assert code in (0, 1), error
-        found = json.loads(told)
+        found = json.loads(out)
         assert found["healthy"] == (code == 0)
         return found
 
@@ -64,12 +65,17 @@ def test_the_bundled_model_is_in_order(doctor):
 
 
 def test_the_machine_alone(minigpt4, monkeypatch):
-    monkeypatch.setattr("minigpt4.tools.doctor.environment._version", lambda name: None if name == "pyarrow" else "1")
-    code, told, _ = minigpt4("doctor")
-    assert code == 0 and "pip install 'minigpt4[parquet]'" in told and "The config" not in told
+    def without_pyarrow(package: str) -> str:
+        if package == "pyarrow":
+            raise PackageNotFoundError
+        return "1"
+
+    monkeypatch.setattr("minigpt4.tools.doctor.environment.version", without_pyarrow)
+    code, out, _ = minigpt4("doctor")
+    assert code == 0 and "pip install 'minigpt4[parquet]'" in out and "The config" not in out
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    code, told, _ = minigpt4("doctor")
-    assert code == 1 and "RED  env.cache_root: 0.0 GB free" in told and "Fix the RED lines above." in told
+    code, out, _ = minigpt4("doctor")
+    assert code == 1 and "RED  env.cache_root: 0.0 GB free" in out and "Fix the RED lines above." in out
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 499723\n"
@@ -77,17 +83,17 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsiz
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (POINTER, "is a Git LFS pointer"),
         (b"<!doctype html><html></html>", "is a web page"),
         ((TINY / "eva_vit.safetensors").read_bytes()[:-1000], "is truncated"),
     ],
 )
-def test_a_file_that_is_something_else(content, told, doctor, tmp_path):
+def test_a_file_that_is_something_else(content, message, doctor, tmp_path):
     (tmp_path / "vit.safetensors").write_bytes(content)
     (line,) = red(doctor(f"model.vit_model={tmp_path}/vit.safetensors"))
-    assert line.startswith("model.vit_model: ") and told in line
+    assert line.startswith("model.vit_model: ") and message in line
 
 
 @pytest.mark.slow
@@ -116,7 +122,7 @@ def test_a_folder_of_metas(doctor, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_projection_of_another_width_and_a_missing_tokenizer_are_told_together(doctor, llm, tmp_path):
+def test_a_projection_of_another_width_and_a_missing_tokenizer_are_reported_together(doctor, llm, tmp_path):
     (llm / "tokenizer.model").unlink()
     save_file({"llama_proj.weight": torch.ones(5120, 128)}, tmp_path / "13b.safetensors")
     first, second = red(doctor(f"model.llama_model={llm}", f"model.ckpt={tmp_path}/13b.safetensors"))
@@ -169,9 +175,9 @@ def test_checksums_are_compared_where_something_else_is_red(doctor, tmp_path, mo
 
 
 def estimated(minigpt4, *words: str) -> tuple[int, dict]:
-    code, told, error = minigpt4("doctor", "--json", *words)
+    code, out, error = minigpt4("doctor", "--json", *words)
     assert code in (0, 1), error
-    return code, json.loads(told)
+    return code, json.loads(out)
 
 
 @pytest.mark.slow

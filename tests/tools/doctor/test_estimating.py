@@ -74,7 +74,7 @@ def test_training_grows_with_the_batch_and_shrinks_with_checkpointing(setting):
 
 
 @pytest.mark.slow
-def test_more_layers_are_told_from_a_few(setting):
+def test_more_layers_are_estimated_from_a_few(setting):
     def activations(layers: int) -> float:
         return estimate(setting(H100, layers=layers), "train")["train"].parts["activations"]
 

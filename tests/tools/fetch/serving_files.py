@@ -77,8 +77,8 @@ def serving() -> Iterator[Site]:
                 rows.append(
                     own | {"rfilename": file, "path": file, "type": "file", "oid": "0" * 40, "blobId": "0" * 40}
                 )
-            told = rows if tree else {"id": name, "modelId": name, "sha": _REVISION, "siblings": rows}
-            return self.send(json.dumps(told).encode(), {"Content-Type": "application/json"})
+            reply = rows if tree else {"id": name, "modelId": name, "sha": _REVISION, "siblings": rows}
+            return self.send(json.dumps(reply).encode(), {"Content-Type": "application/json"})
 
         def refuse(self, code: int, headers: dict[str, str]) -> None:
             self.send_response(code)

@@ -6,7 +6,9 @@ import io
 import json
 import re
 import shlex
+from http.client import HTTPResponse
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 import torch
@@ -53,10 +55,10 @@ def files(folder: Path) -> list[str]:
 
 
 def test_models_and_weights_are_listed(fetch):
-    code, told, _ = fetch()
+    code, out, _ = fetch()
     assert code == 0
     for name in (*published_models(), *published_weights()):
-        assert f"  {name} " in told
+        assert f"  {name} " in out
 
 
 def test_each_model_of_the_table_names_known_weights_and_keys_of_its_config(monkeypatch):
@@ -71,28 +73,28 @@ def test_each_model_of_the_table_names_known_weights_and_keys_of_its_config(monk
 
 
 def test_what_a_model_needs_is_printed_with_the_command_that_uses_it(fetch, tmp_path):
-    code, told, _ = fetch("minigpt4-vicuna-7b", "--target", tmp_path)
+    code, out, _ = fetch("minigpt4-vicuna-7b", "--target", tmp_path)
     assert code == 0
     for word in ("Vision-CAIR/vicuna-7b", "/eva_vit_g.pth", "13.5 GB", "LLaMA's, non-commercial", "is here  no"):
-        assert word in told
-    assert "99d2bb36c6b52c94fe6e2e12373afb27de57ae81378c3d8c53bf0e83b0f4275f" in told
+        assert word in out
+    assert "99d2bb36c6b52c94fe6e2e12373afb27de57ae81378c3d8c53bf0e83b0f4275f" in out
     options = [f"model.llama_model={tmp_path}/vicuna-7b", f"model.vit_model={tmp_path}/eva_vit_g.pth"]
     options += [f"model.q_former_model={tmp_path}/blip2_pretrained_flant5xxl.pth"]
     options += [f"model.ckpt={tmp_path}/prerained_minigpt4_7b.pth"]
-    assert told.rstrip().endswith(f"Then: minigpt4 chat minigpt4_eval --options {' '.join(options)}")
+    assert out.rstrip().endswith(f"Then: minigpt4 chat minigpt4_eval --options {' '.join(options)}")
 
 
 def test_json_names_the_same(fetch):
-    code, told, _ = fetch("minigpt-v2", "tiny", "--json")
-    first, second = map(json.loads, told.splitlines())
+    code, out, _ = fetch("minigpt-v2", "tiny", "--json")
+    first, second = map(json.loads, out.splitlines())
     assert code == 0 and second == {"name": "tiny", "weights": [], "command": "minigpt4 chat"}
     assert [own["key"] for own in first["weights"]] == ["model.llama_model", "model.vit_model", "model.ckpt"]
     assert first["weights"][0]["hub"] == "meta-llama/Llama-2-7b-chat-hf" and not first["weights"][0]["here"]
 
 
 def test_a_name_that_is_unknown_is_refused(fetch):
-    code, _, told = fetch("minigpt4-vicuna7b")
-    assert code == 2 and "Did you mean 'minigpt4-vicuna-7b'?" in told
+    code, _, err = fetch("minigpt4-vicuna7b")
+    assert code == 2 and "Did you mean 'minigpt4-vicuna-7b'?" in err
     assert fetch("--download")[0] == 2
 
 
@@ -112,10 +114,10 @@ def test_a_connection_that_breaks_off_is_made_again(fetch, site, cache, weights,
     assert files(cache) == ["w.pth"] and local_file("", f"{site.url}/models/w.pth", str(cache)).read_bytes() == weights
 
 
-def test_what_was_interrupted_has_another_name_and_goes_on(fetch, site, cache, weights):
+def test_what_was_interrupted_has_another_name_and_continues(fetch, site, cache, weights):
     site.ends = [1000] * 9
-    code, _, told = fetch(f"{site.url}/models/w.pth", "--download")
-    assert code == 2 and "it goes on where it was interrupted" in told
+    code, _, err = fetch(f"{site.url}/models/w.pth", "--download")
+    assert code == 2 and "it continues where it was interrupted" in err
     assert files(cache) == ["w.pth.part"]
     site.ends = []
     assert fetch(f"{site.url}/models/w.pth", "--download")[0] == 0
@@ -126,16 +128,16 @@ def test_a_page_at_the_second_source_leaves_what_the_first_gave(fetch, site, mon
     site.files["/second/w.pth"], site.ends, site.ranges = b"<html>" + b"x" * 100, [1000] * 6, False
     own = Weights("w", file="w.pth", urls=(f"{site.url}/models/w.pth", f"{site.url}/second/w.pth"))
     monkeypatch.setattr(published, "published_weights", lambda: {"w": own})
-    code, _, told = fetch("w", "--download")
+    code, _, err = fetch("w", "--download")
     (part,) = cache.rglob("w.pth.part")
-    assert code == 2 and "it may be a web page" in told and "it goes on where" in told
+    assert code == 2 and "it may be a web page" in err and "it continues where" in err
     assert part.read_bytes() == weights[:1000]
     assert fetch("w", "--download")[0] == 0 and files(cache) == ["w.pth"]
 
 
-def test_nothing_is_said_to_go_on_where_nothing_is_left(fetch, site):
-    code, _, told = fetch(f"{site.url}/none.pth", "--download")
-    assert code == 2 and "goes on" not in told
+def test_nothing_is_said_to_continue_where_nothing_is_left(fetch, site):
+    code, _, err = fetch(f"{site.url}/none.pth", "--download")
+    assert code == 2 and "continues" not in err
 
 
 def test_a_page_that_is_there_already_is_refused(fetch, site, cache):
@@ -144,37 +146,46 @@ def test_a_page_that_is_there_already_is_refused(fetch, site, cache):
     (file,) = cache.rglob("w.pth")
     file.write_text("<html>Quota exceeded</html>")
     assert "is here  no" in fetch(url)[1]
-    code, out, told = fetch(url, "--download")
-    assert code == 2 and f"'{file}' is a web page" in told and "is here  no" in out
+    code, out, err = fetch(url, "--download")
+    assert code == 2 and f"'{file}' is a web page" in err and "is here  no" in out
 
 
 def test_a_disk_that_fills_up_ends_it_at_once(fetch, site, monkeypatch):
     tried = []
 
-    def full(url: str, part: Path) -> bool:
-        tried.append(part.write_bytes(b"x"))
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(request: Request, timeout: float) -> HTTPResponse:
+        def read(_: int) -> bytes:
+            if len(tried) == 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            tried.append("a block")
+            return b"x"
 
-    monkeypatch.setattr("minigpt4.tools.fetch.downloading._append", full)
-    code, _, told = fetch(f"{site.url}/models/w.pth", "--download")
-    assert code == 2 and "can't be written (No space left on device). Free space" in told and len(tried) == 1
+        tried.append("a request")
+        answer = urlopen(request, timeout=timeout)
+        answer.read = read
+        return answer
+
+    monkeypatch.setattr("minigpt4.tools.fetch.downloading.urlopen", full)
+    code, _, err = fetch(f"{site.url}/models/w.pth", "--download")
+    assert code == 2 and "can't be written (No space left on device). Free space" in err
+    assert tried == ["a request", "a block"]
 
 
-def test_too_little_space_for_a_file_is_told_before_it(fetch, site, cache, monkeypatch):
+def test_too_little_space_for_a_file_is_reported_before_it(fetch, site, cache, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    code, _, told = fetch(f"{site.url}/models/w.pth", "--download")
-    assert code == 2 and "(no space left: " in told and files(cache) == []
+    code, _, err = fetch(f"{site.url}/models/w.pth", "--download")
+    assert code == 2 and "(no space left: " in err and files(cache) == []
 
 
 def test_what_fails_does_not_keep_the_others(fetch, site, cache):
-    code, out, told = fetch(f"{site.url}/none.pth", f"{site.url}/models/w.pth", "--download")
-    assert code == 2 and "not found" in told and "is here  yes" in out and files(cache) == ["w.pth"]
+    code, out, err = fetch(f"{site.url}/none.pth", f"{site.url}/models/w.pth", "--download")
+    assert code == 2 and "not found" in err and "is here  yes" in out and files(cache) == ["w.pth"]
 
 
 @pytest.mark.parametrize("name", ["http://127.0.0.1:9/", "http://127.0.0.1:9/?file=w.pth"])
 def test_a_url_without_a_files_name_is_refused(name, fetch):
-    code, _, told = fetch(name, "--download")
-    assert code == 2 and "names no file" in told
+    code, _, err = fetch(name, "--download")
+    assert code == 2 and "names no file" in err
 
 
 def test_a_query_is_not_in_the_files_name(fetch, site, tmp_path):
@@ -183,17 +194,17 @@ def test_a_query_is_not_in_the_files_name(fetch, site, tmp_path):
 
 
 def test_the_printed_command_finds_the_files_wherever_they_are(minigpt4, tmp_path):
-    _, told, _ = minigpt4("fetch", "minigpt4-vicuna-7b", "--cache", tmp_path / "a b")
-    options = shlex.split(told.partition(" --options ")[2])
+    _, out, _ = minigpt4("fetch", "minigpt4-vicuna-7b", "--cache", tmp_path / "a b")
+    options = shlex.split(out.partition(" --options ")[2])
     config = load_config("minigpt4_eval", options)
     assert config.env.cache_root == str(tmp_path / "a b")
     assert Path(config.model.ckpt).is_relative_to(tmp_path / "a b")
 
 
 def test_a_repository_says_which_files_go_where(fetch, tmp_path):
-    _, told, _ = fetch("owner/name")
-    assert "files    config.json and other small files; model*.safetensors, or else pytorch_model*.bin" in told
-    assert f"goes to  {tmp_path}/hub/models--owner--name; or any folder" in told
+    _, out, _ = fetch("owner/name")
+    assert "files    config.json and other small files; model*.safetensors, or else pytorch_model*.bin" in out
+    assert f"goes to  {tmp_path}/hub/models--owner--name; or any folder" in out
 
 
 @pytest.fixture
@@ -217,8 +228,8 @@ def test_the_second_source_is_asked_where_the_first_fails(fetch, site, known, tm
 
 def test_another_sha256_is_refused_and_deleted(fetch, known, cache):
     known("0" * 64)
-    code, _, told = fetch("w", "--download")
-    assert code == 2 and "has the sha256" in told and f"published is {'0' * 64}" in told
+    code, _, err = fetch("w", "--download")
+    assert code == 2 and "has the sha256" in err and f"published is {'0' * 64}" in err
     assert files(cache) == []
 
 
@@ -226,8 +237,8 @@ def test_a_file_that_was_changed_is_refused(fetch, known, cache):
     assert fetch("w", "--download")[0] == 0
     (file,) = cache.rglob("w.pth")
     file.write_bytes(b"other")
-    code, _, told = fetch("w", "--download")
-    assert code == 2 and "Delete it and download it again" in told
+    code, _, err = fetch("w", "--download")
+    assert code == 2 and "Delete it and download it again" in err
 
 
 def test_a_mirror_is_asked_first(fetch, site, known, cache, weights):
@@ -237,26 +248,26 @@ def test_a_mirror_is_asked_first(fetch, site, known, cache, weights):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"<html><title>Quota exceeded</title></html>", "what it gives is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "what it gives is a Git LFS pointer"),
         (b"PK\3\4" + bytes(2000), "what it gives is truncated (download incomplete)"),
     ],
 )
-def test_what_is_not_weights_is_refused(content, told, fetch, site, cache):
+def test_what_is_not_weights_is_refused(content, message, fetch, site, cache):
     site.files["/models/w.pth"] = content
     code, _, error = fetch(f"{site.url}/models/w.pth", "--download")
-    assert code == 2 and told in error and len(error.splitlines()) <= 4
+    assert code == 2 and message in error and len(error.splitlines()) <= 4
     assert files(cache) == []
 
 
-@pytest.mark.parametrize(("path", "told"), [("/none.pth", "not found (HTTP 404)"), ("", "Connection refused")])
-def test_what_can_not_be_had_is_one_line_with_a_cure(path, told, fetch, site):
+@pytest.mark.parametrize(("path", "message"), [("/none.pth", "not found (HTTP 404)"), ("", "Connection refused")])
+def test_what_can_not_be_had_is_one_line_with_a_cure(path, message, fetch, site):
     url = f"{site.url}{path}" if path else "http://127.0.0.1:9/w.pth"
     code, _, error = fetch(url, "--download")
     line = error.splitlines()[-1]
-    assert code == 2 and told in line and "put it at" in line
+    assert code == 2 and message in line and "put it at" in line
 
 
 MODEL = {"config.json": b"{}", "tokenizer.model": b"t" * 50, "model.safetensors": b"w" * 5000}
@@ -265,8 +276,8 @@ MODEL |= {"pytorch_model.bin": b"x", "README.md": b"r", "onnx/model.onnx": b"o"}
 
 def test_a_repository_of_the_hub_is_downloaded_without_what_is_not_read(fetch, site, tmp_path):
     site.repositories["owner/name"], site.ends = MODEL, [1]
-    code, told, _ = fetch("owner/name", "--download", "--target", tmp_path / "new", "--mirror", site.url)
-    assert code == 0 and "is here  yes" in told
+    code, out, _ = fetch("owner/name", "--download", "--target", tmp_path / "new", "--mirror", site.url)
+    assert code == 0 and "is here  yes" in out
     folder = tmp_path / "new" / "name"
     assert {f.name: f.read_bytes() for f in folder.iterdir() if f.is_file()} == {
         name: MODEL[name] for name in ("config.json", "tokenizer.model", "model.safetensors")
@@ -295,7 +306,7 @@ def test_a_gated_or_unknown_repository_is_one_line_with_a_cure(fetch, site):
     assert code == 2 and "--target DIR on another machine" in error.splitlines()[-1]
 
 
-def test_a_full_disk_is_told_before_the_download(fetch, site, monkeypatch):
+def test_a_full_disk_is_reported_before_the_download(fetch, site, monkeypatch):
     site.repositories["owner/name"] = MODEL
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     code, _, error = fetch("owner/name", "--download", "--mirror", site.url)
@@ -303,7 +314,7 @@ def test_a_full_disk_is_told_before_the_download(fetch, site, monkeypatch):
     assert not any("resolve" in path for path, _ in site.asked)
 
 
-def test_a_disk_that_fills_up_under_a_repository_is_told_as_such(fetch, site, monkeypatch):
+def test_a_disk_that_fills_up_under_a_repository_is_reported_as_such(fetch, site, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 

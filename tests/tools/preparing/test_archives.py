@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from minigpt4.common.errors import UserError
+from minigpt4.tools.preparing.archives import unpack
 from tests.datasets.mixing import jpeg
 
 ANNOTATIONS = {"annotations": [{"image_id": str(i), "caption": f"A dog, {i}."} for i in range(3)]}
@@ -81,11 +83,11 @@ def test_a_link_or_device_is_refused(kind, tmp_path, minigpt4):
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_what_would_fill_the_disk_is_refused(name, tmp_path, minigpt4, monkeypatch):
-    monkeypatch.setattr("minigpt4.tools.preparing.command._GB", 1000)
+def test_what_would_fill_the_disk_is_refused(name, tmp_path):
     WRITERS[name](tmp_path / name, WHOLE | {"cc_sbu_align/zeros": bytes(30_000)})
-    code, _, err = minigpt4("prepare-data", "align", tmp_path / name)
-    assert code == 2 and "--max-gb" in err and left(tmp_path) == [name]
+    with pytest.raises(UserError, match="--max-gb"):
+        unpack(tmp_path / name, "filter_cap.json", tmp_path / "new", 20_000)
+    assert left(tmp_path) == [name]
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -94,19 +96,19 @@ def test_a_damaged_archive_leaves_nothing(name, tmp_path, minigpt4):
     data = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(data[: len(data) // 2])
     code, _, err = minigpt4("prepare-data", "align", tmp_path / name)
-    assert code == 2 and "ownload it anew" in err and left(tmp_path) == [name]
+    assert code == 2 and "ownload it again" in err and left(tmp_path) == [name]
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tar.gz"])  # a plain tar has no checksums of contents
 @pytest.mark.parametrize("place", [0.2, 0.5, 0.8])
-def test_damage_within_an_archive_is_told_as_such(name, place, tmp_path, minigpt4):
+def test_damage_within_an_archive_is_reported_as_such(name, place, tmp_path, minigpt4):
     WRITERS[name](tmp_path / name, WHOLE)
     data = bytearray((tmp_path / name).read_bytes())
     start = int(place * len(data))
     data[start : start + 80] = bytes(80)
     (tmp_path / name).write_bytes(data)
     code, _, err = minigpt4("prepare-data", "align", tmp_path / name)
-    assert code == 2 and "ownload it anew" in err and left(tmp_path) == [name]
+    assert code == 2 and "ownload it again" in err and left(tmp_path) == [name]
 
 
 def test_problems_of_the_folder_are_counted_by_cause(tmp_path, minigpt4):
@@ -136,7 +138,7 @@ def test_a_file_with_the_name_of_a_folder_is_refused(name, tmp_path, minigpt4):
 
 
 def test_zeros_behind_a_tar_are_not_read_without_end(tmp_path, minigpt4, monkeypatch):
-    monkeypatch.setattr("minigpt4.tools.preparing.archives._PADDING", 2**20)
+    monkeypatch.setattr("minigpt4.tools.preparing.archives.MAX_PADDING", 2**20)
     write_tar(tmp_path / "x.tar", WHOLE)
     with lzma.open(tmp_path / "x.tar.xz", "wb", preset=0) as copy:
         copy.write((tmp_path / "x.tar").read_bytes() + bytes(2 * 2**20))

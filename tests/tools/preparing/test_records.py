@@ -23,8 +23,8 @@ def records(tmp_path, minigpt4):
                 file = tmp_path / "image" / record["image"]
                 file.parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (8, 8)).save(file)
-        code, told, _ = minigpt4("validate-data", tmp_path / "out.json")
-        assert code == 0 and told.endswith("no problems\n")
+        code, text, _ = minigpt4("validate-data", tmp_path / "out.json")
+        assert code == 0 and text.endswith("no problems\n")
         return found, out
 
     return run

@@ -53,7 +53,7 @@ def _loads(where: str, data: bytes) -> Any:
     try:
         return json.loads(data.decode())
     except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8: {error}. Write it anew in that encoding.") from None
+        raise UserError(f"{where} is not UTF-8: {error}. Write it again in that encoding.") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON: {error}. Write a list of records, or one record a line.") from None
 
@@ -67,7 +67,7 @@ def _read_parquet(file: Path) -> list[Any]:
     try:
         return pq.read_table(file).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file} is not Parquet: {first_line(error)}. Write it anew, or name another file.") from None
+        raise UserError(f"{file} is not Parquet: {first_line(error)}. Write it again, or name another file.") from None
 
 
 def record_id(raw: Any, index: int) -> str:

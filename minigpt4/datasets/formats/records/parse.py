@@ -1,4 +1,4 @@
-"""From a record as its file has it to questions, answers and pictures. Its keys tell its format.
+"""From a record as its file has it to questions, answers and pictures. Its keys show its format.
 
 messages            [{"role", "content": text or parts}]          OpenAI, Hugging Face, TRL, ms-swift
 conversations       [{"from", "value"}], or as messages           LLaVA, ShareGPT, Qwen-VL
