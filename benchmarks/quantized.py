@@ -1,7 +1,7 @@
 """An LLM in 4 or 8 bits and a ViT-g on a CPU, of random weights: load, memory, a token, a prompt, a picture.
 
 By default a LLaMA of 2 layers of 7B's; `--layers 32` is 7B itself, whose 13.5 GB of weights are written to a temporary
-folder first. `--fp32` measures the LLM in fp32 too, where there is memory for it.
+folder first. `--ways` names how its weights are held and computed with: 4bit/bf16 are 4 bits, computed with in bf16.
 """
 
 import argparse
@@ -11,6 +11,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from benchmarks.chat import machine
+from benchmarks.common import machine
 from minigpt4.config.schema import ModelConfig
 from minigpt4.models.cpu_linear import compute_in_fp32
 from minigpt4.models.minigpt4 import MiniGPT4
@@ -26,6 +28,9 @@ from minigpt4.models.quantized_llm import load_quantized
 from minigpt4.models.tensor_files import Outline, write_tensors
 from minigpt4.models.vision.eva import build_vit, vit_tokens
 from minigpt4.models.vision.part import convert_weights
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+WAYS = [f"{bits}{dtype}" for bits in ("4bit/", "8bit/", "") for dtype in DTYPES]
 
 
 def write_llama(folder: Path, layers: int) -> None:
@@ -54,11 +59,17 @@ def seconds(work: Callable[[], Any], repeats: int) -> list[float]:
 
 
 @torch.inference_mode()
-def of_llm(load: Callable[[], Any], repeats: int) -> dict[str, Any]:
+def of_llm(folder: str, way: str, repeats: int) -> dict[str, Any]:
+    """Runs in a process of its own, so that its peak is this LLM's."""
     model = MiniGPT4(nn.Identity(), nn.Linear(1, 1), nn.Identity())
+    *quantization, name = way.split("/")
+    dtype = DTYPES[name]
 
     def loaded() -> None:
-        model.llm = load()
+        if quantization:
+            model.llm = load_quantized(Path(folder), int(quantization[0][0]), dtype, False)
+        else:
+            model.llm = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
 
     times = {"load": seconds(loaded, 1), "pack": seconds(model.prepare_for_inference, 1)}
     ids = torch.randint(3, 30000, (1, 80))
@@ -83,22 +94,18 @@ def of_picture(depth: int, repeats: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=2, help="of the LLM; 32 for 7B")
-    parser.add_argument("--bits", type=int, choices=(4, 8), default=4)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["4bit/fp32", "4bit/bf16"])
     parser.add_argument("--vit-depth", type=int, default=4, help="39 for the whole ViT-g")
-    parser.add_argument("--fp32", action="store_true", help="the LLM in fp32 too")
     parser.add_argument("--repeats", type=int, default=2)
     options = parser.parse_args()
     result: dict[str, Any] = {"machine": machine()}
     with tempfile.TemporaryDirectory() as folder:
         print("Writing the LLM", file=sys.stderr)
         write_llama(Path(folder), options.layers)
-        name = f"{options.bits} bits"
-        print(f"Measuring the LLM in {name}", file=sys.stderr)
-        result[name] = of_llm(lambda: load_quantized(Path(folder), options.bits, torch.float32, False), options.repeats)
-        if options.fp32:
-            print("Measuring the LLM in fp32", file=sys.stderr)
-            load = AutoModelForCausalLM.from_pretrained
-            result["fp32"] = of_llm(lambda: load(folder, dtype=torch.float32), options.repeats)
+        for way in options.ways:
+            print(f"Measuring the LLM in {way}", file=sys.stderr)
+            with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                result[way] = process.submit(of_llm, folder, way, options.repeats).result()
     print("Measuring the ViT", file=sys.stderr)
     result["picture"] = of_picture(options.vit_depth, options.repeats)
     print(json.dumps(result, indent=1))

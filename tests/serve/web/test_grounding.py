@@ -20,7 +20,7 @@ from tests.serve.browsing import attached, box, idle, send, words
 from tests.waiting import LIMIT
 
 # until all pictures are there the page's parts move
-PICTURES_ARE_THERE = "() => [...document.images].every((image) => image.complete) && document.querySelector('#chat img')"
+PICTURES_ARE_THERE = "() => [...document.images].every((image) => image.complete)"
 SAID = "<p>red two</p> {<10><20><50><60>} and {<5><5><20><20>}"
 
 
@@ -59,6 +59,7 @@ def page(request, browser: Browser, grounding_url) -> Page:
     page.set_default_timeout(1000 * LIMIT)
     page.goto(grounding_url)
     expect(box(page)).to_be_enabled()
+    expect(page.locator("#chat img")).to_be_attached()
     page.wait_for_function(PICTURES_ARE_THERE)
     yield page
     context.close()
