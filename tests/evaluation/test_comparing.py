@@ -103,6 +103,7 @@ def test_an_unfinished_result_is_left_out_and_named(results, minigpt4, tmp_path,
     assert (tmp_path / "r.html").read_text().count("<section>") == 1
 
 
+@pytest.mark.slow
 def test_controls_show_what_the_model_saw(_parity_engine, parity_config, tmp_path):
     write_questions(tmp_path)
     controls = ["shuffled_images", "blank_images"]

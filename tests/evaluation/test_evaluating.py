@@ -88,6 +88,7 @@ def test_a_results_predictions_can_be_scored_again(parity_model, parity_config, 
     assert "--limit: 0 is out of range" in minigpt4("score", "own", *files, "--limit", "0")[2]
 
 
+@pytest.mark.slow
 def test_it_continues_where_it_was_ended(parity_model, parity_config, tmp_path, asked, monkeypatch, caplog):
     write_questions(tmp_path)
     whole, part = (config_of(parity_config, tmp_path, tmp_path / name, batch=1) for name in ("whole", "part"))
@@ -124,6 +125,7 @@ def test_a_type_may_be_called_as_a_key_of_the_scores(parity_model, parity_config
     assert scores["main"]["name"] == "overall" and scores["scores"].keys() == {*names, "overall"}
 
 
+@pytest.mark.slow
 def test_the_summary_keeps_what_was_not_asked_again(parity_model, parity_config, tmp_path):
     write_questions(tmp_path)
     out = tmp_path / "out"
@@ -148,6 +150,7 @@ def test_only_files_that_questions_come_from_are_of_the_manifest(parity_model, p
     assert read_result(tmp_path / "out" / "x").manifest["annotations"].keys() == {"questions.json"}
 
 
+@pytest.mark.slow
 def test_more_questions_keep_the_answers_of_fewer(parity_model, parity_config, tmp_path, asked):
     write_questions(tmp_path)
     out = tmp_path / "out"
@@ -161,6 +164,7 @@ def test_more_questions_keep_the_answers_of_fewer(parity_model, parity_config, t
     assert {file.name: file.read_bytes() for file in (out / "x").iterdir()} == before  # still a finished result
 
 
+@pytest.mark.slow
 def test_answers_of_another_evaluation_are_neither_used_nor_lost(parity_model, parity_config, tmp_path, asked):
     write_questions(tmp_path)
     out = tmp_path / "out"
@@ -185,6 +189,7 @@ def test_answers_of_another_evaluation_are_neither_used_nor_lost(parity_model, p
     assert (out / "x" / "predictions.jsonl").read_text() == "my notes\n"
 
 
+@pytest.mark.slow
 def test_controls_take_sight_away_for_any_benchmark(parity_model, parity_config, tmp_path):
     write_questions(tmp_path)
     controls = ["untrained_projection", "shuffled_images", "blank_images"]

@@ -46,6 +46,7 @@ def test_kill_9_loses_no_answer(options, tmp_path, minigpt4):
     assert scores[0] == scores[1] and json.loads(scores[0])["mean"]["mean"] > 0.85
 
 
+@pytest.mark.slow
 def test_what_is_chosen_must_be_there(options, minigpt4):
     code, _, error = minigpt4("evaluate", "--benchmarks", "tiny_scene", "--options", *options)
     assert (

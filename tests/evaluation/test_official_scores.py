@@ -134,6 +134,7 @@ def test_no_number_of_the_expectations_is_forgotten():
             assert of_top or any(path[: len(part)] == part for part in claimed), (folder, path)
 
 
+@pytest.mark.slow
 def test_auroc_of_probabilities(score, tmp_path):
     folder = VARIANTS / "hateful_memes"
     with open(folder / "probabilities.csv") as file:

@@ -226,6 +226,7 @@ def test_code_of_the_llms_own_runs_only_when_asked(parity_config, llm):
     preflight(Config(model=replace(config, trust_remote_code=True)))
 
 
+@pytest.mark.slow
 def test_a_device_that_is_not_there_is_reported_with_the_other_problems(parity_config):
     with pytest.raises(UserError) as error:
         preflight(Config(model=replace(parity_config, vit_model="/no/vit"), run=RunConfig(device="npu")))

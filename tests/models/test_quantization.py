@@ -51,6 +51,7 @@ def test_training_and_generation(options, weights, tolerance, parity_config, par
     assert len(answers) == 2 and all(answers)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_avx512bf16(), reason="weights are packed only for CPUs with bf16 products")
 def test_four_bits_train_after_they_have_answered(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])

@@ -59,6 +59,7 @@ def test_zeros_stay_zeros():
         assert not own.weight.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [4, 8])
 def test_the_tiny_llm_is_as_sure_of_its_words(bits):
     """Its perplexity changes by less than 3 %."""
@@ -97,6 +98,7 @@ def differs(llm: nn.Module, other: nn.Module) -> float:
     return ((one - two).norm() / one.norm()).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"tie_word_embeddings": True}, {"attention_bias": True, "mlp_bias": True}])
 def test_any_llm_of_linear_layers(options, tmp_path, monkeypatch):
     monkeypatch.setattr(tensor_files, "PIECE_BYTES", 1000)

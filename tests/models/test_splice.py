@@ -21,6 +21,7 @@ layouts = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(layouts, st.sampled_from([0, 1, None]))
 def test_splice_equals_a_loop(rows, behind):

@@ -71,6 +71,7 @@ def test_the_report_counts_what_is_unfrozen(parity_config):
 TINY = "train_configs/minigpt4_tiny_stage2_finetune.yaml"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

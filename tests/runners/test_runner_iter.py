@@ -35,6 +35,7 @@ def test_it_ends_at_its_number_and_validates_between(whole):
     assert {p.name for p in whole.iterdir() if p.is_dir()} == names | {"tensorboard"}
 
 
+@pytest.mark.slow
 def test_the_schedule_is_that_of_the_iterations(whole, tmp_path):
     rates = [r["lr"] for r in records(whole) if "lr" in r]
     by_epochs = toy_runner(tmp_path, iters_per_epoch=20, max_epoch=1).schedule

@@ -76,6 +76,7 @@ def test_published_figures_add_up():
         assert row.first + (row.new - 1) * row.further == pytest.approx(row.response, rel=2e-3)
 
 
+@pytest.mark.slow
 def test_tables(tmp_path):
     times = [Times(256, 64, 100.0, 10.0, 1.5), Times(10, 2, 4.0, 3.0, 1.0)]
     assert [(where, own.prompt) for where, own in rows_of(times)] == [

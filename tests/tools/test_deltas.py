@@ -75,6 +75,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pieces", [False, True])
 def test_it_is_what_fastchat_makes(pair, pieces, tmp_path, minigpt4, monkeypatch):
     fastchat = pytest.importorskip("fastchat.model.apply_delta")

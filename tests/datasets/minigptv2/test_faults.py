@@ -159,6 +159,7 @@ def test_without_training_the_first_and_likeliest_is_taken(tmp_path):
     assert (turn.words, turn.answer) == (" one is it? ", "b")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "file", sorted(COMPAT.glob("final__minigpt4__configs__datasets__*.yaml")), ids=lambda f: f.name
 )
@@ -170,6 +171,7 @@ def test_the_originals_data_yamls_name_what_our_defaults_name(file):
         assert block.build_info == own.datasets[name].build_info
 
 
+@pytest.mark.slow
 def test_instructions_are_templates(tmp_path):
     for text in ("{} and {}", "{name}", "{"):
         with pytest.raises(UserError, match="datasets.gqa.instructions: .* is not a template"):

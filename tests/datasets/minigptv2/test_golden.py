@@ -61,6 +61,7 @@ def words(conversation) -> list[str]:
     return ["".join(part if isinstance(part, str) else tags for part in turn.question) for turn in conversation.turns]
 
 
+@pytest.mark.slow
 def test_the_recipe_names_them_all(recipe):
     mixture = json.loads((FIXTURES / "minigptv2" / "mixture.json").read_text())
     theirs = {own["name"]: (own["sample_ratio"], own["batch_size"]) for own in mixture["datasets"]}

@@ -62,6 +62,7 @@ def test_status_line(client, echo):
     assert re.fullmatch(said, status)
 
 
+@pytest.mark.slow
 def test_status_line_of_an_empty_answer(client, page_engine, monkeypatch):
     monkeypatch.setattr(page_engine, "answer", lambda _: [Answer("")])
     *_, status = client.predict(message("?"), *OPTIONS, api_name="/ask")

@@ -61,6 +61,7 @@ def test_models_and_weights_are_listed(fetch):
         assert f"  {name} " in out
 
 
+@pytest.mark.slow
 def test_each_model_of_the_table_names_known_weights_and_keys_of_its_config(monkeypatch):
     for model in published_models().values():
         name = model.runs.split()[-1]
