@@ -1,7 +1,7 @@
 """Configuration: YAML layers merged in order and checked against the dataclasses of `config.schema`."""
 
 import os
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast, get_args, get_origin
 
@@ -98,7 +98,7 @@ def save_config(config: Config, path: str | Path) -> None:
 
     The model's files are named by absolute paths, those in this package relative to it: it may be installed elsewhere.
     """
-    plain = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
+    plain = asdict(config)
     for key in _FILES_OF_MODEL:
         plain["model"][key] = _absolute(plain["model"][key], config.env.package_dir + os.sep)
     vision = plain["model"]["vision"]
