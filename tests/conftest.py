@@ -32,6 +32,7 @@ from minigpt4.inference.loading import load_prompter
 from minigpt4.models.minigpt4 import MiniGPT4
 
 PARITY = Path(os.environ.get("MINIGPT4_PARITY") or Path(__file__).parent / "fixtures" / "parity").absolute()
+os.fsync = lambda _: None  # no test cuts the power, and a checkpoint would wait half a second for the disk
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
