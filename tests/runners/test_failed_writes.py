@@ -1,46 +1,50 @@
 """A full disk, or a folder that can't be written: one line says what and why, and the checkpoints of before stay."""
 
 import json
+import os
+import resource
 import shutil
-import subprocess
-import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from minigpt4.common import command_line
 from minigpt4.common.errors import UserError
 from minigpt4.config.schema import Config, RunConfig
 from minigpt4.runners.log import RunLog
 from minigpt4.runners.run_state import checkpoint_to_continue
-from tests.runners.run_strategies import ROOT
-from tests.runners.toy import toy_runner
+from tests.runners.toy import CONTEXT, toy_runner
+from tests.waiting import LIMIT
 
-# files may not grow beyond a limit: to a program that looks like a full disk, and root is bound by it
-FULL = """
-import resource, sys
-from pathlib import Path
-from minigpt4.common import command_line
-from tests.runners.toy import toy_runner
 
-def main():
-    folder, limit = Path(sys.argv[1]), int(sys.argv[2])
-    toy_runner(folder, max_epoch=1).train()
-    runner = toy_runner(folder, max_epoch=2, resume="auto")
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    runner.train()
+def train_until_the_disk_is_full(folder: Path, limit: int, errors: Connection) -> None:
+    """Files may not grow beyond a limit: to a program that looks like a full disk, and root is bound by it."""
+    os.dup2(errors.fileno(), 2)
 
-command_line.run(main)
-"""
+    def main() -> None:
+        toy_runner(folder, max_epoch=1).train()
+        runner = toy_runner(folder, max_epoch=2, resume="auto")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        runner.train()
+
+    command_line.run(main)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("limit", "file"), [(8000, "checkpoint_1"), (1000, "log.txt")])
 def test_a_full_disk_ends_a_run_in_one_line_and_leaves_its_checkpoints(limit, file, tmp_path):
-    command = [sys.executable, "-c", FULL, str(tmp_path), str(limit)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    read_end, write_end = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=train_until_the_disk_is_full, args=(tmp_path, limit, write_end))
+    process.start()
+    write_end.close()
+    with open(read_end.fileno(), closefd=False) as errors:
+        stderr = errors.read()
+    process.join(LIMIT)
     said = f"error: run.output_dir: '{tmp_path / file}' can't be written (File too large). Free space there and allow "
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    assert done.stderr.splitlines()[-1].startswith(said) and done.stderr.count("error: ") == 1, done.stderr
+    assert process.exitcode == 2 and "Traceback" not in stderr, stderr
+    assert stderr.splitlines()[-1].startswith(said) and stderr.count("error: ") == 1, stderr
     assert {p.name for p in tmp_path.glob("checkpoint_*")} == {"checkpoint_0", "checkpoint_best"}
     assert not list(tmp_path.glob("*.tmp"))
 
