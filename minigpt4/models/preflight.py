@@ -166,18 +166,17 @@ def check_llm_files(config: ModelConfig, folder: Path, llm: PreTrainedModel) -> 
 
 
 def check_applied(folder: Path, llm: PreTrainedModel) -> None:
-    """Refuses the difference between Vicuna and LLaMA in place of a model: an LLM with it answers nonsense.
-
-    The weight of LLaMA's last norm is far from zero; the difference of two of them is not.
-    """
-    if llm.config.model_type != "llama":
-        return
-    files = TensorFiles(weight_files(folder))
-    if "model.norm.weight" in files and files.read("model.norm.weight").float().abs().mean() < _DELTA:
+    """Refuses the difference between Vicuna and LLaMA in place of a model: an LLM with it answers nonsense."""
+    if llm.config.model_type == "llama" and holds_delta(TensorFiles(weight_files(folder))):
         raise UserError(
             f"model.llama_model: '{folder}' holds a difference to LLaMA (a delta), not a model. Apply it: minigpt4 "
             f"apply-delta --base LLAMA --delta {folder} --target NEW, and set model.llama_model to NEW."
         )
+
+
+def holds_delta(files: TensorFiles) -> bool:
+    """Whether files are the difference of two LLaMAs, whose last norm has weights near zero, as no LLaMA's has."""
+    return "model.norm.weight" in files and files.read("model.norm.weight").float().abs().mean().item() < _DELTA
 
 
 def check_checkpoints(config: ModelConfig, vision: VisionPart, llm: PreTrainedModel, files: Sequence[Path]) -> None:

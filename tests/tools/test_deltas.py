@@ -164,9 +164,39 @@ def test_only_its_own_base_gives_a_model(amount, tmp_path, minigpt4):
     model(tmp_path / "delta", {name: wished[name] - weight for name, weight in base.items()})
     arguments = "--delta", tmp_path / "delta", "--target", tmp_path / "out"
     code, _, error = minigpt4("apply-delta", "--base", tmp_path / "other", *arguments)
-    assert code == 2 and "The delta was made from another LLaMA" in error
+    assert code == 2 and "The delta was made from other weights: of another LLaMA" in error
     assert "--base ('" in error and not (tmp_path / "out").exists()
     assert minigpt4("apply-delta", "--base", tmp_path / "base", *arguments)[0] == 0
+
+
+@pytest.mark.parametrize("amount", [3e-4, 1e-3, 3e-3])
+def test_a_fine_tuned_base_is_refused_as_well(amount, tmp_path, minigpt4):
+    base = random_weights(0)
+    wished, other = (tuned(base, amount=amount) for _ in range(2))
+    model(tmp_path / "delta", {name: wished[name] - weight for name, weight in base.items()})
+    arguments = "--delta", tmp_path / "delta", "--target", tmp_path / "out"
+    for name, weights in (("applied already", wished), ("another one", other)):
+        code, _, error = minigpt4("apply-delta", "--base", model(tmp_path / name, weights), *arguments)
+        assert (
+            code == 2
+            and "The delta was made from other weights: of another LLaMA" in error
+            and not (tmp_path / "out").exists()
+        )
+    assert minigpt4("apply-delta", "--base", model(tmp_path / "base", base), *arguments)[0] == 0
+
+
+def test_models_and_deltas_are_not_mistaken_for_each_other(pair, tmp_path, minigpt4):
+    base, delta = pair
+
+    def refused(base: Path, delta: Path) -> str:
+        code, _, error = minigpt4("apply-delta", "--base", base, "--delta", delta, "--target", tmp_path / "out")
+        assert code == 2 and not (tmp_path / "out").exists()
+        return error
+
+    assert "--base and --delta name the same folder" in refused(base, base)
+    again = model(tmp_path / "again", random_weights(0))
+    assert f"--delta: '{again}' holds a whole model, where a delta belongs" in refused(base, again)
+    assert f"--base: '{delta}' holds a delta, where a whole model belongs" in refused(delta, base)
 
 
 def test_what_cannot_be_combined_is_named(pair, tmp_path, minigpt4):
@@ -190,7 +220,7 @@ def test_what_cannot_be_combined_is_named(pair, tmp_path, minigpt4):
     tensor = {"wte.weight": torch.zeros(3, 3).half()}
     (other / "model.safetensors").unlink()
     torch.save(tensor, other / "pytorch_model.bin")
-    assert "has no embed_tokens.weight: it is not of a LLaMA" in refused(base=other, delta=other)
+    assert "has no embed_tokens.weight: it is not of a LLaMA" in refused(delta=other)
     half = shutil.copytree(base, tmp_path / "half")
     in_pieces(half)
     (half / "pytorch_model-00002-of-00002.bin").unlink()
@@ -202,7 +232,7 @@ def test_what_cannot_be_combined_is_named(pair, tmp_path, minigpt4):
     assert "is a Git LFS pointer" in refused(base=pointer)
     infinite = shutil.copytree(delta, tmp_path / "infinite")
     weights = load_file(infinite / "model.safetensors")
-    weights["model.norm.weight"][3] = float("inf")
+    weights["model.layers.0.input_layernorm.weight"][3] = float("inf")
     tensor_files.write_tensors(
         infinite,
         {name: tensor_files.Outline(tuple(own.shape), own.dtype) for name, own in weights.items()},
@@ -210,7 +240,7 @@ def test_what_cannot_be_combined_is_named(pair, tmp_path, minigpt4):
         "",
     )
     (infinite / "model.safetensors").unlink()
-    assert "model.norm.weight is not finite in the result. Check the checksums" in refused(delta=infinite)
+    assert "input_layernorm.weight is not finite in the result. Check the checksums" in refused(delta=infinite)
 
 
 def test_a_delta_in_the_hubs_cache_is_found_by_its_id(pair, tmp_path, minigpt4, monkeypatch):
