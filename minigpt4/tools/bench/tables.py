@@ -34,13 +34,18 @@ def markdown(about: dict[str, str], times: list[Times], images: dict[str, float 
     text = "\n".join(lines) + "\n\n" + _HEAD
     for where, own in rows_of(times):
         figures = (own.response, own.first, own.further, own.tokens_per_s)
-        text += f"| {own.prompt} / {own.new} | {where} | {' | '.join(f'{figure:.4g}' for figure in figures)} |\n"
+        text += f"| {own.prompt} / {own.new} | {where} | {' | '.join(_four(figure) for figure in figures)} |\n"
     if images:
         text += "\n| an image, ms | |\n|---|---|\n"
         for way, ms in images.items():
-            text += f"| {way} | {ms if isinstance(ms, str) else f'{ms:.4g}'} |\n"
-        text += "".join(f"| published, {where} | {ms:.4g} |\n" for where, ms in IMAGE_MS.items())
+            text += f"| {way} | {ms if isinstance(ms, str) else _four(ms)} |\n"
+        text += "".join(f"| published, {where} | {_four(ms)} |\n" for where, ms in IMAGE_MS.items())
     return text
+
+
+def _four(figure: float) -> str:
+    """With four digits that count, and never as 3.8e+04."""
+    return f"{figure:.0f}" if figure >= 1000 else f"{figure:.4g}"
 
 
 def write_csv(file: Path, times: list[Times], images: dict[str, float | str]) -> None:

@@ -31,7 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target", type=Path, metavar="DIR", help="folder for the files (default: caches, where configs find them)"
     )
     parser.add_argument(
-        "--mirror", metavar="URL", help="server to ask first: one that answers as the hub does, or that has the files"
+        "--mirror",
+        type=_address,
+        metavar="URL",
+        help="server to ask first for single files, and in place of the hub for repositories, as which it must answer",
     )
     parser.add_argument(
         "--cache",
@@ -40,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="env.cache_root of the config (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _address(text: str) -> str:
+    """An argument's type."""
+    if not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an address. Begin it with https:// or http://.")
+    return text
 
 
 @dataclass(frozen=True)

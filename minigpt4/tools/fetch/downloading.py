@@ -154,20 +154,23 @@ def _is_full(error: BaseException) -> bool:
 
 def _check_content(part: Path, digest: str | None) -> None:
     """Refuses, and deletes, what is not the file."""
-    try:
-        if wrong := what_is_wrong(part):
-            raise UserError(f"what it gives {wrong}")
-        _check_digest(part, digest)
-    except UserError:
-        part.unlink()
-        raise
+    if not (wrong := what_is_wrong(part) or _wrong_digest(part, digest)):
+        return
+    part.unlink()
+    raise UserError(f"what it gives {wrong.partition('. ')[0]}")  # behind that is what to do with a file that is kept
 
 
 def _check_digest(file: Path, digest: str | None) -> None:
+    if wrong := _wrong_digest(file, digest):
+        raise UserError(f"'{file}' {wrong}. Delete it and download it again.")
+
+
+def _wrong_digest(file: Path, digest: str | None) -> str | None:
     if digest is None:
         logger.info("%s: no sha256 is published, so that it was not compared", file)
     elif (own := sha256_of(file)) != digest:
-        raise UserError(f"'{file}' has the sha256 {own}, published is {digest}. Delete it and download it again.")
+        return f"has the sha256 {own}, published is {digest}"
+    return None
 
 
 def sha256_of(file: Path) -> str:

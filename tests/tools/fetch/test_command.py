@@ -230,7 +230,8 @@ def test_the_second_source_is_asked_where_the_first_fails(fetch, site, known, tm
 def test_another_sha256_is_refused_and_deleted(fetch, known, cache):
     known("0" * 64)
     code, _, err = fetch("w", "--download")
-    assert code == 2 and "has the sha256" in err and f"published is {'0' * 64}" in err
+    assert code == 2 and "what it gives has the sha256" in err and f"published is {'0' * 64}" in err
+    assert "Delete it" not in err  # which was done
     assert files(cache) == []
 
 
@@ -248,18 +249,25 @@ def test_a_mirror_is_asked_first(fetch, site, known, cache, weights):
     assert [path for path, _ in site.asked] == ["/mirror/w.pth"]
 
 
+@pytest.mark.parametrize("mirror", ["localhost:1", "ftp://example.org"])
+def test_a_mirror_is_an_address(mirror, fetch):
+    code, _, error = fetch("w", "--mirror", mirror)
+    assert code == 2 and f"--mirror: '{mirror}' is not an address. Begin it with https://" in error
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"<html><title>Quota exceeded</title></html>", "what it gives is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "what it gives is a Git LFS pointer"),
         (b"PK\3\4" + bytes(2000), "what it gives is truncated (download incomplete)"),
+        (b"", "what it gives is empty. Try again later"),
     ],
 )
 def test_what_is_not_weights_is_refused(content, message, fetch, site, cache):
     site.files["/models/w.pth"] = content
     code, _, error = fetch(f"{site.url}/models/w.pth", "--download")
-    assert code == 2 and message in error and len(error.splitlines()) <= 4
+    assert code == 2 and message in error and len(error.splitlines()) <= 4 and "Delete it" not in error
     assert files(cache) == []
 
 
