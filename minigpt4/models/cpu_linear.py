@@ -1,11 +1,14 @@
 """Linear layers on CPUs: in fp32 by oneDNN, which is faster than PyTorch's own MKL; in half precision; in 4 bits."""
 
+from functools import cache
+from itertools import repeat
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_ROWS = 1024  # of a weight that are converted at once
 _WORTH_A_CALL = 2**18  # weights; MKL is done with smaller ones before a call of oneDNN has started to compute
 
 
@@ -13,17 +16,28 @@ class OneDnnLinear(nn.Linear):
     """`nn.Linear`, computed by oneDNN where no gradient is asked for. Its weight stays as it is, and is not copied."""
 
     def forward(self, input: Tensor) -> Tensor:
-        plain = input.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not input.is_cpu or not plain:
-            return super().forward(input)
-        return torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
+        return _linear(input, self.weight, self.bias)
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear`, by oneDNN where that can be: on a CPU in fp32, where no gradient is asked for."""
+    plain = input.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not (input.is_cpu and plain and _has_onednn()):
+        return F.linear(input, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+
+
+@cache
+def _has_onednn() -> bool:
+    """Whether this PyTorch was built with oneDNN."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 class HalfLinear(nn.Module):
     """`nn.Linear` whose weight is kept in half precision, and computed with in fp32.
 
-    Processors without products in half precision are many times as slow with them; the weight of one layer at a time in
-    fp32 costs little.
+    Processors without products in half precision are many times as slow with them; some rows of the weight at a time in
+    fp32 cost little. A copy of the whole weight would be new memory from the system for each product, a third slower.
     """
 
     def __init__(self, linear: nn.Linear):
@@ -36,7 +50,9 @@ class HalfLinear(nn.Module):
         return self.kept.float()
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.weight, None if self.bias is None else self.bias.float())
+        biases = repeat(None) if self.bias is None else self.bias.float().split(_ROWS)
+        pieces = zip(self.kept.split(_ROWS), biases, strict=False)  # there is no end of `repeat`
+        return torch.cat([_linear(input, rows.float(), bias) for rows, bias in pieces], -1)
 
 
 def compute_in_fp32(tower: nn.Module) -> None:
@@ -52,7 +68,7 @@ def compute_in_fp32(tower: nn.Module) -> None:
 
 def use_onednn(model: nn.Module) -> None:
     """Makes a model's large linear layers in fp32 `OneDnnLinear`, where this PyTorch was built with oneDNN."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not _has_onednn():
         return
     for module in model.modules():
         large = type(module) is nn.Linear and module.weight.numel() >= _WORTH_A_CALL
