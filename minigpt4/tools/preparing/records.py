@@ -96,8 +96,11 @@ def write_records(records: Records, out: Path) -> int:
     """Writes a JSON list, or JSON lines if the file's name ends in .jsonl; returns how many records.
 
     Raises:
-        UserError: there are none, or the file can't be written.
+        UserError: the file is there already, and perhaps what the records are read from; there are no records; or the
+            file can't be written.
     """
+    if out.exists():
+        raise UserError(f"--out: '{out}' is there already. Name a new file, or delete it first.")
     lines = [json.dumps(record, ensure_ascii=False) for record in records]
     if not lines:
         raise UserError("FILE: holds no record that can be used. Name another file.")

@@ -109,3 +109,17 @@ def test_another_format_is_named(tmp_path, minigpt4):
     assert code == 2 and "image 1 is not among the file's images" in err
     code, _, err = minigpt4("prepare-data", "coco", write(file, {"a": 1}), "--out", tmp_path / "out.json")
     assert code == 2 and "has no 'images'" in err
+
+
+def test_a_file_that_is_there_is_not_written_to(tmp_path, minigpt4):
+    """It may be the one that is read."""
+    turns = [{"from": "human", "value": "Hi."}, {"from": "gpt", "value": "Hello."}]
+    llava = write(tmp_path / "llava.json", [{"id": "a", "conversations": turns}, {"id": "b"}])
+    coco = write(tmp_path / "coco.json", [{"image": "1.jpg", "caption": "A"}])
+    folder = FIXTURES / "okvqa"
+    vqa = [folder / "OpenEnded_mscoco_val2014_questions_clean.json", folder / "mscoco_val2014_annotations_clean.json"]
+    for command, out in ((["llava", llava], llava), (["coco", coco], llava), (["vqav2", *vqa], coco)):
+        before = out.read_bytes()
+        code, _, err = minigpt4("prepare-data", *command, "--out", out)
+        assert (code, err) == (2, f"error: --out: '{out}' is there already. Name a new file, or delete it first.\n")
+        assert out.read_bytes() == before
