@@ -48,11 +48,17 @@ def vqav2(questions: Path, annotations: Path, prompt: str) -> Records:
     names of 2014, such as COCO_train2014_000000000009.jpg.
 
     Args:
-        prompt: what is asked, with {question} in it.
+        prompt: what is asked, with {question} and no other braces in it.
 
     Raises:
-        UserError: a file is of another format, or a question has no annotation.
+        UserError: the prompt is another one, a file is of another format, or a question has no annotation.
     """
+    around = prompt.replace("{question}", "")
+    if around == prompt or "{" in around or "}" in around:
+        raise UserError(
+            f"--prompt: '{prompt}' must hold {{question}}, where the question comes, and no other braces. Set it to "
+            "one such as '[vqa] {question}'."
+        )
     asked = Row(read_json(questions), str(questions))
     answered = Row(read_json(annotations), str(annotations)).rows("annotations")
     for question, annotation in with_annotations(asked.rows("questions"), answered):

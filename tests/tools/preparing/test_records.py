@@ -54,7 +54,7 @@ def test_llava(records, tmp_path):
     assert "2 records" in out and "1 x left out: turns" in out
 
 
-@pytest.mark.parametrize("prompt", [None, "[vqa] {question} {}"])
+@pytest.mark.parametrize("prompt", [None, "[vqa] {question}"])
 def test_vqav2(prompt, records):
     folder = FIXTURES / "okvqa"
     files = [folder / "OpenEnded_mscoco_val2014_questions_clean.json", folder / "mscoco_val2014_annotations_clean.json"]
@@ -123,3 +123,11 @@ def test_a_file_that_is_there_is_not_written_to(tmp_path, minigpt4):
         code, _, err = minigpt4("prepare-data", *command, "--out", out)
         assert (code, err) == (2, f"error: --out: '{out}' is there already. Name a new file, or delete it first.\n")
         assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize("prompt", ["no braces", "[vqa]", "", "{foo} {question}", "{question} {}", "{question"])
+def test_a_prompt_that_does_not_ask_the_question_is_refused(prompt, tmp_path, minigpt4):
+    out = tmp_path / "new" / "out.json"
+    code, _, err = minigpt4("prepare-data", "vqav2", "/no/q.json", "/no/a.json", "--prompt", prompt, "--out", out)
+    assert code == 2 and err.startswith(f"error: --prompt: '{prompt}' must hold {{question}}") and err.count("\n") == 1
+    assert not out.parent.exists()
