@@ -49,6 +49,8 @@ def combine(named: Mapping[str, str], sign: int, out: tuple[str, Path]) -> None:
         raise UserError(f"{wrong}.")
     base, other = (TensorFiles.of_folder(key, folder) for key, folder in folders.items())
     outlines = _outlines(base, other, folders)
+    if base_folder.samefile(other_folder):
+        raise UserError(f"{' and '.join(folders)} are both '{base_folder}'. {_cure(folders)}")
     if sign > 0:
         _check_pair(base, other, outlines, _cure(folders))
 

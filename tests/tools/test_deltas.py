@@ -262,3 +262,9 @@ def test_a_format_that_is_read_whole_is_refused_with_the_cure(tmp_path):
     command = str(error.value).split('python -c "')[1].split('"')[0]
     exec(command)
     assert tensor_files.TensorFiles([tmp_path / "pytorch_model.bin"])["w"].shape == (3,)
+
+
+def test_a_model_is_not_subtracted_from_itself(pair, tmp_path, minigpt4):
+    base, _ = pair
+    code, _, error = minigpt4("make-delta", "--base", base, "--target", base, "--delta", tmp_path / "new")
+    assert code == 2 and f"--base and --target are both '{base}'" in error and not (tmp_path / "new").exists()
