@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt4.common.errors import UserError
+from minigpt4.common.errors import UserError, first_line
 from minigpt4.common.files import replace_file
 from minigpt4.common.wrong_files import wrong_file
 
@@ -42,6 +42,7 @@ _OUTER = {
     "norm": ("model.norm", _WHOLE),
     "output": ("lm_head", _ROWS),
 }
+_SIZES = {"dim": int, "n_layers": int, "n_heads": int, "norm_eps": float}  # in params.json
 _LLAMA_2_EPS = 1e-5  # LLaMA has 1e-6
 _THETA = 10000.0
 _TOKENIZER = {
@@ -113,17 +114,20 @@ def read_meta(folder: Path) -> "tuple[list[TensorFiles], dict[str, Any]]":
     if not files or numbers != list(range(len(files))):
         lacking = next(n for n in range(len(files) + 1) if n not in numbers)
         below = sorted({str(file.parent) for file in folder.glob("*/consolidated.00.pth")})
-        cure = f"the folder of one size: {', '.join(below)}" if below else "the folder that Meta's files are in"
-        raise UserError(f"'{folder}' lacks consolidated.{lacking:02}.pth. Name {cure}.")
+        if files:
+            cure = "Download it to the others"
+        elif below:
+            cure = f"Name the folder of one size: {', '.join(below)}"
+        else:
+            cure = "Name the folder that Meta's files are in"
+        raise UserError(f"'{folder}' lacks consolidated.{lacking:02}.pth. {cure}.")
     if wrong := wrong_file([settings, *files]):
         raise UserError(f"{wrong}.")
-    try:
-        params = json.loads(settings.read_text())
-        params = params.get("model", params)
-        sizes = {key: params[key] for key in ("dim", "n_layers", "n_heads", "norm_eps")}
-        known = all(isinstance(size, int | float) and size > 0 for size in sizes.values())
-    except (OSError, ValueError, LookupError, AttributeError) as error:
-        raise UserError(f"'{settings}' can't be read ({error}). Put Meta's own file there.") from None
+    params = _params(settings)
+    sizes = {key: params[key] for key in _SIZES}
+    known = all(
+        type(size) in (int, kind) and size > 0 for size, kind in zip(sizes.values(), _SIZES.values(), strict=True)
+    )
     if not known or params["dim"] % params["n_heads"]:
         raise UserError(f"'{settings}' holds impossible sizes: {sizes}. Put Meta's own file there.")
     if params.get("use_scaled_rope") or params.get("rope_theta", _THETA) == 500000.0:
@@ -131,6 +135,21 @@ def read_meta(folder: Path) -> "tuple[list[TensorFiles], dict[str, Any]]":
             f"'{folder}' holds a Llama 3. Download it as a Hugging Face model, as which Meta gives it out too."
         )
     return [TensorFiles([file]) for file in files], params
+
+
+def _params(settings: Path) -> dict[str, Any]:
+    try:
+        params = json.loads(settings.read_text())
+    except OSError as error:
+        raise UserError(f"'{settings}' can't be read ({error.strerror}). Put Meta's own file there.") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"'{settings}' is not JSON ({first_line(error)}). Put Meta's own file there.") from None
+    params = params.get("model", params) if isinstance(params, dict) else params
+    if not isinstance(params, dict):
+        raise UserError(f"'{settings}' is not a JSON object. Put Meta's own file there.")
+    if lacking := [key for key in _SIZES if key not in params]:
+        raise UserError(f"'{settings}' lacks {', '.join(lacking)}. Put Meta's own file there.")
+    return params
 
 
 def _files(folder: Path) -> list[Path]:
@@ -145,9 +164,8 @@ def _tokenizer(args: argparse.Namespace) -> Path:
     )
     found = next((file for file in places if file.is_file()), None)
     if found is None:
-        raise UserError(
-            f"--tokenizer: '{places[0]}' does not exist. Set it to the tokenizer.model that came with LLaMA."
-        )
+        what = "is a folder" if places[0].is_dir() else "does not exist"
+        raise UserError(f"--tokenizer: '{places[0]}' {what}. Set it to the tokenizer.model that came with LLaMA.")
     if wrong := wrong_file([found]):
         raise UserError(f"{wrong}.")
     return found
@@ -163,6 +181,11 @@ def _names(part: "TensorFiles", layers: int, folder: Path) -> dict[str, tuple[st
         }
     if lacking := [theirs for theirs, _ in names.values() if theirs not in part]:
         raise UserError(f"'{folder}' lacks {len(lacking)} tensors, such as {lacking[0]}. Name the folder of a LLaMA.")
+    if any(name.startswith(f"layers.{layers}.") for name in part):
+        raise UserError(
+            f"'{folder / 'params.json'}': n_layers is {layers}, and the files hold more layers. Put "
+            "Meta's own file there."
+        )
     return names
 
 

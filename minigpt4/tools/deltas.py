@@ -46,8 +46,8 @@ def combine(named: Mapping[str, str], sign: int, out: tuple[str, Path]) -> None:
     """
     folders = {option: settings_folder(option, path, "model") for option, path in named.items()}
     base_folder, other_folder = folders.values()
-    if base_folder.resolve() == other_folder.resolve():
-        raise UserError(f"{' and '.join(named)} name the same folder, '{base_folder}'. {_cure(folders)}")
+    if base_folder.samefile(other_folder):
+        raise UserError(f"{' and '.join(folders)} are both '{base_folder}'. {_cure(folders)}")
     if wrong := wrong_file([file for folder in folders.values() for file in _settings(folder)]):
         raise UserError(f"{wrong}.")
     base, other = (TensorFiles.of_folder(key, folder) for key, folder in folders.items())

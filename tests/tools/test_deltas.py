@@ -193,7 +193,7 @@ def test_models_and_deltas_are_not_mistaken_for_each_other(pair, tmp_path, minig
         assert code == 2 and not (tmp_path / "out").exists()
         return error
 
-    assert "--base and --delta name the same folder" in refused(base, base)
+    assert f"--base and --delta are both '{base}'" in refused(base, base)
     again = model(tmp_path / "again", random_weights(0))
     assert f"--delta: '{again}' holds a whole model, where a delta belongs" in refused(base, again)
     assert f"--base: '{delta}' holds a delta, where a whole model belongs" in refused(delta, base)
@@ -292,3 +292,9 @@ def test_a_format_that_is_read_whole_is_refused_with_the_cure(tmp_path):
     command = str(error.value).split('python -c "')[1].split('"')[0]
     exec(command)
     assert tensor_files.TensorFiles([tmp_path / "pytorch_model.bin"])["w"].shape == (3,)
+
+
+def test_a_model_is_not_subtracted_from_itself(pair, tmp_path, minigpt4):
+    base, _ = pair
+    code, _, error = minigpt4("make-delta", "--base", base, "--target", base, "--delta", tmp_path / "new")
+    assert code == 2 and f"--base and --target are both '{base}'" in error and not (tmp_path / "new").exists()

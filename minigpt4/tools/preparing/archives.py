@@ -15,6 +15,7 @@ from typing import IO, NamedTuple, cast
 from tqdm import tqdm
 
 from minigpt4.common.errors import UserError, first_line, writing
+from minigpt4.common.wrong_files import what_is_wrong
 
 MAX_FILES = 1_000_000  # of an archive
 MAX_PADDING = 64 * 2**20  # bytes behind a tar's last file, of which a small compressed file may hold any number
@@ -77,6 +78,10 @@ def _members(archive: Path) -> Iterator[Callable[[], Iterator[_Member]]]:
     elif archive.is_file() and tarfile.is_tarfile(archive):
         with tarfile.open(archive) as tar:
             yield lambda: _walked(tar)
+    elif not archive.is_file():
+        raise UserError(f"ARCHIVE: '{archive}' is not a file. Name cc_sbu_align.zip, or the folder that was unpacked.")
+    elif (wrong := what_is_wrong(archive)) and "archive" not in wrong:  # a damaged one must not be unpacked by hand
+        raise UserError(f"ARCHIVE: '{archive}' {wrong}.")
     else:
         raise UserError(f"ARCHIVE: '{archive}' is not a ZIP or tar archive. Download it again, or name another file.")
 

@@ -4,12 +4,14 @@ import shlex
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from tqdm import tqdm
 
 from minigpt4.common.errors import UserError, first_line, writing
 from minigpt4.common.locks import new_folder
+from minigpt4.common.wrong_files import what_is_wrong
 
 ROWS_PER_FILE = 1_000_000  # img2dataset reads a whole file into memory
 ROWS_PER_SHARD = 10_000  # img2dataset's default: a file of 1,000,000 rows makes 100 whole shards
@@ -62,19 +64,31 @@ def _rows(file: Path, skipped: list[int]) -> Iterator[tuple[str, str]]:
         tqdm.wrapattr(plain, "read", total=file.stat().st_size, desc=file.name) as stream,
     ):
         try:
-            for item in ijson.items(stream, "item", buf_size=_READ_AHEAD):
+            # ijson would call a file's readinto, of which tqdm sees nothing
+            for item in ijson.items(SimpleNamespace(read=stream.read), "item", buf_size=_READ_AHEAD):
                 found = True
                 row = _row(item)
                 skipped[0] += row is None
                 if row:
                     yield row
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            raise UserError(
-                f'{file} is not one JSON list of {{"url", "caption"}}, or is truncated: {first_line(error)}. Download '
-                "it again."
-            ) from None
+            raise UserError(_refusal(file, first_line(error).rstrip("."))) from None
     if not found:
         raise UserError(f'{file}: is not a JSON list of {{"url", "caption"}}, or an empty one. Name another file.')
+
+
+def _refusal(file: Path, why: str) -> str:
+    """Says what a file is that could not be read as a JSON list."""
+    with file.open("rb") as stream:
+        head = stream.read(512)
+    if head.lstrip().startswith(b"{"):
+        return (
+            f"{file}: is one JSON object or JSON lines, not a JSON list. Put the objects into one list, "
+            '[{"url": ..., "caption": ...}, ...], or name another file.'
+        )
+    if wrong := what_is_wrong(file):
+        return f"{file}: {wrong}."
+    return f'{file} is not one JSON list of {{"url", "caption"}}, or is truncated: {why}. Download it again.'
 
 
 def _row(item: Any) -> tuple[str, str] | None:

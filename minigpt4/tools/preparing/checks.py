@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,8 @@ _CAUSES = {  # what an error's message says: its cause in two words; the first t
     "no image_id": "no image_id",
     "instruction": "unreadable instruction",
 }
+# webdataset's message about the program that it reads an address or a pipe with: its arguments and its exit status
+_PROGRAM_FAILED = re.compile(r"\(\(\[?'([^' ]+).*\): exit (-?\d+) \(read\).*")
 _LISTED = 30  # causes
 _NAMED = 5  # samples named of each cause
 _THUMBNAIL = 224  # pixels
@@ -124,8 +127,12 @@ def check_shards(storage: str, info: BuildInfo, most: int | None = None) -> Chec
         most: samples read of each shard; None: all.
 
     Raises:
-        UserError: a shard does not exist.
+        UserError: a shard does not exist, or a folder holds none.
     """
+    if Path(storage).is_dir() and not any(Path(storage).glob("*.tar")):
+        raise UserError(
+            f"SHARDS: the folder '{storage}' holds no shards (*.tar). Name the folder that img2dataset wrote to."
+        )
     shards = expand_shards("SHARDS", storage)
     whole, each = Checked(storage), -(-SHOWN // len(shards))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -181,6 +188,8 @@ def _read(found: Checked, samples: Iterable[tuple[str, Callable[[], dict[str, An
             conversation: Conversation = read()["conversation"]
         except UserError as error:
             text = str(error)
+            if match := _PROGRAM_FAILED.fullmatch(text):
+                text = f"it can't be read: {match[1]} ended with exit status {match[2]}"
             cause = next((cause for words, cause in _CAUSES.items() if words in text), "damaged shard")
             found.problem(cause, name, text)
             continue

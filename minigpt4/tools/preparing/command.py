@@ -2,8 +2,8 @@
 
 import argparse
 import os
+import shlex
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,7 +76,7 @@ def _captions(args: argparse.Namespace) -> None:
     left_out = f", {skipped} without address or caption left out" if skipped else ""
     sys.stderr.write(f"{written} rows are in '{args.out}'{left_out}. Download them (pip install img2dataset):\n")
     say(download_command(args.out, shards, args.image_size, args.processes, args.distributor) + "\n")
-    sys.stderr.write(f"then: minigpt4 prepare-data check '{shards}'\n")
+    sys.stderr.write(f"then: minigpt4 prepare-data check {shlex.quote(str(shards))}\n")
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -117,18 +117,18 @@ def _report(found: "Checked", page: Path | None) -> None:
 def _records(args: argparse.Namespace) -> None:
     from minigpt4.tools.preparing import records
 
-    skipped = Counter[str]()
+    skipped = records.LeftOut(list)
     if args.what == "llava":
         found = records.llava(args.file, skipped)
     elif args.what == "vqav2":
         found = records.vqav2(args.questions, args.annotations, args.prompt)
     else:
-        found = records.coco(args.captions)
+        found = records.coco(args.captions, skipped)
     written = records.write_records(found, args.out)
     say(f"{written} records are in '{args.out}'\n")
-    for cause, count in skipped.most_common():
-        say(f"{count:8} x left out: {cause}\n")
-    say(f"then: minigpt4 validate-data '{args.out}' --images FOLDER\n")
+    for cause, found_so in sorted(skipped.items(), key=lambda item: -len(item[1])):
+        say(f"{len(found_so):8} x left out: {cause}, such as record {found_so[0]}\n")
+    say(f"then: minigpt4 validate-data {shlex.quote(str(args.out))} --images FOLDER\n")
 
 
 _COMMANDS = {"captions": _captions, "check": _check, "align": _align}

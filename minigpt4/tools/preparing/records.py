@@ -1,7 +1,7 @@
 """Annotations of LLaVA, VQAv2 and COCO as records that the data set `instruction` reads."""
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,20 @@ from minigpt4.evaluation.source import Row, read_json, read_rows
 from minigpt4.evaluation.vqa_scoring import human_answers, with_annotations
 
 Records = Iterator[dict[str, Any]]
+LeftOut = defaultdict[str, list[str]]  # {kind of problem: "ID: detail" of each record}
 
 
-def llava(file: str, skipped: Counter[str]) -> Records:
+def llava(file: str, skipped: LeftOut) -> Records:
     """LLaVA's conversations, one record each: {"id", "image", "instruction": [...], "output": [...]}.
 
     Args:
-        skipped: counts the records that can't be used, by the reason.
+        skipped: the records that can't be used are added to it.
     """
     for index, raw in enumerate(read_records("FILE", file)):
         try:
             record = parse_record(raw)
         except RecordError as error:
-            skipped[error.kind] += 1
+            skipped[error.kind].append(f"{record_id(raw, index)}: {error.detail}")
             continue
         turns, files = record.conversation.turns, record.conversation.pictures
         names = {kind: [f.name for f in files if f.video == (kind == "video")] for kind in ("image", "video")}
@@ -48,13 +49,19 @@ def vqav2(questions: Path, annotations: Path, prompt: str) -> Records:
     names of 2014, such as COCO_train2014_000000000009.jpg.
 
     Args:
-        prompt: what is asked, with {question} in it.
+        prompt: what is asked, with {question} and no other braces in it.
 
     Raises:
-        UserError: a file is of another format, or a question has no annotation.
+        UserError: the prompt is another one, a file is of another format, or a question has no annotation.
     """
-    asked = Row(read_json(questions), str(questions))
-    answered = Row(read_json(annotations), str(annotations)).rows("annotations")
+    around = prompt.replace("{question}", "")
+    if around == prompt or "{" in around or "}" in around:
+        raise UserError(
+            f"--prompt: '{prompt}' must hold {{question}}, where the question comes, and no other braces. Set it to "
+            "one such as '[vqa] {question}'."
+        )
+    asked = _object(questions, "questions")
+    answered = _object(annotations, "annotations").rows("annotations")
     for question, annotation in with_annotations(asked.rows("questions"), answered):
         [(answer, _)] = Counter(human_answers(annotation)).most_common(1)
         yield {
@@ -65,11 +72,14 @@ def vqav2(questions: Path, annotations: Path, prompt: str) -> Records:
         }
 
 
-def coco(captions: Path) -> Records:
+def coco(captions: Path, skipped: LeftOut) -> Records:
     """COCO's captions, one record each: {"id", "image", "caption"}.
 
     The file is one of COCO's own, such as captions_train2017.json, or a list of {"image", "caption"} such as
     coco_karpathy_train.json, where `caption` may be a list.
+
+    Args:
+        skipped: the captions that are empty are added to it.
 
     Raises:
         UserError: the file is of another format, or a caption is of a picture that it does not list.
@@ -78,12 +88,24 @@ def coco(captions: Path) -> Records:
     if isinstance(whole, list):
         rows = [(row.text("image"), row) for row in read_rows(captions)]
     else:
-        file = Row(whole, str(captions))
+        file = _object(captions, "images", "annotations")
         names = {image.id("id"): image.text("file_name") for image in file.rows("images")}
         rows = [(_named(names, row), row) for row in file.rows("annotations")]
     for index, (image, row) in enumerate(rows):
         for caption in row.texts("caption") if isinstance(row["caption"], list) else [row.text("caption")]:
-            yield {"id": row.id("id") if "id" in row else str(index), "image": image, "caption": caption.strip()}
+            own = row.id("id") if "id" in row else str(index)
+            if caption.strip():
+                yield {"id": own, "image": image, "caption": caption.strip()}
+            else:
+                skipped["empty caption"].append(f"{own}: its caption holds no text")
+
+
+def _object(file: Path, *keys: str) -> Row:
+    """A file's JSON object, in which these keys are."""
+    found = Row(read_json(file), str(file))
+    if lacking := [key for key in keys if key not in found]:
+        raise UserError(f"{file}: has no '{lacking[0]}'. Name a file of the published format, which holds it.")
+    return found
 
 
 def _named(names: dict[str, str], row: Row) -> str:
@@ -96,8 +118,11 @@ def write_records(records: Records, out: Path) -> int:
     """Writes a JSON list, or JSON lines if the file's name ends in .jsonl; returns how many records.
 
     Raises:
-        UserError: there are none, or the file can't be written.
+        UserError: the file is there already, and perhaps what the records are read from; there are no records; or the
+            file can't be written.
     """
+    if out.exists():
+        raise UserError(f"--out: '{out}' is there already. Name a new file, or delete it first.")
     lines = [json.dumps(record, ensure_ascii=False) for record in records]
     if not lines:
         raise UserError("FILE: holds no record that can be used. Name another file.")

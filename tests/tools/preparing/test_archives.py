@@ -126,8 +126,11 @@ def test_problems_of_the_folder_are_counted_by_cause(tmp_path, minigpt4):
 def test_an_archive_without_the_file_is_refused(tmp_path, minigpt4):
     write_zip(tmp_path / "x.zip", {"a.jpg": b"x"})
     assert "0 files named filter_cap.json" in minigpt4("prepare-data", "align", tmp_path / "x.zip")[2]
-    (tmp_path / "y.zip").write_text("<html>")
+    (tmp_path / "y.zip").write_bytes(bytes(range(256)))
     assert "not a ZIP or tar archive" in minigpt4("prepare-data", "align", tmp_path / "y.zip")[2]
+    (tmp_path / "y.zip").write_text("<html>")
+    assert "y.zip' is a web page, not the file" in minigpt4("prepare-data", "align", tmp_path / "y.zip")[2]
+    assert "nosuch.zip' is not a file" in minigpt4("prepare-data", "align", tmp_path / "nosuch.zip")[2]
 
 
 @pytest.mark.parametrize("name", WRITERS)

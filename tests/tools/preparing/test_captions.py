@@ -64,3 +64,42 @@ def test_without_the_package_the_cure_is_named(lists, tmp_path, minigpt4, monkey
     monkeypatch.setitem(sys.modules, "ijson", None)
     code, _, err = minigpt4("prepare-data", "captions", *lists, "--out", tmp_path / "urls")
     assert code == 2 and "pip install 'minigpt4[data]'" in err
+
+
+def test_the_progress_bar_moves(tmp_path, monkeypatch):
+    from minigpt4.tools.preparing import captions
+
+    bars = []
+
+    class Bar(captions.tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            bars.append(self)
+
+    monkeypatch.setattr(captions, "tqdm", Bar)
+    (tmp_path / "x.json").write_text(json.dumps(ROWS))
+    write_captions([tmp_path / "x.json"], tmp_path / "urls")
+    assert [bar.n for bar in bars] == [(tmp_path / "x.json").stat().st_size]
+
+
+def test_the_command_that_follows_is_quoted_for_a_shell(lists, tmp_path, minigpt4):
+    shards = tmp_path / "it's shards"
+    _, _, err = minigpt4("prepare-data", "captions", *lists, "--out", tmp_path / "urls", "--shards", shards)
+    assert shlex.split(err.rpartition("then: ")[2]) == ["minigpt4", "prepare-data", "check", str(shards)]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("<!doctype html><p>Sign in", "is a web page, not the file"),
+        (
+            '{"url": "x", "caption": "y"}\n{"url": "x", "caption": "y"}\n',
+            "is one JSON object or JSON lines, not a JSON list",
+        ),
+        ("[x]", "invalid char in json text. Download it again"),
+    ],
+)
+def test_what_the_file_is_instead_is_named(text, words, tmp_path, minigpt4):
+    (tmp_path / "x.json").write_text(text)
+    code, _, err = minigpt4("prepare-data", "captions", tmp_path / "x.json", "--out", tmp_path / "urls")
+    assert code == 2 and words in err and ".." not in err.replace("...", "")

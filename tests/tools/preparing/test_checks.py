@@ -77,3 +77,9 @@ def test_other_keys(shards, minigpt4):
 def test_no_shards(tmp_path, minigpt4):
     code, _, err = minigpt4("prepare-data", "check", tmp_path)
     assert code == 2 and err.startswith("error: SHARDS: ")
+    assert f"the folder '{tmp_path}' holds no shards" in err
+
+
+def test_an_address_that_cannot_be_read(minigpt4):
+    code, out, _ = minigpt4("prepare-data", "check", "http://127.0.0.1:9/x.tar")
+    assert code == 1 and "           it can't be read: curl ended with exit status 7\n" in out

@@ -51,10 +51,10 @@ def test_llava(records, tmp_path):
         },
         {"id": "p", "instruction": ["Hi."], "output": ["Hello."]},
     ]
-    assert "2 records" in out and "1 x left out: turns" in out
+    assert "2 records" in out and "1 x left out: turns, such as record e: no turns\n" in out
 
 
-@pytest.mark.parametrize("prompt", [None, "[vqa] {question} {}"])
+@pytest.mark.parametrize("prompt", [None, "[vqa] {question}"])
 def test_vqav2(prompt, records):
     folder = FIXTURES / "okvqa"
     files = [folder / "OpenEnded_mscoco_val2014_questions_clean.json", folder / "mscoco_val2014_annotations_clean.json"]
@@ -79,8 +79,10 @@ def test_vqav2_of_two_splits_is_refused(tmp_path, minigpt4):
 def test_coco(records, tmp_path):
     images = [{"id": 9, "file_name": "000000000009.jpg"}]
     annotations = [{"id": 5, "image_id": 9, "caption": "A dog.\n"}, {"id": 6, "image_id": 9, "caption": "A cat."}]
+    annotations.append({"id": 7, "image_id": 9, "caption": " \n"})
     file = write(tmp_path / "captions_train2017.json", {"images": images, "annotations": annotations})
-    found, _ = records("coco", file)
+    found, out = records("coco", file)
+    assert "1 x left out: empty caption, such as record 7: its caption holds no text\n" in out
     assert found == [
         {"id": "5", "image": "000000000009.jpg", "caption": "A dog."},
         {"id": "6", "image": "000000000009.jpg", "caption": "A cat."},
@@ -107,5 +109,28 @@ def test_another_format_is_named(tmp_path, minigpt4):
     file = write(tmp_path / "x.json", {"images": [], "annotations": [{"image_id": 1, "caption": "x"}]})
     code, _, err = minigpt4("prepare-data", "coco", file, "--out", tmp_path / "out.json")
     assert code == 2 and "image 1 is not among the file's images" in err
-    code, _, err = minigpt4("prepare-data", "coco", write(file, {"a": 1}), "--out", tmp_path / "out.json")
-    assert code == 2 and "has no 'images'" in err
+    for content in ({"a": 1}, {}):
+        code, _, err = minigpt4("prepare-data", "coco", write(file, content), "--out", tmp_path / "out.json")
+        assert code == 2 and "has no 'images'. Name a file of the published format" in err
+
+
+def test_a_file_that_is_there_is_not_written_to(tmp_path, minigpt4):
+    """It may be the one that is read."""
+    turns = [{"from": "human", "value": "Hi."}, {"from": "gpt", "value": "Hello."}]
+    llava = write(tmp_path / "llava.json", [{"id": "a", "conversations": turns}, {"id": "b"}])
+    coco = write(tmp_path / "coco.json", [{"image": "1.jpg", "caption": "A"}])
+    folder = FIXTURES / "okvqa"
+    vqa = [folder / "OpenEnded_mscoco_val2014_questions_clean.json", folder / "mscoco_val2014_annotations_clean.json"]
+    for command, out in ((["llava", llava], llava), (["coco", coco], llava), (["vqav2", *vqa], coco)):
+        before = out.read_bytes()
+        code, _, err = minigpt4("prepare-data", *command, "--out", out)
+        assert (code, err) == (2, f"error: --out: '{out}' is there already. Name a new file, or delete it first.\n")
+        assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize("prompt", ["no braces", "[vqa]", "", "{foo} {question}", "{question} {}", "{question"])
+def test_a_prompt_that_does_not_ask_the_question_is_refused(prompt, tmp_path, minigpt4):
+    out = tmp_path / "new" / "out.json"
+    code, _, err = minigpt4("prepare-data", "vqav2", "/no/q.json", "/no/a.json", "--prompt", prompt, "--out", out)
+    assert code == 2 and err.startswith(f"error: --prompt: '{prompt}' must hold {{question}}") and err.count("\n") == 1
+    assert not out.parent.exists()
