@@ -19,11 +19,12 @@ from tqdm import trange
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from benchmarks.common import machine, parse
+from minigpt4.models.quantized_linear import QuantizedLinear
 from minigpt4.models.quantized_llm import load_quantized
 
 LENGTH, BATCH, HELD_OUT = 256, 8, 64
 SIZES = LlamaConfig(
-    vocab_size=256, hidden_size=320, intermediate_size=864, num_hidden_layers=8, num_attention_heads=5, dtype="float16"
+    vocab_size=256, hidden_size=320, intermediate_size=896, num_hidden_layers=8, num_attention_heads=5, dtype="float16"
 )
 
 
@@ -80,8 +81,10 @@ def main() -> None:
         exact = perplexity(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16), ids)
         print(f"bf16    {exact:.4f}")
         for bits in (8, 4):
-            own = perplexity(load_quantized(Path(folder), bits, torch.bfloat16, False), ids)
-            print(f"{bits} bits  {own:.4f}, {100 * (own / exact - 1):+.2f} % of bf16's")
+            quantized = load_quantized(Path(folder), bits, torch.bfloat16, False)
+            layers = sum(isinstance(module, QuantizedLinear) for module in quantized.modules())
+            own = perplexity(quantized, ids)
+            print(f"{bits} bits  {own:.4f}, {100 * (own / exact - 1):+.2f} % of bf16's; {layers} layers")
 
 
 if __name__ == "__main__":
