@@ -9,6 +9,7 @@ from minigpt4.common.errors import UserError
 from minigpt4.common.files import whole_files
 from minigpt4.config.arguments import add_model_arguments, read_config
 
+_OPSETS = range(17, 26)  # PyTorch exports 18, and its converter makes the others of that
 _EQUAL = 1e-3  # relative; what is further off is not the same tower
 
 
@@ -21,7 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     onnx.add_argument(
         "--with-projection", action="store_true", help="a second output: the embeddings that the LLM reads"
     )
-    onnx.add_argument("--opset", type=int, default=18, help="version of ONNX's operators (default: %(default)s)")
+    onnx.add_argument(
+        "--opset",
+        type=int,
+        default=18,
+        choices=_OPSETS,
+        metavar="N",
+        help=f"version of ONNX's operators, {_OPSETS[0]} to {_OPSETS[-1]} (default: %(default)s)",
+    )
     onnx.add_argument("--int8", action="store_true", help="also write NAME.int8.onnx, smaller and less exact")
 
 

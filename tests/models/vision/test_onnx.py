@@ -110,6 +110,11 @@ def test_the_command(tmp_path, minigpt4):
     assert code == 2 and "model.ckpt: holds no llama_proj" in err and not (tmp_path / "x.onnx").exists()
 
 
+def test_an_opset_that_cannot_be_written_is_refused_at_once(minigpt4):
+    code, _, err = minigpt4("export", "onnx", "--out", "x.onnx", "--opset", "5")
+    assert code == 2 and "argument --opset: invalid choice: 5 (choose from 17" in err.replace("'", "")
+
+
 def test_embeddings_that_are_off_are_refused_and_the_old_file_stays(tmp_path, minigpt4, monkeypatch):
     file, own = tmp_path / "tower.onnx", onnx_export.run_onnx
     file.write_text("old")
