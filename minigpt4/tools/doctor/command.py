@@ -132,7 +132,7 @@ def _found(config: Config, vision: "VisionPart | None", problems: Problems, larg
         preflight(config, vision, problems, files)
     lines = [Line("ok", text) for text in problems.passed] + [Line("warn", text) for text in problems.warnings]
     lines += [Line("red", text) for text in problems]
-    compared = {file: _checksum(file, large) for file in files.values()}
+    compared = {file: _checksum(file, large, config.env.cache_root) for file in files.values()}
     if unknown := [f"'{file}'" for file, found in compared.items() if not found]:
         lines.append(Line("off", f"sha256 not compared, as none is published: {', '.join(unknown)}"))
     return lines + [line for found in compared.values() for line in found]
@@ -174,25 +174,30 @@ def _named(name: str) -> Any:
     return known[name]
 
 
-def _checksum(file: Path, large: bool) -> list[Line]:
-    """Whether files that are published under this name have the sha256 that is published."""
-    from minigpt4.models.published import published_weights
+def _checksum(file: Path, large: bool, cache_root: str) -> list[Line]:
+    """Whether files that are published under this name have the sha256 that is published.
+
+    Names such as pytorch_model.bin are everyone's: files of the hub are compared in its cache alone.
+    """
+    from minigpt4.models.published import cached_file, published_weights
     from minigpt4.models.tensor_files import weight_files
     from minigpt4.tools.fetch.downloading import sha256_of
 
     found = []
     for own in weight_files(file) if file.is_dir() else [file]:
-        fitting = [w for w in published_weights().values() if own.name in w.sha256]
-        if file.is_dir():  # names of parts are everyone's
-            fitting = [w for w in fitting if w.hub.rpartition("/")[2] == file.name or _cached_as(w.hub) in str(file)]
+        known = [w for w in published_weights().values() if own.name in w.sha256]
+        fitting = [w for w in known if (_cached_as(w.hub) in own.absolute().parts if w.hub else file.is_file())]
         for weights in fitting[:1]:
             if own.stat().st_size > _LARGE and not large:
                 found.append(Line("off", f"{own.name}: sha256 not compared; with --checksums it is"))
             elif sha256_of(own) == weights.sha256[own.name]:
                 found.append(Line("ok", f"{own.name}: has the sha256 that is published"))
-            else:
+            elif weights.hub or own.absolute() == cached_file(weights.urls[0], cache_root).absolute():
                 cure = f"Delete it, then: minigpt4 fetch {weights.name} --download"
                 found.append(Line("red", f"{own}: has another sha256 than is published: damaged, or changed. {cure}"))
+            else:  # it may be the user's own
+                text = f"{own}: has another sha256 than is published for {weights.name}: damaged, changed, or another"
+                found.append(Line("warn", f"{text} file of that name"))
     return found
 
 

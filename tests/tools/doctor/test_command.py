@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -130,16 +131,47 @@ def test_a_projection_of_another_width_and_a_missing_tokenizer_are_reported_toge
     assert "trained with an LLM of width 5120 (13B)" in second
 
 
+def published_as(monkeypatch, own: Path, digest: str, **more) -> None:
+    known = {"w": Weights("w", **{"file": own.name, "urls": (f"https://x/{own.name}",)} | more)}
+    known["w"] = replace(known["w"], sha256={own.name: digest})
+    monkeypatch.setattr(published, "published_weights", lambda: known)
+
+
 @pytest.mark.slow
 def test_checksums_of_published_files(doctor, tmp_path, monkeypatch):
     file = Path(shutil.copy(TINY / "eva_vit.safetensors", tmp_path / "known.safetensors"))
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    known = {"w": Weights("w", file=file.name, urls=("https://x",), sha256={file.name: digest})}
-    monkeypatch.setattr(published, "published_weights", lambda: known)
-    assert red(doctor(f"model.vit_model={file}")) == []
-    known["w"] = Weights("w", file=file.name, urls=("https://x",), sha256={file.name: "0" * 64})
-    (line,) = red(doctor(f"model.vit_model={file}"))
+    published_as(monkeypatch, file, hashlib.sha256(file.read_bytes()).hexdigest())
+    options = f"model.vit_model={file}", f"env.cache_root={tmp_path}"
+    assert red(doctor(*options)) == []
+    published_as(monkeypatch, file, "0" * 64)
+    (line,) = red(doctor(*options))
     assert "another sha256" in line and line.endswith("minigpt4 fetch w --download")
+
+
+@pytest.mark.slow
+def test_a_file_of_ones_own_with_a_published_name_is_not_said_to_be_deleted(tmp_path, monkeypatch):
+    from minigpt4.tools.doctor.command import _checksum
+
+    file = tmp_path / "known.safetensors"
+    file.write_bytes(b"own")
+    published_as(monkeypatch, file, "0" * 64)
+    (line,) = _checksum(file, False, "/elsewhere")
+    assert line.state == "warn" and "another sha256 than is published for w" in line.text and "elete" not in line.text
+
+
+@pytest.mark.slow
+def test_names_of_parts_are_compared_in_the_hubs_cache_alone(tmp_path, monkeypatch):
+    from minigpt4.tools.doctor.command import _checksum
+
+    part = tmp_path / "vicuna" / "pytorch_model-00001-of-00002.bin"
+    cached = tmp_path / "models--own--vicuna" / "snapshots" / "1" / part.name
+    for file in (part, cached):
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"own")
+    published_as(monkeypatch, part, "0" * 64, hub="own/vicuna", file="", urls=())
+    assert _checksum(part, True, "") == _checksum(part.parent, True, "") == []
+    (line,) = _checksum(cached.parent, True, "")
+    assert line.state == "red" and "Delete it, then: minigpt4 fetch w --download" in line.text
 
 
 @pytest.mark.slow
@@ -168,9 +200,8 @@ def test_a_config_that_can_not_be_read_is_an_error(minigpt4):
 @pytest.mark.slow
 def test_checksums_are_compared_where_something_else_is_red(doctor, tmp_path, monkeypatch):
     file = Path(shutil.copy(TINY / "eva_vit.safetensors", tmp_path / "known.safetensors"))
-    known = {"w": Weights("w", file=file.name, urls=("https://x",), sha256={file.name: "0" * 64})}
-    monkeypatch.setattr(published, "published_weights", lambda: known)
-    first, second = red(doctor(f"model.vit_model={file}", "model.ckpt=/no/ckpt"))
+    published_as(monkeypatch, file, "0" * 64)
+    first, second = red(doctor(f"model.vit_model={file}", "model.ckpt=/no/ckpt", f"env.cache_root={tmp_path}"))
     assert "'/no/ckpt' does not exist" in first and "another sha256" in second
 
 
