@@ -3,9 +3,9 @@
 import hashlib
 import json
 import shutil
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -132,9 +132,8 @@ def test_a_projection_of_another_width_and_a_missing_tokenizer_are_reported_toge
 
 
 def published_as(monkeypatch, own: Path, digest: str, **more) -> None:
-    known = {"w": Weights("w", **{"file": own.name, "urls": (f"https://x/{own.name}",)} | more)}
-    known["w"] = replace(known["w"], sha256={own.name: digest})
-    monkeypatch.setattr(published, "published_weights", lambda: known)
+    row: dict[str, Any] = {"file": own.name, "urls": (f"https://x/{own.name}",), "sha256": {own.name: digest}} | more
+    monkeypatch.setattr(published, "published_weights", lambda: {"w": Weights("w", **row)})
 
 
 @pytest.mark.slow
@@ -287,7 +286,7 @@ def test_what_has_no_published_sha256_and_what_is_suspicious_is_said(doctor, mon
     assert any(line["text"].startswith("sha256 not compared, as none is published: ") for line in lines)
 
 
-def printed_estimate(monkeypatch, needs, memory: float = 22.9e9, on_cpu: bool = True, count: int = 1, **model):
+def printed_estimate(monkeypatch, needs, memory=22.9e9, on_cpu=True, count=1, **model):
     """The lines of an estimate: `needs` gives those of a config."""
     from minigpt4.config.schema import Config, ModelConfig
     from minigpt4.tools.doctor import command, estimating
@@ -359,6 +358,6 @@ def test_times_are_readable(seconds, text):
 def test_the_summary_says_that_training_does_not_fit():
     from minigpt4.tools.doctor.command import Page, _summary
 
-    train = {"phase": "train", "fits": True}
+    train: dict[str, Any] = {"phase": "train", "fits": True}
     assert _summary(Page({}, [train])) == "All is in order."
     assert _summary(Page({}, [train | {"fits": False}])) == "All is in order for a chat; training does not fit."
