@@ -113,7 +113,9 @@ def one_line(error: Exception) -> str:
         names = [name.strip(" '") for name in match[2].strip("[]").split(",")]
         message = f"'{match[1]}' is unknown.{did_you_mean(match[1], names)}"
     elif isinstance(error, ConfigKeyError) and (place := _places().get(error.key)):
-        message = f"{message.partition('. Did you mean')[0]}. Did you mean '{place}'?"
+        message = f"unknown key. Did you mean '{place}'?"
+    elif isinstance(error, ConfigKeyError) and is_dataclass(group := error.object_type):
+        message = f"unknown key.{did_you_mean(str(error.key), [key.name for key in fields(group)])}"
     elif match := re.search(r"length (\d+) does not match type hint length (\d+)", message):
         message = f"expected {match[2]} values, found {match[1]}"
     elif match := re.search(r"(?s)Invalid type assigned: .* is not a subclass of .*\. value: (.*)", message):

@@ -49,6 +49,8 @@ _SWITCHES = {
     "llama_model.": "model.unfreeze",
 }
 ADAPTERS = "LoRA adapters"
+_OF_LLMS = "lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"
+_CURE = "Set model.ckpt to a checkpoint: a folder that training wrote, or a file of trained weights."
 _LLM_WIDTHS = {4096: " (7B)", 5120: " (13B)"}
 _IMAGE_WIDTHS = {768: " (Q-Former)", 5632: " (no Q-Former)"}
 
@@ -143,6 +145,8 @@ def fitting_weights(
             own, ignored = trained_weights(path, outline)
             if unknown := sorted(own.keys() - trainable.keys()):
                 hint = _hint(unknown)
+                if any(name in own for name in _OF_LLMS):
+                    hint = f" It is an LLM, which model.llama_model names. {_CURE}"
                 if unknown[0].startswith(file_name("projection.")):
                     hint = (
                         " It is of another kind of projection. Set model.projection.name to the one that was trained."
@@ -187,7 +191,13 @@ def trained_weights(path: str | Path, outline: bool = False) -> tuple[dict[str, 
         UserError: the file can't be read, or holds no weights.
     """
     weights, buffers = {}, []
-    for key, value in load_tensors(path, outline).items():
+    if Path(path).is_dir() and not (Path(path) / WEIGHTS).is_file():
+        raise UserError(f"model.ckpt: '{path}' holds no {WEIGHTS}. {_CURE}")
+    try:
+        tensors = load_tensors(path, outline)
+    except UserError as error:
+        raise UserError(f"model.ckpt: {error} {_CURE}") from None
+    for key, value in tensors.items():
         key = file_name(key)
         if key.endswith((".inv_freq", ".position_ids")):
             buffers.append(key)

@@ -40,6 +40,7 @@ from minigpt4.models.vision import VisionPart, vision_class
 logger = logging.getLogger(__name__)
 
 _LLAMA_ROWS = 32_000
+_FEWEST_IDS = 0.9  # of the embedding's rows, below which the tokenizer may be another LLM's
 _DELTA = 0.05  # mean size of a norm's weights, below which they are a difference of two; LLaMA's own is over 1
 
 
@@ -85,7 +86,12 @@ def preflight(
         rows = 0 if vision is None else vision.rows
         with problems.collect():
             ids, words = check_tokenizer(c, folder, llm, rows), embedding_of(llm).num_embeddings
-            problems.passed.append(f"tokenizer has {ids} ids, the LLM's embedding {words} rows; {c.conversation} fits")
+            text = f"tokenizer has {ids} ids, the LLM's embedding {words} rows"
+            problems.passed.append(f"{text}; the template '{c.conversation}' fits")
+            if ids < _FEWEST_IDS * words:
+                problems.warnings.append(
+                    f"model.llama_model: its {text}, of which it uses few: check that both are of one release"
+                )
         problems.attempt(check_lora, c, llm)
         problems.check("LLM weights: all are there, in the shapes of config.json", check_llm_files, c, folder, llm)
         problems.warnings += suspicious_template(c, llm)

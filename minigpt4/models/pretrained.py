@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from minigpt4.common.errors import UserError, first_line, prefixed
 from minigpt4.common.wrong_files import wrong_file
 from minigpt4.models.published import fetch_command
-from minigpt4.models.tensor_files import complete_weight_files, weight_files
+from minigpt4.models.tensor_files import UNFINISHED, complete_weight_files, weight_files
 from minigpt4.models.weight_file import shapes_of, unreadable
 from minigpt4.processors.image import CLIP_MEAN, CLIP_STD
 
@@ -45,6 +45,11 @@ def settings_folder(key: str, path: str, what: str) -> Path:
             pass  # a path, or a placeholder
         except OSError:
             cure = f", nor a hub id that was downloaded. To download it: {fetch_command(path)}; or set"
+    if (folder / UNFINISHED).is_file():
+        raise UserError(
+            f"{key}: '{folder}' is unfinished: what wrote it was ended, see {UNFINISHED} in it. Call the command that "
+            "wrote it (minigpt4 apply-delta, make-delta or convert-llama) again: it continues there."
+        )
     if not (folder / "config.json").is_file():
         below = sorted(file.parent for file in folder.glob("*/params.json"))  # such as llama, above 7B
         if meta := next((own for own in (folder, *below) if (own / "params.json").is_file()), None):

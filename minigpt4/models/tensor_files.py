@@ -14,13 +14,13 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from minigpt4.common.errors import UserError, make_folder, writing
+from minigpt4.common.errors import UserError, make_folder, prefixed, writing
 from minigpt4.common.files import check_space, replace_file
 from minigpt4.common.locks import locked_file
 from minigpt4.models.weight_file import unreadable
 
 INDEXES = "model.safetensors.index.json", "pytorch_model.bin.index.json"
-_UNFINISHED = "unfinished.json"  # in a folder that is being written: what it is made from
+UNFINISHED = "unfinished.json"  # in a folder that is being written: what it is made from
 FILE_BYTES = 2 * 2**30  # of a file that is written; one that was not finished is written again
 PIECE_BYTES = 64 * 2**20  # of a tensor that are in memory at once
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number, with which files of before 1.6 begin
@@ -66,7 +66,7 @@ def complete_weight_files(key: str, folder: Path) -> list[Path]:
         )
     for index in (folder / name for name in INDEXES):
         if index.is_file() and index.name.startswith(files[0].name[:5]):
-            with _readable(index):
+            with prefixed(f"{key}: "), _readable(index):
                 named = set(json.loads(index.read_bytes())["weight_map"].values())
             if lacking := sorted(named - {file.name for file in files}):
                 raise UserError(f"{key}: '{folder}' lacks {', '.join(lacking)}. Download what is missing.")
@@ -177,14 +177,14 @@ def resumable(key: str, folder: Path, made_from: Mapping[str, Any]) -> Iterator[
         UserError: the folder holds something else, another run writes to it, or it can't be written.
     """
     make_folder(key, folder)
-    note = folder / _UNFINISHED
+    note = folder / UNFINISHED
     text = json.dumps(made_from, indent=2).encode()
     with writing(key, folder), locked_file(key, note):
         if note.is_file() and note.read_bytes() != text:
             raise UserError(
-                f"{key}: '{folder}' was started with other files, see {_UNFINISHED} in it. Name another folder."
+                f"{key}: '{folder}' was started with other files, see {UNFINISHED} in it. Name another folder."
             )
-        if not note.is_file() and any(not file.name.startswith(f".{_UNFINISHED}") for file in folder.iterdir()):
+        if not note.is_file() and any(not file.name.startswith(f".{UNFINISHED}") for file in folder.iterdir()):
             raise UserError(f"{key}: '{folder}' is not empty. Name a new folder.")
         replace_file(note, text)
         yield

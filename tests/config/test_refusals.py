@@ -45,7 +45,7 @@ def test_a_ckpt_that_is_no_path_is_refused(text):
         ("run: {valid_splits: [vall]}", ["run.valid_splits[0]: 'vall' is unknown", "Did you mean 'val'?"]),
         ("run: {controls: [blank_image]}", ["run.controls[0]: 'blank_image'", "Did you mean 'blank_images'?"]),
         ("max_epoch: 1", ["max_epoch: ", "Did you mean 'run.max_epoch'?"]),
-        ("modle: {ckpt: a}", ["modle: ", "Did you mean: 'model'?"]),
+        ("modle: {ckpt: a}", ["modle: ", "unknown key. Did you mean 'model'? Known: datasets, "]),
         ("model: {max_epoch: 1}", ["model.max_epoch: ", "Did you mean 'run.max_epoch'?"]),
         ("model: {model_type: tiny, vit_precision: FP16}", ["model.vit_precision: 'FP16'", "Did you mean 'fp16'?"]),
         ("run: 3", ["run.yaml: run: expected keys and values below it, found '3'."]),
@@ -244,6 +244,12 @@ def test_weights_in_place_of_a_config(tmp_path):
 def test_text_that_yaml_takes_for_something_else():
     with pytest.raises(UserError, match=r"Put such text in quotes: \"x.prompt='...'\""):
         load_config(STAGE1, ["x.prompt=[vqa] {question}"])
+
+
+def test_an_unknown_key_is_reported_with_those_that_are_known():
+    with pytest.raises(UserError, match=r"^--options: model.foo: unknown key. Known: arch, ") as error:
+        load_config(STAGE1, ["model.foo=1"])
+    assert "ModelConfig" not in str(error.value)
 
 
 @pytest.mark.parametrize("options", [["run.seed"], ["run.seed=1", "run.amp"], ["run.sed=1"], ["run.seed=x"]])

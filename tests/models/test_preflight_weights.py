@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minigpt4.common.errors import Problems, UserError
-from minigpt4.config.schema import Config, ModelConfig
+from minigpt4.config.schema import Config, ModelConfig, VisionConfig
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.preflight import llm_outline, preflight, suspicious_template
 from minigpt4.models.vision import build_vision
@@ -134,3 +134,46 @@ def test_what_is_there_is_reported_even_where_something_is_wrong(parity_config, 
     assert files.keys() == {"model.vit_model", "model.q_former_model", "model.llama_model"}
     assert problems.warnings == ["perhaps wrong"] and "perhaps wrong" in caplog.text
     assert any(re.search("tokenizer has 480 ids, the LLM's embedding 480 rows", line) for line in problems.passed)
+
+
+def test_what_is_no_checkpoint_is_refused_with_key_and_cure(parity_config, parity_llm, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(bytes(range(255)))
+    for ckpt, what in (
+        (tmp_path, "holds no model.safetensors"),
+        (tmp_path / "tokenizer.model", "can't be read as weights"),
+        (f"{parity_llm}/model.safetensors", "It is an LLM, which model.llama_model names."),
+    ):
+        (line,) = refused(replace(parity_config, ckpt=str(ckpt)))
+        assert line.startswith("model.ckpt: ") and what in line and "Set model.ckpt to a checkpoint: a folder" in line
+
+
+def test_an_index_that_is_a_web_page_is_reported_with_the_key(parity_config, llm):
+    (llm / "model.safetensors.index.json").write_text("<!doctype html><html></html>")
+    assert any(
+        line.startswith("model.llama_model: ") and "is a web page" in line
+        for line in refused(replace(parity_config, llama_model=str(llm)))
+    )
+
+
+def test_a_folder_that_is_still_being_written(parity_config, llm):
+    (llm / "unfinished.json").write_text("{}")
+    (line,) = refused(replace(parity_config, llama_model=str(llm)))
+    assert line.startswith("model.llama_model: ") and "is unfinished" in line and "minigpt4 apply-delta" in line
+
+
+@pytest.mark.parametrize(("model", "what"), [(None, "it is not set"), ("/no/tower.onnx", "'/no/tower.onnx' is not a")])
+def test_a_missing_onnx_tower_is_reported_once_with_the_key(model, what, parity_config):
+    config, problems = Config(model=replace(parity_config, vision=VisionConfig(name="onnx", model=model))), Problems()
+    problems.attempt(build_vision, config)
+    with pytest.raises(UserError):
+        preflight(config, None, problems)
+    (line,) = [line for line in problems if "model.vision" in line]
+    assert line.startswith(f"model.vision.model: {what}") and "export onnx" in line
+
+
+def test_far_fewer_ids_than_rows_are_warned_of(parity_config, monkeypatch):
+    monkeypatch.setattr("minigpt4.models.preflight.check_tokenizer", lambda *_: 300)  # of 480
+    problems = Problems()
+    preflight(Config(model=parity_config), build_vision(Config(model=parity_config)), problems)
+    assert any("its tokenizer has 300 ids, the LLM's embedding 480 rows" in line for line in problems.warnings)
+    assert any(f"the template '{parity_config.conversation}' fits" in line for line in problems.passed)

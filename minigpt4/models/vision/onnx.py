@@ -50,7 +50,7 @@ class Onnx(VisionPart):
 
     @classmethod
     def files(cls, config: Config) -> dict[str, str]:
-        return {_KEY: config.model.vision.model or ""}
+        return {_KEY: _file(config)}
 
     @property
     def weight_bytes(self) -> float:
@@ -108,11 +108,18 @@ def _sizes(config: Config) -> dict[Path, int]:
     return found
 
 
+def _file(config: Config) -> str:
+    file, cure = config.model.vision.model, "Set it to the file that `minigpt4 export onnx` wrote."
+    if not file:
+        raise UserError(f"{_KEY}: it is not set. {cure}")
+    if not Path(file).is_file():
+        raise UserError(f"{_KEY}: '{file}' is not a file. {cure}")
+    return file
+
+
 def _graph(config: Config) -> Any:
     """The graph, without the weights that lie beside it."""
-    onnx, file = _import("onnx"), config.model.vision.model
-    if not file or not Path(file).is_file():
-        raise UserError(f"{_KEY}: '{file}' is not a file. Set it to what `minigpt4 export onnx` wrote.")
+    onnx, file = _import("onnx"), _file(config)
     try:
         return onnx.load(file, load_external_data=False).graph
     except Exception as error:  # protobuf's

@@ -51,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"estimate for a LLaMA of this size, without any files (default config then: {_FULL})",
     )
     parser.add_argument("--device", metavar="NAME", help="estimate for another device: h100, a100, 3090, 4090, 910b3")
-    parser.add_argument("--count", type=positive, default=1, help="of such devices (default: %(default)s)")
+    parser.add_argument(
+        "--count", type=positive, default=1, help="of such devices; needs --device (default: %(default)s)"
+    )
     parser.add_argument("--checksums", action="store_true", help="compare sha256 of large files too (minutes)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -75,6 +77,8 @@ def main(args: argparse.Namespace) -> None:
         UserError: the config can't be read, or the device is unknown.
     """
     require_open("stdout")
+    if args.count > 1 and not args.device:
+        raise UserError("--count: it counts devices of the kind that --device names. Set --device too.")
     if args.llm:
         args.default_config = _FULL
     config = read_config(args)
@@ -128,7 +132,7 @@ def _found(config: Config, vision: "VisionPart | None", problems: Problems, larg
         preflight(config, vision, problems, files)
     lines = [Line("ok", text) for text in problems.passed] + [Line("warn", text) for text in problems.warnings]
     lines += [Line("red", text) for text in problems]
-    compared = {file: _checksum(file, large) for file in files.values()}
+    compared = {file: _checksum(file, large, config.env.cache_root) for file in files.values()}
     if unknown := [f"'{file}'" for file, found in compared.items() if not found]:
         lines.append(Line("off", f"sha256 not compared, as none is published: {', '.join(unknown)}"))
     return lines + [line for found in compared.values() for line in found]
@@ -170,25 +174,30 @@ def _named(name: str) -> Any:
     return known[name]
 
 
-def _checksum(file: Path, large: bool) -> list[Line]:
-    """Whether files that are published under this name have the sha256 that is published."""
-    from minigpt4.models.published import published_weights
+def _checksum(file: Path, large: bool, cache_root: str) -> list[Line]:
+    """Whether files that are published under this name have the sha256 that is published.
+
+    Names such as pytorch_model.bin are everyone's: files of the hub are compared in its cache alone.
+    """
+    from minigpt4.models.published import cached_file, published_weights
     from minigpt4.models.tensor_files import weight_files
     from minigpt4.tools.fetch.downloading import sha256_of
 
     found = []
     for own in weight_files(file) if file.is_dir() else [file]:
-        fitting = [w for w in published_weights().values() if own.name in w.sha256]
-        if file.is_dir():  # names of parts are everyone's
-            fitting = [w for w in fitting if w.hub.rpartition("/")[2] == file.name or _cached_as(w.hub) in str(file)]
+        known = [w for w in published_weights().values() if own.name in w.sha256]
+        fitting = [w for w in known if (_cached_as(w.hub) in own.absolute().parts if w.hub else file.is_file())]
         for weights in fitting[:1]:
             if own.stat().st_size > _LARGE and not large:
                 found.append(Line("off", f"{own.name}: sha256 not compared; with --checksums it is"))
             elif sha256_of(own) == weights.sha256[own.name]:
                 found.append(Line("ok", f"{own.name}: has the sha256 that is published"))
-            else:
+            elif weights.hub or own.absolute() == cached_file(weights.urls[0], cache_root).absolute():
                 cure = f"Delete it, then: minigpt4 fetch {weights.name} --download"
                 found.append(Line("red", f"{own}: has another sha256 than is published: damaged, or changed. {cure}"))
+            else:  # it may be the user's own
+                text = f"{own}: has another sha256 than is published for {weights.name}: damaged, changed, or another"
+                found.append(Line("warn", f"{text} file of that name"))
     return found
 
 
@@ -210,12 +219,14 @@ def _estimate(setting: "Setting", needs: list[dict[str, Any]]) -> list[Line]:
         setting = replace(setting, config=_changed(setting.config, options))
     if count > 1 and not model.device_map:
         lines.append(Line("off", "load and chat use one of them; model.device_map=auto spreads the LLM over all"))
-    if count > 1 and not setting.config.run.shards_weights:
+    if count > 1 and model.device_map:
+        lines.append(Line("off", "the LLM is spread over all of them; training is one process then, without torchrun"))
+    elif count > 1 and not setting.config.run.shards_weights:
         lines.append(Line("off", "each of them trains with all weights; run.strategy=fsdp shares them out"))
     for phase, need in estimate(setting).items():
         good = fits(setting, need)
         needs.append({"phase": phase, "fits": good, "memory": need.memory, **asdict(need)})
-        text = f"{phase:5} {need.memory / 1e9:6.2f} GB, {_times(phase, need)}"
+        text = f"{phase:5} {_memory(setting, need, width=6)}, {_times(phase, need)}"
         if good:
             lines.append(Line("ok", f"{text}: fits"))
         else:
@@ -228,16 +239,37 @@ def _estimate(setting: "Setting", needs: list[dict[str, Any]]) -> list[Line]:
 
 
 def _times(phase: str, need: "Need") -> str:
-    first = f"{need.seconds:.3g} s"
+    first = readable_time(need.seconds)
     if phase == "chat":
-        return f"{first} to the first word, {need.per_token:.2g} s a token"
+        return f"{first} to the first word, {readable_time(need.per_token)} a token"
     return f"{first} from a disk of 1 GB/s" if phase == "load" else f"{first} a step"
 
 
-def _cure(setting: "Setting", phase: str) -> str:
-    """The first of a few options with which a phase fits."""
-    from minigpt4.tools.doctor.estimating import estimate, fits
+def readable_time(seconds: float) -> str:
+    """A time in the unit that is read most easily: "44 min", "3.5 s", "0.09 ms"."""
+    units = (("h", 3600, 2 * 3600), ("min", 60, 120), ("s", 1, 1))
+    unit, size = next(((unit, size) for unit, size, least in units if seconds >= least), ("ms", 1e-3))
+    number = seconds / size
+    if unit == "ms" and number < 0.01:
+        return "less than 0.01 ms"
+    return f"{number:.0f} {unit}" if number >= 9.95 else f"{number:.2g} {unit}"
 
+
+def _memory(setting: "Setting", need: "Need", width: int = 0) -> str:
+    """What a phase takes, and how much of it the system can take back, where all of it has no room."""
+    from minigpt4.tools.doctor.estimating import room
+
+    text, dropped = f"{need.memory / 1e9:{width}.2f} GB", need.memory - need.held
+    if dropped and need.memory > room(setting):
+        text += f", of which {dropped / 1e9:.2f} are mapped files that may be dropped"
+    return text
+
+
+def _cure(setting: "Setting", phase: str) -> str:
+    """The first of a few options with which a phase fits; without dropping mapped files, if there is one."""
+    from minigpt4.tools.doctor.estimating import estimate, fits, room
+
+    second = ""
     for options, phases in _CURES:
         several = any("device_map" in option or "strategy" in option for option in options)
         quantized = any("quantization" in option for option in options)
@@ -247,8 +279,11 @@ def _cure(setting: "Setting", phase: str) -> str:
         if not fits(changed, estimate(changed, "load")["load"]):  # which is quick
             continue
         if fits(changed, need := estimate(changed, phase)[phase]):
-            return f"; try --options {' '.join(options)}, which takes {need.memory / 1e9:.2f} GB"
-    return "; try a smaller LLM, or a device with more memory"
+            cure = f"; try --options {' '.join(options)}, which takes {_memory(changed, need)}"
+            if need.memory <= room(changed):
+                return cure
+            second = second or cure
+    return second or "; try a smaller LLM, or a device with more memory"
 
 
 def _changed(config: Config, options: tuple[str, ...]) -> Config:
@@ -264,6 +299,14 @@ def _changed(config: Config, options: tuple[str, ...]) -> Config:
     return replace(config, model=model, run=run)
 
 
+def _summary(page: Page) -> str:
+    if not page.healthy:
+        return "Fix the RED lines above."
+    if any(need["phase"] == "train" and not need["fits"] for need in page.needs):
+        return "All is in order for a chat; training does not fit."
+    return "All is in order."
+
+
 def _text(page: Page) -> str:
     coloured, lines = sys.stdout.isatty(), []
     for what, found in page.lines.items():
@@ -272,5 +315,5 @@ def _text(page: Page) -> str:
             mark, colour = _SHOWN[line.state]
             mark = f"\033[{colour}m{mark}\033[0m" if coloured else mark
             lines.append(f"  {mark} {line.text}")
-    lines += ["", "All is in order." if page.healthy else "Fix the RED lines above."]
+    lines += ["", _summary(page)]
     return "\n".join(lines).lstrip("\n") + "\n"

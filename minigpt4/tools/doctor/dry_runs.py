@@ -32,16 +32,25 @@ class Run:
     trained: float = 0.0
 
 
-def run_llm(c: ModelConfig, llm: PreTrainedModel, batch: int, length: int, labels: int, amp: torch.dtype | None) -> Run:
+def run_llm(
+    c: ModelConfig,
+    llm: PreTrainedModel,
+    batch: int,
+    length: int,
+    labels: int,
+    amp: torch.dtype | None,
+    devices: int = 1,
+) -> Run:
     """What a forward pass of an LLM takes; with `labels` of each sample, forward and backward.
 
     Args:
         llm: an outline.
         amp: dtype of mixed precision.
+        devices: that the layers are spread over; what one of them takes is returned.
     """
-    depth = getattr(llm.config.get_text_config(), "num_hidden_layers", 0)
+    depth = -(-getattr(llm.config.get_text_config(), "num_hidden_layers", 0) // devices)
     if depth <= 2 * _FEW:
-        return _run_llm(c, llm.config, batch, length, labels, amp)
+        return _run_llm(c, llm.config if devices == 1 else _cut(llm.config, depth), batch, length, labels, amp)
     few, more = (_run_llm(c, _cut(llm.config, n), batch, length, labels, amp) for n in (_FEW, 2 * _FEW))
     rest = (depth - _FEW) / _FEW
     values = (a + rest * (b - a) for a, b in zip(vars(few).values(), vars(more).values(), strict=True))

@@ -36,15 +36,22 @@ class Need:
         parts: {what: bytes} at the peak.
         seconds: at best; of a chat until the first token.
         per_token: seconds of each further token of a chat.
+        later: bytes after loading, where `parts` are those of a higher peak of loading.
     """
 
     parts: dict[str, float]
     seconds: float
     per_token: float = 0.0
+    later: float = 0.0
 
     @property
     def memory(self) -> float:
         return sum(self.parts.values())
+
+    @property
+    def held(self) -> float:
+        """What the system can't take back: all at the peak but mapped files."""
+        return max(self.memory - self.parts.get(_MAPPED, 0), self.later)
 
 
 @dataclass(frozen=True)
@@ -87,8 +94,12 @@ def estimate(s: Setting, *phases: str) -> dict[str, Need]:
 
 def fits(s: Setting, need: Need) -> bool:
     """Whether a device has room; what the system can take back counts in the peak, but not here."""
-    held = need.memory - need.parts.get(_MAPPED, 0)
-    return held <= s.device.memory * (1 if s.on_cpu else 1 - _RESERVED)
+    return need.held <= room(s)
+
+
+def room(s: Setting) -> float:
+    """Bytes of a device that a model may take."""
+    return s.device.memory * (1 if s.on_cpu else 1 - _RESERVED)
 
 
 def _weights(s: Setting) -> dict[str, float]:
@@ -127,7 +138,8 @@ def _chat(s: Setting, weights: dict[str, float]) -> Need:
     seen = run_vision(s.vision, 1, s.on_cpu)
     held = (prompt + answer) * 1.25 + 64  # see GrowingCache
     parts = weights | {"KV cache": read.kept / prompt * held, "activations": max(seen.peak, read.peak - read.kept)}
-    per_token = max(_llm_bytes(weights) / s.device.bandwidth, _flops_of(s) / s.device.flops)
+    devices = s.count if s.model.device_map else 1  # which take turns
+    per_token = max(devices * _llm_bytes(weights) / s.device.bandwidth, _flops_of(s) / s.device.flops)
     seconds = (_vision_flops(s) + _flops_of(s) * prompt) / s.device.flops
     return _after_load(s, weights, Need(parts, seconds, per_token))
 
@@ -137,11 +149,13 @@ def _train(s: Setting, weights: dict[str, float]) -> Need:
     batch, labels = run.batch_size_train, c.max_txt_len
     length = training_length(c, s.vision.rows)
     amp = torch.bfloat16 if run.amp else None
-    computed = run_llm(c, s.llm, batch, length, labels, amp)
+    # with a device map one process trains: each device computes its share of the layers, and the last one the logits
+    devices = s.count if c.device_map else 1
+    computed = run_llm(c, s.llm, batch, length, labels, amp, devices)
     seen = run_vision(s.vision, batch, False)
     projection = s.vision.width * embedding_of(s.llm).embedding_dim
     trained = projection + computed.trained + sum(p.numel() for p in s.vision.parameters() if "vit" in c.trained)
-    shared = s.count if run.shards_weights else 1
+    shared = s.count if run.shards_weights and not c.device_map else 1
     parts = {part: size / (shared if not part.startswith("Python") else 1) for part, size in weights.items()}
     parts["activations"] = max(seen.peak, computed.peak)
     parts["gradients and states of the optimizer"] = 12 * trained / shared
@@ -158,7 +172,7 @@ def training_length(c: ModelConfig, rows: int) -> int:
 def _after_load(s: Setting, weights: dict[str, float], need: Need) -> Need:
     """On a CPU the peak of loading counts, where that was higher."""
     load = _load(s, weights)
-    return replace(need, parts=load.parts) if s.on_cpu and load.memory > need.memory else need
+    return replace(need, parts=load.parts, later=need.memory) if s.on_cpu and load.memory > need.memory else need
 
 
 def _llm_bytes(weights: dict[str, float]) -> float:

@@ -101,6 +101,19 @@ def test_adapters_and_a_trained_llm_take_more(setting):
     assert trained - plain == pytest.approx(12 * sum(p.numel() for p in s.llm.parameters()))
 
 
+@pytest.mark.slow
+def test_a_device_map_gives_each_device_its_share_of_layers_in_one_process(setting):
+    run = RunConfig(batch_size_train=1, strategy="fsdp")
+    alone = estimate(setting(H100, run, layers=2), "train")["train"]
+    shared = estimate(setting(H100, run, 2, layers=4, device_map="auto"), "train", "chat")
+    whole = setting(H100, run, layers=4)
+    assert shared["train"].parts["activations"] == pytest.approx(alone.parts["activations"])
+    weights = estimate(whole, "train", "chat")
+    assert shared["train"].parts["LLM (bfloat16)"] == weights["train"].parts["LLM (bfloat16)"] / 2  # once shared
+    assert shared["train"].parts[WHAT] == weights["train"].parts[WHAT]
+    assert shared["chat"].per_token == weights["chat"].per_token  # the devices take turns
+
+
 def test_devices_are_whole():
     for name, device in known_devices().items():
         assert device.memory > 1e10 and device.bandwidth > 1e11 and device.flops > 1e13, name
