@@ -23,7 +23,7 @@ QUESTION, ANSWER = 100, 300  # tokens of the chat that is estimated, besides a p
 _PROMPT = 32  # tokens of a training prompt
 _PIECES = 0.2e9  # bytes that are read and quantized at once, or packed
 _RESERVED = 0.05  # part of an accelerator's memory that its driver, kernels and the allocator's gaps take
-_MAPPED = "files of the LLM, mapped while they are converted"  # pages that are dropped where memory is short
+MAPPED = "files of the LLM, mapped while they are converted"  # pages that are dropped where memory is short
 _DISK = 1e9  # bytes a second: a usual SSD
 _QUANTIZED = 1.2e8  # weights that are quantized in a second, as measured on two cores
 
@@ -51,7 +51,7 @@ class Need:
     @property
     def held(self) -> float:
         """What the system can't take back: all at the peak but mapped files."""
-        return max(self.memory - self.parts.get(_MAPPED, 0), self.later)
+        return max(self.memory - self.parts.get(MAPPED, 0), self.later)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _load(s: Setting, weights: dict[str, float]) -> Need:
     elif dtypes == {dtype_of(s.model, torch.device("cpu"))}:
         parts = {part: size for part, size in parts.items() if part.startswith(("Python", "vision"))}
     else:
-        parts[_MAPPED] = size
+        parts[MAPPED] = size
     return Need(parts, seconds)
 
 

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import minigpt4 as package
-from minigpt4.models import published
 from minigpt4.models.published import Weights
+from minigpt4.tools.doctor import checksums
+from minigpt4.tools.doctor.checksums import checksum_lines
 
 TINY = Path(package.__file__).parent / "assets" / "tiny"
 
@@ -133,7 +134,7 @@ def test_a_projection_of_another_width_and_a_missing_tokenizer_are_reported_toge
 
 def published_as(monkeypatch, own: Path, digest: str, **more) -> None:
     row: dict[str, Any] = {"file": own.name, "urls": (f"https://x/{own.name}",), "sha256": {own.name: digest}} | more
-    monkeypatch.setattr(published, "published_weights", lambda: {"w": Weights("w", **row)})
+    monkeypatch.setattr(checksums, "published_weights", lambda: {"w": Weights("w", **row)})
 
 
 @pytest.mark.slow
@@ -149,27 +150,23 @@ def test_checksums_of_published_files(doctor, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_file_of_ones_own_with_a_published_name_is_not_said_to_be_deleted(tmp_path, monkeypatch):
-    from minigpt4.tools.doctor.command import _checksum
-
     file = tmp_path / "known.safetensors"
     file.write_bytes(b"own")
     published_as(monkeypatch, file, "0" * 64)
-    (line,) = _checksum(file, False, "/elsewhere")
+    (line,) = checksum_lines(file, False, "/elsewhere")
     assert line.state == "warn" and "another sha256 than is published for w" in line.text and "elete" not in line.text
 
 
 @pytest.mark.slow
 def test_names_of_parts_are_compared_in_the_hubs_cache_alone(tmp_path, monkeypatch):
-    from minigpt4.tools.doctor.command import _checksum
-
     part = tmp_path / "vicuna" / "pytorch_model-00001-of-00002.bin"
     cached = tmp_path / "models--own--vicuna" / "snapshots" / "1" / part.name
     for file in (part, cached):
         file.parent.mkdir(parents=True)
         file.write_bytes(b"own")
     published_as(monkeypatch, part, "0" * 64, hub="own/vicuna", file="", urls=())
-    assert _checksum(part, True, "") == _checksum(part.parent, True, "") == []
-    (line,) = _checksum(cached.parent, True, "")
+    assert checksum_lines(part, True, "") == checksum_lines(part.parent, True, "") == []
+    (line,) = checksum_lines(cached.parent, True, "")
     assert line.state == "red" and "Delete it, then: minigpt4 fetch w --download" in line.text
 
 
@@ -286,78 +283,14 @@ def test_what_has_no_published_sha256_and_what_is_suspicious_is_said(doctor, mon
     assert any(line["text"].startswith("sha256 not compared, as none is published: ") for line in lines)
 
 
-def printed_estimate(monkeypatch, needs, memory=22.9e9, on_cpu=True, count=1, **model):
-    """The lines of an estimate: `needs` gives those of a config."""
-    from minigpt4.config.schema import Config, ModelConfig
-    from minigpt4.tools.doctor import command, estimating
-    from minigpt4.tools.doctor.devices import Device
-
-    device = Device("X", on_cpu, memory, 1e10, 1e11)
-    monkeypatch.setattr(estimating, "estimate", lambda s, *_: needs(s.config.model))
-    setting = estimating.Setting(Config(model=ModelConfig(**model)), None, None, None, device, 0.0, count)
-    return [line.text for line in command._estimate(setting, [])]
-
-
-def test_mapped_files_are_named_where_there_is_no_room_for_them(monkeypatch):
-    from minigpt4.tools.doctor.estimating import _MAPPED, Need
-
-    def needs(model):
-        held = {"none": {"auto": 27.8e9, "bf16": 14.3e9}[model.llm_dtype], "4bit": 5e9, "8bit": 16e9}
-        mapped = {} if model.quantization == "4bit" else {_MAPPED: 13.48e9}
-        return {"load": Need({"LLM": held[model.quantization]} | mapped, 1.0)}
-
-    (line,) = [text for text in printed_estimate(monkeypatch, needs) if text.startswith("load")]
-    assert line.startswith("load   41.28 GB, of which 13.48 are mapped files that may be dropped, 1 s from")
-    assert line.endswith("does not fit; try --options model.quantization=4bit, which takes 5.00 GB")
-
-    def without_4bit(model):
-        return needs(model) if model.quantization == "none" else {"load": Need({"LLM": 99e9}, 1.0)}
-
-    (line,) = [text for text in printed_estimate(monkeypatch, without_4bit) if text.startswith("load")]
-    cure = "model.llm_dtype=bf16, which takes 27.78 GB, of which 13.48 are mapped files that may be dropped"
-    assert line.endswith(f"try --options {cure}")
-
-
-def test_a_chat_that_needs_more_after_loading_does_not_fit():
-    from minigpt4.tools.doctor.estimating import _MAPPED, Need
-
-    assert Need({"LLM": 4.0, _MAPPED: 3.0}, 1.0, later=5.0).held == 5.0
-
-
-def test_with_a_device_map_training_is_said_to_be_one_process(monkeypatch):
-    def texts(**model) -> str:
-        return " ".join(printed_estimate(monkeypatch, lambda _: {}, on_cpu=False, count=2, **model))
-
-    assert "spread over all of them; training is one process" in texts(device_map="auto")
-    assert "trains with all weights" not in texts(device_map="auto") and "trains with all weights" in texts()
-
-
 def test_a_count_without_a_device_is_refused(minigpt4):
     code, _, error = minigpt4("doctor", "--llm", "13b", "--count", "2")
     assert code == 2 and "--count: it counts devices of the kind that --device names. Set --device too." in error
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (2660, "44 min"),
-        (9000, "2.5 h"),
-        (90, "90 s"),
-        (3.52, "3.5 s"),
-        (0.00141, "1.4 ms"),
-        (9e-5, "0.09 ms"),
-        (1e-6, "less than 0.01 ms"),
-    ],
-)
-def test_times_are_readable(seconds, text):
-    from minigpt4.tools.doctor.command import readable_time
-
-    assert readable_time(seconds) == text
-
-
 def test_the_summary_says_that_training_does_not_fit():
-    from minigpt4.tools.doctor.command import Page, _summary
+    from minigpt4.tools.doctor.command import Page, summary
 
     train: dict[str, Any] = {"phase": "train", "fits": True}
-    assert _summary(Page({}, [train])) == "All is in order."
-    assert _summary(Page({}, [train | {"fits": False}])) == "All is in order for a chat; training does not fit."
+    assert summary(Page({}, [train])) == "All is in order."
+    assert summary(Page({}, [train | {"fits": False}])) == "All is in order for a chat; training does not fit."
