@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -131,7 +132,7 @@ def measure(phase: str, config: Config) -> dict[str, Any]:
 
 
 def estimated(config: Config, prompt: int) -> dict[str, float]:
-    """Of each phase, in a process that has loaded nothing."""
+    """Of each phase, in a process that has loaded nothing; mapped files take no more than the memory that is free."""
     from minigpt4.models.preflight import llm_outline
     from minigpt4.models.vision import build_vision
     from minigpt4.tools.doctor.devices import Device, process_memory
@@ -141,7 +142,8 @@ def estimated(config: Config, prompt: int) -> dict[str, float]:
     cpu = Device("CPU", True, 0, 1, 1)
     lengths = prompt - vision.rows, ANSWER
     setting = Setting(config, vision, llm_outline(folder), folder, cpu, baseline, lengths=lengths)
-    return {phase: need.memory for phase, need in estimate(setting).items()}
+    free = psutil.virtual_memory().available
+    return {phase: min(need.memory, max(need.held, free)) for phase, need in estimate(setting).items()}
 
 
 def child(words: list[str]) -> None:
