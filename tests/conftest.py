@@ -47,6 +47,11 @@ def assert_recorded(file: str, what: str, ours: Tensor, recorded: Tensor, atol: 
     torch.testing.assert_close(ours.detach(), recorded, atol=atol, rtol=0)
 
 
+def pytest_xdist_auto_num_workers(config):
+    """One more than there are cores: a test that waits for a process, a page or the disk leaves one idle."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items):
     """The longest files first, so that none is left for one worker at the end (with --no-loadscope-reorder)."""
     weights = {"distributed": 20, "browser": 5, "slow": 1}
