@@ -133,7 +133,7 @@ def _check_pair(base: TensorFiles, delta: TensorFiles, outlines: Mapping[str, Ou
     weights (normal, Laplace and Student's t with 4 degrees of freedom) and deltas of 1 to 15 % of their size, the part
     of rounded sums over that size is 0.15 to 0.42 with the right base; 0.98 to 3.3 with another fine-tuning of it, or
     the result itself; and more with unrelated weights. Of larger deltas up to 25 % of all sums are rounded with the
-    right base, and from 38 % with unrelated weights; other fine-tunings are not recognized there.
+    right base, and from 35 % with unrelated weights; other fine-tunings are not recognized there.
     """
     matrices = [name for name, outline in outlines.items() if len(outline.shape) == 2 and not name.endswith(_GROWING)]
     chosen = matrices[:: max(1, len(matrices) // _SAMPLED)]
